@@ -1,0 +1,1 @@
+"""Sharded parameter initialisation for JAX: initial weights as a program."""

@@ -1,0 +1,59 @@
+"""InitFn: the waist that every front end meets.
+
+A model's initial state is a pure function of a key. A front end (Flax, Equinox, a
+deferred tree, a model spec) says no more than that function, the logical axis names
+of its leaves, and how the user's own object is made from the arrays again. All that
+follows (the plan, the programs, windows, digests) knows nothing of the framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+
+def identity(tree: Any) -> Any:
+    """Returns ``tree``: the ``rebuild`` of a function whose result is the model."""
+    return tree
+
+
+@dataclass(frozen=True)
+class InitFn:
+    """A function from a key to a pytree of arrays, with what a front end knows of it.
+
+    Attributes:
+      fn: ``key -> pytree of arrays``; pure, traceable by ``jax.make_jaxpr``.
+      axes: a pytree shaped like ``fn``'s result, each leaf a tuple with one logical
+        axis name (or None) for each dimension, or None where nothing is known;
+        None when no leaf has names.
+      rebuild: turns the pytree of arrays into the user's own object.
+      name: what to call the model in tables and errors.
+    """
+
+    fn: Callable[[jax.Array], Any]
+    axes: Any = None
+    rebuild: Callable[[Any], Any] = identity
+    name: str = "init"
+
+    def __call__(self, key: jax.Array) -> Any:
+        """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""
+        return self.rebuild(self.fn(key))
+
+
+def as_init_fn(fn: Any) -> InitFn:
+    """Wraps a plain callable; returns an ``InitFn`` as it is.
+
+    Raises:
+      TypeError: ``fn`` is not callable.
+    """
+    if isinstance(fn, InitFn):
+        return fn
+    if not callable(fn):
+        raise TypeError(
+            f"an init function is a callable `key -> pytree of arrays`, an InitFn or "
+            f"an InitProgram; got {type(fn).__name__}"
+        )
+    return InitFn(fn, name=getattr(fn, "__name__", type(fn).__name__))

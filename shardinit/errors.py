@@ -1,0 +1,105 @@
+"""Every exception that shardinit raises on purpose.
+
+One shape for all of them: *where* it went wrong (a leaf path, a field, a file),
+what *came*, what was *expected*, and the *remedy*. The message is made of these
+four, and each stays readable as an attribute, so that a service can send them as
+field violations and a notebook can show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ShardinitError(Exception):
+    """Base of all errors raised by shardinit.
+
+    Attributes:
+      where: leaf path, field name or file that the error is about; may be empty.
+      came: what was found there.
+      expected: what would have been right; may be empty.
+      remedy: what to do about it; may be empty.
+    """
+
+    def __init__(
+        self, where: str = "", came: str = "", expected: str = "", remedy: str = ""
+    ):
+        self.where = where
+        self.came = came
+        self.expected = expected
+        self.remedy = remedy
+        text = f"{where}: {came}" if where else came
+        if expected:
+            text += f"; expected {expected}"
+        if remedy:
+            text += f". {remedy}"
+        super().__init__(text)
+
+
+class InitFnError(ShardinitError, TypeError):
+    """The init function cannot be cut: effects, callbacks, leaves that are no arrays.
+
+    Also raised when it closes over a tracer or cannot be traced abstractly.
+    """
+
+
+class ShardingError(ShardinitError, ValueError):
+    """A sharding cannot be applied to a leaf of the plan.
+
+    An axis that does not divide, an unknown mesh axis, a tree that does not match.
+    """
+
+
+class WholeLeafError(ShardinitError, ValueError):
+    """``strict=True`` met leaves that must be evaluated whole on every device."""
+
+
+class SelectError(ShardinitError, KeyError):
+    """A path or a glob that selects no leaf of the plan."""
+
+    __str__ = Exception.__str__  # KeyError shows the repr of its argument
+
+
+class UnsupportedConfigError(ShardinitError, RuntimeError):
+    """A JAX setting under which shardinit cannot keep its promises."""
+
+
+class FingerprintMismatchError(ShardinitError, RuntimeError):
+    """Two processes, or a program and its plan, would compute different functions."""
+
+
+class ProgramFormatError(ShardinitError, ValueError):
+    """Bytes that are not an init program which this version may run."""
+
+
+class ServiceError(ShardinitError, RuntimeError):
+    """The init service refused a request or could not be reached.
+
+    Attributes:
+      code: name of the gRPC status code, such as ``"INVALID_ARGUMENT"``.
+    """
+
+    def __init__(
+        self,
+        where: str = "",
+        came: str = "",
+        expected: str = "",
+        remedy: str = "",
+        code: str = "UNKNOWN",
+    ):
+        super().__init__(where, came, expected, remedy)
+        self.code = code
+
+
+class SpecError(ShardinitError, ValueError):
+    """A model spec with faults: all of them at once, each by field.
+
+    Attributes:
+      faults: pairs of field name and description, in the order of the fields.
+    """
+
+    def __init__(self, model: str, faults: Sequence[tuple[str, str]]):
+        self.faults = tuple((str(field), str(text)) for field, text in faults)
+        lines = [f"{field}: {text}" for field, text in self.faults]
+        count = f"{len(lines)} fault" + ("" if len(lines) == 1 else "s")
+        super().__init__(f"spec of model {model!r}", f"{count}\n  " + "\n  ".join(lines))
