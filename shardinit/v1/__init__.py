@@ -1,0 +1,1 @@
+"""Messages generated from ``protos/shardinit/v1``; see the comments there."""

@@ -1,0 +1,210 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Compression(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    COMPRESSION_UNSPECIFIED: _ClassVar[Compression]
+    COMPRESSION_NONE: _ClassVar[Compression]
+    COMPRESSION_ZLIB: _ClassVar[Compression]
+COMPRESSION_UNSPECIFIED: Compression
+COMPRESSION_NONE: Compression
+COMPRESSION_ZLIB: Compression
+
+class InitProgram(_message.Message):
+    __slots__ = ("format", "sha256", "content")
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    format: int
+    sha256: bytes
+    content: bytes
+    def __init__(self, format: _Optional[int] = ..., sha256: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
+
+class InitProgramContent(_message.Message):
+    __slots__ = ("jax_version", "key_impl", "typed_key", "x64", "fingerprint", "name", "nodes", "leaves", "key_nodes", "functions")
+    JAX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    KEY_IMPL_FIELD_NUMBER: _ClassVar[int]
+    TYPED_KEY_FIELD_NUMBER: _ClassVar[int]
+    X64_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    KEY_NODES_FIELD_NUMBER: _ClassVar[int]
+    FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
+    jax_version: str
+    key_impl: str
+    typed_key: bool
+    x64: bool
+    fingerprint: str
+    name: str
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    leaves: _containers.RepeatedCompositeFieldContainer[Leaf]
+    key_nodes: _containers.RepeatedCompositeFieldContainer[KeyNode]
+    functions: _containers.RepeatedCompositeFieldContainer[Function]
+    def __init__(self, jax_version: _Optional[str] = ..., key_impl: _Optional[str] = ..., typed_key: bool = ..., x64: bool = ..., fingerprint: _Optional[str] = ..., name: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., leaves: _Optional[_Iterable[_Union[Leaf, _Mapping]]] = ..., key_nodes: _Optional[_Iterable[_Union[KeyNode, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ...) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("kind", "keys", "children")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Node.Kind]
+        KIND_DICT: _ClassVar[Node.Kind]
+        KIND_LIST: _ClassVar[Node.Kind]
+        KIND_TUPLE: _ClassVar[Node.Kind]
+        KIND_NONE: _ClassVar[Node.Kind]
+        KIND_LEAF: _ClassVar[Node.Kind]
+    KIND_UNSPECIFIED: Node.Kind
+    KIND_DICT: Node.Kind
+    KIND_LIST: Node.Kind
+    KIND_TUPLE: Node.Kind
+    KIND_NONE: Node.Kind
+    KIND_LEAF: Node.Kind
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    kind: Node.Kind
+    keys: _containers.RepeatedCompositeFieldContainer[NodeKey]
+    children: int
+    def __init__(self, kind: _Optional[_Union[Node.Kind, str]] = ..., keys: _Optional[_Iterable[_Union[NodeKey, _Mapping]]] = ..., children: _Optional[int] = ...) -> None: ...
+
+class NodeKey(_message.Message):
+    __slots__ = ("text", "number")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    number: int
+    def __init__(self, text: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
+
+class Leaf(_message.Message):
+    __slots__ = ("path", "shape", "dtype", "has_axes", "axes", "function", "host", "operands", "key_impl")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    HAS_AXES_FIELD_NUMBER: _ClassVar[int]
+    AXES_FIELD_NUMBER: _ClassVar[int]
+    FUNCTION_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    OPERANDS_FIELD_NUMBER: _ClassVar[int]
+    KEY_IMPL_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    has_axes: bool
+    axes: _containers.RepeatedScalarFieldContainer[str]
+    function: int
+    host: Operand
+    operands: _containers.RepeatedCompositeFieldContainer[Operand]
+    key_impl: str
+    def __init__(self, path: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., has_axes: bool = ..., axes: _Optional[_Iterable[str]] = ..., function: _Optional[int] = ..., host: _Optional[_Union[Operand, _Mapping]] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., key_impl: _Optional[str] = ...) -> None: ...
+
+class Operand(_message.Message):
+    __slots__ = ("key_node", "constant")
+    KEY_NODE_FIELD_NUMBER: _ClassVar[int]
+    CONSTANT_FIELD_NUMBER: _ClassVar[int]
+    key_node: int
+    constant: Constant
+    def __init__(self, key_node: _Optional[int] = ..., constant: _Optional[_Union[Constant, _Mapping]] = ...) -> None: ...
+
+class Constant(_message.Message):
+    __slots__ = ("dtype", "shape", "data")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class KeyNode(_message.Message):
+    __slots__ = ("root", "fold_in", "split", "take", "words")
+    class Root(_message.Message):
+        __slots__ = ()
+        def __init__(self) -> None: ...
+    class FoldIn(_message.Message):
+        __slots__ = ("parent", "data", "shape")
+        PARENT_FIELD_NUMBER: _ClassVar[int]
+        DATA_FIELD_NUMBER: _ClassVar[int]
+        SHAPE_FIELD_NUMBER: _ClassVar[int]
+        parent: int
+        data: _containers.RepeatedScalarFieldContainer[int]
+        shape: _containers.RepeatedScalarFieldContainer[int]
+        def __init__(self, parent: _Optional[int] = ..., data: _Optional[_Iterable[int]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    class Split(_message.Message):
+        __slots__ = ("parent", "shape")
+        PARENT_FIELD_NUMBER: _ClassVar[int]
+        SHAPE_FIELD_NUMBER: _ClassVar[int]
+        parent: int
+        shape: _containers.RepeatedScalarFieldContainer[int]
+        def __init__(self, parent: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    class Take(_message.Message):
+        __slots__ = ("parents", "shape", "list", "range")
+        PARENTS_FIELD_NUMBER: _ClassVar[int]
+        SHAPE_FIELD_NUMBER: _ClassVar[int]
+        LIST_FIELD_NUMBER: _ClassVar[int]
+        RANGE_FIELD_NUMBER: _ClassVar[int]
+        parents: _containers.RepeatedScalarFieldContainer[int]
+        shape: _containers.RepeatedScalarFieldContainer[int]
+        list: WordList
+        range: WordRange
+        def __init__(self, parents: _Optional[_Iterable[int]] = ..., shape: _Optional[_Iterable[int]] = ..., list: _Optional[_Union[WordList, _Mapping]] = ..., range: _Optional[_Union[WordRange, _Mapping]] = ...) -> None: ...
+    class Words(_message.Message):
+        __slots__ = ("data", "shape")
+        DATA_FIELD_NUMBER: _ClassVar[int]
+        SHAPE_FIELD_NUMBER: _ClassVar[int]
+        data: bytes
+        shape: _containers.RepeatedScalarFieldContainer[int]
+        def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    ROOT_FIELD_NUMBER: _ClassVar[int]
+    FOLD_IN_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    TAKE_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    root: KeyNode.Root
+    fold_in: KeyNode.FoldIn
+    split: KeyNode.Split
+    take: KeyNode.Take
+    words: KeyNode.Words
+    def __init__(self, root: _Optional[_Union[KeyNode.Root, _Mapping]] = ..., fold_in: _Optional[_Union[KeyNode.FoldIn, _Mapping]] = ..., split: _Optional[_Union[KeyNode.Split, _Mapping]] = ..., take: _Optional[_Union[KeyNode.Take, _Mapping]] = ..., words: _Optional[_Union[KeyNode.Words, _Mapping]] = ...) -> None: ...
+
+class WordList(_message.Message):
+    __slots__ = ("words",)
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    words: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, words: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class WordRange(_message.Message):
+    __slots__ = ("start", "count")
+    START_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    count: int
+    def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class Function(_message.Message):
+    __slots__ = ("module", "compression", "module_size", "windowed", "whole", "dtype", "rank", "digest", "platforms")
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    MODULE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WINDOWED_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PLATFORMS_FIELD_NUMBER: _ClassVar[int]
+    module: bytes
+    compression: Compression
+    module_size: int
+    windowed: bool
+    whole: str
+    dtype: str
+    rank: int
+    digest: bytes
+    platforms: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, module: _Optional[bytes] = ..., compression: _Optional[_Union[Compression, str]] = ..., module_size: _Optional[int] = ..., windowed: bool = ..., whole: _Optional[str] = ..., dtype: _Optional[str] = ..., rank: _Optional[int] = ..., digest: _Optional[bytes] = ..., platforms: _Optional[_Iterable[str]] = ...) -> None: ...
