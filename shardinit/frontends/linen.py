@@ -1,0 +1,187 @@
+"""Flax Linen: ``module.init(key, *inputs)`` is an init function already.
+
+Two things stand between it and an `InitFn`. Linen wraps annotated parameters in
+boxes (`nn.Partitioned`, `nn.LogicallyPartitioned`), which carry the names of the
+dimensions; boxes are metadata, so they are taken off here, read as logical axes and
+put back by ``rebuild``. And Linen asks for example inputs, of which an initialiser
+sees the shapes, hardly ever the values. Inputs that do not matter become zeros made
+inside the traced function, which nothing reads and which therefore cost nothing; they
+need not exist at all, a `jax.ShapeDtypeStruct` will do.
+
+Whether values matter is not guessed. The function is traced once with its inputs
+batched and nothing else: a variable that comes out batched depends on an input
+(data-dependent initialisation, a loss that is sown). Then the inputs are kept if they
+are arrays, and refused, with the names of those variables, if they are only shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import meta
+from jax.custom_batching import custom_vmap
+
+from shardinit.core.init_fn import InitFn
+from shardinit.errors import InitFnError
+
+
+def _is_box(x: Any) -> bool:
+    return isinstance(x, meta.AxisMetadata)
+
+
+def _is_array(x: Any) -> bool:
+    """Whether zeros may stand for ``x``; typed keys are passed on as they are."""
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        return False
+    return not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+
+
+def _content(box: Any) -> Any:
+    # Partitioned.unbox constrains the value to the mesh of the context by default
+    if isinstance(box, meta.Partitioned):
+        return box.unbox(apply_constraint=False)
+    return box.unbox()
+
+
+def _unbox(tree: Any) -> Any:
+    return jax.tree.map(
+        lambda x: _unbox(_content(x)) if _is_box(x) else x, tree, is_leaf=_is_box
+    )
+
+
+def _names(tree: Any) -> Any:
+    """The tree of axis names, shaped like the unboxed ``tree``."""
+
+    def of_leaf(x: Any) -> Any:
+        content = _unbox(x)
+        names = getattr(x, "names", None)
+        if names is None:  # an NNX Variable bridged into Linen keeps them here
+            names = getattr(x, "metadata", {}).get("out_sharding")
+        if names is None or not hasattr(content, "ndim"):
+            return jax.tree.map(lambda _: None, content)
+        return (*names, *[None] * (content.ndim - len(names)))
+
+    return jax.tree.map(of_leaf, tree, is_leaf=_is_box)
+
+
+def _dependent(variables: Any, batched: Sequence[bool]) -> list[str]:
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, hit in zip(paths, batched, strict=True)
+        if hit
+    ]
+
+
+def _input_dependent(
+    init: Callable[[jax.Array, list], Any], key: Any, inputs: list
+) -> list[str] | None:
+    """Paths of the variables whose values depend on the inputs' values.
+
+    Args:
+      init: from a key and the array inputs to the unboxed variables.
+      key: the abstract key.
+      inputs: abstract inputs.
+
+    Returns:
+      The paths, or None where the module cannot be batched, so that it is not known.
+    """
+    paths: list[str] = []
+
+    @custom_vmap
+    def watch(variables: Any) -> Any:
+        return variables
+
+    @watch.def_vmap
+    def _(axis_size: int, in_batched: Any, variables: Any) -> Any:
+        del axis_size
+        paths.extend(_dependent(variables, jax.tree.leaves(in_batched[0])))
+        return variables, in_batched[0]
+
+    batch = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in inputs]
+    try:
+        jax.eval_shape(
+            jax.vmap(lambda k, xs: watch(init(k, xs)), in_axes=(None, 0)), key, batch
+        )
+    except Exception:  # some primitive without a batching rule: any type of error
+        return None
+    return paths
+
+
+def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
+    """Makes an `InitFn` of a Linen module and the shapes of its inputs.
+
+    The function's result is what ``module.init(key, *inputs, **kwargs)`` returns, bit
+    for bit, without boxes: collections, then variables, as nested dicts of arrays.
+    ``axes`` holds the names from the boxes and ``rebuild`` puts the boxes back.
+
+    Building the `InitFn` traces the module and allocates nothing.
+
+    Args:
+      module: the Linen module.
+      *inputs: example inputs of the module, any pytrees of arrays or
+        `jax.ShapeDtypeStruct`; other leaves are passed on as they are.
+      **kwargs: keyword arguments of ``module.init``, arrays treated likewise.
+
+    Raises:
+      InitFnError: a variable depends on the value of an input of which only the shape
+        is given, or ``rebuild`` is given the arrays of another module.
+    """
+    name = module.name or type(module).__name__
+    leaves, structure = jax.tree.flatten((inputs, kwargs))
+    arrays = [i for i, x in enumerate(leaves) if _is_array(x)]
+    shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays]
+    kept = [None if i in arrays else x for i, x in enumerate(leaves)]
+
+    def init(key: jax.Array, values: Sequence[Any]) -> Any:
+        filled = list(kept)
+        for i, value in zip(arrays, values, strict=True):
+            filled[i] = value
+        args, options = jax.tree.unflatten(structure, filled)
+        return module.init(key, *args, **options)
+
+    found: dict[str, Any] = {}
+
+    def describe(key: jax.Array, values: list) -> Any:
+        boxed = init(key, values)
+        found["axes"] = _names(boxed)
+        found["treedef"] = jax.tree.structure(boxed)
+        return _unbox(boxed)
+
+    key = jax.eval_shape(jax.random.key, 0)
+    unboxed = jax.tree.structure(jax.eval_shape(describe, key, shapes))
+    axes, treedef = found["axes"], found["treedef"]
+
+    values: list[Any] | None = None
+    if shapes:
+        depends = _input_dependent(lambda k, xs: _unbox(init(k, xs)), key, shapes)
+        abstract = any(isinstance(leaves[i], jax.ShapeDtypeStruct) for i in arrays)
+        if depends and abstract:
+            raise InitFnError(
+                depends[0],
+                f"{len(depends)} variable(s) of {name} depend on the values of its "
+                "inputs, of which only shapes were given",
+                "variables that depend on the shapes alone",
+                "Pass arrays instead of jax.ShapeDtypeStruct",
+            )
+        if depends or (depends is None and not abstract):
+            values = [leaves[i] for i in arrays]
+
+    def fn(key: jax.Array) -> Any:
+        given = values or [jnp.zeros(s.shape, s.dtype) for s in shapes]
+        return _unbox(init(key, given))
+
+    def rebuild(tree: Any) -> Any:
+        if jax.tree.structure(tree) != unboxed:
+            raise InitFnError(
+                name,
+                f"cannot be rebuilt from {jax.tree.structure(tree)}",
+                f"the structure of its own variables, {unboxed}",
+            )
+        return jax.tree.unflatten(treedef, jax.tree.leaves(tree))
+
+    return InitFn(fn, axes=axes, rebuild=rebuild, name=name)

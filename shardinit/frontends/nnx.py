@@ -1,0 +1,156 @@
+"""Flax NNX: a model is an object whose constructor draws its own weights.
+
+NNX has no init function: ``Model(..., rngs=nnx.Rngs(key))`` both describes the model
+and fills it. Seen as a function of the key, the constructor is pure: split what it
+builds into a static graph and a state, and the state is a pytree of arrays that
+`jax.make_jaxpr` can trace. Shared submodules appear once in it, and the graph
+remembers where else they belong, so merging the graph with arrays, however those
+were made, gives the model back.
+
+Two habits of NNX need care. *Eager sharding*: a Variable that carries a sharding
+constrains its value as soon as it is created and asks for a mesh to do so. Here
+placement is decided by the plan, so the names are only read, as logical axes.
+*Counting*: an `nnx.RngStream` folds a counter into its key at each draw and keeps the
+counter as an array, which under a trace makes a chain of additions as long as the
+model, and some versions of JAX search that chain at every step. The streams handed
+to the constructor count with numbers instead: the keys are the same, and the trace is
+linear in the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from shardinit.core.init_fn import InitFn
+from shardinit.errors import InitFnError
+
+# Flax called the same metadata by these names, newest first.
+_SHARDING_METADATA = ("out_sharding", "sharding_names", "sharding")
+
+
+class _CountingStream(nnx.RngStream):
+    """An `nnx.RngStream` that counts with a number for as long as it may."""
+
+    def __init__(self, key: jax.Array, *, tag: str):
+        super().__init__(key, tag=tag)
+        if not self.key.shape:
+            self._set_count(np.uint32(0))
+
+    def __call__(self) -> jax.Array:
+        count = self.count.get_value()
+        if not isinstance(count, np.generic | np.ndarray) or count.ndim:
+            return super().__call__()  # lifted by a transformation: an array again
+        self._set_count(np.uint32(count + 1))
+        return jax.random.fold_in(self.key.get_value(), np.uint32(count))
+
+    def _set_count(self, count: Any) -> None:
+        self.count.set_value(count)
+
+
+def _build(model: Callable[..., Any], args: tuple, kwargs: dict, key: jax.Array) -> Any:
+    """Returns ``model(*args, rngs=..., **kwargs)``, built without eager sharding."""
+    with nnx.use_eager_sharding(False):
+        rngs = nnx.Rngs(key)
+        setattr(rngs, "default", _CountingStream(key, tag="default"))  # noqa: B010
+        return model(*args, rngs=rngs, **kwargs)
+
+
+def _nest(state: nnx.State, leaf: Callable[[Any], Any]) -> dict:
+    """Nested plain dicts shaped like ``state``, ``leaf`` applied to each entry."""
+    tree: dict = {}
+    for path, entry in nnx.to_flat_state(state):
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = leaf(entry)
+    return tree
+
+
+def _arrays(entry: Any) -> Any:
+    value = entry.get_raw_value() if isinstance(entry, nnx.Variable) else entry
+    return jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, np.generic | np.ndarray) else x, value
+    )
+
+
+def _axes(entry: Any) -> Any:
+    """The logical axis names of one state entry: a tuple, or None a leaf."""
+    value = entry.get_raw_value() if isinstance(entry, nnx.Variable) else entry
+    if not isinstance(entry, nnx.Variable) or not hasattr(value, "shape"):
+        return jax.tree.map(lambda _: None, value)
+    metadata = entry.get_metadata()
+    names: Any = next(
+        (metadata[k] for k in _SHARDING_METADATA if metadata.get(k)), None
+    )
+    while hasattr(names, "sharding"):  # a jax Format wraps a sharding
+        names = names.sharding
+    names = getattr(names, "spec", names)  # a NamedSharding wraps a PartitionSpec
+    if names is None:
+        return None
+    # a PartitionSpec may leave off its last dimensions
+    return (*names, *[None] * (len(value.shape) - len(names)))
+
+
+def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
+    """Makes an `InitFn` of the constructor of a Flax NNX model.
+
+    The function's result is the whole state of the model (``nnx.state``) as nested
+    plain dicts of arrays, integer keys where NNX has integer paths: parameters, batch
+    statistics, and the random state of stateful layers, whose keys stay typed key
+    arrays and whose counts are uint32. ``rebuild`` returns the model with the given
+    arrays in its Variables; ``axes`` holds the names that Variables carry as sharding
+    metadata.
+
+    Building the `InitFn` traces the constructor once and allocates nothing. Variables
+    of the rebuilt model have eager sharding off: their arrays are placed already.
+
+    Args:
+      model: an `nnx.Module` class, or a function that returns a module; called as
+        ``model(*args, rngs=rngs, **kwargs)``.
+      *args: positional arguments of the constructor.
+      **kwargs: keyword arguments of the constructor.
+
+    Returns:
+      An `InitFn`. Its values are those of
+      ``jax.jit(lambda key: nnx.state(model(*args, rngs=nnx.Rngs(key), **kwargs)))``,
+      bit for bit.
+
+    Raises:
+      InitFnError: ``rebuild`` is given the arrays of another model.
+    """
+    name = getattr(model, "__name__", type(model).__name__)
+    found: dict[str, Any] = {}
+
+    def fn(key: jax.Array) -> dict:
+        return _nest(nnx.state(_build(model, args, kwargs, key)), _arrays)
+
+    def describe(key: jax.Array) -> dict:
+        built = _build(model, args, kwargs, key)
+        for _, node in nnx.iter_graph(built):
+            if type(node) is _CountingStream:  # the user's model has Flax's own class
+                object.__setattr__(node, "__class__", nnx.RngStream)
+        found["graphdef"], state = nnx.split(built)
+        found["axes"] = _nest(state, _axes)
+        found["treedef"] = jax.tree.structure(state)
+        return _nest(state, _arrays)
+
+    shapes = jax.eval_shape(describe, jax.eval_shape(jax.random.key, 0))
+    structure = jax.tree.structure(shapes)
+    graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
+
+    def rebuild(arrays: Any) -> Any:
+        if jax.tree.structure(arrays) != structure:
+            raise InitFnError(
+                name,
+                f"cannot be rebuilt from {jax.tree.structure(arrays)}",
+                f"the structure of its own state, {structure}",
+            )
+        return nnx.merge(graphdef, jax.tree.unflatten(treedef, jax.tree.leaves(arrays)))
+
+    return InitFn(fn, axes=axes, rebuild=rebuild, name=name)
