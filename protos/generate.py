@@ -36,7 +36,9 @@ def generate(out: Path) -> dict[Path, str]:
     try:
         found = version("grpcio-tools")
     except PackageNotFoundError:
-        raise SystemExit("grpcio-tools is missing: pip install 'shardinit[dev]'") from None
+        raise SystemExit(
+            "grpcio-tools is missing: pip install 'shardinit[dev]'"
+        ) from None
     if not found.startswith(TOOLS):
         raise SystemExit(f"grpcio-tools {found} found; {TOOLS}* makes this code")
     from grpc_tools import protoc  # only here: the messages above need no compiler

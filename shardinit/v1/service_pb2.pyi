@@ -1,0 +1,135 @@
+from google.protobuf import struct_pb2 as _struct_pb2
+from shardinit.v1 import spec_pb2 as _spec_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetVersionRequest(_message.Message):
+    __slots__ = ("min", "max")
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    min: int
+    max: int
+    def __init__(self, min: _Optional[int] = ..., max: _Optional[int] = ...) -> None: ...
+
+class GetVersionResponse(_message.Message):
+    __slots__ = ("version", "server_version", "jax_version")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
+    JAX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    server_version: str
+    jax_version: str
+    def __init__(self, version: _Optional[int] = ..., server_version: _Optional[str] = ..., jax_version: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
+
+class ModelInfo(_message.Message):
+    __slots__ = ("name", "config_schema")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    config_schema: _struct_pb2.Struct
+    def __init__(self, name: _Optional[str] = ..., config_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class DescribeModelRequest(_message.Message):
+    __slots__ = ("spec", "mesh", "rules")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    MESH_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    spec: _spec_pb2.ModelSpec
+    mesh: _spec_pb2.MeshSpec
+    rules: _spec_pb2.ShardingRules
+    def __init__(self, spec: _Optional[_Union[_spec_pb2.ModelSpec, _Mapping]] = ..., mesh: _Optional[_Union[_spec_pb2.MeshSpec, _Mapping]] = ..., rules: _Optional[_Union[_spec_pb2.ShardingRules, _Mapping]] = ...) -> None: ...
+
+class DescribeModelResponse(_message.Message):
+    __slots__ = ("fingerprint", "total_bytes", "bytes_per_device", "parameter_count", "programs", "kinds", "leaves")
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PROGRAMS_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    fingerprint: str
+    total_bytes: int
+    bytes_per_device: int
+    parameter_count: int
+    programs: int
+    kinds: _containers.RepeatedCompositeFieldContainer[LeafKind]
+    leaves: _containers.RepeatedCompositeFieldContainer[LeafInfo]
+    def __init__(self, fingerprint: _Optional[str] = ..., total_bytes: _Optional[int] = ..., bytes_per_device: _Optional[int] = ..., parameter_count: _Optional[int] = ..., programs: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[LeafKind, _Mapping]]] = ..., leaves: _Optional[_Iterable[_Union[LeafInfo, _Mapping]]] = ...) -> None: ...
+
+class LeafKind(_message.Message):
+    __slots__ = ("shape", "dtype", "dimensions", "bytes_per_device", "program", "whole")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: str
+    dimensions: _containers.RepeatedCompositeFieldContainer[_spec_pb2.Dimension]
+    bytes_per_device: int
+    program: int
+    whole: str
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[_spec_pb2.Dimension, _Mapping]]] = ..., bytes_per_device: _Optional[int] = ..., program: _Optional[int] = ..., whole: _Optional[str] = ...) -> None: ...
+
+class LeafInfo(_message.Message):
+    __slots__ = ("path", "kind")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    kind: int
+    def __init__(self, path: _Optional[str] = ..., kind: _Optional[int] = ...) -> None: ...
+
+class GetProgramRequest(_message.Message):
+    __slots__ = ("spec", "jax_version", "known_sha256")
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    JAX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_SHA256_FIELD_NUMBER: _ClassVar[int]
+    spec: _spec_pb2.ModelSpec
+    jax_version: str
+    known_sha256: bytes
+    def __init__(self, spec: _Optional[_Union[_spec_pb2.ModelSpec, _Mapping]] = ..., jax_version: _Optional[str] = ..., known_sha256: _Optional[bytes] = ...) -> None: ...
+
+class GetProgramResponse(_message.Message):
+    __slots__ = ("header", "chunk")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: ProgramHeader
+    chunk: ProgramChunk
+    def __init__(self, header: _Optional[_Union[ProgramHeader, _Mapping]] = ..., chunk: _Optional[_Union[ProgramChunk, _Mapping]] = ...) -> None: ...
+
+class ProgramHeader(_message.Message):
+    __slots__ = ("size", "sha256", "fingerprint", "jax_version")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    JAX_VERSION_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    sha256: bytes
+    fingerprint: str
+    jax_version: str
+    def __init__(self, size: _Optional[int] = ..., sha256: _Optional[bytes] = ..., fingerprint: _Optional[str] = ..., jax_version: _Optional[str] = ...) -> None: ...
+
+class ProgramChunk(_message.Message):
+    __slots__ = ("offset", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
