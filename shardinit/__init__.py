@@ -1,1 +1,59 @@
-"""Sharded parameter initialisation for JAX: initial weights as a program."""
+"""Sharded parameter initialisation for JAX: initial weights as a program, not as data.
+
+The public names are resolved when they are first used, so that a process which only
+talks to the service over numpy never imports JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shardinit.core.compiled import CompiledPlan as CompiledPlan
+    from shardinit.core.compiled import compile_plan as compile_plan
+    from shardinit.core.compiled import init as init
+    from shardinit.core.init_fn import InitFn as InitFn
+    from shardinit.core.plan import Plan as Plan
+    from shardinit.core.plan import plan as plan
+    from shardinit.core.program import InitProgram as InitProgram
+    from shardinit.core.program import export_plan as export_plan
+    from shardinit.core.program import load_program as load_program
+    from shardinit.core.sharding import AxisRules as AxisRules
+    from shardinit.core.sharding import PathRules as PathRules
+    from shardinit.core.sharding import fsdp as fsdp
+    from shardinit.models import ModelSpec as ModelSpec
+    from shardinit.service.client import connect as connect
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AxisRules": "core.sharding",
+    "CompiledPlan": "core.compiled",
+    "InitFn": "core.init_fn",
+    "InitProgram": "core.program",
+    "ModelSpec": "models",
+    "PathRules": "core.sharding",
+    "Plan": "core.plan",
+    "compile_plan": "core.compiled",
+    "connect": "service.client",
+    "export_plan": "core.program",
+    "fsdp": "core.sharding",
+    "init": "core.compiled",
+    "load_program": "core.program",
+    "plan": "core.plan",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shardinit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"shardinit.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

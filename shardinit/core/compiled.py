@@ -1,0 +1,335 @@
+"""Compile each distinct program once; run them so that every device makes its shard.
+
+A shard is the window at the device's place in the mesh. Inside ``shard_map`` under
+``jax.jit`` each device knows that place, evaluates its window and nothing else: no
+collective can arise and nothing full-size can exist. The keys are derived on the host
+and reach the devices as a few words a leaf.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from shardinit.core import keys, slicing
+from shardinit.core.jaxpr import is_key, key_impl
+from shardinit.core.plan import (
+    Plan,
+    PlanProgram,
+    as_key,
+    gather_results,
+    plan,
+)
+from shardinit.errors import FingerprintMismatchError, ShardingError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledPlan:
+    """A plan with its executables; call it with a key, as often as you like.
+
+    Attributes:
+      plan: what was compiled.
+      executables: one for each of ``plan.programs``.
+      shardings: of each leaf, on devices.
+    """
+
+    plan: Plan
+    executables: tuple[Any, ...]
+    shardings: tuple[NamedSharding, ...]
+
+    def __call__(self, key: Any, progress: Progress | None = None) -> Any:
+        """Initialises.
+
+        Args:
+          key: a key of the type that was planned for, or an int seed.
+          progress: called with (leaves dispatched, leaves in all) as they go.
+
+        Returns:
+          The user's object (``InitFn.rebuild`` of the pytree), its leaves sharded as
+          planned; leaves that ``select`` left out are ``jax.ShapeDtypeStruct``.
+
+        Raises:
+          TypeError: the key has another type than the plan's.
+        """
+        cut = self.plan.cut
+        words = np.asarray(_key_words(as_key(key), cut))
+        leaves: list[Any] = [None] * len(cut.leaves)
+        chosen = [leaf.selected for leaf in self.plan.leaves]
+        for number, leaf in enumerate(cut.leaves):
+            if not chosen[number]:
+                leaves[number] = jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=self.shardings[number]
+                )
+        runs = [g for g in gather_results(cut) if any(chosen[i] for i in g)]
+        hosted = [
+            i for i, leaf in enumerate(cut.leaves) if leaf.program < 0 and chosen[i]
+        ]
+        derived = [cut.leaves[g[0]].operands for g in runs]
+        derived += [cut.leaves[i].operands for i in hosted]
+        operands = _evaluate(derived, words)
+        done, total = 0, sum(map(len, runs)) + len(hosted)
+        for group, operand in zip(
+            runs, self._put(runs, operands[: len(runs)]), strict=True
+        ):
+            program = self.plan.leaves[group[0]].program
+            for i, array in zip(group, self.executables[program](operand), strict=True):
+                if chosen[i]:
+                    leaves[i] = array
+            done += len(group)
+            if progress is not None:
+                progress(done, total)
+        for i, operand in zip(hosted, operands[len(runs) :], strict=True):
+            leaves[i] = _on_host(cut.leaves[i], operand, self.shardings[i])
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        tree = jax.tree.unflatten(cut.tree, leaves)
+        return self.plan.init_fn.rebuild(tree)
+
+    def _put(self, runs: list[list[int]], operands: list[np.ndarray]) -> list[Any]:
+        """All operands onto their meshes in one transfer, which costs a tenth."""
+        places = [_replicated(self.shardings[group[0]].mesh) for group in runs]
+        if not all(p.is_fully_addressable for p in places):
+            return operands  # every process passes its own equal copy
+        return jax.device_put(operands, places) if runs else []
+
+
+def _evaluate(
+    derived: Sequence[tuple[keys.Derivation, ...]], key_words: np.ndarray
+) -> list[np.ndarray]:
+    """For each leaf the words of all its operands in one vector."""
+    flat = keys.evaluate([d for group in derived for d in group], key_words)
+    vectors, start = [], 0
+    for group in derived:
+        parts = flat[start : start + len(group)]
+        start += len(group)
+        if len(parts) == 1:
+            vectors.append(parts[0])
+        else:
+            vectors.append(np.concatenate(parts) if parts else np.zeros(0, np.uint32))
+    return vectors
+
+
+def _key_words(key: Any, cut: slicing.Cut) -> Any:
+    if is_key(key.dtype):
+        impl = key_impl(key.dtype)
+        words = jax.random.key_data(key)
+    else:
+        impl, words = cut.impl, key
+    if impl != cut.impl or words.size != keys.words_per_key(cut.impl):
+        raise TypeError(
+            f"key: got a {impl} key with {words.size} words; the plan was made for "
+            f"{cut.impl} keys. Pass key= of the same type to shardinit.plan"
+        )
+    return words
+
+
+def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
+    """A leaf that is a constant or made of keys: each device gets its part."""
+    if leaf.const is not None:
+        return _from_numpy(leaf.const, sharding)
+    if not is_key(leaf.dtype):
+        return _from_numpy(words.reshape(leaf.shape), sharding)
+    impl = key_impl(leaf.dtype)
+    data = words.reshape(*leaf.shape, keys.words_per_key(impl))
+    entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
+    placed = _from_numpy(data, NamedSharding(sharding.mesh, PartitionSpec(*entries)))
+    return jax.random.wrap_key_data(placed, impl=impl)
+
+
+def _from_numpy(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    # A copy for each device: what is handed out may be donated by its new owner.
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.array(array[index])
+    )
+
+
+def _replicated(mesh: Any) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
+    """Compiles each distinct program of a plan once, in parallel threads.
+
+    Args:
+      plan: from ``shardinit.plan``.
+      mesh: devices for a plan that was made on an ``AbstractMesh``; its shape must be
+        the same.
+
+    Raises:
+      ShardingError: the plan's mesh has no devices and none were given, or its shape
+        differs from ``mesh``.
+      FingerprintMismatchError: another process of the job planned something else.
+    """
+    shardings = _on_devices(plan, mesh)
+    _agree(plan)
+    by_spec = dict(zip((leaf.sharding for leaf in plan.leaves), shardings, strict=True))
+    # Tracing needs the interpreter and this thread's JAX settings; the compiler runs
+    # beside it and needs neither.
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        pending = []
+        for program in plan.programs:
+            places = [by_spec[s] for s in program.shardings]
+            lowered = lower(program, places, gspmd=plan.whole_mode == "gspmd")
+            pending.append(pool.submit(lowered.compile))
+        executables = tuple(job.result() for job in pending)
+    return CompiledPlan(plan, executables, tuple(shardings))
+
+
+def _on_devices(plan: Plan, mesh: Mesh | None) -> list[NamedSharding]:
+    fallback = mesh or plan.mesh
+    if fallback is None:
+        fallback = Mesh(np.asarray(jax.devices()[:1]), ("device",))
+    if isinstance(fallback, AbstractMesh):
+        raise ShardingError(
+            "mesh",
+            f"the plan was made on an abstract mesh {dict(fallback.shape)}",
+            "devices to compile for",
+            "Pass compile_plan(plan, mesh=...) a Mesh of the same shape",
+        )
+    if mesh is not None and plan.mesh is not None and mesh.shape != plan.mesh.shape:
+        raise ShardingError(
+            "mesh",
+            f"got {dict(mesh.shape)}",
+            f"the shape that was planned for, {dict(plan.mesh.shape)}",
+        )
+    placed = []
+    for leaf in plan.leaves:
+        own = leaf.sharding
+        if own is None:
+            placed.append(_replicated(fallback))
+        elif mesh is not None or isinstance(own.mesh, AbstractMesh):
+            placed.append(NamedSharding(fallback, own.spec))
+        else:
+            placed.append(own)
+    return placed
+
+
+def lower(
+    program: PlanProgram, shardings: Sequence[Any], *, gspmd: bool = False
+) -> Any:
+    """Lowers one program for its shardings; ``.compile()`` of it is what runs.
+
+    The executable takes one replicated uint32 vector, the words of the leaf's
+    operands, and returns a tuple with the program's results.
+    """
+    mesh = shardings[0].mesh
+    leaf = program.program
+    lanes = mesh.devices.flat[0].platform == "cpu"
+    specs = tuple(s.spec for s in shardings)
+    shapes = [
+        s.shard_shape(shape) for s, (shape, _) in zip(shardings, leaf.outs, strict=True)
+    ]
+
+    def leaf_program(words: Any) -> tuple[Any, ...]:
+        starts = [
+            _starts(mesh, spec, shape)
+            for spec, shape in zip(specs, shapes, strict=True)
+        ]
+        return tuple(leaf.window(words, starts, shapes, lanes=lanes))
+
+    def whole_program(words: Any) -> tuple[Any, ...]:
+        starts = [[0] * len(shape) for shape, _ in leaf.outs]
+        full = [shape for shape, _ in leaf.outs]
+        return tuple(leaf.window(words, starts, full, lanes=lanes))
+
+    if gspmd and leaf.whole:
+        run = whole_program
+    else:
+        run = jax.shard_map(
+            leaf_program,
+            mesh=mesh,
+            in_specs=PartitionSpec(),
+            out_specs=specs,
+            check_vma=False,
+        )
+    argument = jax.ShapeDtypeStruct(
+        (leaf.words,), np.uint32, sharding=_replicated(mesh)
+    )
+    return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
+
+
+def _starts(mesh: Any, spec: Any, shape: Sequence[int]) -> list[Any]:
+    """Where this device's window begins along each axis, as uint32 scalars."""
+    starts: list[Any] = []
+    for dim, size in enumerate(shape):
+        entry = spec[dim] if dim < len(spec) else None
+        names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+        place: Any = np.uint32(0)
+        for name in names:
+            place = place * np.uint32(mesh.shape[name])
+            place = place + lax.axis_index(name).astype(np.uint32)
+        starts.append(place * np.uint32(size))
+    return starts
+
+
+def _agree(plan: Plan) -> None:
+    """All processes of a job must have planned the same, or none may dispatch."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    placed = repr([str(leaf.sharding) for leaf in plan.leaves if leaf.selected])
+    mine = bytes.fromhex(plan.fingerprint) + hashlib.sha256(placed.encode()).digest()
+    everyone = multihost_utils.process_allgather(np.frombuffer(mine, np.uint8))
+    for process, row in enumerate(np.asarray(everyone)):
+        theirs = row.tobytes()
+        if theirs != mine:
+            what = "fingerprint" if theirs[:32] != mine[:32] else "shardings"
+            raise FingerprintMismatchError(
+                f"process {jax.process_index()}",
+                f"its plan's {what} {mine.hex()[:64]} differs from process "
+                f"{process}'s {theirs.hex()[:64]}",
+                "the same model, settings and JAX version in every process",
+            )
+
+
+def init(
+    fn: Any,
+    key: Any,
+    *,
+    mesh: Any = None,
+    rules: Any = None,
+    out_shardings: Any = None,
+    select: Any = None,
+    strict: bool = False,
+    whole: str = "replicate",
+    progress: Progress | None = None,
+) -> Any:
+    """Initialises ``fn`` on a mesh, every device making its own shard.
+
+    ``plan``, ``compile_plan`` and the call in one; see there for the arguments and
+    the errors.
+
+    Args:
+      fn: ``key -> pytree of arrays``, an ``InitFn`` or an ``InitProgram``.
+      key: a key or an int seed.
+      mesh, rules, out_shardings, select, strict, whole: as for ``plan``.
+      progress: called with (leaves dispatched, leaves in all).
+
+    Returns:
+      What ``fn(key)`` returns, sharded; its values equal ``jax.jit(fn)(key)``.
+    """
+    key = as_key(key)
+    made = plan(
+        fn,
+        key=key,
+        mesh=mesh,
+        rules=rules,
+        out_shardings=out_shardings,
+        select=select,
+        strict=strict,
+        whole=whole,
+    )
+    return compile_plan(made)(key, progress)

@@ -1,0 +1,289 @@
+"""The only door to jaxprs: trace a function, read its equations, encode them, run them.
+
+JAX's intermediate representation changes between versions (the parameters of ``scan``
+did from 0.10 to 0.12, ``unstack`` became a primitive). All that shardinit knows of it
+is here: how to get at a nested jaxpr, how to tell the parts of a scan apart, how to
+name a key's implementation, and how to write an equation's parameters down so that two
+equal functions give equal bytes and two different ones never do.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core as jex
+
+# Calls whose body can stand in the caller's place without changing a value.
+INLINED = frozenset(
+    {
+        "jit",
+        "pjit",
+        "closed_call",
+        "core_call",
+        "custom_jvp_call",
+        "custom_vjp_call",
+        "custom_vjp_call_jaxpr",
+        "remat2",
+        "checkpoint",
+    }
+)
+# Primitives that return their operands; sharding hints are ours to decide.
+IDENTITY = frozenset(
+    {
+        "copy",
+        "copy_p",
+        "device_put",
+        "mesh_cast",
+        "name",
+        "optimization_barrier",
+        "pvary",
+        "random_clone",
+        "reshard",
+        "sharding_constraint",
+        "stop_gradient",
+    }
+)
+CALLBACKS = frozenset(
+    {"pure_callback", "io_callback", "debug_callback", "debug_print", "python_callback"}
+)
+KEY_DERIVATIONS = frozenset(
+    {"random_seed", "random_fold_in", "random_split", "random_wrap", "random_unwrap"}
+)
+
+Literal = jex.Literal
+ClosedJaxpr = jex.ClosedJaxpr
+
+
+def nested(eqn: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Returns the jaxpr of a call equation and its constants.
+
+    Which parameter holds it, and whether it is closed, depends on the primitive and on
+    the JAX version.
+    """
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if name in eqn.params:
+            return opened(eqn.params[name])
+    raise KeyError(f"no nested jaxpr in {eqn.primitive.name}")
+
+
+def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Splits a closed jaxpr into the jaxpr and its constants; an open one has none."""
+    if hasattr(jaxpr, "consts") and hasattr(jaxpr, "jaxpr"):
+        return jaxpr.jaxpr, tuple(jaxpr.consts)
+    return jaxpr, tuple(getattr(jaxpr, "consts", ()))
+
+
+def is_jaxpr(value: Any) -> bool:
+    """Whether ``value`` is a jaxpr, open or closed."""
+    return isinstance(value, (jex.Jaxpr, jex.ClosedJaxpr))
+
+
+def subjaxprs(eqn: Any) -> Iterator[Any]:
+    """All jaxprs in an equation's parameters (branches of a cond among them)."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if is_jaxpr(item):
+                yield opened(item)[0]
+
+
+@dataclass(frozen=True)
+class ScanParts:
+    """A scan's body and the numbers of its operands by role."""
+
+    body: Any
+    consts: tuple[Any, ...]
+    n_consts: int
+    n_carry: int
+    length: int
+    reverse: bool
+
+
+def scan_parts(eqn: Any) -> ScanParts:
+    """Reads a scan equation without its version-dependent bookkeeping.
+
+    A carry keeps its rank and a scanned operand or result has one axis more outside
+    than inside, so the ranks tell the roles apart.
+    """
+    body, consts = nested(eqn)
+    n_carry = 0
+    for inner, outer in zip(body.outvars, eqn.outvars, strict=True):
+        if len(inner.aval.shape) != len(outer.aval.shape):
+            break
+        n_carry += 1
+    n_xs = 0
+    pairs = list(zip(body.invars, eqn.invars, strict=True))
+    for inner, outer in reversed(pairs):
+        if len(inner.aval.shape) == len(outer.aval.shape):
+            break
+        n_xs += 1
+    return ScanParts(
+        body,
+        consts,
+        len(pairs) - n_carry - n_xs,
+        n_carry,
+        int(eqn.params["length"]),
+        bool(eqn.params["reverse"]),
+    )
+
+
+def is_key(dtype: Any) -> bool:
+    """Whether ``dtype`` is that of typed keys."""
+    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+@lru_cache(maxsize=64)
+def key_impl(dtype: Any) -> str:
+    """Name of the key implementation of a typed key dtype, such as ``threefry2x32``."""
+    seen: list[Any] = []
+
+    def look(key: Any) -> Any:
+        seen.append(jax.random.key_impl(key))
+        return jax.random.key_data(key)
+
+    jax.eval_shape(look, jax.ShapeDtypeStruct((), dtype))
+    return str(seen[0])
+
+
+def trace(fn: Callable[[Any], Any], key: Any) -> tuple[Any, Any]:
+    """Traces ``fn`` once; returns its closed jaxpr and the pytree of output shapes."""
+    return jax.make_jaxpr(fn, return_shape=True)(key)
+
+
+def closed_from(fn: Callable[..., Any], *avals: Any) -> Any:
+    """The closed jaxpr of ``fn`` at abstract arguments."""
+    return jax.make_jaxpr(fn)(*avals)
+
+
+def run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
+    """Evaluates a jaxpr on arrays or tracers."""
+    return jex.jaxpr_as_fun(as_closed(jaxpr, consts))(*args)
+
+
+def as_closed(jaxpr: Any, consts: Any) -> Any:
+    """Closes a jaxpr over its constants, on every supported version."""
+    if isinstance(jaxpr, jex.ClosedJaxpr):
+        return jaxpr
+    return jex.ClosedJaxpr(jaxpr, list(consts))
+
+
+def is_tracer(value: Any) -> bool:
+    """Whether ``value`` belongs to a trace that is still under way."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def bind(prim: Any, args: Any, params: dict[str, Any]) -> list[Any]:
+    """Applies a primitive; always returns a list of results."""
+    out = prim.bind(*args, **params)
+    return list(out) if prim.multiple_results else [out]
+
+
+# ---- writing equations down -------------------------------------------------------
+
+
+class Encoder:
+    """Writes equations into a hash so that equal functions give equal bytes.
+
+    Variables are numbered by first appearance and parameters are sorted, so names and
+    order do not matter; constants count by dtype, shape and bytes, so contents do.
+    What cannot be written down for certain (a callable, an object with an address in
+    its text) counts by identity: such programs are never merged by mistake.
+    """
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self.by_identity: list[Any] = []  # kept alive: an id may not be used again
+
+    def digest(self) -> str:
+        """The hash so far, in hex."""
+        return self._sha.hexdigest()
+
+    def put(self, *values: Any) -> None:
+        """Appends values, each with its type and length, to the hash."""
+        for value in values:
+            self._put(value)
+
+    def _raw(self, tag: str, data: bytes) -> None:
+        self._sha.update(f"{tag}{len(data)}:".encode())
+        self._sha.update(data)
+
+    def _put(self, value: Any) -> None:
+        if value is None or isinstance(value, (bool, int, str)):
+            self._raw(type(value).__name__, str(value).encode())
+        elif isinstance(value, bytes):
+            self._raw("bytes", value)
+        elif isinstance(value, (float, complex)):
+            self._raw("num", np.asarray(value).tobytes())  # -0.0 and NaN told apart
+        elif isinstance(value, enum.Enum):
+            self._raw("enum", f"{type(value).__name__}.{value.name}".encode())
+        elif is_jaxpr(value):
+            self._jaxpr(*opened(value))
+        elif isinstance(value, np.dtype) or (
+            isinstance(value, type) and issubclass(value, np.generic)
+        ):
+            self._raw("dtype", str(np.dtype(value)).encode())
+        elif hasattr(value, "dtype") and hasattr(value, "shape"):
+            self.array(value)
+        elif isinstance(value, dict):
+            self._raw("dict", str(len(value)).encode())
+            for name in sorted(value, key=str):
+                self._put(str(name))
+                self._put(value[name])
+        elif isinstance(value, (tuple, list)):
+            self._raw(type(value).__name__, str(len(value)).encode())
+            for item in value:
+                self._put(item)
+        elif isinstance(value, (set, frozenset)):
+            self._raw("set", repr(sorted(map(str, value))).encode())
+        elif callable(value) or " at 0x" in repr(value):
+            self.by_identity.append(value)
+            self._raw("id", str(id(value)).encode())
+        else:
+            self._raw(type(value).__name__, repr(value).encode())
+
+    def array(self, value: Any) -> None:
+        """Appends an array's dtype, shape and bytes."""
+        if is_key(value.dtype):
+            self._put(str(value.dtype))
+            value = jax.random.key_data(value)
+        value = np.asarray(value)
+        self.put("array", str(value.dtype), value.shape)
+        self._raw("", np.ascontiguousarray(value).tobytes())
+
+    def aval(self, shape: Any, dtype: Any) -> None:
+        """Appends a shape and a dtype."""
+        self.put(tuple(int(n) for n in shape), str(dtype))
+
+    def params(self, params: dict[str, Any]) -> None:
+        """Appends an equation's parameters; names of functions do not count."""
+        skip = ("name", "ctx_mesh", "context_mesh", "debug_info", "sharding")
+        self.put({k: v for k, v in params.items() if k not in skip})
+
+    def _jaxpr(self, jaxpr: Any, consts: tuple[Any, ...]) -> None:
+        number: dict[Any, int] = {}
+        for var in (*jaxpr.constvars, *jaxpr.invars):
+            number[var] = len(number)
+            self.aval(var.aval.shape, var.aval.dtype)
+        self.put("consts", consts)
+        for eqn in jaxpr.eqns:
+            self.put(eqn.primitive.name)
+            self.params(eqn.params)
+            self._atoms(eqn.invars, number)
+            for var in eqn.outvars:
+                number[var] = len(number)
+                self.aval(var.aval.shape, var.aval.dtype)
+        self.put("out")
+        self._atoms(jaxpr.outvars, number)
+
+    def _atoms(self, atoms: Any, number: dict[Any, int]) -> None:
+        for atom in atoms:
+            if isinstance(atom, Literal):
+                self.put("literal", str(atom.aval.dtype), atom.val)
+            else:
+                self.put("var", number[atom])

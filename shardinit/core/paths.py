@@ -1,0 +1,94 @@
+"""Leaf paths: key paths of a pytree as strings, and globs over them.
+
+A path joins the keys on the way to a leaf with ``/``, as in
+``decoder/layers_3/mlp/up/kernel``. A ``/`` inside a key is written ``~1`` and a ``~``
+is written ``~0`` (as in JSON Pointer, RFC 6901). The path of a bare leaf is empty.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+from shardinit.errors import SelectError
+
+
+def path_str(key_path: Sequence[Any]) -> str:
+    """The ``/``-joined form of a JAX key path."""
+    parts = []
+    for entry in key_path:
+        if isinstance(entry, jax.tree_util.GetAttrKey):
+            part = entry.name
+        elif isinstance(entry, jax.tree_util.SequenceKey):
+            part = entry.idx
+        elif isinstance(
+            entry, (jax.tree_util.DictKey, jax.tree_util.FlattenedIndexKey)
+        ):
+            part = entry.key
+        else:
+            part = entry
+        parts.append(escape(str(part)))
+    return "/".join(parts)
+
+
+def escape(part: str) -> str:
+    """One key as it stands inside a path."""
+    return part.replace("~", "~0").replace("/", "~1")
+
+
+def glob(pattern: str) -> Callable[[str], bool]:
+    """A test whether a path matches: ``*`` within one key, ``**`` over any number.
+
+    ``layers/*/kernel`` matches ``layers/3/kernel``; ``layers/**`` matches all below
+    ``layers``; ``**/bias`` matches every bias, one at the root among them.
+    """
+    text = ""
+    rest = pattern
+    while rest:
+        if rest.startswith("**/"):
+            text, rest = text + "(?:.*/)?", rest[3:]
+        elif rest.startswith("**"):
+            text, rest = text + ".*", rest[2:]
+        elif rest[0] == "*":
+            text, rest = text + "[^/]*", rest[1:]
+        elif rest[0] == "?":
+            text, rest = text + "[^/]", rest[1:]
+        else:
+            text, rest = text + re.escape(rest[0]), rest[1:]
+    compiled = re.compile(text)
+    return lambda path: compiled.fullmatch(path) is not None
+
+
+def chosen(
+    select: str | Iterable[str] | Callable[[str], bool] | None, paths: Sequence[str]
+) -> list[bool]:
+    """For each path whether ``select`` takes it.
+
+    Args:
+      select: a glob, several globs, a predicate on paths, or None for all.
+      paths: the paths of all leaves.
+
+    Raises:
+      SelectError: a glob that matches no path.
+    """
+    if select is None:
+        return [True] * len(paths)
+    if callable(select):
+        return [bool(select(path)) for path in paths]
+    taken = [False] * len(paths)
+    for pattern in [select] if isinstance(select, str) else select:
+        matches = glob(pattern)
+        hits = [matches(path) for path in paths]
+        if not any(hits):
+            some = ", ".join(repr(p) for p in paths[:3])
+            raise SelectError(
+                f"select={pattern!r}",
+                "matches no leaf",
+                f"a glob over paths such as {some}",
+                "`*` stays within one key, `**` crosses keys",
+            )
+        taken = [a or b for a, b in zip(taken, hits, strict=True)]
+    return taken

@@ -1,0 +1,491 @@
+"""The cut: one traced function into the few distinct leaf programs it is made of.
+
+For every leaf, walk back to the derived keys: what lies between is the leaf program
+and the keys are its operands. Equal leaves are found twice. First by a cheap form of
+the graph as it was traced, in which a call counts by identity, so that fifty thousand
+leaves cost a short walk each. Then, for the few different forms, everything is inlined
+and written down canonically; programs are equal when those bytes are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from shardinit.core import jaxpr as jx
+from shardinit.core import keys, window
+from shardinit.core.builder import Builder
+from shardinit.core.graph import Detached, Node, Value, detach, topological
+from shardinit.core.paths import path_str
+from shardinit.errors import InitFnError
+
+
+@dataclass(frozen=True, eq=False)
+class LeafProgram:
+    """A function from operands to one leaf, or to several that share whole work.
+
+    Attributes:
+      graph: the computation; its inputs are the operands (typed keys or raw words).
+      digest: hash of the canonical form, in hex; equal programs have equal digests.
+      analysis: how it is windowed, or why it cannot be.
+    """
+
+    graph: Detached
+    digest: str
+    analysis: window.Analysis
+
+    @property
+    def whole(self) -> str:
+        """Why the program is evaluated whole on every device; empty if windowed."""
+        return self.analysis.whole
+
+    @property
+    def outs(self) -> list[tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each result."""
+        return [(v.shape, v.dtype) for v in self.graph.outs]
+
+    @cached_property
+    def words(self) -> int:
+        """Number of 32-bit words of all operands together."""
+        return sum(_operand_words(v) for v in self.graph.inputs)
+
+    def operands(self, words: Any) -> list[Any]:
+        """Splits one vector of words into the operands, typed keys wrapped."""
+        out, start = [], 0
+        for value in self.graph.inputs:
+            count = _operand_words(value)
+            part = words[start : start + count]
+            start += count
+            if jx.is_key(value.dtype):
+                impl = jx.key_impl(value.dtype)
+                width = keys.words_per_key(impl)
+                part = part.reshape(*value.shape, width)
+                out.append(jax.random.wrap_key_data(part, impl=impl))
+            else:
+                out.append(part.reshape(value.shape))
+        return out
+
+    def window(
+        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
+    ) -> list[Any]:
+        """One window of each result.
+
+        Args:
+          words: uint32 vector, the operands' words one after the other.
+          starts: for each result where its window begins, a scalar an axis.
+          shapes: for each result the window's shape.
+          lanes: evaluate over flat lanes (CPU).
+        """
+        operands = self.operands(words)
+        if self.whole:
+            outs = window.evaluate_whole(self.graph, operands)
+            return [
+                window.cut(o, s, n)
+                for o, s, n in zip(outs, starts, shapes, strict=True)
+            ]
+        return [
+            window.evaluate_window(
+                self.graph, self.analysis, operands, starts[0], shapes[0], lanes=lanes
+            )
+        ]
+
+
+def _operand_words(value: Value) -> int:
+    if jx.is_key(value.dtype):
+        return value.size * keys.words_per_key(jx.key_impl(value.dtype))
+    return value.size
+
+
+@dataclass(frozen=True, eq=False)
+class LeafCut:
+    """One leaf of the function.
+
+    Attributes:
+      path: its key path.
+      shape, dtype: what it is; a key dtype for a leaf of typed keys.
+      program: number of its program, -1 for a leaf made on the host.
+      result: which result of the program it is.
+      operands: the derivations of the program's operands, shared by all leaves of one
+        multi-result program; for a leaf that is itself keys, its derivation.
+      const: contents of a leaf that is a captured or folded constant, or None.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    program: int
+    result: int
+    operands: tuple[keys.Derivation, ...]
+    const: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """An init function taken apart.
+
+    Attributes:
+      leaves: in the order of the pytree.
+      programs: the distinct programs.
+      tree: the pytree structure of the result.
+      impl: the key implementation; typed: whether the root key is a typed one.
+    """
+
+    leaves: tuple[LeafCut, ...]
+    programs: tuple[LeafProgram, ...]
+    tree: Any
+    impl: str
+    typed: bool
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the whole function: its leaves, their programs and their keys.
+
+        Equal in every process that traces the same function with the same JAX
+        settings; independent of the mesh and of the key's value.
+        """
+        return _fingerprint(self)
+
+
+def cut(fn: Any, key_aval: Any) -> Cut:
+    """Traces ``fn`` once and cuts it.
+
+    Args:
+      fn: ``key -> pytree of arrays``.
+      key_aval: shape and dtype of the root key, typed or raw uint32.
+
+    Raises:
+      InitFnError: the function cannot be cut; the message names the leaf.
+    """
+    typed = jx.is_key(key_aval.dtype)
+    closed, out_shape = _trace(fn, key_aval)
+    with_paths, tree = jax.tree_util.tree_flatten_with_path(out_shape)
+    paths = [path_str(p) for p, _ in with_paths]
+    impl = jx.key_impl(key_aval.dtype) if typed else _raw_impl(key_aval)
+    root = Value(key_aval.shape, key_aval.dtype, key=keys.root(impl))
+    builder = Builder(fold=True, opaque=True)
+    jaxpr, consts = jx.opened(closed)
+    outs = builder.read(jaxpr, consts, [root])
+    _refuse_effects(builder.effects, outs, paths)
+    cutter = _Cutter(outs, paths)
+    return Cut(*cutter.run(), tree, impl, typed)
+
+
+def _raw_impl(key_aval: Any) -> str:
+    default = str(jax.config.jax_default_prng_impl)
+    if key_aval.shape == (keys.words_per_key(default),):
+        return default
+    return keys.THREEFRY if key_aval.shape == (2,) else "rbg"
+
+
+def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+    def checked(key: Any) -> Any:
+        tree = fn(key)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")) and not (
+                isinstance(leaf, (bool, int, float, complex))
+            ):
+                raise InitFnError(
+                    f"leaf {path_str(path)!r}",
+                    f"the init function returned a {type(leaf).__name__}",
+                    "an array",
+                    "Return arrays only; keep settings out of the result, or put them "
+                    "back with InitFn(rebuild=...)",
+                )
+        return tree
+
+    try:
+        return jx.trace(checked, key_aval)
+    except (
+        jax.errors.TracerArrayConversionError,
+        jax.errors.ConcretizationTypeError,
+    ) as error:
+        raise InitFnError(
+            "the init function",
+            f"it reads a traced value while being traced ({_first_line(error)})",
+            "a function that jax.jit accepts",
+            "Move decisions that depend on the key out of Python control flow",
+        ) from error
+    except jax.errors.UnexpectedTracerError as error:
+        raise InitFnError(
+            "the init function",
+            f"it uses a value of another trace ({_first_line(error)})",
+            "a function of its key and of concrete arrays",
+            "Pass what it needs as concrete arrays",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160]
+
+
+def _refuse_effects(effects: list[Node], outs: list[Value], paths: list[str]) -> None:
+    if not effects:
+        return
+    bad = {id(node) for node in effects}
+    for out, path in zip(outs, paths, strict=True):
+        for node in topological([out]):
+            if id(node) in bad:
+                raise InitFnError(
+                    f"leaf {path!r}",
+                    f"its value depends on {node.name}",
+                    "a pure function of the key",
+                    "Remove the callback; load such values after the initialisation",
+                )
+    raise InitFnError(
+        "the init function",
+        f"it has a side effect ({effects[0].name}) that no leaf depends on",
+        "a pure function of the key",
+        "Remove the print or callback",
+    )
+
+
+class _Cutter:
+    """Groups the leaves of one graph into programs."""
+
+    def __init__(self, outs: list[Value], paths: list[str]):
+        self._outs = outs
+        self._paths = paths
+        self._tokens: dict[int, tuple[Any, Any]] = {}
+        self._by_form: dict[Any, LeafProgram] = {}
+        self._programs: dict[str, int] = {}
+        self._list: list[LeafProgram] = []
+
+    def run(self) -> tuple[tuple[LeafCut, ...], tuple[LeafProgram, ...]]:
+        """Cuts every leaf."""
+        leaves: list[LeafCut | None] = [None] * len(self._outs)
+        whole: list[int] = []
+        for number, out in enumerate(self._outs):
+            path = self._paths[number]
+            if 0 in out.shape and not jx.is_key(out.dtype):
+                empty = np.zeros(out.shape, out.dtype)
+                leaves[number] = LeafCut(path, out.shape, out.dtype, -1, 0, (), empty)
+                continue
+            if out.const is not None:
+                leaves[number] = self._constant(path, out)
+                continue
+            if out.key is not None:
+                leaves[number] = LeafCut(path, out.shape, out.dtype, -1, 0, (out.key,))
+                continue
+            program, operands = self._one(out, path)
+            if program.whole:
+                whole.append(number)
+                continue
+            leaves[number] = self._leaf(number, program, operands, 0)
+        for numbers in self._sharing(whole):
+            outs = [self._outs[n] for n in numbers]
+            program, operands = self._make(
+                outs, ", ".join(self._paths[n] for n in numbers)
+            )
+            for result, number in enumerate(numbers):
+                leaves[number] = self._leaf(number, program, operands, result)
+        return tuple(leaf for leaf in leaves if leaf is not None), tuple(self._list)
+
+    def _constant(self, path: str, out: Value) -> LeafCut:
+        if jx.is_tracer(out.const):
+            raise _tracer_error(path)
+        if jx.is_key(out.dtype):
+            impl = jx.key_impl(out.dtype)
+            words = np.asarray(jax.random.key_data(out.const))
+            derived = keys.constant(words, impl)
+            return LeafCut(path, out.shape, out.dtype, -1, 0, (derived,))
+        return LeafCut(path, out.shape, out.dtype, -1, 0, (), np.asarray(out.const))
+
+    def _leaf(
+        self, number: int, program: LeafProgram, operands: list[Value], result: int
+    ) -> LeafCut:
+        if program.digest not in self._programs:
+            self._programs[program.digest] = len(self._list)
+            self._list.append(program)
+        out = self._outs[number]
+        derived = tuple(v.key for v in operands if v.key is not None)
+        index = self._programs[program.digest]
+        return LeafCut(
+            self._paths[number], out.shape, out.dtype, index, result, derived
+        )
+
+    def _sharing(self, whole: list[int]) -> list[list[int]]:
+        """Whole leaves in groups that have a node in common: computed once together."""
+        first_of: dict[int, int] = {}
+        owner: dict[int, int] = {number: number for number in whole}
+
+        def find(number: int) -> int:
+            while owner[number] != number:
+                number = owner[number]
+            return number
+
+        for number in whole:
+            for node in topological([self._outs[number]]):
+                other = find(first_of.setdefault(id(node), number))
+                mine = find(number)
+                owner[max(mine, other)] = min(mine, other)
+        groups: dict[int, list[int]] = {}
+        for number in whole:
+            groups.setdefault(find(number), []).append(number)
+        return list(groups.values())
+
+    def _one(self, out: Value, path: str) -> tuple[LeafProgram, list[Value]]:
+        """The program of one leaf, from the cheap form where it was met before."""
+        form, operands = self._form(out, path)
+        if form not in self._by_form:
+            self._by_form[form] = self._make([out], path)[0]
+        return self._by_form[form], operands
+
+    def _make(self, outs: list[Value], path: str) -> tuple[LeafProgram, list[Value]]:
+        operands = _operands(outs, path)
+        graph = _flatten(outs, operands, expand_maps=True)
+        reason = ""
+        if len(outs) == 1:
+            analysis = window.analyse(graph)
+            reason = analysis.whole
+        if len(outs) > 1 or reason:
+            graph = _flatten(outs, operands, expand_maps=False)
+            reason = reason or window.analyse(_flatten(outs[:1], operands, True)).whole
+            analysis = window.Analysis(reason)
+        return LeafProgram(graph, _digest(graph), analysis), operands
+
+    def _form(self, out: Value, path: str) -> tuple[Any, list[Value]]:
+        """A hashable form of the leaf's piece of the graph, and its operands."""
+        numbers: dict[Value, Any] = {}
+        operands: list[Value] = []
+        tokens: list[Any] = []
+
+        def read(value: Value) -> Any:
+            if value not in numbers:
+                if value.const is not None:
+                    return self._const_token(value, path)
+                numbers[value] = ("o", len(operands), value.shape, str(value.dtype))
+                operands.append(value)
+            return numbers[value]
+
+        for count, node in enumerate(topological([out])):
+            refs = tuple(read(v) for v in node.inputs)
+            avals = tuple((v.shape, str(v.dtype)) for v in node.outputs)
+            tokens.append((node.name, self._token(node), refs, avals))
+            numbers.update((v, (count, v.index)) for v in node.outputs)
+        return (tuple(tokens), read(out)), operands
+
+    def _const_token(self, value: Value, path: str) -> Any:
+        const = value.const
+        if jx.is_tracer(const):
+            raise _tracer_error(path)
+        if id(const) not in self._tokens:
+            encoder = jx.Encoder()
+            encoder.array(const)
+            self._tokens[id(const)] = (const, encoder.digest())
+        return ("c", self._tokens[id(const)][1])
+
+    def _token(self, node: Node) -> Any:
+        """A call by its identity; parameters by a hash of what they say."""
+        if node.name == "call":
+            return id(node.params["jaxpr"])
+        items = node.params
+        if not items:
+            return None
+        if id(items) not in self._tokens:
+            encoder = jx.Encoder()
+            encoder.params(items)
+            self._tokens[id(items)] = ((items, encoder.by_identity), encoder.digest())
+        return self._tokens[id(items)][1]
+
+
+def _tracer_error(path: str) -> InitFnError:
+    return InitFnError(
+        f"leaf {path!r}",
+        "the init function closes over a value that another trace is computing",
+        "a function of its key and of concrete arrays",
+        "Call shardinit outside jax.jit, or return the value from the init function",
+    )
+
+
+def _operands(outs: list[Value], path: str) -> list[Value]:
+    """The derived keys that ``outs`` read, in the order in which they are met."""
+    found: dict[Value, None] = {}
+    for node in topological(outs):
+        for value in node.inputs:
+            if value.node is None and value.const is None:
+                found[value] = None
+            elif value.const is not None and jx.is_tracer(value.const):
+                raise _tracer_error(path)
+    return list(found)
+
+
+def _flatten(outs: list[Value], operands: list[Value], expand_maps: bool) -> Detached:
+    """A leaf program's graph, every call inlined, maps vmapped or left as loops."""
+    inliner = Builder(fold=False, opaque=False)
+
+    def expand(node: Node, inputs: list[Value]) -> list[Value] | None:
+        if node.name == "call":
+            jaxpr, consts = jx.opened(node.params["jaxpr"])
+            return inliner.read(jaxpr, consts, inputs)
+        if node.name == "map" and expand_maps:
+            body, consts = jx.opened(_vmapped(node))
+            return inliner.read(body, consts, inputs)
+        return None
+
+    return detach(outs, operands, expand)
+
+
+def _vmapped(node: Node) -> Any:
+    body = node.params["jaxpr"]
+    axes = tuple(0 if m else None for m in node.params["mapped"])
+    step = jax.vmap(
+        lambda *args: jx.run(body, (), args)[0],
+        in_axes=axes,
+        axis_size=node.params["length"],
+    )
+    avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in node.inputs]
+    return jx.closed_from(step, *avals)
+
+
+def _digest(graph: Detached) -> str:
+    """Hash of the canonical form of a leaf program."""
+    encoder = jx.Encoder()
+    names: dict[Value, Any] = {}
+    for number, value in enumerate(graph.inputs):
+        names[value] = ("in", number)
+        encoder.aval(value.shape, value.dtype)
+
+    def put(value: Value) -> None:
+        if value in names:
+            encoder.put(names[value])
+        else:
+            encoder.put("const")
+            encoder.array(value.const)
+
+    for number, node in enumerate(topological(graph.outs)):
+        encoder.put(node.name)
+        encoder.params(node.params)
+        for value in node.inputs:
+            put(value)
+        for value in node.outputs:
+            names[value] = (number, value.index)
+            encoder.aval(value.shape, value.dtype)
+    encoder.put("out")
+    for value in graph.outs:
+        put(value)
+    return encoder.digest()
+
+
+def _fingerprint(cuts: Cut) -> str:
+    sha = hashlib.sha256()
+    numbers: dict[int, int] = {}
+    for node in keys.topological(d for leaf in cuts.leaves for d in leaf.operands):
+        numbers[id(node)] = len(numbers)
+        parents = [numbers[id(p)] for p in node.parents]
+        sha.update(repr((node.op, node.impl, node.words, parents, node.shape)).encode())
+        sha.update(node.data.tobytes())
+    for leaf in cuts.leaves:
+        program = cuts.programs[leaf.program].digest if leaf.program >= 0 else ""
+        derived = [numbers[id(d)] for d in leaf.operands]
+        facts = (leaf.path, leaf.shape, str(leaf.dtype), program, leaf.result, derived)
+        sha.update(repr(facts).encode())
+        if leaf.const is not None:
+            sha.update(np.ascontiguousarray(leaf.const).tobytes())
+    sha.update(repr((cuts.impl, cuts.typed, jax.config.jax_enable_x64)).encode())
+    return sha.hexdigest()

@@ -1,0 +1,91 @@
+"""Partitionable threefry2x32 with its rounds unrolled.
+
+Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as
+easy as 1, 2, 3", SC 2011) as JAX uses it when ``jax_threefry_partitionable`` is on:
+the bits at flat place ``i`` of an array are the hash of the 64-bit counter ``i``. So
+any element can be computed alone, which is what a window needs.
+
+XLA's CPU lowering of JAX's own primitive keeps the rounds in a loop, which nothing
+fuses with and which holds three times the output in temporaries. Written out as plain
+adds, rotations and xors the rounds fuse into the initializer. The same text serves
+the host, where the key prelude runs on numpy arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = np.uint32(0x1BD11BDA)
+
+
+def _hash(key0: Any, key1: Any, x0: Any, x1: Any, rotate: Any) -> tuple[Any, Any]:
+    schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
+    x0, x1 = x0 + key0, x1 + key1
+    for group in range(5):
+        for distance in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = rotate(x1, distance) ^ x0
+        x0 = x0 + schedule[(group + 1) % 3]
+        x1 = x1 + (schedule[(group + 2) % 3] + np.uint32(group + 1))
+    return x0, x1
+
+
+def hash_on_host(
+    key0: np.ndarray, key1: np.ndarray, high: np.ndarray, low: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32 on numpy.
+
+    Args:
+      key0: uint32 ``(n,)``, first words of the keys.
+      key1: uint32 ``(n,)``, second words.
+      high: uint32 ``(n,)``, high words of the counters.
+      low: uint32 ``(n,)``, low words.
+
+    Returns:
+      Two uint32 ``(n,)`` vectors, the words of the hash.
+    """
+    return _hash(
+        key0,
+        key1,
+        high,
+        low,
+        lambda x, d: (x << np.uint32(d)) | (x >> np.uint32(32 - d)),
+    )
+
+
+def hash_on_device(key0: Any, key1: Any, high: Any, low: Any) -> tuple[Any, Any]:
+    """Threefry-2x32 on traced uint32 arrays of one shape, rounds unrolled."""
+
+    def rotate(x: Any, distance: int) -> Any:
+        left = lax.shift_left(x, lax.full_like(x, distance))
+        right = lax.shift_right_logical(x, lax.full_like(x, 32 - distance))
+        return lax.bitwise_or(left, right)
+
+    return _hash(key0, key1, high, low, rotate)
+
+
+def random_bits(key0: Any, key1: Any, high: Any, low: Any, bit_width: int) -> Any:
+    """What ``jax.random.bits`` holds at the flat places ``high << 32 | low``.
+
+    Args:
+      key0: uint32, first words of the keys, shaped like the counters.
+      key1: uint32, second words of the keys.
+      high: uint32, high words of the places.
+      low: uint32, low words of the places.
+      bit_width: 8, 16, 32 or 64 (64 needs x64 mode).
+
+    Returns:
+      Unsigned integers of that width, shaped like the counters.
+    """
+    bits0, bits1 = hash_on_device(key0, key1, high, low)
+    if bit_width == 64:
+        wide = lax.shift_left(
+            bits0.astype(np.uint64), lax.full_like(bits0, 32, np.uint64)
+        )
+        return lax.bitwise_or(wide, bits1.astype(np.uint64))
+    mixed = lax.bitwise_xor(bits0, bits1)
+    return mixed if bit_width == 32 else mixed.astype(f"uint{bit_width}")

@@ -1,0 +1,294 @@
+"""Windowed evaluation: any window of a leaf, computed alone.
+
+Two sweeps over a leaf program. From the leaf towards the random bits, ``pull`` carries
+the coordinates of the wanted elements; from the bits back to the leaf, ``push`` makes
+values of them. What derives keys is evaluated whole (it is a few words); what no rule
+covers (QR, sorting, gamma, sums along the leaf) makes the program a *whole* one, which
+is evaluated entire behind a barrier and then cut.
+
+On CPU a window is evaluated over flat lanes, in multiples of 128, behind a barrier.
+XLA's CPU code for narrow arrays takes other paths with other last places, so a window
+must look the same to the compiler wherever it lies and whatever its shape: that is
+what makes the bits independent of the mesh. Full lanes are joined with one tail of
+128 lanes, which costs no memory. Programs with stacked keys get one row a key, so that
+every lane of a row runs with the same key. Elsewhere the window keeps its own axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from shardinit.core import jaxpr as jx
+from shardinit.core import rules
+from shardinit.core.graph import Detached, Node, Value, evaluate, topological
+
+LANES = 128
+# Ancestors of keys (the key arrays themselves) are evaluated whole up to this size.
+MAX_WHOLE_KEYS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What windowing a leaf program takes.
+
+    Attributes:
+      whole: why the program must be evaluated whole; empty when it can be windowed.
+      inputs: the values that are computed whole before the sweeps (keys).
+      key_axes: number of leading leaf axes that choose the key.
+    """
+
+    whole: str
+    inputs: tuple[Value, ...] = ()
+    key_axes: int = 0
+
+
+def analyse(graph: Detached) -> Analysis:
+    """Finds out whether and how the first result of ``graph`` can be windowed."""
+    (out,) = graph.outs
+    order = topological([out])
+    pulled: set[Value] = {out}
+    inputs: dict[Value, None] = {}
+    for node in reversed(order):
+        wanted = [v for v in node.outputs if v in pulled]
+        if not wanted:
+            continue
+        if rules.rule_of(node) is not None:
+            pulled.update(v for v in node.inputs if v.const is None)
+        elif node.name in jx.KEY_DERIVATIONS:
+            inputs.update((v, None) for v in wanted)
+        else:
+            return Analysis(_describe(_first_unruled(order)))
+    inputs.update((v, None) for v in graph.inputs if v in pulled)
+    for node in topological(inputs):
+        if any(v.size > MAX_WHOLE_KEYS for v in node.outputs):
+            return Analysis(_describe(node))
+        if node.name not in jx.KEY_DERIVATIONS and rules.rule_of(node) is None:
+            return Analysis(_describe(node))
+    found = Analysis("", tuple(inputs))
+    return Analysis("", tuple(inputs), _key_axes(graph, found))
+
+
+def _first_unruled(order: Sequence[Node]) -> Node:
+    """The equation nearest to the random bits that no rule covers."""
+    return next(
+        node
+        for node in order
+        if node.name not in jx.KEY_DERIVATIONS and rules.rule_of(node) is None
+    )
+
+
+def _describe(node: Node) -> str:
+    if node.name == "random_bits":
+        return f"random_bits of {jx.key_impl(node.inputs[0].dtype)} keys"
+    shapes = ", ".join(str(list(v.shape)) for v in node.inputs[:2])
+    return f"{node.name} of {shapes}" if shapes else node.name
+
+
+def _key_axes(graph: Detached, analysis: Analysis) -> int:
+    """How many leading axes of the leaf choose the key, if rows pay.
+
+    Found by running the sweeps abstractly on a grid of two a side: the coordinates
+    that reach a key are wide along the axes that choose it.
+    """
+    (out,) = graph.outs
+    seen: set[int] = set()
+
+    def probe(*operands: Any) -> Any:
+        sweep = _Sweep(graph, analysis, operands)
+        grid = axes_grid([rules.ZERO] * out.ndim, (2,) * out.ndim)
+        value = sweep.run(grid)
+        for coords in sweep.key_coords:
+            for coord in coords:
+                seen.update(i for i, n in enumerate(np.shape(coord)) if n != 1)
+        return value
+
+    jax.eval_shape(
+        probe, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in graph.inputs)
+    )
+    rows = len(seen)
+    is_prefix = seen == set(range(rows))
+    return rows if is_prefix and math.prod(out.shape[rows:]) >= LANES else 0
+
+
+# ---- grids -------------------------------------------------------------------------
+
+
+def axes_grid(start: Sequence[Any], shape: Sequence[Any]) -> rules.Coords:
+    """Coordinates of a window along its own axes."""
+    rank = len(shape)
+    coords = []
+    for axis, size in enumerate(shape):
+        dims = tuple(size if a == axis else 1 for a in range(rank))
+        line = lax.broadcasted_iota(np.uint32, dims, axis)
+        coords.append(line + rules.u32(start[axis]))
+    return tuple(coords)
+
+
+def lanes_grid(
+    start: Sequence[Any], shape: Sequence[Any], rows: int, first: Any, count: Any
+) -> rules.Coords:
+    """Coordinates of ``count`` flat lanes of a window, from lane ``first`` on.
+
+    With ``rows`` leading axes apart the grid is (product of those, count), otherwise
+    it is flat.
+    """
+    if rows:
+        height = math.prod(shape[:rows])
+        row = lax.broadcasted_iota(np.uint32, (height, 1), 0)
+        lane = lax.broadcasted_iota(np.uint32, (1, count), 1)
+    else:
+        row, lane = rules.ZERO, lax.iota(np.uint32, count)
+    lane = lane + rules.u32(first)
+    places = [
+        *rules.unravel(row, shape[:rows]),
+        *rules.unravel(lane, shape[rows:]),
+    ]
+    return tuple(
+        lax.add(*rules.spread([p, s])) for p, s in zip(places, start, strict=True)
+    )
+
+
+# ---- the two sweeps ----------------------------------------------------------------
+
+
+class _Sweep:
+    """Evaluates the first result of a graph at coordinates, any number of times."""
+
+    def __init__(self, graph: Detached, analysis: Analysis, operands: Sequence[Any]):
+        (self._out,) = graph.outs
+        known = dict(zip(graph.inputs, operands, strict=True))
+        whole = evaluate(analysis.inputs, known)
+        self._whole = dict(zip(analysis.inputs, whole, strict=True))
+        self._order = topological([self._out], self._whole)
+        self.key_coords: list[rules.Coords] = []
+
+    def run(self, coords: rules.Coords) -> Any:
+        """The value at ``coords``, broadcastable to the grid's shape."""
+        demands: dict[Value, dict[tuple[int, ...], rules.Coords]] = {}
+
+        def demand(value: Value, at: rules.Coords) -> None:
+            demands.setdefault(value, {})[tuple(map(id, at))] = at
+
+        demand(self._out, tuple(coords))
+        pulls: dict[tuple[Value, tuple[int, ...]], Any] = {}
+        for node in reversed(self._order):
+            rule = rules.RULES[node.name]
+            for which, out in enumerate(node.outputs):
+                for name, at in demands.get(out, {}).items():
+                    pulled = rule.pull(node, which, at)
+                    pulls[out, name] = pulled
+                    for value, inner in zip(node.inputs, pulled, strict=True):
+                        if inner is not None:
+                            demand(value, inner)
+        return self._push(demands, pulls)[self._out, tuple(map(id, coords))]
+
+    def _push(self, demands: Any, pulls: Any) -> dict[Any, Any]:
+        values: dict[tuple[Value, tuple[int, ...]], Any] = {}
+        for value, places in demands.items():
+            if value.const is not None or value in self._whole:
+                source = self._whole.get(value, value.const)
+                for name, at in places.items():
+                    values[value, name] = self._gather(source, value, at)
+        for node in self._order:
+            rule = rules.RULES[node.name]
+            for which, out in enumerate(node.outputs):
+                for name, at in demands.get(out, {}).items():
+                    args = [
+                        None if inner is None else values[v, tuple(map(id, inner))]
+                        for v, inner in zip(node.inputs, pulls[out, name], strict=True)
+                    ]
+                    values[out, name] = rule.push(node, which, at, args)
+        return values
+
+    def _gather(self, source: Any, value: Value, at: rules.Coords) -> Any:
+        if jx.is_key(value.dtype):
+            self.key_coords.append(at)
+        if value.ndim == 0 and not jx.is_key(value.dtype):
+            return source
+        return rules.gather(source, value, at)
+
+
+# ---- windows -----------------------------------------------------------------------
+
+
+def evaluate_window(
+    graph: Detached,
+    analysis: Analysis,
+    operands: Sequence[Any],
+    start: Sequence[Any],
+    shape: Sequence[Any],
+    *,
+    lanes: bool,
+) -> Any:
+    """One window of a windowed program's leaf.
+
+    Args:
+      graph: the leaf program.
+      analysis: of that program; ``whole`` must be empty.
+      operands: the program's operands, keys as typed keys.
+      start: uint32 scalars, where the window begins along each axis.
+      shape: the window's shape; sizes may be symbolic dimensions.
+      lanes: evaluate over flat lanes (CPU) instead of the window's own axes.
+
+    Returns:
+      The window, with the leaf's dtype.
+    """
+    (out,) = graph.outs
+    if any(isinstance(n, int) and n == 0 for n in shape):
+        return lax.full(shape, 0, out.dtype)
+    sweep = _Sweep(graph, analysis, operands)
+    if not lanes:
+        return rules.spread_to(sweep.run(axes_grid(start, shape)), shape)
+    rows = analysis.key_axes
+    count = math.prod(shape[rows:])
+    height = (math.prod(shape[:rows]),) if rows else ()
+
+    def at(first: Any, lanes_count: Any) -> Any:
+        grid = lanes_grid(start, shape, rows, first, lanes_count)
+        return rules.spread_to(sweep.run(grid), (*height, lanes_count))
+
+    full = count // LANES * LANES
+    static = isinstance(count, int)
+    if static and full == count:
+        flat = at(0, count)
+    else:
+        # The tail is always a whole vector of lanes, cut after the barrier, so that
+        # the compiler sees the same code for the last elements as for all others.
+        tail = lax.optimization_barrier(at(full, LANES))
+        flat = lax.slice_in_dim(tail, 0, count - full, axis=len(height))
+        if not (static and full == 0):
+            flat = lax.concatenate([at(0, full), flat], len(height))
+    return lax.reshape(lax.optimization_barrier(flat), tuple(shape))
+
+
+def evaluate_whole(graph: Detached, operands: Sequence[Any]) -> list[Any]:
+    """All results of a whole program, as plain JAX computes them, behind barriers."""
+    known = dict(zip(graph.inputs, barrier(operands), strict=True))
+    return barrier(evaluate(graph.outs, known))
+
+
+def barrier(values: Sequence[Any]) -> list[Any]:
+    """``optimization_barrier`` for arrays and typed keys alike."""
+    if not values:
+        return []
+    keyed = [jx.is_key(v.dtype) for v in values]
+    raw = [
+        jax.random.key_data(v) if k else v for v, k in zip(values, keyed, strict=True)
+    ]
+    held = lax.optimization_barrier(raw)
+    return [
+        jax.random.wrap_key_data(h, impl=jx.key_impl(v.dtype)) if k else h
+        for h, v, k in zip(held, values, keyed, strict=True)
+    ]
+
+
+def cut(whole: Any, start: Sequence[Any], shape: Sequence[int]) -> Any:
+    """The window of an array that is there whole."""
+    return lax.dynamic_slice(whole, [rules.u32(s) for s in start], shape)
