@@ -1,0 +1,128 @@
+"""What a layer computes for each token alone: a dense MLP or a mixture of experts.
+
+Experts are many small MLPs of which a token uses a few. Their weights lie along a
+leading axis that a mesh can split, or, unrolled, in a subtree for each. The forward
+pass here applies every expert to every token and weighs the results, with zero for
+those not chosen: simple, exact and differentiable, though no way to serve a large
+model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from shardinit.models.config import DecoderConfig, Experts
+from shardinit.models.layers import Linear, named
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+class RouterBias(nnx.Variable):
+    """Moved by a rule that balances the experts, never by a gradient: no parameter."""
+
+
+class Mlp(nnx.Module):
+    """A dense MLP: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))``."""
+
+    def __init__(self, size: int, config: DecoderConfig, rngs: nnx.Rngs):
+        embed, inner = (("embed", config.hidden_size),), (("mlp", size),)
+        bias, std = config.mlp_bias, config.residual_std
+        gated = config.gated
+        self.gate = Linear(embed, inner, config, rngs, bias=bias) if gated else None
+        self.up = Linear(embed, inner, config, rngs, bias=bias)
+        self.down = Linear(inner, embed, config, rngs, bias=bias, std=std)
+        self.activation = config.activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., embed) to the same shape."""
+        act = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.down(act(self.up(x)))
+        return self.down(act(self.gate(x)) * self.up(x))
+
+
+class StackedExperts(nnx.Module):
+    """Experts whose weights lie along a leading axis."""
+
+    def __init__(self, experts: Experts, config: DecoderConfig, rngs: nnx.Rngs):
+        expert = (("expert", experts.num),)
+        embed, inner = (("embed", config.hidden_size),), (("mlp", experts.size),)
+        self.gate = Linear(expert + embed, inner, config, rngs)
+        self.up = Linear(expert + embed, inner, config, rngs)
+        self.down = Linear(expert + inner, embed, config, rngs, std=config.residual_std)
+        self.activation = config.activation
+
+    def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
+        """Maps (..., embed) with weights (..., expert) to (..., embed)."""
+        gate = jnp.einsum("...d,edf->...ef", x, self.gate.kernel[...])
+        inner = ACTIVATIONS[self.activation](gate)
+        inner = inner * jnp.einsum("...d,edf->...ef", x, self.up.kernel[...])
+        inner = inner * weights[..., None]
+        return jnp.einsum("...ef,efd->...d", inner, self.down.kernel[...])
+
+
+class Moe(nnx.Module):
+    """A router, its experts, and experts that every token uses."""
+
+    def __init__(self, experts: Experts, config: DecoderConfig, rngs: nnx.Rngs):
+        expert = (("expert", experts.num),)
+        self.router = Linear((("embed", config.hidden_size),), expert, config, rngs)
+        if experts.sigmoid:
+            bias = jnp.zeros([experts.num], jnp.float32)
+            self.router_bias = named(bias, expert, RouterBias)
+        if experts.stacked:
+            self.experts = StackedExperts(experts, config, rngs)
+        else:
+            self.experts = nnx.List(
+                [Mlp(experts.size, config, rngs) for _ in range(experts.num)]
+            )
+        size = experts.shared_size
+        self.shared = Mlp(size, config, rngs) if size else None
+        self.choice = experts
+
+    def weights(self, x: jax.Array) -> jax.Array:
+        """Each expert's weight for each token of (..., embed), mostly zero."""
+        how = self.choice
+        scores = self.router(x.astype(jnp.float32) if how.sigmoid else x)
+        scores = scores.astype(jnp.float32)
+        if how.sigmoid:
+            scores = jax.nn.sigmoid(scores)
+            ranks = scores + self.router_bias[...]
+        else:
+            scores = ranks = jax.nn.softmax(scores)
+        if how.groups > 1:
+            grouped = ranks.reshape(*ranks.shape[:-1], how.groups, -1)
+            best = jax.lax.top_k(grouped, 2)[0].sum(-1)
+            open_groups = _chosen(best, how.top_groups)[..., None]
+            ranks = jnp.where(open_groups, grouped, -jnp.inf).reshape(ranks.shape)
+        scores = jnp.where(_chosen(ranks, how.top_k), scores, 0)
+        if how.normalise:
+            scores = scores / (scores.sum(-1, keepdims=True) + 1e-20)
+        return scores * how.scale
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., embed) to the same shape."""
+        weights = self.weights(x).astype(x.dtype)
+        if isinstance(self.experts, StackedExperts):
+            y = self.experts(x, weights)
+        else:
+            y = jnp.zeros_like(x)
+            for i, expert in enumerate(self.experts):
+                y = y + expert(x) * weights[..., i, None]
+        return y if self.shared is None else y + self.shared(x)
+
+
+def _chosen(ranks: jax.Array, k: int) -> jax.Array:
+    """Whether each entry is among the ``k`` largest of the last dimension."""
+    _, best = jax.lax.top_k(ranks, k)
+    return jax.nn.one_hot(best, ranks.shape[-1], dtype=jnp.bool_).any(-2)

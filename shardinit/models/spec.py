@@ -1,0 +1,137 @@
+"""ModelSpec: which model, as data.
+
+Two specs are the same model exactly when their configurations are the same values,
+wherever they came from. The wire knows only one kind of number (``Struct`` of
+protobuf delivers 128256 as 128256.0), so numbers are normalised first: a float that is
+a whole number becomes an int, and a builder that wants a float converts it back. What
+is left has one canonical text, and the fingerprint is the digest of that text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from os import PathLike
+from types import MappingProxyType
+from typing import Any
+
+from shardinit.errors import SpecError
+
+_MAX_EXACT = 2**53  # beyond it a float no longer names one integer
+
+
+def _normalise(value: Any, where: str, faults: list[tuple[str, str]]) -> Any:
+    """A copy of ``value`` in dicts, lists, str, int, float, bool and None."""
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            faults.append((where, f"{value} is not a finite number"))
+        elif value.is_integer() and abs(value) <= _MAX_EXACT:
+            return int(value)
+        return value
+    if isinstance(value, Mapping):
+        result = {}
+        for key, item in value.items():
+            inner = f"{where}.{key}" if where else str(key)
+            if not isinstance(key, str):
+                faults.append((inner, f"key {key!r} is no string"))
+            result[str(key)] = _normalise(item, inner, faults)
+        return result
+    if isinstance(value, list | tuple):
+        return [_normalise(x, f"{where}[{i}]", faults) for i, x in enumerate(value)]
+    kind = type(value).__name__
+    faults.append((where, f"a {kind} is no plain data (number, text, list, mapping)"))
+    return None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The name of a registered model and its configuration.
+
+    Specs compare and hash by their fingerprint, so they serve as keys of a cache.
+
+    Attributes:
+      model: name of a registered builder, such as ``"decoder"``.
+      config: configuration of the model, normalised and read-only; whole numbers are
+        ints however they arrived.
+      fingerprint: sha256, in hex, of the canonical JSON of model and config.
+
+    Raises:
+      SpecError: the config holds something other than plain data; lists every place.
+    """
+
+    model: str
+    config: Mapping[str, Any] = field(compare=False)
+    fingerprint: str = field(init=False, repr=False)
+
+    def __post_init__(self):
+        faults: list[tuple[str, str]] = []
+        if not isinstance(self.model, str) or not self.model:
+            faults.append(("model", f"{self.model!r} is no name of a model"))
+        config: Any = None
+        if isinstance(self.config, Mapping):
+            config = _normalise(self.config, "", faults)
+        else:
+            faults.append(("config", f"a {type(self.config).__name__} is no mapping"))
+        if faults:
+            raise SpecError(str(self.model), faults)
+        text = json.dumps(
+            {"config": config, "model": self.model},
+            sort_keys=True,
+            separators=(",", ":"),
+            ensure_ascii=True,
+            allow_nan=False,
+        )
+        object.__setattr__(self, "config", MappingProxyType(config))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        object.__setattr__(self, "fingerprint", digest)
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str], model: str = "decoder") -> ModelSpec:
+        """Reads the configuration from a JSON file, such as a ``config.json``.
+
+        Args:
+          path: the file.
+          model: name of the registered model that it configures.
+
+        Raises:
+          SpecError: the file is not JSON, or not a JSON object.
+          OSError: the file cannot be read.
+        """
+        with open(path, "rb") as file:
+            content = file.read()
+        try:
+            config = json.loads(content)
+        except ValueError as error:  # not UTF-8, or not JSON
+            fault = f"{path} is not JSON: {error}"
+            raise SpecError(model, [("config", fault)]) from error
+        return cls(model, config)
+
+
+def example_names() -> tuple[str, ...]:
+    """Names of the configurations that come with the package, sorted."""
+    folder = resources.files("shardinit.models") / "configs"
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(n.removesuffix(".json") for n in names if n.endswith(".json")))
+
+
+def example_config(name: str) -> dict[str, Any]:
+    """The configuration of a published model that comes with the package.
+
+    Args:
+      name: such as ``"llama-3.1-8b"``; see `example_names`.
+
+    Raises:
+      SpecError: there is no example of that name.
+    """
+    if name not in example_names():
+        known = ", ".join(example_names())
+        fault = f"no example config is named {name!r}; there are {known}"
+        raise SpecError("decoder", [("config", fault)])
+    file = resources.files("shardinit.models") / "configs" / f"{name}.json"
+    return json.loads(file.read_bytes())
