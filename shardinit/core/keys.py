@@ -96,9 +96,8 @@ def take(
     impl = impl or parents[0].impl
     if len(parents) == 1:
         parent = parents[0]
-        if places.size == parent.words and np.array_equal(
-            places, np.arange(parent.words)
-        ):
+        same = impl == parent.impl and places.size == parent.words
+        if same and np.array_equal(places, np.arange(parent.words)):
             return parent
         if parent.op == "take":
             return take(parent.parents, parent.data[places], impl)

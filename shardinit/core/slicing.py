@@ -475,12 +475,13 @@ def _digest(graph: Detached) -> str:
 def _fingerprint(cuts: Cut) -> str:
     sha = hashlib.sha256()
     numbers: dict[int, int] = {}
-    for node in keys.topological(d for leaf in cuts.leaves for d in leaf.operands):
+    leaves = sorted(cuts.leaves, key=lambda leaf: leaf.path)
+    for node in keys.topological(d for leaf in leaves for d in leaf.operands):
         numbers[id(node)] = len(numbers)
         parents = [numbers[id(p)] for p in node.parents]
         sha.update(repr((node.op, node.impl, node.words, parents, node.shape)).encode())
         sha.update(node.data.tobytes())
-    for leaf in cuts.leaves:
+    for leaf in leaves:
         program = cuts.programs[leaf.program].digest if leaf.program >= 0 else ""
         derived = [numbers[id(d)] for d in leaf.operands]
         facts = (leaf.path, leaf.shape, str(leaf.dtype), program, leaf.result, derived)
