@@ -34,6 +34,10 @@ from shardinit.errors import InitFnError
 _SHARDING_METADATA = ("out_sharding", "sharding_names", "sharding")
 
 
+# inlined: the same one equation in a trace, without the checks of its arguments
+_fold_in = jax.jit(jax.random.fold_in, inline=True)
+
+
 class _CountingStream(nnx.RngStream):
     """An `nnx.RngStream` that counts with a number for as long as it may."""
 
@@ -47,7 +51,7 @@ class _CountingStream(nnx.RngStream):
         if not isinstance(count, np.generic | np.ndarray) or count.ndim:
             return super().__call__()  # lifted by a transformation: an array again
         self._set_count(np.uint32(count + 1))
-        return jax.random.fold_in(self.key.get_value(), np.uint32(count))
+        return _fold_in(self.key.get_value(), np.uint32(count))
 
     def _set_count(self, count: Any) -> None:
         self.count.set_value(count)
@@ -59,6 +63,14 @@ def _build(model: Callable[..., Any], args: tuple, kwargs: dict, key: jax.Array)
         rngs = nnx.Rngs(key)
         setattr(rngs, "default", _CountingStream(key, tag="default"))  # noqa: B010
         return model(*args, rngs=rngs, **kwargs)
+
+
+def _plain_streams(model: Any) -> nnx.GraphDef:
+    """The graph of ``model``, of which the user shall see Flax's own streams."""
+    for _, node in nnx.iter_graph(model):
+        if type(node) is _CountingStream:
+            object.__setattr__(node, "__class__", nnx.RngStream)
+    return nnx.graphdef(model)
 
 
 def _nest(state: nnx.State, leaf: Callable[[Any], Any]) -> dict:
@@ -128,19 +140,19 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
     found: dict[str, Any] = {}
 
     def fn(key: jax.Array) -> dict:
-        return _nest(nnx.state(_build(model, args, kwargs, key)), _arrays)
-
-    def describe(key: jax.Array) -> dict:
         built = _build(model, args, kwargs, key)
-        for _, node in nnx.iter_graph(built):
-            if type(node) is _CountingStream:  # the user's model has Flax's own class
-                object.__setattr__(node, "__class__", nnx.RngStream)
-        found["graphdef"], state = nnx.split(built)
+        if found:
+            return _nest(nnx.state(built), _arrays)
+        # the first trace, whose result JAX keeps for the traces to come
+        graphdef, state = nnx.split(built)
+        if any(isinstance(entry, nnx.RngKey) for _, entry in nnx.to_flat_state(state)):
+            graphdef = _plain_streams(built)
+        found["graphdef"] = graphdef
         found["axes"] = _nest(state, _axes)
         found["treedef"] = jax.tree.structure(state)
         return _nest(state, _arrays)
 
-    shapes = jax.eval_shape(describe, jax.eval_shape(jax.random.key, 0))
+    shapes = jax.eval_shape(fn, jax.eval_shape(jax.random.key, 0))
     structure = jax.tree.structure(shapes)
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
 

@@ -71,6 +71,9 @@ def attend(
 class Attention(nnx.Module):
     """Grouped-query attention."""
 
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         embed = (("embed", config.hidden_size),)
         heads = (("heads", config.num_heads), ("head_dim", config.head_dim))
@@ -82,8 +85,9 @@ class Attention(nnx.Module):
         self.o = Linear(
             heads, embed, config, rngs, bias=config.out_bias, std=config.residual_std
         )
-        self.q_norm = Norm(config.head_dim, config) if config.qk_norm else None
-        self.k_norm = Norm(config.head_dim, config) if config.qk_norm else None
+        if config.qk_norm:
+            self.q_norm = Norm(config.head_dim, config)
+            self.k_norm = Norm(config.head_dim, config)
         self.rope = config.rope
 
     def __call__(self, x: jax.Array, window: jax.Array | int | None) -> jax.Array:

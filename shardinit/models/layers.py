@@ -32,6 +32,11 @@ def _normal(
     return drawn.astype(dtype)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+def _full(value: float, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    return jnp.full(shape, value, dtype)
+
+
 def named(value: jax.Array, dims: Dims, kind: type[V] = nnx.Param) -> V:
     """A Variable with the names of its dimensions and no placement."""
     # eager sharding would ask for a mesh; whoever runs the init places the arrays
@@ -52,12 +57,12 @@ def normal(
 
 def zeros(dims: Dims, dtype: str) -> nnx.Param:
     """A parameter of zeros."""
-    return named(jnp.zeros([size for _, size in dims], dtype), dims)
+    return named(_full(0, tuple(size for _, size in dims), dtype), dims)
 
 
 def ones(dims: Dims, dtype: str) -> nnx.Param:
     """A parameter of ones."""
-    return named(jnp.ones([size for _, size in dims], dtype), dims)
+    return named(_full(1, tuple(size for _, size in dims), dtype), dims)
 
 
 class Linear(nnx.Module):
@@ -66,7 +71,12 @@ class Linear(nnx.Module):
     Attributes:
       kernel: the weights, shape (*inputs, *outputs).
       bias: shape (*outputs,), or None.
+      contracted: how many dimensions are inputs.
     """
+
+    # class attributes: every attribute that is set costs time in each layer's trace
+    bias: nnx.Param | None = None
+    contracted: int = 1
 
     def __init__(
         self,
@@ -78,9 +88,11 @@ class Linear(nnx.Module):
         bias: bool = False,
         std: float | None = None,
     ):
-        self.contracted = len(inputs)
+        if len(inputs) != 1:
+            self.contracted = len(inputs)
         self.kernel = normal(inputs + outputs, config, rngs, std)
-        self.bias = zeros(outputs, config.param_dtype) if bias else None
+        if bias:
+            self.bias = zeros(outputs, config.param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., *inputs) to (..., *outputs)."""
@@ -89,19 +101,21 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """RMS norm, or layer norm with a bias, over the last dimension, in float32."""
+    """RMS norm, or layer norm if it has a bias, over the last dimension, in float32."""
+
+    bias: nnx.Param | None = None
 
     def __init__(self, size: int, config: DecoderConfig, eps: float | None = None):
         self.eps = config.norm_eps if eps is None else eps
-        self.centred = config.layer_norm
-        self.scale = ones((("norm", size),), config.param_dtype)
-        bias = (("norm", size),)
-        self.bias = zeros(bias, config.param_dtype) if config.layer_norm else None
+        dims = (("norm", size),)
+        self.scale = ones(dims, config.param_dtype)
+        if config.layer_norm:
+            self.bias = zeros(dims, config.param_dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises (..., size); keeps the dtype."""
         wide = x.astype(jnp.float32)
-        if self.centred:
+        if self.bias is not None:
             wide = wide - wide.mean(-1, keepdims=True)
         wide = wide * jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + self.eps)
         y = wide.astype(x.dtype) * self.scale[...]

@@ -34,11 +34,13 @@ class RouterBias(nnx.Variable):
 class Mlp(nnx.Module):
     """A dense MLP: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))``."""
 
+    gate: Linear | None = None
+
     def __init__(self, size: int, config: DecoderConfig, rngs: nnx.Rngs):
         embed, inner = (("embed", config.hidden_size),), (("mlp", size),)
         bias, std = config.mlp_bias, config.residual_std
-        gated = config.gated
-        self.gate = Linear(embed, inner, config, rngs, bias=bias) if gated else None
+        if config.gated:
+            self.gate = Linear(embed, inner, config, rngs, bias=bias)
         self.up = Linear(embed, inner, config, rngs, bias=bias)
         self.down = Linear(inner, embed, config, rngs, bias=bias, std=std)
         self.activation = config.activation
@@ -78,8 +80,8 @@ class Moe(nnx.Module):
         expert = (("expert", experts.num),)
         self.router = Linear((("embed", config.hidden_size),), expert, config, rngs)
         if experts.sigmoid:
-            bias = jnp.zeros([experts.num], jnp.float32)
-            self.router_bias = named(bias, expert, RouterBias)
+            zeros = jnp.zeros([experts.num], jnp.float32)
+            self.router_bias = named(zeros, expert, RouterBias)
         if experts.stacked:
             self.experts = StackedExperts(experts, config, rngs)
         else:
