@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from shardinit.models.config import DecoderConfig, Experts
-from shardinit.models.layers import Linear, named
+from shardinit.models.layers import Dims, Linear, named, normal
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -53,24 +53,25 @@ class Mlp(nnx.Module):
         return self.down(act(self.gate(x)) * self.up(x))
 
 
-class StackedExperts(nnx.Module):
-    """Experts whose weights lie along a leading axis."""
+class Expert(nnx.Module):
+    """The weights of one expert, or of all experts along a leading axis."""
 
-    def __init__(self, experts: Experts, config: DecoderConfig, rngs: nnx.Rngs):
-        expert = (("expert", experts.num),)
-        embed, inner = (("embed", config.hidden_size),), (("mlp", experts.size),)
-        self.gate = Linear(expert + embed, inner, config, rngs)
-        self.up = Linear(expert + embed, inner, config, rngs)
-        self.down = Linear(expert + inner, embed, config, rngs, std=config.residual_std)
-        self.activation = config.activation
+    def __init__(self, leading: Dims, size: int, config: DecoderConfig, rngs: nnx.Rngs):
+        embed, inner = ("embed", config.hidden_size), ("mlp", size)
+        self.gate = normal((*leading, embed, inner), config, rngs)
+        self.up = normal((*leading, embed, inner), config, rngs)
+        std = config.residual_std
+        self.down = normal((*leading, inner, embed), config, rngs, std)
 
-    def __call__(self, x: jax.Array, weights: jax.Array) -> jax.Array:
-        """Maps (..., embed) with weights (..., expert) to (..., embed)."""
-        gate = jnp.einsum("...d,edf->...ef", x, self.gate.kernel[...])
-        inner = ACTIVATIONS[self.activation](gate)
-        inner = inner * jnp.einsum("...d,edf->...ef", x, self.up.kernel[...])
-        inner = inner * weights[..., None]
-        return jnp.einsum("...ef,efd->...d", inner, self.down.kernel[...])
+    def mix(self, x: jax.Array, weights: jax.Array, activation: str) -> jax.Array:
+        """Maps (..., embed) with weights (..., experts) to (..., embed)."""
+        kernels = (self.gate[...], self.up[...], self.down[...])
+        if kernels[0].ndim == 2:
+            kernels = tuple(kernel[None] for kernel in kernels)
+        gate, up, down = kernels
+        inner = ACTIVATIONS[activation](jnp.einsum("...d,edf->...ef", x, gate))
+        inner = inner * jnp.einsum("...d,edf->...ef", x, up) * weights[..., None]
+        return jnp.einsum("...ef,efd->...d", inner, down)
 
 
 class Moe(nnx.Module):
@@ -83,14 +84,15 @@ class Moe(nnx.Module):
             zeros = jnp.zeros([experts.num], jnp.float32)
             self.router_bias = named(zeros, expert, RouterBias)
         if experts.stacked:
-            self.experts = StackedExperts(experts, config, rngs)
+            self.experts = Expert(expert, experts.size, config, rngs)
         else:
             self.experts = nnx.List(
-                [Mlp(experts.size, config, rngs) for _ in range(experts.num)]
+                [Expert((), experts.size, config, rngs) for _ in range(experts.num)]
             )
         size = experts.shared_size
         self.shared = Mlp(size, config, rngs) if size else None
         self.choice = experts
+        self.activation = config.activation
 
     def weights(self, x: jax.Array) -> jax.Array:
         """Each expert's weight for each token of (..., embed), mostly zero."""
@@ -115,12 +117,12 @@ class Moe(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., embed) to the same shape."""
         weights = self.weights(x).astype(x.dtype)
-        if isinstance(self.experts, StackedExperts):
-            y = self.experts(x, weights)
+        if isinstance(self.experts, Expert):
+            y = self.experts.mix(x, weights, self.activation)
         else:
             y = jnp.zeros_like(x)
             for i, expert in enumerate(self.experts):
-                y = y + expert(x) * weights[..., i, None]
+                y = y + expert.mix(x, weights[..., i : i + 1], self.activation)
         return y if self.shared is None else y + self.shared(x)
 
 
