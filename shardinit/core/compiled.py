@@ -229,7 +229,7 @@ def lower(
     lanes = mesh.devices.flat[0].platform == "cpu"
     specs = tuple(s.spec for s in shardings)
     shapes = [
-        s.shard_shape(shape) for s, (shape, _) in zip(shardings, leaf.outs, strict=True)
+        s.shard_shape(shape) for s, shape in zip(shardings, program.shapes, strict=True)
     ]
 
     def leaf_program(words: Any) -> tuple[Any, ...]:
@@ -240,9 +240,8 @@ def lower(
         return tuple(leaf.window(words, starts, shapes, lanes=lanes))
 
     def whole_program(words: Any) -> tuple[Any, ...]:
-        starts = [[0] * len(shape) for shape, _ in leaf.outs]
-        full = [shape for shape, _ in leaf.outs]
-        return tuple(leaf.window(words, starts, full, lanes=lanes))
+        starts = [[0] * len(shape) for shape in program.shapes]
+        return tuple(leaf.window(words, starts, program.shapes, lanes=lanes))
 
     if gspmd and leaf.whole:
         run = whole_program
@@ -315,7 +314,12 @@ def init(
     Args:
       fn: ``key -> pytree of arrays``, an ``InitFn`` or an ``InitProgram``.
       key: a key or an int seed.
-      mesh, rules, out_shardings, select, strict, whole: as for ``plan``.
+      mesh: the devices; default the first one.
+      rules: as for ``plan``.
+      out_shardings: as for ``plan``.
+      select: as for ``plan``.
+      strict: as for ``plan``.
+      whole: as for ``plan``.
       progress: called with (leaves dispatched, leaves in all).
 
     Returns:

@@ -58,11 +58,13 @@ class PlanProgram:
 
     Attributes:
       program: what it computes.
+      shapes: global shape of each result.
       shardings: of each result; None in a plan without a mesh.
       leaves: how many leaves (or groups of leaves with one whole program) it makes.
     """
 
     program: Any
+    shapes: tuple[tuple[int, ...], ...]
     shardings: tuple[NamedSharding | None, ...]
     leaves: int
 
@@ -258,7 +260,7 @@ def plan(
         init_fn = as_init_fn(fn)
         key = as_key(0 if key is None else key)
         cut = slicing.cut(init_fn.fn, jax.ShapeDtypeStruct(key.shape, key.dtype))
-    infos = _leaf_infos(cut, init_fn.axes)
+    infos = leaf_infos(cut, init_fn.axes)
     if out_shardings is not None:
         shardings: list[Any] = sh.from_tree(out_shardings, infos, cut.tree, mesh)
         mesh = mesh if mesh is not None else shardings[0].mesh if shardings else None
@@ -309,7 +311,8 @@ def _check_config() -> None:
         )
 
 
-def _leaf_infos(cut: slicing.Cut, axes: Any) -> list[sh.LeafInfo]:
+def leaf_infos(cut: slicing.Cut, axes: Any) -> list[sh.LeafInfo]:
+    """What sharding rules look at, one for each leaf; checks the axis names."""
     names: list[Any] = [None] * len(cut.leaves)
     if axes is not None:
 
@@ -354,14 +357,15 @@ def _group(
             continue
         index = cut.leaves[group[0]].program
         places = tuple(shardings[i] for i in group)
-        kind = (index, places)
+        shapes = tuple(cut.leaves[i].shape for i in group)
+        kind = (index, shapes, places)
         if kind not in found:
             found[kind] = len(programs)
-            programs.append([cut.programs[index], places, 0])
-        programs[found[kind]][2] += 1
+            programs.append([cut.programs[index], shapes, places, 0])
+        programs[found[kind]][3] += 1
         for i in group:
             numbers[i] = found[kind]
-    return tuple(PlanProgram(p, s, n) for p, s, n in programs), numbers
+    return tuple(PlanProgram(*p) for p in programs), numbers
 
 
 def gather_results(cut: slicing.Cut) -> list[list[int]]:
@@ -371,7 +375,7 @@ def gather_results(cut: slicing.Cut) -> list[list[int]]:
     for number, leaf in enumerate(cut.leaves):
         if leaf.program < 0:
             continue
-        if len(cut.programs[leaf.program].outs) == 1:
+        if cut.programs[leaf.program].results == 1:
             groups.append([number])
             continue
         run = (leaf.program, tuple(map(id, leaf.operands)))

@@ -50,6 +50,11 @@ class LeafProgram:
         """Shape and dtype of each result."""
         return [(v.shape, v.dtype) for v in self.graph.outs]
 
+    @property
+    def results(self) -> int:
+        """Number of results: one, unless leaves share whole work."""
+        return len(self.graph.outs)
+
     @cached_property
     def words(self) -> int:
         """Number of 32-bit words of all operands together."""

@@ -1,0 +1,160 @@
+"""One leaf program as a portable module: exported once, run anywhere, on any mesh.
+
+The module takes the words of the leaf's operands, where the window starts, and an
+empty array whose dimensions are the window's sizes. The sizes are symbolic, so one
+module serves every shard of every mesh, and it is lowered for CPU, TPU and CUDA at
+once, each with its own way to lay the window out. A whole program takes its words and
+gives the full leaf, which is cut where it is called.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax import export, lax
+
+from shardinit.core import window
+from shardinit.errors import ProgramFormatError
+
+PLATFORMS = ("cpu", "tpu", "cuda")
+_LOCATIONS = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedProgram:
+    """A leaf program made from its serialised module.
+
+    Attributes:
+      module: the module, compressed with zlib.
+      size: its size in bytes before compression.
+      digest: hash of the leaf program's canonical form, in hex.
+      whole: why it is evaluated whole; empty if it computes windows.
+    """
+
+    module: bytes
+    size: int
+    digest: str
+    whole: str
+
+    @cached_property
+    def _exported(self) -> export.Exported:
+        try:
+            unpacker = zlib.decompressobj()
+            data = unpacker.decompress(self.module, self.size + 1)
+            if len(data) != self.size or unpacker.unused_data or not unpacker.eof:
+                raise ValueError(f"{len(data)} bytes, {self.size} were announced")
+            return export.deserialize(bytearray(data))
+        except Exception as error:
+            raise ProgramFormatError(
+                f"function {self.digest[:12]}",
+                f"its module cannot be read ({type(error).__name__}: {error})"[:300],
+                "a module made by jax.export",
+            ) from error
+
+    @property
+    def words(self) -> int:
+        """Number of 32-bit words of all operands together."""
+        return int(self._exported.in_avals[0].shape[0])
+
+    @property
+    def outs(self) -> list[tuple[Any, Any]]:
+        """Shape (symbolic where windowed) and dtype of each result."""
+        return [(a.shape, a.dtype) for a in self._exported.out_avals]
+
+    @property
+    def results(self) -> int:
+        """Number of results: one, unless leaves share whole work."""
+        return len(self._exported.out_avals) if self.whole else 1
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """What the module was lowered for."""
+        return tuple(self._exported.platforms)
+
+    def window(
+        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
+    ) -> list[Any]:
+        """One window of each result (see ``LeafProgram.window``).
+
+        ``lanes`` is decided inside the module, by the platform it is lowered for.
+        """
+        if self.whole:
+            outs = window.barrier(self._exported.call(*window.barrier([words])))
+            return [
+                window.cut(o, s, n)
+                for o, s, n in zip(outs, starts, shapes, strict=True)
+            ]
+        start = [jax.numpy.asarray(s, np.uint32) for s in starts[0]]
+        place = jax.numpy.stack(start) if start else np.zeros(0, np.uint32)
+        sizes = np.zeros((0, *shapes[0]), np.uint8)
+        return [self._exported.call(words, place, sizes)[0]]
+
+
+def export_program(program: Any) -> ExportedProgram:
+    """Exports a leaf program; one that was exported before is returned as it is.
+
+    The bytes depend on the program and on the JAX version, not on where the source
+    code lies.
+    """
+    if isinstance(program, ExportedProgram):
+        return program
+    words = jax.ShapeDtypeStruct((program.words,), np.uint32)
+    if program.whole:
+        arguments: tuple[Any, ...] = (words,)
+        function = _whole(program)
+    else:
+        ((shape, _),) = program.outs
+        start = jax.ShapeDtypeStruct((len(shape),), np.uint32)
+        sizes = jax.ShapeDtypeStruct((0, *_symbolic(shape)), np.uint8)
+        arguments = (words, start, sizes)
+        function = _windowed(program)
+    # A config setting is the only way to keep source paths out of the module.
+    with _LOCATIONS:
+        limit = jax.config.jax_traceback_in_locations_limit
+        jax.config.update("jax_traceback_in_locations_limit", 0)
+        try:
+            made = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
+        finally:
+            jax.config.update("jax_traceback_in_locations_limit", limit)
+    data = bytes(made.serialize())
+    return ExportedProgram(
+        zlib.compress(data, 9), len(data), program.digest, program.whole
+    )
+
+
+def _symbolic(shape: Sequence[int]) -> tuple[Any, ...]:
+    """A symbolic size for each axis that has more than one element."""
+    names = [f"w{i}" if size > 1 else str(size) for i, size in enumerate(shape)]
+    return export.symbolic_shape(",".join(names)) if names else ()
+
+
+def _windowed(program: Any) -> Any:
+    def leaf_program(words: Any, start: Any, sizes: Any) -> tuple[Any, ...]:
+        shape = sizes.shape[1:]
+
+        def on(lanes: bool) -> Any:
+            def evaluate(words: Any, start: Any) -> Any:
+                place = [start[i] for i in range(len(shape))]
+                return program.window(words, [place], [shape], lanes=lanes)[0]
+
+            return evaluate
+
+        return (lax.platform_dependent(words, start, cpu=on(True), default=on(False)),)
+
+    return leaf_program
+
+
+def _whole(program: Any) -> Any:
+    def leaf_program(words: Any) -> tuple[Any, ...]:
+        starts = [[0] * len(shape) for shape, _ in program.outs]
+        full = [shape for shape, _ in program.outs]
+        return tuple(program.window(words, starts, full, lanes=True))
+
+    return leaf_program
