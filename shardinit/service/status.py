@@ -1,0 +1,167 @@
+"""Status: an exception on one side of the wire is an exception on the other.
+
+The server turns what went wrong into a ``google.rpc.Status``: a code, one line, and
+details that a program can read. Faults of a spec are field violations, so that a
+client in any language shows them by field; a Python client makes a ``SpecError`` of
+them again. What the server did not foresee is INTERNAL and says nothing but the
+request's id, since an unforeseen message may hold anything.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import grpc
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from shardinit import errors
+
+DOMAIN = "shardinit"
+REQUEST_ID = "x-request-id"
+_PARTS = ("where", "came", "expected", "remedy")
+
+# Metadata is limited to 8 KiB by every gRPC client unless told otherwise.
+_DETAIL_BYTES = 4096
+
+_CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (errors.SpecError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.ShardingError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.SelectError, grpc.StatusCode.INVALID_ARGUMENT),
+    (errors.ShardinitError, grpc.StatusCode.FAILED_PRECONDITION),
+)
+
+
+class _Fields(NamedTuple):
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
+
+
+class AbortStatus(_Fields, grpc.Status):
+    """What ``context.abort_with_status`` takes."""
+
+
+def one_line(text: Any, limit: int = 500) -> str:
+    """``text`` with every run of white space as one space, cut at ``limit``."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def code_of(error: Exception) -> grpc.StatusCode:
+    """The status code for an exception; INTERNAL for one that was not foreseen."""
+    if isinstance(error, errors.ServiceError):
+        return getattr(grpc.StatusCode, error.code, grpc.StatusCode.UNKNOWN)
+    for kind, code in _CODES:
+        if isinstance(error, kind):
+            return code
+    return grpc.StatusCode.INTERNAL
+
+
+def to_status(error: Exception, request_id: str) -> AbortStatus:
+    """An exception of the server as a status for the client."""
+    code = code_of(error)
+    if code is grpc.StatusCode.INTERNAL:
+        text = f"internal error; the server's log has it under request {request_id}"
+    elif isinstance(error, errors.SpecError):
+        count = len(error.faults)
+        text = f"{error.where}: {count} fault{'' if count == 1 else 's'}"
+    else:
+        text = one_line(error)
+    status = status_pb2.Status(code=code.value[0], message=text)
+    status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
+    if code is not grpc.StatusCode.INTERNAL:
+        _add_details(status, error)
+    metadata = (
+        (REQUEST_ID, request_id),
+        *rpc_status.to_status(status).trailing_metadata,
+    )
+    return AbortStatus(code, text, metadata)
+
+
+def _add_details(status: status_pb2.Status, error: Exception) -> None:
+    info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=type(error).__name__)
+    faults: tuple[tuple[str, str], ...] = ()
+    if isinstance(error, errors.SpecError):
+        faults = error.faults
+        match = re.fullmatch(r"spec of model '(.*)'", error.where)
+        info.metadata["model"] = one_line(match[1] if match else error.where, 128)
+    elif isinstance(error, errors.ShardinitError):
+        for part in _PARTS:
+            info.metadata[part] = one_line(getattr(error, part))
+        if isinstance(error, errors.ShardingError | errors.SelectError):
+            faults = ((error.where, one_line(error)),)
+    status.details.add().Pack(info)
+    if not faults:
+        return
+    request = error_details_pb2.BadRequest()
+    left = _DETAIL_BYTES
+    for i, (field, text) in enumerate(faults):
+        field, text = one_line(field, 200), one_line(text)
+        left -= len(field.encode()) + len(text.encode()) + 8
+        if left < 0:
+            rest = f"{len(faults) - i} more faults"
+            request.field_violations.add(field="…", description=rest)
+            break
+        request.field_violations.add(field=field, description=text)
+    status.details.add().Pack(request)
+
+
+def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
+    """The exception that a client raises for a failed call.
+
+    Args:
+      error: what grpc raised; it is a ``grpc.Call`` too.
+      where: the call and its target, for the message.
+
+    Returns:
+      the server's ``SpecError`` again, or a ``ServiceError`` of one line.
+    """
+    call: Any = error
+    code = call.code()
+    info, faults, request_id = _read_details(call)
+    if info is not None and info.reason == "SpecError":
+        return errors.SpecError(info.metadata["model"], faults)
+    parts = dict.fromkeys(_PARTS, "")
+    if info is not None and info.metadata.get("came"):
+        parts = {part: info.metadata.get(part, "") for part in _PARTS}
+        parts["where"] = f"{where}: {parts['where']}" if parts["where"] else where
+    else:
+        parts |= {"where": where, "came": _explain(code, call.details())}
+    if request_id and code is not grpc.StatusCode.INTERNAL:
+        parts["remedy"] = f"{parts['remedy']} (request {request_id})".strip()
+    return errors.ServiceError(**parts, code=code.name)
+
+
+def _read_details(call: Any) -> tuple[Any, list[tuple[str, str]], str]:
+    info, faults, request_id = None, [], ""
+    try:
+        status = rpc_status.from_call(call)
+    except ValueError:  # the status contradicts its details: trust neither
+        status = None
+    for detail in status.details if status is not None else ():
+        if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            request = error_details_pb2.BadRequest()
+            detail.Unpack(request)
+            faults = [(v.field, v.description) for v in request.field_violations]
+        elif detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR):
+            asked = error_details_pb2.RequestInfo()
+            detail.Unpack(asked)
+            request_id = asked.request_id
+        elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            found = error_details_pb2.ErrorInfo()
+            detail.Unpack(found)
+            info = found if found.domain == DOMAIN else None
+    return info, faults, request_id
+
+
+def _explain(code: grpc.StatusCode, details: str | None) -> str:
+    text = one_line(details or "no details")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"the service cannot be reached ({text})"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer within the deadline"
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return f"the server does not have this call ({text})"
+    return text

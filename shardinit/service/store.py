@@ -1,0 +1,128 @@
+"""Store: init programs on a client's disk, by digest.
+
+A program is fetched once for all processes of a user. Its name is its sha256, so a
+damaged file is known by its name and fetched again. A file appears whole or not at
+all: it is written under a temporary name and then renamed. Which digest a spec had
+last time is remembered beside it, so that asking again costs one header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from shardinit.errors import ServiceError
+from shardinit.v1 import program_pb2
+
+
+def default_folder() -> Path:
+    """The user's cache folder for programs."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "shardinit" / "programs"
+
+
+def digest_of(data: bytes) -> str | None:
+    """The sha256 (hex) of a serialised program; None if it is damaged."""
+    try:
+        envelope = program_pb2.InitProgram.FromString(data)
+    except DecodeError:
+        return None
+    found = hashlib.sha256(envelope.content).digest()
+    return found.hex() if found == envelope.sha256 else None
+
+
+class Store:
+    """Programs in a folder, the least recently used removed beyond a number.
+
+    A folder that cannot be written costs a download, not the run; one that the caller
+    named must be usable.
+
+    Args:
+      folder: where; None for the user's cache folder.
+      keep: how many programs stay.
+
+    Raises:
+      ServiceError: ``folder`` was given and cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None, keep: int = 256):
+        self._folder = Path(folder) if folder is not None else default_folder()
+        self._keep = keep
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not os.access(self._folder, os.W_OK | os.X_OK):
+                raise PermissionError("no permission to write")
+        except OSError as error:
+            if folder is not None:
+                raise ServiceError(
+                    f"cache folder {str(folder)!r}",
+                    error.strerror or str(error),
+                    "a folder that can be written",
+                    code="FAILED_PRECONDITION",
+                ) from error
+
+    def read(self, digest: str) -> bytes | None:
+        """The program of that digest, checked; None if it is not there or damaged."""
+        path = self._folder / f"{digest}.program"
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        if digest_of(data) != digest:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the time of last use decides what goes first
+        return data
+
+    def write(self, digest: str, data: bytes) -> None:
+        """Keeps a program whose digest has been checked."""
+        if self._put(f"{digest}.program", data):
+            self._prune()
+
+    def remembered(self, spec: str) -> str | None:
+        """The digest that the spec of this fingerprint had last time."""
+        try:
+            text = (self._folder / f"{spec}.spec").read_text()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return text if len(text) == 64 and text.isalnum() and text.isascii() else None
+
+    def remember(self, spec: str, digest: str) -> None:
+        """Notes the digest of a spec."""
+        self._put(f"{spec}.spec", digest.encode())
+
+    def _put(self, name: str, data: bytes) -> bool:
+        try:
+            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".new-")
+        except OSError:
+            return False
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.replace(temporary, self._folder / name)
+        except OSError:  # a full disk: the run goes on without a cache
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            return False
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        return True
+
+    def _prune(self) -> None:
+        for suffix in ("program", "spec"):
+            with contextlib.suppress(OSError):
+                files = sorted(
+                    self._folder.glob(f"*.{suffix}"),
+                    key=lambda path: path.stat().st_mtime,
+                )
+                for path in files[: max(len(files) - self._keep, 0)]:
+                    path.unlink(missing_ok=True)
