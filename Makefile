@@ -1,0 +1,86 @@
+# Everything runs inside $(VENV), which the first target that needs it creates.
+# A changed pyproject.toml installs again; otherwise a second run starts at once.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The first interpreter that runs and is new enough; say PYTHON=... to choose.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo "$$p"; break; }; done)
+
+PIP := $(BIN)/python -m pip --disable-pip-version-check --retries 10
+INSTALL := $(PIP) install --quiet --upgrade-strategy only-if-needed
+
+# Arguments for pytest and the bench, such as TESTS="tests/core -x" or BENCH=--quick.
+TESTS ?=
+BENCH ?=
+
+.PHONY: help venv demo test lint format types contracts proto-check bench clean
+
+help:
+	@echo "make demo         plan and initialise a 1.1B model on 8 simulated devices"
+	@echo "make test         run the tests"
+	@echo "make lint         ruff: rules and format"
+	@echo "make format       rewrite the code as ruff would have it"
+	@echo "make types        pyright"
+	@echo "make contracts    which package may import which"
+	@echo "make proto-check  is the generated protobuf code current?"
+	@echo "make bench        measure, side by side with plain jax.jit"
+	@echo "make clean        remove the virtual environment and all caches"
+
+venv: $(VENV)/.installed
+
+# A half-made environment would pass for a whole one the next time, so it goes.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 on PATH; set PYTHON=" >&2; exit 1; }
+	@echo "creating $(VENV) with $(PYTHON)"
+	@"$(PYTHON)" -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
+		echo "no virtual environment: Debian needs apt install python3-venv" >&2; \
+		exit 1; }
+	@echo '*' > "$(VENV)/.gitignore"
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing shardinit into $(VENV)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	@echo "installing shardinit and what its tests need into $(VENV)"
+	@$(INSTALL) --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing shardinit and what its developers need into $(VENV)"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed $(VENV)/.test
+
+demo: $(VENV)/.installed
+	$(BIN)/shardinit demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.dev
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+proto-check: $(VENV)/.dev
+	$(BIN)/python protos/generate.py --check
+
+bench: $(VENV)/.installed
+	$(BIN)/python -m shardinit.bench $(BENCH)
+
+clean:
+	rm -rf .venv .venv-new .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
