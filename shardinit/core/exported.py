@@ -10,7 +10,6 @@ gives the full leaf, which is cut where it is called.
 from __future__ import annotations
 
 import threading
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,25 +31,19 @@ class ExportedProgram:
     """A leaf program made from its serialised module.
 
     Attributes:
-      module: the module, compressed with zlib.
-      size: its size in bytes before compression.
+      module: the serialised module.
       digest: hash of the leaf program's canonical form, in hex.
       whole: why it is evaluated whole; empty if it computes windows.
     """
 
     module: bytes
-    size: int
     digest: str
     whole: str
 
     @cached_property
     def _exported(self) -> export.Exported:
         try:
-            unpacker = zlib.decompressobj()
-            data = unpacker.decompress(self.module, self.size + 1)
-            if len(data) != self.size or unpacker.unused_data or not unpacker.eof:
-                raise ValueError(f"{len(data)} bytes, {self.size} were announced")
-            return export.deserialize(bytearray(data))
+            return export.deserialize(bytearray(self.module))
         except Exception as error:
             raise ProgramFormatError(
                 f"function {self.digest[:12]}",
@@ -123,10 +116,7 @@ def export_program(program: Any) -> ExportedProgram:
             made = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
         finally:
             jax.config.update("jax_traceback_in_locations_limit", limit)
-    data = bytes(made.serialize())
-    return ExportedProgram(
-        zlib.compress(data, 9), len(data), program.digest, program.whole
-    )
+    return ExportedProgram(bytes(made.serialize()), program.digest, program.whole)
 
 
 def _symbolic(shape: Sequence[int]) -> tuple[Any, ...]:

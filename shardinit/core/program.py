@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,7 +35,7 @@ from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
 FORMAT = 1
-MAX_MODULE_BYTES = 1 << 28
+MAX_CONTENT_BYTES = 1 << 30
 MAX_ELEMENTS = 1 << 62
 
 
@@ -90,7 +91,9 @@ class InitProgram:
         return pb.InitProgram(
             format=FORMAT,
             sha256=hashlib.sha256(self.content).digest(),
-            content=self.content,
+            content=zlib.compress(self.content, 9),
+            compression=pb.COMPRESSION_ZLIB,
+            content_size=len(self.content),
         ).SerializeToString(deterministic=True)
 
     @classmethod
@@ -114,13 +117,14 @@ class InitProgram:
                 f"version {FORMAT}",
                 "Load it with the shardinit release that wrote it, or export it again",
             )
-        if hashlib.sha256(envelope.content).digest() != envelope.sha256:
+        content = _unpack(envelope)
+        if hashlib.sha256(content).digest() != envelope.sha256:
             raise ProgramFormatError(
                 "init program",
                 "its content does not match its SHA-256: it is damaged or cut short",
                 remedy="Fetch or export it again",
             )
-        program = cls(envelope.content)
+        program = cls(content)
         _check_version(program.jax_version)
         program.as_cut()
         return program
@@ -168,6 +172,31 @@ class InitProgram:
         from shardinit.core.compiled import init
 
         return init(self, key)
+
+
+def _unpack(envelope: pb.InitProgram) -> bytes:
+    """The content, decompressed to no more than was announced and is allowed."""
+    size = envelope.content_size
+    if envelope.compression != pb.COMPRESSION_ZLIB or size > MAX_CONTENT_BYTES:
+        raise ProgramFormatError(
+            "init program",
+            f"a content of {size:,} bytes, compression {envelope.compression}",
+            f"at most {MAX_CONTENT_BYTES:,} bytes, compressed with zlib",
+        )
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(envelope.content, size + 1)
+    except zlib.error as error:
+        raise ProgramFormatError(
+            "init program", f"its content does not decompress ({error})"
+        ) from error
+    if len(content) != size or unpacker.unused_data:
+        raise ProgramFormatError(
+            "init program",
+            f"its content has {len(content):,} bytes or more",
+            f"the {size:,} that are announced",
+        )
+    return content
 
 
 def _check_version(producer: str) -> None:
@@ -287,8 +316,6 @@ def _write_function(
     shape, dtype = function.outs[0]
     content.functions.add(
         module=function.module,
-        compression=pb.COMPRESSION_ZLIB,
-        module_size=function.size,
         windowed=not function.whole,
         whole=function.whole,
         dtype=str(dtype),
@@ -373,15 +400,10 @@ def _read_take(take: Any, parent: Any, impl: str) -> keys.Derivation:
 
 
 def _read_function(function: pb.Function) -> ExportedProgram:
-    if function.compression != pb.COMPRESSION_ZLIB:
-        raise ValueError(f"compression {function.compression} is unknown")
-    if function.module_size > MAX_MODULE_BYTES:
-        raise ValueError(f"a module of {function.module_size} bytes")
     if function.windowed == bool(function.whole) or len(function.digest) != 32:
         raise ValueError("a function that is neither windowed nor whole")
     return ExportedProgram(
         function.module,
-        function.module_size,
         function.digest.hex(),
         function.whole,
     )

@@ -17,14 +17,18 @@ COMPRESSION_NONE: Compression
 COMPRESSION_ZLIB: Compression
 
 class InitProgram(_message.Message):
-    __slots__ = ("format", "sha256", "content")
+    __slots__ = ("format", "sha256", "content", "compression", "content_size")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_SIZE_FIELD_NUMBER: _ClassVar[int]
     format: int
     sha256: bytes
     content: bytes
-    def __init__(self, format: _Optional[int] = ..., sha256: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
+    compression: Compression
+    content_size: int
+    def __init__(self, format: _Optional[int] = ..., sha256: _Optional[bytes] = ..., content: _Optional[bytes] = ..., compression: _Optional[_Union[Compression, str]] = ..., content_size: _Optional[int] = ...) -> None: ...
 
 class InitProgramContent(_message.Message):
     __slots__ = ("jax_version", "key_impl", "typed_key", "x64", "fingerprint", "name", "nodes", "leaves", "key_nodes", "functions")
@@ -194,10 +198,8 @@ class WordRange(_message.Message):
     def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Function(_message.Message):
-    __slots__ = ("module", "compression", "module_size", "windowed", "whole", "dtype", "rank", "digest", "platforms")
+    __slots__ = ("module", "windowed", "whole", "dtype", "rank", "digest", "platforms")
     MODULE_FIELD_NUMBER: _ClassVar[int]
-    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
-    MODULE_SIZE_FIELD_NUMBER: _ClassVar[int]
     WINDOWED_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -205,12 +207,10 @@ class Function(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLATFORMS_FIELD_NUMBER: _ClassVar[int]
     module: bytes
-    compression: Compression
-    module_size: int
     windowed: bool
     whole: str
     dtype: str
     rank: int
     digest: bytes
     platforms: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, module: _Optional[bytes] = ..., compression: _Optional[_Union[Compression, str]] = ..., module_size: _Optional[int] = ..., windowed: bool = ..., whole: _Optional[str] = ..., dtype: _Optional[str] = ..., rank: _Optional[int] = ..., digest: _Optional[bytes] = ..., platforms: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, module: _Optional[bytes] = ..., windowed: bool = ..., whole: _Optional[str] = ..., dtype: _Optional[str] = ..., rank: _Optional[int] = ..., digest: _Optional[bytes] = ..., platforms: _Optional[_Iterable[str]] = ...) -> None: ...
