@@ -72,8 +72,11 @@ format: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Contracts see packages outside as one, and ruff's ban has two exempt files.
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
+	@! grep -rnE 'jax\._src|from jax import .*\b_src\b' --include='*.py' shardinit \
+		|| { echo "jax._src is private to JAX: import it nowhere" >&2; exit 1; }
 
 proto-check: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
