@@ -323,7 +323,7 @@ def _experts(
         fault("n_group", f"{groups} does not divide {name}, {num}")
     elif top_groups > groups:
         fault("topk_group", f"{top_groups} is more than n_group, {groups}")
-    elif top_k and top_k > num // groups * top_groups:
+    elif top_k and num >= top_k > num // groups * top_groups:
         fault("topk_group", f"{top_groups} groups hold fewer than {top_k} experts")
     elif groups > 1 and num // groups < 2:
         fault("n_group", f"{groups} groups have one expert each; a group needs two")

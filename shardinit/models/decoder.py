@@ -107,10 +107,16 @@ class Decoder(nnx.Module):
 
         Returns:
           float32, shape (batch, length, vocab).
+
+        Raises:
+          ValueError: positions are learned and there are fewer than tokens.
         """
         x = self.embed(tokens)
-        if self.config.positions:
-            x = x + self.positions(jnp.arange(tokens.shape[1]))
+        length, positions = tokens.shape[1], self.config.positions
+        if positions:
+            if length > positions:
+                raise ValueError(f"{length} tokens, but only {positions} positions")
+            x = x + self.positions(jnp.arange(length))
         windows = self.config.windows
         for layers in (getattr(self, n, None) for n in ("dense_layers", "layers")):
             if isinstance(layers, nnx.List):

@@ -27,7 +27,7 @@ FAMILIES = (
 REQUIRED = object()
 """Stands where a default would: the key must be there."""
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu")
 
 

@@ -96,8 +96,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (..., *inputs) to (..., *outputs)."""
-        y = jnp.tensordot(x, self.kernel[...], self.contracted)
-        return y if self.bias is None else y + self.bias[...]
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jnp.tensordot(x, kernel, self.contracted)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class Norm(nnx.Module):

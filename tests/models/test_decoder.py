@@ -1,0 +1,440 @@
+"""The decoder: published sizes, named dimensions, layouts, and a working forward."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from shardinit.errors import SpecError
+from shardinit.models import ModelSpec, build, example_config, example_names
+from shardinit.models.config import DecoderConfig
+from shardinit.models.decoder import Decoder
+from shardinit.models.mlp import RouterBias
+
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "tinyllama-1.1b": 1_100_048_384,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "mixtral-8x7b": 46_702_792_704,
+    "qwen3-0.6b": 596_049_920,
+    "deepseek-v3": 671_026_404_352,
+}
+
+BASE = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+TINY = {
+    "llama": BASE | {"attention_bias": True, "mlp_bias": True},
+    "mistral": BASE | {"sliding_window": 3, "head_dim": 16},
+    "qwen2": BASE,
+    "qwen3": BASE | {"head_dim": 16, "tie_word_embeddings": True},
+    "mixtral": BASE | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "gpt2": {
+        "vocab_size": 61,
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 16,
+    },
+    "deepseek_v3": BASE
+    | {
+        "num_key_value_heads": 4,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 20,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 12,
+    },
+}
+LAYOUTS = ("unrolled", "stacked")
+
+# Logits of the token ids 0 to 3 after `tokens()`, computed by Hugging Face
+# transformers 5.23 on torch 2.13 with the parameters of `filled`.
+TRANSFORMERS = {
+    "llama": [1.0943, 1.6509, -1.0119, 2.5153],
+    "mistral": [0.2247, 0.4414, 1.0708, 1.1398],
+    "qwen2": [1.0795, 0.8399, -0.9466, 1.8574],
+    "qwen3": [-0.4956, -1.0551, -0.4679, -0.8495],
+    "mixtral": [0.1855, -1.8098, -0.1523, -0.7406],
+    "gpt2": [-0.6879, -2.3121, 0.7191, 1.8224],
+    "deepseek_v3": [1.3131, -0.4625, 0.5667, 0.1],
+}
+
+
+# compiles in a fraction of the time that threefry takes
+KEY = jax.random.key(7, impl="unsafe_rbg")
+
+
+def tiny(family, **more):
+    return TINY[family] | {"model_type": family} | more
+
+
+def spec(family, **more):
+    return ModelSpec("decoder", tiny(family, **more))
+
+
+def shapes(init):
+    return jax.eval_shape(init.fn, jax.random.key(0))
+
+
+def size(tree):
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def tokens():
+    return (np.arange(9, dtype=np.int32)[None] * 7 + 3) % 61
+
+
+def filled(init):
+    """Parameters that are no draws: waves, by the order of the leaves."""
+
+    def wave(path, x):
+        text = jax.tree_util.keystr(path)
+        values = 0.3 * np.sin(np.arange(x.size) ** 1.5 + len(text))
+        if "scale" in text:
+            values = values + 1
+        return jnp.asarray(values.reshape(x.shape), x.dtype)
+
+    return jax.tree_util.tree_map_with_path(wave, shapes(init))
+
+
+@nnx.jit
+def forward(model, tokens):
+    return model(tokens)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_as_many_as_published(name):
+    init = build(ModelSpec("decoder", example_config(name)))
+    state = nnx.state(init.rebuild(shapes(init)))
+    params, rest = nnx.split_state(state, nnx.Param, ...)
+    assert size(params) == PUBLISHED[name]
+    # the router's correction bias is state, not a parameter, and not in that count
+    assert all(isinstance(x, RouterBias) for _, x in nnx.to_flat_state(rest))
+    assert size(rest) == (58 * 256 if name == "deepseek-v3" else 0)
+
+
+def test_every_example_is_published():
+    assert set(example_names()) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", TINY)
+def test_every_dimension_of_every_leaf_has_a_name(family, layout):
+    init = build(spec(family, layer_layout=layout))
+
+    def check(names, leaf):
+        assert type(names) is tuple
+        assert len(names) == len(leaf.shape)
+        assert all(isinstance(name, str) for name in names)
+        assert len(set(names)) == len(names)
+
+    jax.tree.map(check, init.axes, shapes(init), is_leaf=lambda x: type(x) is tuple)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_layouts_have_the_same_parameters(family):
+    sizes = {size(shapes(build(spec(family, layer_layout=x)))) for x in LAYOUTS}
+    if "num_experts_per_tok" in TINY[family]:
+        sizes |= {size(shapes(build(spec(family, expert_layout=x)))) for x in LAYOUTS}
+    assert len(sizes) == 1
+
+
+def test_paths_and_axes_of_the_layouts():
+    unrolled = build(spec("mixtral", expert_layout="unrolled")).axes
+    assert unrolled["layers"][2]["moe"]["experts"][3]["up"] == ("embed", "mlp")
+    assert unrolled["layers"][0]["attention"]["q"]["kernel"] == (
+        "embed",
+        "heads",
+        "head_dim",
+    )
+    stacked = build(spec("deepseek_v3", layer_layout="stacked"))
+    experts = shapes(stacked)["layers"]["moe"]["experts"]["up"]
+    assert experts.shape == (2, 8, 32, 16)
+    names = stacked.axes["layers"]["moe"]["experts"]["up"]
+    assert names == ("layers", "expert", "embed", "mlp")
+    assert shapes(stacked)["dense_layers"]["mlp"]["up"]["kernel"].shape == (1, 32, 48)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_forward_is_finite_causal_and_the_same_in_both_layouts(family):
+    init = build(spec(family))
+    params = filled(init)
+    model = init.rebuild(params)
+    logits = forward(model, tokens())
+    assert logits.shape == (1, 9, 61)
+    assert logits.dtype == jnp.float32
+    assert np.isfinite(logits).all()
+
+    later = tokens()
+    later[:, 6] += 1
+    changed = forward(model, later)
+    np.testing.assert_allclose(changed[:, :6], logits[:, :6], rtol=1e-5, atol=1e-6)
+    assert (np.abs(changed[:, 6:] - logits[:, 6:]).max(-1) > 1e-4).all()
+
+    layers = [params["layers"][i] for i in range(3)]
+    stack = lambda xs: jax.tree.map(lambda *x: jnp.stack(x), *xs)  # noqa: E731
+    if family == "deepseek_v3":
+        params["dense_layers"] = stack(layers[:1])
+        layers = layers[1:]
+    params["layers"] = stack(layers)
+    stacked = build(spec(family, layer_layout="stacked")).rebuild(params)
+    np.testing.assert_allclose(forward(stacked, tokens()), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_logits_are_those_of_transformers(family):
+    init = build(spec(family))
+    logits = forward(init.rebuild(filled(init)), tokens())
+    np.testing.assert_allclose(logits[0, -1, :4], TRANSFORMERS[family], atol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_expert_layouts_compute_the_same(family):
+    init = build(spec(family))
+    params = filled(init)
+    want = forward(init.rebuild(params), tokens())
+    for layer in params["layers"].values():
+        if "moe" in layer:
+            stacked = layer["moe"]["experts"]
+            num = stacked["up"].shape[0]
+            layer["moe"]["experts"] = {
+                i: {name: x[i] for name, x in stacked.items()} for i in range(num)
+            }
+    model = build(spec(family, expert_layout="unrolled")).rebuild(params)
+    np.testing.assert_allclose(forward(model, tokens()), want, rtol=1e-4, atol=1e-5)
+
+
+def test_window_limits_what_a_token_sees():
+    init = build(spec("mistral", num_hidden_layers=1))
+    model = init.rebuild(filled(init))
+    first = tokens()
+    first[:, 0] += 1
+    a, b = forward(model, tokens()), forward(model, first)
+    assert (np.abs(a - b).max(-1)[0, :3] > 1e-4).all()
+    np.testing.assert_allclose(a[:, 3:], b[:, 3:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "deepseek_v3"])
+def test_low_precision_mixes_no_dtypes(family):
+    init = build(spec(family, param_dtype="bfloat16"))
+    with jax.numpy_dtype_promotion("strict"):
+        logits = forward(init.rebuild(filled(init)), tokens())
+    assert logits.dtype == jnp.float32
+    assert np.isfinite(logits).all()
+
+
+def test_more_tokens_than_learned_positions_are_refused():
+    init = build(spec("gpt2"))
+    model = init.rebuild(filled(init))
+    with pytest.raises(ValueError, match="16 positions"):
+        model(np.zeros((1, 17), np.int32))
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), [("qwen2", "unrolled"), ("deepseek_v3", "stacked")]
+)
+def test_values_are_those_of_the_plain_model(family, layout):
+    config = tiny(family, layer_layout=layout, num_hidden_layers=2)
+    oracle = jax.jit(
+        lambda key: nnx.state(
+            Decoder(DecoderConfig.from_dict(config), rngs=nnx.Rngs(key))
+        )
+    )(KEY)
+    got = jax.jit(build(ModelSpec("decoder", config)).fn)(KEY)
+    got, want = jax.tree.leaves(got), jax.tree.leaves(oracle)
+    for g, w in zip(got, want, strict=True):
+        np.testing.assert_array_equal(g, w, strict=True)
+
+
+def some(spec, pick):
+    """Some of the initial values: ``pick`` of the whole tree."""
+    init = build(spec)
+    return jax.jit(lambda key: pick(init.fn(key)))(KEY)
+
+
+def test_initial_values_follow_the_family():
+    config = {"hidden_size": 256, "initializer_range": 0.05, "attention_bias": True}
+    layer = some(spec("llama", **config), lambda tree: tree["layers"][0])
+    for name in ("q", "o"):
+        kernel = layer["attention"][name]["kernel"]
+        np.testing.assert_allclose(kernel.std(), 0.05, rtol=0.03)
+        assert not layer["attention"][name]["bias"].any()
+    assert (layer["attention_norm"]["scale"] == 1).all()
+    mlp = some(spec("gpt2", n_embd=256), lambda tree: tree["layers"][0]["mlp"])
+    np.testing.assert_allclose(mlp["up"]["kernel"].std(), 0.02, rtol=0.03)
+    down = mlp["down"]["kernel"].std()
+    np.testing.assert_allclose(down, 0.02 / math.sqrt(2 * 3), rtol=0.03)
+
+
+def test_dtypes_of_parameters_and_draws():
+    def kernel(**config):
+        return some(spec("llama", **config), lambda tree: tree["lm_head"]["kernel"])
+
+    assert kernel().dtype == jnp.float32
+    assert kernel(torch_dtype="bfloat16").dtype == jnp.bfloat16
+    assert kernel(torch_dtype="bfloat16", param_dtype="float16").dtype == jnp.float16
+    drawn = kernel(param_dtype="bfloat16", init_dtype="float32")
+    assert drawn.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(drawn, kernel().astype(jnp.bfloat16))
+
+
+FAULTS = {
+    "unknown family": (
+        {"model_type": "lama"},
+        {"model_type": "did you mean 'llama'"},
+    ),
+    "no family": ({"model_type": None}, {"model_type": "missing"}),
+    "missing": (
+        {"hidden_size": None, "vocab_size": None},
+        {"hidden_size": "missing", "vocab_size": "missing"},
+    ),
+    "misspelt": (
+        {"num_hiden_layers": 2, "rms_norm_epss": 1e-5, "flux": 1},
+        {
+            "num_hiden_layers": "did you mean 'num_hidden_layers'",
+            "rms_norm_epss": "did you mean 'rms_norm_eps'",
+            "flux": "unknown key",
+        },
+    ),
+    "types": (
+        {"hidden_size": "32", "vocab_size": True, "mlp_bias": 1, "rope_theta": "x"},
+        {
+            "hidden_size": "expected integer",
+            "vocab_size": "expected integer",
+            "mlp_bias": "expected boolean",
+            "rope_theta": "expected number",
+        },
+    ),
+    "sizes": (
+        {"num_attention_heads": 0, "intermediate_size": -4, "initializer_range": -1},
+        {
+            "num_attention_heads": "at least 1",
+            "intermediate_size": "at least 1",
+            "initializer_range": "at least 0",
+        },
+    ),
+    "heads": (
+        {"num_attention_heads": 5, "num_key_value_heads": 3},
+        {
+            "num_attention_heads": "does not divide the width 32",
+            "num_key_value_heads": "does not divide 5",
+        },
+    ),
+    "odd heads": ({"head_dim": 7}, {"head_dim": "odd"}),
+    "another family's key": (
+        {"num_local_experts": 4},
+        {"num_local_experts": "of mixtral"},
+    ),
+    "choices": (
+        {"hidden_act": "silo", "param_dtype": "int8", "layer_layout": "stack"},
+        {
+            "hidden_act": "did you mean 'silu'",
+            "param_dtype": "one of float32",
+            "layer_layout": "did you mean 'stacked'",
+        },
+    ),
+    "top-k": (
+        {
+            "model_type": "mixtral",
+            "num_local_experts": 2,
+            "num_experts_per_tok": 3,
+        },
+        {"num_experts_per_tok": "more than num_local_experts, 2"},
+    ),
+    "rope": (
+        {"rope_scaling": {"rope_type": "llama3", "factor": 0, "beta": 2}},
+        {
+            "rope_scaling.factor": "above 0",
+            "rope_scaling.low_freq_factor": "missing",
+            "rope_scaling.high_freq_factor": "missing",
+            "rope_scaling.original_max_position_embeddings": "missing",
+            "rope_scaling.beta": "no number of llama3",
+        },
+    ),
+    "rope type": (
+        {"rope_scaling": {"rope_type": "longrope"}},
+        {"rope_scaling.rope_type": "not supported"},
+    ),
+    "layer types": (
+        {"model_type": "mistral", "layer_types": ["full_attention", "half"]},
+        {"layer_types": "2 entries for 3", "layer_types[1]": "not one of"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_fault_is_reported_by_field(name):
+    change, want = FAULTS[name]
+    config = BASE | {"model_type": "llama"} | change
+    with pytest.raises(SpecError) as caught:
+        build(ModelSpec("decoder", config))
+    got = dict(caught.value.faults)
+    assert got.keys() == want.keys()
+    for field, text in want.items():
+        assert text in got[field]
+
+
+DEEPSEEK_FAULTS = {
+    "n_group": ({"n_group": 3}, "does not divide"),
+    "topk_group": ({"topk_group": 5}, "more than n_group"),
+    "first_k_dense_replace": ({"first_k_dense_replace": 4}, "more than the 3 layers"),
+    "num_key_value_heads": ({"num_key_value_heads": 2}, "is not num_attention_heads"),
+    "qk_rope_head_dim": ({"qk_rope_head_dim": 3}, "odd"),
+    "moe_layer_freq": ({"moe_layer_freq": 2}, "only 1 is"),
+    "kv_lora_rank": ({"kv_lora_rank": None}, "missing"),
+}
+
+
+@pytest.mark.parametrize("field", DEEPSEEK_FAULTS)
+def test_faults_of_deepseek(field):
+    change, text = DEEPSEEK_FAULTS[field]
+    with pytest.raises(SpecError) as caught:
+        build(spec("deepseek_v3", **change))
+    ((name, got),) = caught.value.faults
+    assert name == field
+    assert text in got
+
+
+def test_faults_of_different_kinds_come_together():
+    config = BASE | {"model_type": "lama", "vocab_size": 0, "hiden_size": 3}
+    with pytest.raises(SpecError) as caught:
+        build(ModelSpec("decoder", config))
+    fields = {field for field, _ in caught.value.faults}
+    assert fields == {"model_type", "vocab_size", "hiden_size"}
+
+
+def test_keys_of_no_consequence_are_accepted():
+    extra = {
+        "architectures": ["LlamaForCausalLM"],
+        "bos_token_id": 1,
+        "transformers_version": "4.43.0",
+        "use_cache": True,
+        "rope_scaling": None,
+        "pretraining_tp": 1,
+        "num_local_experts": None,
+    }
+    plain = build(spec("llama"))
+    assert shapes(build(spec("llama", **extra))) == shapes(plain)
+
+
+def test_numbers_of_a_struct_are_accepted():
+    config = {k: float(v) for k, v in tiny("qwen2").items() if isinstance(v, int)}
+    config |= {"model_type": "qwen2", "rope_theta": 10000.0, "rms_norm_eps": 1e-5}
+    assert shapes(build(ModelSpec("decoder", config))) == shapes(build(spec("qwen2")))
