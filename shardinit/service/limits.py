@@ -205,12 +205,10 @@ class Limits:
         """A trace takes time for every leaf, so their number is bounded beforehand."""
 
         def largest(names: tuple[str, ...]) -> tuple[str, float]:
-            numbers = [
-                (config.fields[name].number_value, name)
-                for name in names
-                if name in config.fields
-            ]
-            return max(numbers)[::-1] if numbers else ("", 1)
+            found = [name for name in names if name in config.fields]
+            numbers = {name: config.fields[name].number_value for name in found}
+            name = max(numbers, key=lambda key: numbers[key], default="")
+            return name, numbers.get(name, 1)
 
         (layers_key, layers), (experts_key, experts) = map(largest, (_LAYERS, _EXPERTS))
         if layers > self.layers:

@@ -12,12 +12,16 @@ import contextlib
 import hashlib
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from shardinit.errors import ServiceError
 from shardinit.v1 import program_pb2
+
+
+_MAX_CONTENT = 1 << 30  # bytes of a program once it is decompressed
 
 
 def default_folder() -> Path:
@@ -30,9 +34,16 @@ def digest_of(data: bytes) -> str | None:
     """The sha256 (hex) of a serialised program; None if it is damaged."""
     try:
         envelope = program_pb2.InitProgram.FromString(data)
-    except DecodeError:
+        content = envelope.content
+        if envelope.compression == program_pb2.COMPRESSION_ZLIB:
+            if envelope.content_size > _MAX_CONTENT:
+                return None
+            # One byte more than announced shows a content that is longer.
+            inflater = zlib.decompressobj()
+            content = inflater.decompress(content, envelope.content_size + 1)
+    except (DecodeError, zlib.error):
         return None
-    found = hashlib.sha256(envelope.content).digest()
+    found = hashlib.sha256(content).digest()
     return found.hex() if found == envelope.sha256 else None
 
 

@@ -1,0 +1,156 @@
+"""The command line: plan a launch, serve models, see it all run once.
+
+Every command is thin: it reads its arguments, calls what Python code would call, and
+prints. Whatever goes wrong on purpose is one message on standard error and exit code
+1; a wrong option is exit code 2, Ctrl-C is 130.
+
+JAX reads its environment when it is first imported, so each command imports it only
+once it has said which platform it wants.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from shardinit.errors import ShardinitError
+
+app = typer.Typer(
+    name="shardinit",
+    help="Sharded parameter initialisation for JAX.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[
+    str,
+    typer.Argument(help="A config.json, or the name of an example such as gpt2."),
+]
+ModelName = Annotated[
+    str, typer.Option("--model", help="Name of the registered model to configure.")
+]
+Modules = Annotated[
+    list[str] | None,
+    typer.Option("--models", help="Module that registers models; may be repeated."),
+]
+
+
+@app.command()
+def plan(
+    config: Config,
+    mesh: Annotated[
+        str, typer.Option(help="Axes and sizes, such as data=2,model=4.")
+    ] = "data=1",
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins "
+            "mesh axes, nothing keeps an axis whole."
+        ),
+    ] = None,
+    model: ModelName = "decoder",
+    models: Modules = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Every leaf, as JSON.")
+    ] = False,
+) -> None:
+    """Shows where each leaf of a model would lie; needs no devices."""
+    from shardinit.cli import arguments
+
+    wanted = arguments.parse_mesh(mesh)
+    _on_cpu()
+    arguments.load_modules(models or [])
+    spec = arguments.read_spec(config, model)
+    import shardinit
+    from shardinit.cli import tables
+    from shardinit.models import build
+
+    made = shardinit.plan(
+        build(spec),
+        mesh=arguments.abstract_mesh(wanted),
+        rules=arguments.parse_rules(rules),
+    )
+    if as_json:
+        print(json.dumps(tables.plan_as_data(made), indent=1))
+    else:
+        tables.print_plan(made)
+
+
+@app.command()
+def models(models: Modules = None) -> None:
+    """Lists the installed models with their config keys."""
+    _on_cpu()
+    from shardinit.cli import arguments, tables
+
+    arguments.load_modules(models or [])
+    tables.print_models()
+
+
+@app.command()
+def serve(
+    listen: Annotated[
+        str, typer.Option(help="Host and port; port 0 takes a free one.")
+    ] = "127.0.0.1:50051",
+    models: Modules = None,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that running calls get at the end.")
+    ] = 30.0,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info, warning or error; logs go to stderr.")
+    ] = "info",
+) -> None:
+    """Serves init programs of the installed models until SIGTERM or Ctrl-C."""
+    _on_cpu()
+    from shardinit.cli import arguments
+
+    level = arguments.parse_level(log_level)
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("shardinit").setLevel(level)
+    from shardinit.service import server
+
+    server.check_listen(listen)  # before the slow imports
+    arguments.load_modules(models or [])
+    import shardinit.core.program  # noqa: F401  the first call must not wait for JAX
+
+    def announce(address: str) -> None:
+        print(f"shardinit serves on {address}", flush=True)
+
+    server.serve(listen, announce=announce, grace=grace)
+
+
+@app.command()
+def demo(
+    config: Annotated[
+        str, typer.Option(help="A config.json, or the name of an example.")
+    ] = "tinyllama-1.1b",
+) -> None:
+    """Plans, serves, fetches, initialises and checks a model on 8 simulated devices."""
+    from shardinit.cli.demo import run
+
+    run(config)
+
+
+def _on_cpu() -> None:
+    """These commands trace and never run: they must not take an accelerator."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def main() -> None:
+    """Runs the command line; ends the process with its exit code."""
+    try:
+        app()
+    except ShardinitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

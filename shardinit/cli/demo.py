@@ -1,0 +1,151 @@
+"""The demo: the whole road once, on this machine, with nothing left behind.
+
+Three processes, as in real life. This one plans the model on a mesh of 8 simulated CPU
+devices and prints the plan. A second one serves init programs. A third one is the
+training job (``shardinit.cli.job``): it knows the service's address and the model's
+spec, and ends up with sharded weights.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from shardinit.errors import ServiceError, ShardinitError
+
+MESH = {"data": 2, "model": 4}
+RULES = "vocab=model,embed=data,mlp=model,heads=model,kv_heads=model"
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+
+
+def run(config: str) -> None:
+    """Runs the demo for a config file or an example.
+
+    Raises:
+      SpecError: the config has faults.
+      ServiceError: the server did not start.
+      ShardinitError: the job failed; it has said why.
+    """
+    begin = time.monotonic()
+    served = dict(os.environ, JAX_PLATFORMS="cpu")
+    simulate_devices(8)
+    job = dict(os.environ)
+    print(f"1. Plan {config} on 8 simulated CPU devices, data=2 x model=4", flush=True)
+    _show_plan(config)
+    print("2. Serve its init program to another process", flush=True)
+    with (
+        _terminable(),
+        tempfile.TemporaryDirectory(prefix="shardinit-") as cache,
+        _server(served) as address,
+    ):
+        print(f"   the server listens on {address}", flush=True)
+        print("3. Ask for the model by its spec, and materialise it", flush=True)
+        command = [sys.executable, "-m", "shardinit.cli.job", address, config, cache]
+        with _child(command, job) as process:
+            code = process.wait()
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise ShardinitError("demo", f"the job ended with exit code {code}")
+    print(f"Done in {time.monotonic() - begin:.1f} s; nothing is left running.")
+
+
+def simulate_devices(count: int) -> None:
+    """Makes this process, and its children, see ``count`` CPU devices.
+
+    Only before JAX is imported.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    name = "--xla_force_host_platform_device_count"
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    flags = [flag for flag in flags if not flag.startswith(name)]
+    os.environ["XLA_FLAGS"] = " ".join([*flags, f"{name}={count}"])
+
+
+def demo_mesh() -> Any:
+    """The mesh of the simulated devices."""
+    import jax
+
+    return jax.make_mesh(tuple(MESH.values()), tuple(MESH))
+
+
+def _show_plan(config: str) -> None:
+    from shardinit.cli import arguments, tables
+
+    spec = arguments.read_spec(config)
+    import shardinit
+    from shardinit.models import build
+
+    rules = arguments.parse_rules(RULES)
+    tables.print_plan(shardinit.plan(build(spec), mesh=demo_mesh(), rules=rules))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does: in order, its children first."""
+
+    def on_signal(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def _child(
+    command: list[str], environment: Mapping[str, str], stdout: int | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A child process that is gone when the block ends, however it ends."""
+    process = subprocess.Popen(command, env=dict(environment), stdout=stdout)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except BaseException:  # it hangs, or the user is impatient
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@contextmanager
+def _server(environment: Mapping[str, str]) -> Iterator[str]:
+    """A server in a process of its own; its address."""
+    command = [sys.executable, "-m", "shardinit", "serve", "--listen", "127.0.0.1:0"]
+    command += ["--log-level", "warning", "--grace", "1"]
+    with _child(command, environment, stdout=subprocess.PIPE) as process:
+        yield _address(process)
+
+
+def _address(process: subprocess.Popen[bytes]) -> str:
+    """Waits for the line in which the server says where it is."""
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        ready = selector.select(_START_SECONDS)
+    line = process.stdout.readline().decode() if ready else ""
+    if "serves on " not in line:
+        raise ServiceError(
+            "demo",
+            "the server ended before it served" if ready else "no word from the server",
+            f"its address within {_START_SECONDS:.0f} s",
+            code="UNAVAILABLE",
+        )
+    return line.split("serves on ", 1)[1].strip()

@@ -1,0 +1,162 @@
+"""The demo's training job: asks a service by spec, initialises, checks, reports.
+
+``python -m shardinit.cli.job ADDRESS CONFIG CACHE`` is started by the demo in an
+environment with simulated devices. It is what a real job does, plus a check that no
+job needs: one random leaf of each distinct program, bit for bit against plain
+``jax.jit`` of that leaf alone.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import TimeElapsedColumn as Elapsed
+
+import shardinit
+from shardinit.cli import arguments
+from shardinit.cli.demo import RULES, demo_mesh
+from shardinit.errors import FingerprintMismatchError, ShardinitError
+from shardinit.models import build
+
+SEED = 0
+
+
+def run(address: str, config: str, cache: str) -> None:
+    """Materialises the model and prints what it took.
+
+    Raises:
+      ShardinitError: the service or the check failed.
+    """
+    spec = arguments.read_spec(config)
+    times: dict[str, float] = {}
+    with _stage("fetch the init program", times), _client(address, cache) as client:
+        program = client.program(spec)
+    mesh, rules = demo_mesh(), arguments.parse_rules(RULES)
+    with _stage("compile the distinct programs", times):
+        plan = shardinit.plan(program, mesh=mesh, rules=rules)
+        compiled = shardinit.compile_plan(plan)
+    with _stage("initialise", times), _progress("initialise") as progress:
+        params = jax.block_until_ready(compiled(SEED, progress))
+    peak = _peak_bytes()
+    held = _bytes_by_device(params)
+    with _stage("check against plain jax.jit", times):
+        checked = _check(plan, params, build(spec))
+    size = len(program.to_bytes())
+    most = max(held.values())
+    print(f"   time               {sum(times.values()):.1f} s in all")
+    print(f"   init program       {size:,} bytes for {plan.total_bytes:,} of weights")
+    print(f"   distinct programs  {len(plan.programs)} for {len(plan.leaves)} leaves")
+    print(f"   bytes a device     {most:,} at most, planned {plan.bytes_per_device:,}")
+    ratio = peak / plan.total_bytes
+    print(f"   peak memory        {peak:,} bytes, {ratio:.2f} x the weights")
+    print(f"   checked            {checked} leaves equal plain jax.jit bit for bit")
+
+
+def _client(address: str, cache: str) -> Any:
+    return shardinit.connect(address, cache_dir=cache)
+
+
+@contextmanager
+def _stage(name: str, times: dict[str, float]) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    times[name] = time.monotonic() - begin
+    print(f"   {name}: {times[name]:.2f} s", flush=True)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; elsewhere a line for each quarter."""
+    if not sys.stdout.isatty():
+        shown = 0
+
+        def lines(done: int, total: int) -> None:
+            nonlocal shown
+            quarter = 4 * done // total if total else 4
+            if quarter > shown:
+                shown = quarter
+                print(f"   {name}: {done} of {total} leaves", flush=True)
+
+        yield lines
+        return
+    columns = (TextColumn("   {task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, Elapsed(), console=Console(), transient=True) as progress:
+        task = progress.add_task(name, total=None)
+
+        def bar(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield bar
+
+
+def _check(plan: Any, params: Any, init_fn: Any) -> int:
+    """Compares one random leaf of each program; returns how many."""
+    local = shardinit.plan(init_fn)
+    if local.fingerprint != plan.fingerprint:
+        raise FingerprintMismatchError(
+            "demo",
+            f"the service's program has fingerprint {plan.fingerprint}",
+            f"that of the model here, {local.fingerprint}",
+        )
+    order = {leaf.path: i for i, leaf in enumerate(local.leaves)}
+    arrays = jax.tree.leaves(params)
+    by_program: dict[int, list[int]] = {}
+    for i, leaf in enumerate(plan.leaves):
+        by_program.setdefault(leaf.program, []).append(i)
+    key = jax.random.key(SEED)
+    for number, members in by_program.items():
+        picked = random.choice(members)
+        path = plan.leaves[picked].path
+        place = order[path]
+
+        def alone(key: jax.Array, place: int = place) -> jax.Array:
+            return jax.tree.leaves(init_fn.fn(key))[place]
+
+        expected = np.asarray(jax.jit(alone)(key))
+        if np.asarray(arrays[picked]).tobytes() != expected.tobytes():
+            raise ShardinitError(
+                f"leaf {path!r}",
+                f"its bits, made by program {number}, differ from plain jax.jit",
+            )
+        if sys.stdout.isatty() or len(by_program) <= 64:
+            print(f"   equal to jax.jit: {path}", flush=True)
+    return len(by_program)
+
+
+def _bytes_by_device(params: Any) -> dict[Any, int]:
+    held: dict[Any, int] = {}
+    for array in jax.tree.leaves(params):
+        for shard in array.addressable_shards:
+            held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
+    return held
+
+
+def _peak_bytes() -> int:
+    """Most memory that this process had at a time; the system says it in KiB."""
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
+def main() -> None:
+    """Runs the job; one line on standard error and exit code 1 if it fails."""
+    try:
+        run(*sys.argv[1:4])
+    except ShardinitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
