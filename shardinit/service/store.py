@@ -20,7 +20,6 @@ from google.protobuf.message import DecodeError
 from shardinit.errors import ServiceError
 from shardinit.v1 import program_pb2
 
-
 _MAX_CONTENT = 1 << 30  # bytes of a program once it is decompressed
 
 

@@ -19,6 +19,7 @@ from shardinit.errors import ServiceError, SpecError
 from shardinit.v1 import service_pb2, spec_pb2
 
 _MAX_EXACT = 2**53  # a Struct has doubles only
+_MAX_DEPTH = 30  # beyond it protobuf refuses to parse a Struct
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def spec_to_proto(spec: Any) -> spec_pb2.ModelSpec:
     """A ``ModelSpec``, an ``InitProgram`` or a program's sha256 (hex) as a message.
 
     Raises:
-      SpecError: the config holds a number that the wire cannot carry.
+      SpecError: the config holds what the wire cannot carry.
       TypeError: ``spec`` is none of these.
     """
     digest = spec if isinstance(spec, str) else getattr(spec, "sha256", None)
@@ -85,7 +86,7 @@ def spec_to_proto(spec: Any) -> spec_pb2.ModelSpec:
             f"sha256 of a program in hex"
         )
     faults: list[tuple[str, str]] = []
-    _check_numbers("", config, faults)
+    _check_plain("", config, faults)
     if faults:
         raise SpecError(model, faults)
     named = spec_pb2.NamedModel(model=model)
@@ -93,13 +94,18 @@ def spec_to_proto(spec: Any) -> spec_pb2.ModelSpec:
     return spec_pb2.ModelSpec(named=named)
 
 
-def _check_numbers(where: str, value: Any, faults: list[tuple[str, str]]) -> None:
-    if isinstance(value, Mapping):
+def _check_plain(
+    where: str, value: Any, faults: list[tuple[str, str]], depth: int = 0
+) -> None:
+    if depth > _MAX_DEPTH:
+        faults.append(("config", f"nested deeper than {_MAX_DEPTH}"))
+    elif isinstance(value, Mapping):
         for key, item in value.items():
-            _check_numbers(f"{where}.{key}" if where else str(key), item, faults)
+            inner = f"{where}.{key}" if where else str(key)
+            _check_plain(inner, item, faults, depth + 1)
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            _check_numbers(f"{where}[{i}]", item, faults)
+            _check_plain(f"{where}[{i}]", item, faults, depth + 1)
     elif isinstance(value, int) and abs(value) > _MAX_EXACT:
         faults.append((where, f"{value} is beyond 2^53, which the wire cannot carry"))
 

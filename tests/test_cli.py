@@ -1,0 +1,206 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from shardinit.cli import arguments
+from shardinit.errors import ShardingError
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+
+
+def environment():
+    return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def shardinit(*args, code=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "shardinit", *args],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY))
+    return str(path)
+
+
+def test_plan_of_an_example_needs_no_devices():
+    text = shardinit(
+        "plan", "gpt2", "--mesh", "data=64,model=8", "--rules", "embed=data,mlp=model"
+    )
+    assert "124,439,808 elements" in text
+    assert "P('data', 'model')" in text
+
+
+def test_plan_as_json_lists_every_leaf(config):
+    rules = "vocab=model,embed=data,mlp=data+model,norm="
+    data = json.loads(
+        shardinit(
+            "plan", config, "--mesh", "data=2,model=4", "--rules", rules, "--json"
+        )
+    )
+    assert data["mesh"] == {"data": 2, "model": 4}
+    leaves = {leaf["path"]: leaf for leaf in data["leaves"]}
+    assert leaves["embed/embedding"]["shape"] == [256, 64]
+    assert leaves["embed/embedding"]["sharding"] == [["model"], ["data"]]
+    assert leaves["embed/embedding"]["bytes_per_device"] * 8 == 256 * 64 * 4
+    assert (
+        sum(x["bytes_per_device"] for x in leaves.values())
+        == (data["bytes_per_device"])
+    )
+
+
+def test_models_lists_config_keys():
+    text = shardinit("models")
+    assert "decoder" in text
+    assert "num_hidden_layers" in text
+
+
+def test_models_of_the_operator_are_registered(tmp_path, monkeypatch):
+    (tmp_path / "our_models.py").write_text(
+        "from shardinit.models import register\n"
+        "@register('ours', schema={'properties': {'width': {'type': 'integer'}}})\n"
+        "def build(config):\n"
+        "    raise NotImplementedError\n"
+    )
+    paths = [str(tmp_path), os.getcwd()]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    text = shardinit("models", "--models", "our_models")
+    assert "ours" in text
+    assert "width" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["plan", "no-such"], "no example config is named 'no-such'"),
+        (["plan", "./missing.json"], "cannot read './missing.json'"),
+        (["plan", "gpt2", "--mesh", "data"], "--mesh"),
+        (["plan", "gpt2", "--rules", "embed"], "--rules"),
+        (["plan", "gpt2", "--model", "nope"], "no model is registered as 'nope'"),
+        (["plan", "gpt2", "--mesh", "a=7", "--rules", "vocab=a"], "does not divide"),
+        (["plan", "gpt2", "--rules", "vocab=expert"], "'expert'"),
+        (["serve", "--listen", "0.0.0.0:1"], "neither TLS nor authentication"),
+        (["serve", "--log-level", "loud"], "--log-level"),
+        (["serve", "--models", "no_such_module"], "No module named"),
+        (["models", "--models", "json"], "registers no model"),
+    ],
+)
+def test_what_is_wrong_is_one_message_and_exit_code_1(args, message):
+    text = shardinit(*args, code=1)
+    assert text.startswith("error: ")
+    assert message in text
+
+
+def test_a_faulty_config_shows_every_fault(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(TINY | {"hiden_size": 1, "num_attention_heads": 7}))
+    text = shardinit("plan", str(path), code=1)
+    assert "hiden_size" in text
+    assert "num_attention_heads" in text
+
+
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b'{"a":' * 100_000])
+def test_a_file_that_is_no_config_is_one_message(tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+    assert str(shardinit("plan", str(path), code=1)).startswith("error: ")
+
+
+def test_a_wrong_option_is_exit_code_2():
+    assert "No such option" in shardinit("plan", "gpt2", "--bogus", code=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a=0", "a=-1", "a=1,a=2", "=2", "a=1,", "a=²"]
+)
+def test_a_mesh_that_does_not_read_as_one_is_refused(text):
+    with pytest.raises(ShardingError, match="--mesh"):
+        arguments.parse_mesh(text)
+
+
+def test_rules_read_as_written():
+    rules = arguments.parse_rules("embed=data, mlp=data+model,norm=")
+    expected = (("embed", ("data",)), ("mlp", ("data", "model")), ("norm", None))
+    assert rules.rules == expected
+
+
+def children(parent):
+    """Processes that ``parent`` started and that still run."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, ppid = file.read().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if int(ppid) == parent and state != "Z":
+            found.append(int(name))
+    return found
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_demo_checks_its_leaves_and_ends_by_itself(config):
+    text = shardinit("demo", "--config", config)
+    assert "initialise: " in text
+    assert "leaves equal plain jax.jit bit for bit" in text
+    assert "nothing is left running" in text
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for processes in /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (15, 143)])
+def test_an_interrupted_demo_leaves_nothing_running(config, number, code):
+    with subprocess.Popen(
+        [sys.executable, "-m", "shardinit", "demo", "--config", config],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("3."):
+                break
+        started = time.monotonic()
+        while len(children(process.pid)) < 2 and time.monotonic() - started < 20:
+            time.sleep(0.02)
+        running = children(process.pid)
+        assert len(running) == 2
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in out + err
+    assert not any(map(alive, running))
+
+
+def test_a_demo_of_a_faulty_config_is_one_message(tmp_path):
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(TINY | {"hidden_size": -1}))
+    assert "hidden_size" in shardinit("demo", "--config", str(path), code=1)
