@@ -8,20 +8,13 @@ writes a spec sees everything that is wrong with it at once, by field.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from shardinit.errors import SpecError
-from shardinit.models.keys import (
-    DEFAULTS,
-    FAMILIES,
-    FIXED,
-    KEYS,
-    REQUIRED,
-    known_names,
-)
+from shardinit.models.checks import close_to, read_values, refuse_unknown
+from shardinit.models.keys import FAMILIES
 from shardinit.models.rope import Rope, read_rope
 
 
@@ -154,89 +147,15 @@ class DecoderConfig:
         if family not in FAMILIES:
             known = ", ".join(FAMILIES)
             came = "missing" if family is None else f"{family!r} is unknown"
-            fault("model_type", f"{came}; one of {known}{_close(family, FAMILIES)}")
+            fault("model_type", f"{came}; one of {known}{close_to(family, FAMILIES)}")
             family = None
-        values = _read(config, family, fault)
-        _refuse_unknown(config, family, fault)
+        values = read_values(config, family, fault)
+        refuse_unknown(config, family, fault)
         if family is not None:
             result = _resolve(cls, family, values, config, fault)
             if not faults:
                 return result
         raise SpecError("decoder", faults)
-
-
-def _close(name: Any, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.7)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _refuse_unknown(
-    config: Mapping[str, Any], family: str | None, fault: Callable[[str, str], None]
-) -> None:
-    named = {key.name: key for key in KEYS}
-    for name, value in config.items():
-        if name in FIXED and value not in (*FIXED[name], None):
-            fault(name, f"{value!r} is not supported; only {FIXED[name][0]!r} is")
-        elif name in named and family and family not in named[name].families:
-            if value is None or value is False:
-                continue  # says that the family lacks what it lacks
-            if name == "head_dim" and family == "deepseek_v3":
-                continue  # some tools write the rotary part here
-            own = ", ".join(named[name].families)
-            fault(name, f"no key of model_type {family!r}, but of {own}")
-        elif name not in known_names(None):
-            fault(name, f"unknown key{_close(name, known_names(family))}")
-
-
-def _read(
-    config: Mapping[str, Any], family: str | None, fault: Callable[[str, str], None]
-) -> dict[str, Any]:
-    """The values by field, with defaults; a faulty one is None."""
-    values: dict[str, Any] = {}
-    for key in KEYS:
-        if family is not None and family not in key.families:
-            continue
-        default = DEFAULTS.get(family or "", {}).get(key.name, key.default)
-        value = config.get(key.name)
-        if value is None:
-            if key.name in config and key.nullable:
-                default = None
-            elif default is REQUIRED:
-                if family is not None:
-                    fault(key.name, f"missing; {key.text}")
-                default = None
-            values.setdefault(key.field, default)
-            continue
-        text = _type_fault(value, key.type)
-        if text is None and key.least is not None and value < key.least:
-            text = f"{value} is too small; at least {key.least}"
-        if text is None and key.choices and value not in key.choices:
-            text = f"{value!r} is not one of {', '.join(key.choices)}"
-            text += _close(value, key.choices)
-        if text is not None:
-            fault(key.name, text)
-            value = None
-        elif key.type == "number":
-            value = float(value)
-        values[key.field] = value
-    return values
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "string": (str,),
-    "object": (Mapping,),
-    "array": (list, tuple),
-}
-
-
-def _type_fault(value: Any, kind: str) -> str | None:
-    right = isinstance(value, _TYPES[kind])
-    if right and (kind == "boolean" or not isinstance(value, bool)):
-        return None
-    return f"{value!r} is a {type(value).__name__}; expected {kind}"
 
 
 def _resolve(

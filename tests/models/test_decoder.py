@@ -29,7 +29,7 @@ BASE = {
     "vocab_size": 61,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
@@ -42,7 +42,7 @@ TINY = {
     "gpt2": {
         "vocab_size": 61,
         "n_embd": 32,
-        "n_layer": 3,
+        "n_layer": 2,
         "n_head": 4,
         "n_positions": 16,
     },
@@ -67,18 +67,26 @@ LAYOUTS = ("unrolled", "stacked")
 # Logits of the token ids 0 to 3 after `tokens()`, computed by Hugging Face
 # transformers 5.23 on torch 2.13 with the parameters of `filled`.
 TRANSFORMERS = {
-    "llama": [1.0943, 1.6509, -1.0119, 2.5153],
-    "mistral": [0.2247, 0.4414, 1.0708, 1.1398],
-    "qwen2": [1.0795, 0.8399, -0.9466, 1.8574],
-    "qwen3": [-0.4956, -1.0551, -0.4679, -0.8495],
-    "mixtral": [0.1855, -1.8098, -0.1523, -0.7406],
-    "gpt2": [-0.6879, -2.3121, 0.7191, 1.8224],
-    "deepseek_v3": [1.3131, -0.4625, 0.5667, 0.1],
+    "llama": [1.4612, 1.4044, -1.1618, 2.2922],
+    "mistral": [-0.858, 0.8394, 1.6847, 1.6145],
+    "qwen2": [1.7826, 0.1065, -0.6799, 1.7029],
+    "qwen3": [-0.0771, 0.0338, 0.2328, -1.1978],
+    "mixtral": [0.5724, -2.0129, -0.1357, -0.7043],
+    "gpt2": [-0.7097, -2.4174, 0.5891, 1.6221],
+    "deepseek_v3": [0.8394, -0.4404, 0.1326, 0.754],
 }
 
 
 # compiles in a fraction of the time that threefry takes
 KEY = jax.random.key(7, impl="unsafe_rbg")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def tiny(family, **more):
@@ -158,7 +166,7 @@ def test_layouts_have_the_same_parameters(family):
 
 def test_paths_and_axes_of_the_layouts():
     unrolled = build(spec("mixtral", expert_layout="unrolled")).axes
-    assert unrolled["layers"][2]["moe"]["experts"][3]["up"] == ("embed", "mlp")
+    assert unrolled["layers"][1]["moe"]["experts"][3]["up"] == ("embed", "mlp")
     assert unrolled["layers"][0]["attention"]["q"]["kernel"] == (
         "embed",
         "heads",
@@ -166,7 +174,7 @@ def test_paths_and_axes_of_the_layouts():
     )
     stacked = build(spec("deepseek_v3", layer_layout="stacked"))
     experts = shapes(stacked)["layers"]["moe"]["experts"]["up"]
-    assert experts.shape == (2, 8, 32, 16)
+    assert experts.shape == (1, 8, 32, 16)
     names = stacked.axes["layers"]["moe"]["experts"]["up"]
     assert names == ("layers", "expert", "embed", "mlp")
     assert shapes(stacked)["dense_layers"]["mlp"]["up"]["kernel"].shape == (1, 32, 48)
@@ -188,7 +196,7 @@ def test_forward_is_finite_causal_and_the_same_in_both_layouts(family):
     np.testing.assert_allclose(changed[:, :6], logits[:, :6], rtol=1e-5, atol=1e-6)
     assert (np.abs(changed[:, 6:] - logits[:, 6:]).max(-1) > 1e-4).all()
 
-    layers = [params["layers"][i] for i in range(3)]
+    layers = [params["layers"][i] for i in range(2)]
     stack = lambda xs: jax.tree.map(lambda *x: jnp.stack(x), *xs)  # noqa: E731
     if family == "deepseek_v3":
         params["dense_layers"] = stack(layers[:1])
@@ -251,14 +259,15 @@ def test_more_tokens_than_learned_positions_are_refused():
     ("family", "layout"), [("qwen2", "unrolled"), ("deepseek_v3", "stacked")]
 )
 def test_values_are_those_of_the_plain_model(family, layout):
-    config = tiny(family, layer_layout=layout, num_hidden_layers=2)
-    oracle = jax.jit(
-        lambda key: nnx.state(
-            Decoder(DecoderConfig.from_dict(config), rngs=nnx.Rngs(key))
-        )
-    )(KEY)
-    got = jax.jit(build(ModelSpec("decoder", config)).fn)(KEY)
-    got, want = jax.tree.leaves(got), jax.tree.leaves(oracle)
+    config = tiny(family, layer_layout=layout)
+    init = build(ModelSpec("decoder", config))
+
+    def plain(key):
+        return nnx.state(Decoder(DecoderConfig.from_dict(config), rngs=nnx.Rngs(key)))
+
+    # one compilation: what is the same computation is compiled only once
+    got, want = jax.jit(lambda key: (init.fn(key), plain(key)))(KEY)
+    got, want = jax.tree.leaves(got), jax.tree.leaves(want)
     for g, w in zip(got, want, strict=True):
         np.testing.assert_array_equal(g, w, strict=True)
 
@@ -270,7 +279,7 @@ def some(spec, pick):
 
 
 def test_initial_values_follow_the_family():
-    config = {"hidden_size": 256, "initializer_range": 0.05, "attention_bias": True}
+    config = {"hidden_size": 128, "initializer_range": 0.05, "attention_bias": True}
     layer = some(spec("llama", **config), lambda tree: tree["layers"][0])
     for name in ("q", "o"):
         kernel = layer["attention"][name]["kernel"]
@@ -280,7 +289,7 @@ def test_initial_values_follow_the_family():
     mlp = some(spec("gpt2", n_embd=256), lambda tree: tree["layers"][0]["mlp"])
     np.testing.assert_allclose(mlp["up"]["kernel"].std(), 0.02, rtol=0.03)
     down = mlp["down"]["kernel"].std()
-    np.testing.assert_allclose(down, 0.02 / math.sqrt(2 * 3), rtol=0.03)
+    np.testing.assert_allclose(down, 0.02 / math.sqrt(2 * 2), rtol=0.03)
 
 
 def test_dtypes_of_parameters_and_draws():
@@ -306,7 +315,7 @@ FAULTS = {
         {"hidden_size": "missing", "vocab_size": "missing"},
     ),
     "misspelt": (
-        {"num_hiden_layers": 2, "rms_norm_epss": 1e-5, "flux": 1},
+        {"num_hiden_layers": 3, "rms_norm_epss": 1e-5, "flux": 1},
         {
             "num_hiden_layers": "did you mean 'num_hidden_layers'",
             "rms_norm_epss": "did you mean 'rms_norm_eps'",
@@ -373,8 +382,11 @@ FAULTS = {
         {"rope_scaling.rope_type": "not supported"},
     ),
     "layer types": (
-        {"model_type": "mistral", "layer_types": ["full_attention", "half"]},
-        {"layer_types": "2 entries for 3", "layer_types[1]": "not one of"},
+        {
+            "model_type": "mistral",
+            "layer_types": ["full_attention", "half", "full_attention"],
+        },
+        {"layer_types": "3 entries for 2", "layer_types[1]": "not one of"},
     ),
 }
 
@@ -394,7 +406,7 @@ def test_every_fault_is_reported_by_field(name):
 DEEPSEEK_FAULTS = {
     "n_group": ({"n_group": 3}, "does not divide"),
     "topk_group": ({"topk_group": 5}, "more than n_group"),
-    "first_k_dense_replace": ({"first_k_dense_replace": 4}, "more than the 3 layers"),
+    "first_k_dense_replace": ({"first_k_dense_replace": 4}, "more than the 2 layers"),
     "num_key_value_heads": ({"num_key_value_heads": 2}, "is not num_attention_heads"),
     "qk_rope_head_dim": ({"qk_rope_head_dim": 3}, "odd"),
     "moe_layer_freq": ({"moe_layer_freq": 2}, "only 1 is"),
