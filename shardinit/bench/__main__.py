@@ -1,0 +1,79 @@
+"""The command line of the bench: chooses cases, runs them, shows and stores them."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from shardinit.bench import case as cases
+from shardinit.bench import report
+from shardinit.bench.runner import Runner
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) for part in text.split(","))
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: positive numbers are expected")
+    return numbers
+
+
+def _parser(known: dict[str, cases.Case]) -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {c.name:8} {c.measures}" for c in known.values())
+    parser = argparse.ArgumentParser(
+        prog="python -m shardinit.bench",
+        description="Measure shardinit side by side with plain JAX.",
+        epilog=f"cases:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    every = ",".join(known)
+    parser.add_argument("--case", default=every, help=f"default: {every}")
+    parser.add_argument("--layers", type=_numbers, help="depths of cold, as in 4,16")
+    parser.add_argument("--devices", type=int, default=8, help="simulated CPU devices")
+    parser.add_argument("--repeats", type=int, help="runs a side; default 3, quick 1")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one run")
+    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--markdown", type=Path, help="also write the table to it")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the chosen cases; the exit code is 0 even where a target is missed."""
+    words = sys.argv[1:] if arguments is None else arguments
+    known = cases.load()
+    parser = _parser(known)
+    chosen = parser.parse_args(words)
+    names = [name.strip() for name in chosen.case.split(",")]
+    for name in names:
+        if name not in known:
+            parser.error(f"no case is named {name!r}; there are {', '.join(known)}")
+    if chosen.devices < 1 or (chosen.repeats or 1) < 1:
+        parser.error("--devices and --repeats are positive numbers")
+    options = cases.Options(
+        layers=chosen.layers or ((4, 16) if chosen.quick else (4, 16, 64, 126)),
+        devices=chosen.devices,
+        repeats=chosen.repeats or (1 if chosen.quick else 3),
+        quick=chosen.quick,
+    )
+    console = Console()
+    command = shlex.join(["python", "-m", "shardinit.bench", *words])
+    about = report.environment(command)
+    runner = Runner(
+        options, lambda text: console.print(text, style="dim", soft_wrap=True)
+    )
+    rows = [row for name in names for row in known[name].rows(runner)]
+    console.print(report.table(rows))
+    for line in report.notes(rows):
+        console.print(line, soft_wrap=True, markup=False)
+    if chosen.json:
+        report.write_json(chosen.json, about, rows, runner.log)
+    if chosen.markdown:
+        chosen.markdown.write_text(report.markdown(about, rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

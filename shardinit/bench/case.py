@@ -1,0 +1,191 @@
+"""Case: what is measured, against what, and how much of it is enough.
+
+A case has *sides*, functions that a child process runs and that return figures by
+name, and *rows*, a generator that asks for runs of those sides and makes rows of the
+table out of what came back. Only sides import JAX, and only when they are called.
+"""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shardinit.bench import FAMILIES
+
+Figures = dict[str, float]
+Side = Callable[..., Figures]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a figure must reach, and what would be better still.
+
+    Attributes:
+      must: the figure to reach.
+      goal: the figure to aim at.
+      higher: whether more is better.
+    """
+
+    must: float
+    goal: float
+    higher: bool = True
+
+    def missed_by(self, value: float) -> float:
+        """Factor by which ``value`` falls short of the must; at most 1 if it is met."""
+        return self.must / value if self.higher else value / self.must
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One figure of one side, from several runs.
+
+    Attributes:
+      values: in the order of the runs.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The middle value."""
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Largest less smallest value, as a part of the median."""
+        return (max(self.values) - min(self.values)) / self.median
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+      case: name of the case.
+      name: what was measured.
+      value: the figure that counts, in ``unit``: a ratio of the two sides ("x"), or
+        seconds ("s").
+      ours: shardinit's own figures, in ``side_unit``.
+      baseline: those of the other side; None without one.
+      against: what the other side is.
+      side_unit: "s" or "GB" (1e9 bytes).
+      target: what ``value`` must reach; None where nothing was set.
+      note: what the reader must know to read the row right.
+    """
+
+    case: str
+    name: str
+    value: float
+    unit: str
+    ours: Sample
+    baseline: Sample | None
+    against: str
+    side_unit: str = "s"
+    target: Target | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the must is reached; None without one."""
+        return None if self.target is None else self.target.missed_by(self.value) <= 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asks for.
+
+    Attributes:
+      layers: depths of the models of a cold start.
+      devices: simulated CPU devices.
+      repeats: runs a side.
+      quick: small sizes, for a look and for tests; targets do not apply to them.
+    """
+
+    layers: tuple[int, ...]
+    devices: int
+    repeats: int
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """Runs of one side that are wanted.
+
+    Attributes:
+      side: name of the side.
+      parameters: its arguments; plain data.
+      repeats: how many runs, each in its own process.
+      needs_bytes: memory that a run is expected to take; 0 if it is no matter.
+    """
+
+    side: str
+    parameters: Mapping[str, Any]
+    repeats: int
+    needs_bytes: int = 0
+
+
+class Bench(Protocol):
+    """What ``rows`` of a case gets to work with."""
+
+    options: Options
+
+    def measure(self, case: Case, *jobs: Job) -> list[list[Figures]]:
+        """Runs jobs in turns; for each the figures of its runs.
+
+        Raises:
+          OutOfMemory: a job needs more memory than the machine has to give.
+        """
+        ...
+
+    def fits(self, size: int) -> bool:
+        """Whether a run that takes ``size`` bytes may be started now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """A thing to measure.
+
+    Attributes:
+      name: as the command line calls it.
+      measures: one line for people.
+      baseline: what shardinit is held against.
+      sides: functions that a child runs, by name.
+      rows: makes the rows.
+      targets: by a key of the case's choice, such as a depth.
+    """
+
+    name: str
+    measures: str
+    baseline: str
+    sides: Mapping[str, Side]
+    rows: Callable[[Bench], Iterator[Row]]
+    targets: Mapping[Any, Target] = field(default_factory=dict)
+
+
+class OutOfMemory(RuntimeError):
+    """A run was stopped, or not started, because memory would not have sufficed."""
+
+
+_cases: dict[str, Case] = {}
+
+
+def register(case: Case) -> Case:
+    """Makes a case known under its name."""
+    _cases[case.name] = case
+    return case
+
+
+def load() -> dict[str, Case]:
+    """All cases of all families, by name, in the order of the families."""
+    for family in FAMILIES:
+        importlib.import_module(f"shardinit.bench.{family}")
+    return dict(_cases)
+
+
+def sample(runs: list[Figures], figure: str, scale: float = 1.0) -> Sample:
+    """One figure of all runs of a side, multiplied by ``scale``."""
+    return Sample(tuple(run[figure] * scale for run in runs))

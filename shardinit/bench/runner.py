@@ -1,0 +1,146 @@
+"""Runner: starts children, in turns, one at a time, and watches their memory.
+
+The sides of a comparison take turns (A B A B), so that a machine that slows down slows
+both. A run that would push the machine out of memory is stopped before it does: what
+it was started for matters less than everything else that runs there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shardinit.bench.case import Case, Figures, Job, Options, OutOfMemory
+
+_RESERVE_BYTES = 1 << 30  # what must stay free while a child runs
+_POLL_SECONDS = 0.05
+_LIMIT_SECONDS = 1800.0
+
+
+class Runner:
+    """Runs jobs and remembers what came back, so that cases may share runs.
+
+    Attributes:
+      options: what the command line asks for.
+      log: every run: case, side, parameters and figures.
+    """
+
+    def __init__(self, options: Options, tell: Callable[[str], None]):
+        self.options = options
+        self.log: list[dict[str, Any]] = []
+        self._tell = tell
+        self._known: dict[str, list[Figures]] = {}
+
+    def measure(self, case: Case, *jobs: Job) -> list[list[Figures]]:
+        """Runs jobs in turns; for each the figures of its runs.
+
+        Raises:
+          OutOfMemory: a job needs more memory than the machine has to give.
+          RuntimeError: a child failed; with the end of what it said.
+        """
+        runs = [self._known.setdefault(_name(case, job), []) for job in jobs]
+        for turn in range(max(job.repeats for job in jobs)):
+            for job, done in zip(jobs, runs, strict=True):
+                if turn < job.repeats and turn >= len(done):
+                    done.append(self._run(case, job))
+        return [done[: job.repeats] for job, done in zip(jobs, runs, strict=True)]
+
+    def fits(self, size: int) -> bool:
+        """Whether a run that takes ``size`` bytes may be started now."""
+        free = available_bytes()
+        return free is None or size + _RESERVE_BYTES < free
+
+    def _run(self, case: Case, job: Job) -> Figures:
+        if job.needs_bytes and not self.fits(job.needs_bytes):
+            raise OutOfMemory(f"{job.side}: needs {job.needs_bytes / 1e9:.1f} GB")
+        figures = self._child(case, job)
+        shown = ", ".join(f"{key} {value:.6g}" for key, value in figures.items())
+        self._tell(f"{case.name} {job.side} {_arguments(job)}: {shown}")
+        self.log.append(
+            {
+                "case": case.name,
+                "side": job.side,
+                "parameters": dict(job.parameters),
+                "figures": figures,
+            }
+        )
+        return figures
+
+    def _child(self, case: Case, job: Job) -> Figures:
+        with tempfile.TemporaryDirectory(prefix="shardinit-bench-") as folder:
+            said, out = Path(folder) / "said", Path(folder) / "figures.json"
+            command = [sys.executable, "-m", "shardinit.bench.child"]
+            command += [case.name, job.side, json.dumps(dict(job.parameters)), str(out)]
+            environment = child_environment(self.options.devices)
+            with open(said, "wb") as file:
+                process = subprocess.Popen(
+                    command, env=environment, stdout=file, stderr=file
+                )
+                try:
+                    code = _watch(process)
+                finally:
+                    with suppress(ProcessLookupError):
+                        process.kill()
+                    process.wait()
+            if code == -9:
+                raise OutOfMemory(f"{case.name} {job.side}: the system ended it")
+            if code:
+                tail = said.read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"{case.name} {job.side} failed ({code}):\n{tail}")
+            return json.loads(out.read_text())
+
+
+def _watch(process: subprocess.Popen[bytes]) -> int:
+    """Waits for a child; its exit code.
+
+    Raises:
+      OutOfMemory: it was taking the machine's last memory.
+      TimeoutError: it did not end.
+    """
+    begin = time.monotonic()
+    while True:
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_POLL_SECONDS)
+        free = available_bytes()
+        if free is not None and free < _RESERVE_BYTES:
+            raise OutOfMemory(f"only {free / 1e9:.1f} GB were left")
+        if time.monotonic() - begin > _LIMIT_SECONDS:
+            raise TimeoutError(f"a run took more than {_LIMIT_SECONDS:.0f} s")
+
+
+def available_bytes() -> int | None:
+    """Memory that may be taken without swapping, in bytes; None if unknown."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def child_environment(devices: int) -> dict[str, str]:
+    """This process's environment with simulated CPU devices and no cached code."""
+    name = "--xla_force_host_platform_device_count"
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    flags = [flag for flag in flags if not flag.startswith(name)]
+    return dict(
+        os.environ,
+        JAX_PLATFORMS="cpu",
+        XLA_FLAGS=" ".join([*flags, f"{name}={devices}"]),
+        JAX_ENABLE_COMPILATION_CACHE="false",
+    )
+
+
+def _name(case: Case, job: Job) -> str:
+    return json.dumps([case.name, job.side, dict(job.parameters)], sort_keys=True)
+
+
+def _arguments(job: Job) -> str:
+    return " ".join(f"{key}={value}" for key, value in job.parameters.items())

@@ -1,0 +1,105 @@
+"""What is initialised in the measurements: one function and shardings for both sides.
+
+Both sides get the same function and the same tree of shardings. The function is
+wrapped anew in each child, so that neither finds a trace that was made while the
+subject was being prepared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh
+
+from shardinit.core.init_fn import InitFn
+from shardinit.core.plan import itemsize
+from shardinit.core.sharding import AxisRules, LeafInfo, resolve
+from shardinit.models import ModelSpec, build, example_config
+
+RULES = AxisRules(
+    [
+        ("vocab", "model"),
+        ("embed", "data"),
+        ("mlp", "model"),
+        ("heads", "model"),
+        ("kv_heads", "model"),
+        ("expert", "model"),
+    ]
+)
+
+# Small enough that a cold start is the compiler's work and not the run's.
+NARROW = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 1024,
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A function to initialise and where its leaves shall lie.
+
+    Attributes:
+      fn: the key to a pytree of arrays; new to JAX.
+      shardings: one a leaf, a tree like the result.
+      leaves: how many there are.
+      total_bytes: of all leaves, each counted once.
+    """
+
+    fn: Callable[[Any], Any]
+    shardings: Any
+    leaves: int
+    total_bytes: int
+
+
+def axis_sizes(devices: int) -> tuple[int, int]:
+    """Sizes of the axes data and model."""
+    return (2, devices // 2) if devices % 2 == 0 else (1, devices)
+
+
+def mesh(devices: int) -> Mesh:
+    """The simulated devices as data x model."""
+    return jax.make_mesh(axis_sizes(devices), ("data", "model"))
+
+
+def abstract_mesh(data: int, model: int) -> AbstractMesh:
+    """A mesh of that many devices without the devices."""
+    return AbstractMesh((data, model), ("data", "model"))
+
+
+def tinyllama(layers: int) -> InitFn:
+    """TinyLlama 1.1B in float32; 22 layers are the published model."""
+    config = example_config("tinyllama-1.1b")
+    changed = {"num_hidden_layers": layers, "param_dtype": "float32"}
+    return build(ModelSpec("decoder", {**config, **changed}))
+
+
+def narrow(layers: int) -> InitFn:
+    """A decoder of 9 leaves a layer, unrolled, narrow, in float32."""
+    return build(ModelSpec("decoder", {**NARROW, "num_hidden_layers": layers}))
+
+
+def subject(init_fn: InitFn, devices: int) -> Subject:
+    """Prepares an init function for both sides."""
+    shapes = jax.eval_shape(init_fn.fn, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(shapes)
+    names = jax.tree.leaves(
+        init_fn.axes, is_leaf=lambda node: node is None or isinstance(node, tuple)
+    )
+    infos = [
+        LeafInfo(str(number), leaf.shape, itemsize(leaf.dtype), axes)
+        for number, (leaf, axes) in enumerate(zip(leaves, names, strict=True))
+    ]
+    placed = resolve(infos, mesh(devices), RULES)
+    size = sum(math.prod(info.shape) * info.itemsize for info in infos)
+    fn = init_fn.fn
+    return Subject(
+        lambda key: fn(key), jax.tree.unflatten(tree, placed), len(infos), size
+    )

@@ -1,0 +1,147 @@
+"""The bench through its command line, and what it makes of figures; never a timing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from shardinit.bench import case as cases
+from shardinit.bench import report
+from shardinit.bench.case import Case, Job, Options, OutOfMemory, Row, Sample, Target
+from shardinit.bench.runner import Runner, child_environment
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "shardinit.bench", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_tiny_run_writes_figures_of_both_sides(tmp_path):
+    out, page = tmp_path / "out.json", tmp_path / "out.md"
+    words = ["--case", "cold,plan", "--quick", "--layers", "1", "--devices", "2"]
+    words += ["--json", str(out), "--markdown", str(page)]
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    about = {"command", "date", "commit", "versions", "machine"}
+    assert set(found) == about | {"rows", "runs"}
+    assert found["command"] == " ".join(["python -m shardinit.bench", *words])
+    assert {"python", "shardinit", "jax", "jaxlib"} <= set(found["versions"])
+    assert found["machine"]["cores"] >= 1
+    cold, plan, growth = found["rows"]
+    assert (cold["case"], plan["case"], growth["case"]) == ("cold", "plan", "plan")
+    ours, theirs = cold["shardinit"], cold["baseline"]
+    assert len(ours["values"]) == len(theirs["values"]) == 1
+    assert cold["value"] == pytest.approx(theirs["median"] / ours["median"])
+    assert cold["must"] is None
+    assert cold["met"] is None
+    assert plan["baseline"] is None
+    assert plan["unit"] == "s"
+    sides = [run["side"] for run in found["runs"]]
+    assert sides == ["shardinit", "jit", "shardinit", "shardinit"]
+    leaves = [run["figures"]["leaves"] for run in found["runs"]]
+    assert leaves[0] == leaves[1] == 12
+    assert all(run["figures"]["peak_bytes"] > 0 for run in found["runs"])
+    assert "cold init, 1 layers" in done.stdout
+    assert "| measured |" in page.read_text()
+
+
+def test_an_unknown_case_is_named_with_those_there_are():
+    done = bench("--case", "cold,lukewarm")
+    assert done.returncode == 2
+    assert "'lukewarm'" in done.stderr
+    assert "memory" in done.stderr
+
+
+def test_every_case_says_what_it_measures_and_against_what():
+    known = cases.load()
+    assert {"cold", "warm", "memory", "plan"} <= set(known)
+    for case in known.values():
+        assert case.measures
+        assert case.baseline
+        assert "shardinit" in case.sides
+
+
+def test_the_process_that_starts_the_children_stays_free_of_jax():
+    code = (
+        "import sys, shardinit.bench.__main__ as m; m.cases.load();"
+        "sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "value", "met", "missed_by"),
+    [
+        (Target(8, 15), 9.0, True, 8 / 9),
+        (Target(8, 15), 4.0, False, 2.0),
+        (Target(3, 2, higher=False), 3.0, True, 1.0),
+        (Target(3, 2, higher=False), 4.5, False, 1.5),
+    ],
+)
+def test_a_target_is_met_in_its_direction(target, value, met, missed_by):
+    row = Row("c", "r", value, "x", Sample((1.0,)), None, "", target=target)
+    assert row.met is met
+    assert target.missed_by(value) == pytest.approx(missed_by)
+    assert ("missed by" in "".join(report.notes([row]))) is not met
+
+
+def test_sides_take_turns_and_a_repeated_question_runs_nothing(monkeypatch):
+    order = []
+    runner = Runner(Options((4,), 8, 2, False), lambda text: None)
+
+    def child(case, job):
+        order.append(job.side)
+        return {"seconds": float(len(order))}
+
+    monkeypatch.setattr(runner, "_child", child)
+    case = Case("c", "m", "b", {}, lambda bench: iter(()))
+    jobs = Job("a", {"n": 1}, 2), Job("b", {"n": 1}, 1)
+    first = runner.measure(case, *jobs)
+    assert order == ["a", "b", "a"]
+    assert first == [[{"seconds": 1.0}, {"seconds": 3.0}], [{"seconds": 2.0}]]
+    assert runner.measure(case, *jobs) == first
+    assert len(order) == len(runner.log) == 3
+
+
+def test_a_run_that_cannot_fit_is_not_started():
+    runner = Runner(Options((4,), 8, 1, False), lambda text: None)
+    case = Case("c", "m", "b", {}, lambda bench: iter(()))
+    with pytest.raises(OutOfMemory, match="needs"):
+        runner.measure(case, Job("a", {}, 1, needs_bytes=1 << 60))
+    assert runner.log == []
+
+
+def test_a_failing_child_tells_why():
+    runner = Runner(Options((4,), 8, 1, False), lambda text: None)
+    plan = cases.load()["plan"]
+    with pytest.raises(RuntimeError, match="unexpected keyword argument 'depth'"):
+        runner.measure(plan, Job("shardinit", {"depth": 1}, 1))
+
+
+def test_where_jit_does_not_fit_both_sides_run_on_fewer_layers():
+    warm = cases.load()["warm"]
+    asked = []
+
+    class Small:
+        options = Options((4,), 8, 1, False)
+
+        def fits(self, size):
+            return size < 10e9
+
+        def measure(self, case, *jobs):
+            asked.append([(job.side, job.parameters["layers"]) for job in jobs])
+            names = "seconds", "first_seconds", "peak_bytes", "total_bytes"
+            return [[dict.fromkeys(names, 4e9)] for _ in jobs]
+
+    (row,) = warm.rows(Small())
+    assert asked == [[("shardinit", 4), ("jit", 4)], [("shardinit", 22)]]
+    assert "in 4 layers" in row.note
+
+
+def test_children_see_the_devices_asked_for(monkeypatch):
+    flag = "--xla_force_host_platform_device_count"
+    monkeypatch.setenv("XLA_FLAGS", f"--other=1 {flag}=3")
+    flags = child_environment(5)["XLA_FLAGS"].split()
+    assert flags == ["--other=1", f"{flag}=5"]
