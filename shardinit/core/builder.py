@@ -63,7 +63,7 @@ class Builder:
         if self._fold:
             if all(a.const is not None for a in args):
                 consts = [a.const for a in args]
-                if not any(jx.is_key(c.dtype) for c in consts):
+                if not any(jx.is_tracer(c) or jx.is_key(c.dtype) for c in consts):
                     arrays = [np.asarray(c) for c in consts]
                     folded = prelude.fold_integers(name, params, arrays, avals[0])
                     if folded is not None:

@@ -131,7 +131,7 @@ def evaluate(wanted: Sequence[Value], known: dict[Value, Any]) -> list[Any]:
     for node in topological(wanted, known):
         args = [read(v) for v in node.inputs]
         if node.name == "call":
-            outs = jx.run(node.params["jaxpr"], (), args)
+            outs = jx.call(node.params["jaxpr"], args)
         elif node.name == "map":
             outs = [_run_map(node, args)]
         else:

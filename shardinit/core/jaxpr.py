@@ -166,6 +166,15 @@ def run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
     return jex.jaxpr_as_fun(as_closed(jaxpr, consts))(*args)
 
 
+def call(closed: Any, args: Any) -> list[Any]:
+    """Calls a closed jaxpr as the nested ``jax.jit`` it was.
+
+    XLA folds constants differently across a call than within one body, so that
+    inlining a call can change last places.
+    """
+    return jax.jit(jex.jaxpr_as_fun(closed))(*args)
+
+
 def as_closed(jaxpr: Any, consts: Any) -> Any:
     """Closes a jaxpr over its constants, on every supported version."""
     if isinstance(jaxpr, jex.ClosedJaxpr):

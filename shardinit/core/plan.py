@@ -315,20 +315,15 @@ def leaf_infos(cut: slicing.Cut, axes: Any) -> list[sh.LeafInfo]:
     """What sharding rules look at, one for each leaf; checks the axis names."""
     names: list[Any] = [None] * len(cut.leaves)
     if axes is not None:
-
-        def is_names(node: Any) -> bool:
-            return node is None or (
-                isinstance(node, tuple)
-                and all(a is None or isinstance(a, str | tuple) for a in node)
-            )
-
-        names = jax.tree.leaves(axes, is_leaf=is_names)
-        if len(names) != len(cut.leaves):
+        try:
+            names = cut.tree.flatten_up_to(axes)
+        except (ValueError, TypeError) as error:
             raise ShardingError(
                 "InitFn.axes",
-                f"it has {len(names)} entries for {len(cut.leaves)} leaves",
-                "one tuple of axis names (or None) for each leaf",
-            )
+                f"its structure differs from the result's ({error})"[:300],
+                f"a tuple of axis names, or None, for each of the {len(cut.leaves)} "
+                f"leaves",
+            ) from error
     infos = []
     for leaf, name in zip(cut.leaves, names, strict=True):
         if name is not None and len(name) != len(leaf.shape):

@@ -116,6 +116,8 @@ def fold_integers(
             out = args[0].astype(dtype)
         elif name == "concatenate":
             out = np.concatenate(args, params["dimension"])
+        elif name == "stack":
+            out = np.stack(args, params["axis"])
         elif name == "dynamic_slice":
             out = _dynamic_slice(*args, **params)
         elif name in _MOVES:
@@ -147,7 +149,9 @@ def fold_keys(
         key = jax.random.key(int(args[0].const), impl=impl)
         return [keys.constant(np.asarray(jax.random.key_data(key)), impl)]
     if name == "concatenate":
-        return _concatenate(args, params)
+        return _join(args, lambda parts: np.concatenate(parts, params["dimension"]))
+    if name == "stack":
+        return _join(args, lambda parts: np.stack(parts, params["axis"]))
     if not args or args[0].key is None:
         return None
     key = args[0].key
@@ -204,8 +208,8 @@ def _fold_in(args: Sequence[Any], out_aval: Any) -> list[keys.Derivation] | None
     return [keys.fold_in(parent, np.broadcast_to(data.const, shape))]
 
 
-def _concatenate(
-    args: Sequence[Any], params: dict[str, Any]
+def _join(
+    args: Sequence[Any], join: Callable[[list[np.ndarray]], np.ndarray]
 ) -> list[keys.Derivation] | None:
     if any(a.key is None and a.const is None for a in args):
         return None
@@ -218,5 +222,4 @@ def _concatenate(
         parents.append(arg.key or keys.constant(arg.const, impl))
         parts.append(_places(arg.shape) + offset)
         offset += math.prod(arg.shape)
-    joined = np.concatenate(parts, params["dimension"])
-    return [keys.take(parents, _to_words(joined, width), impl)]
+    return [keys.take(parents, _to_words(join(parts), width), impl)]

@@ -302,10 +302,9 @@ def _write_leaf(
         for derived in leaf.operands:
             out.operands.add(key_node=numbers[id(derived)])
     elif leaf.const is not None:
-        array = np.ascontiguousarray(leaf.const)
         constant = out.host.constant
-        constant.dtype, constant.data = str(array.dtype), array.tobytes()
-        constant.shape.extend(array.shape)
+        constant.dtype, constant.data = str(leaf.const.dtype), leaf.const.tobytes()
+        constant.shape.extend(leaf.const.shape)
     else:
         out.host.key_node = numbers[id(leaf.operands[0])]
 

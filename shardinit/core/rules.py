@@ -352,6 +352,19 @@ def _push_concatenate(node: Node, which: int, coords: Coords, args: Any) -> Any:
     return out
 
 
+def _pull_stack(node: Node, which: int, coords: Coords) -> list[Coords | None]:
+    axis = node.params["axis"]
+    return [(*coords[:axis], *coords[axis + 1 :])] * len(node.inputs)
+
+
+def _push_stack(node: Node, which: int, coords: Coords, args: Any) -> Any:
+    out = args[-1]
+    for number, arg in reversed(list(enumerate(args[:-1]))):
+        is_this = _binary(lax.eq)(coords[node.params["axis"]], u32(number))
+        out = select(is_this, arg, out)
+    return out
+
+
 def _pad_inside(node: Node, coords: Coords) -> tuple[list[Any], list[Any]]:
     """For each axis the operand's coordinate and whether it is no padding."""
     places, inside = [], []
@@ -476,6 +489,7 @@ RULES: dict[str, Rule] = {
     "slice": _mover(_pull_slice),
     "split": _mover(_pull_split),
     "squeeze": _mover(_pull_squeeze),
+    "stack": Rule(_pull_stack, _push_stack),
     "threefry2x32": Rule(
         _pull_elementwise,
         lambda node, which, coords, args: threefry.hash_on_device(*spread(args))[which],

@@ -370,14 +370,14 @@ class _Cutter:
 
     def _make(self, outs: list[Value], path: str) -> tuple[LeafProgram, list[Value]]:
         operands = _operands(outs, path)
-        graph = _flatten(outs, operands, expand_maps=True)
+        graph = _flatten(outs, operands)
         reason = ""
         if len(outs) == 1:
             analysis = window.analyse(graph)
             reason = analysis.whole
         if len(outs) > 1 or reason:
-            graph = _flatten(outs, operands, expand_maps=False)
-            reason = reason or window.analyse(_flatten(outs[:1], operands, True)).whole
+            reason = reason or window.analyse(_flatten(outs[:1], operands)).whole
+            graph = detach(outs, operands)  # calls and loops as they were traced
             analysis = window.Analysis(reason)
         return LeafProgram(graph, _digest(graph), analysis), operands
 
@@ -447,15 +447,15 @@ def _operands(outs: list[Value], path: str) -> list[Value]:
     return list(found)
 
 
-def _flatten(outs: list[Value], operands: list[Value], expand_maps: bool) -> Detached:
-    """A leaf program's graph, every call inlined, maps vmapped or left as loops."""
+def _flatten(outs: list[Value], operands: list[Value]) -> Detached:
+    """A leaf program's graph with every call inlined and every map vmapped."""
     inliner = Builder(fold=False, opaque=False)
 
     def expand(node: Node, inputs: list[Value]) -> list[Value] | None:
         if node.name == "call":
             jaxpr, consts = jx.opened(node.params["jaxpr"])
             return inliner.read(jaxpr, consts, inputs)
-        if node.name == "map" and expand_maps:
+        if node.name == "map":
             body, consts = jx.opened(_vmapped(node))
             return inliner.read(body, consts, inputs)
         return None

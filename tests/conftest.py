@@ -1,0 +1,27 @@
+"""Eight simulated CPU devices for every test, set before JAX is imported."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import hypothesis
+import jax
+import pytest
+
+hypothesis.settings.register_profile(
+    "shardinit",
+    deadline=None,  # an example compiles programs; timings decide nothing here
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("shardinit")
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """Two data by four model devices."""
+    return jax.make_mesh((2, 4), ("data", "model"))

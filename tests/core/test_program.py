@@ -1,0 +1,194 @@
+"""Programs without code and mesh: same bits, same bytes, and refusals."""
+
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import shardinit
+from shardinit.errors import ProgramFormatError
+from shardinit.v1 import program_pb2 as pb
+
+from .bits import differing
+
+
+class Pair(NamedTuple):
+    left: jax.Array
+    right: jax.Array
+
+
+def fn(key):
+    keys = jax.random.split(key, 6)
+    return {
+        "normal": jax.random.normal(keys[0], (40, 64)),
+        "same": jax.random.normal(keys[1], (40, 64)),
+        "half": jax.nn.initializers.he_uniform()(keys[2], (32, 40), jnp.bfloat16),
+        "stacked": jax.vmap(lambda k: jax.random.normal(k, (8, 48)))(
+            jax.random.split(keys[3], 4)
+        ),
+        "list": [jnp.ones((16,)), (jax.random.normal(keys[4]), None)],
+        "orthogonal": jax.nn.initializers.orthogonal()(keys[5], (32, 16)),
+        "table": np.arange(12.0, dtype=np.float32).reshape(3, 4),
+        "key": jax.random.fold_in(key, 5),
+        "step": jnp.int32(0),
+        "empty": {},
+    }
+
+
+@pytest.fixture(scope="module")
+def program():
+    return shardinit.export_plan(fn)
+
+
+def test_same_bits_on_every_mesh(program, tmp_path):
+    key = jax.random.key(12)
+    want = jax.jit(fn)(key)
+    program.save(tmp_path / "model.shardinit")
+    loaded = shardinit.load_program(tmp_path / "model.shardinit")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.shardinit"]
+    for shape in ((1,), (2, 4), (8,)):
+        devices = np.asarray(jax.devices()[: np.prod(shape)]).reshape(shape)
+        mesh = jax.sharding.Mesh(devices, ("a", "b")[: len(shape)])
+        rules = shardinit.fsdp(min_bytes=0)
+        got = shardinit.init(loaded, key, mesh=mesh, rules=rules)
+        assert differing(got, want) == []
+    assert differing(loaded.as_init_fn()(key), want) == []
+
+
+def test_plan_of_a_program_is_the_plan_of_its_function(program, mesh):
+    ours, theirs = shardinit.plan(program, mesh=mesh), shardinit.plan(fn, mesh=mesh)
+    assert ours.fingerprint == theirs.fingerprint == program.fingerprint
+    facts = [
+        [(x.path, x.shape, x.dtype, x.sharding, x.whole) for x in plan.leaves]
+        for plan in (ours, theirs)
+    ]
+    assert facts[0] == facts[1]
+    assert len(ours.programs) == len(theirs.programs)
+
+
+def test_same_plan_same_bytes(program):
+    assert shardinit.export_plan(shardinit.plan(fn)).to_bytes() == program.to_bytes()
+
+
+def test_no_source_path_inside(program):
+    assert b".py" not in program.content
+
+
+def test_axes_travel(mesh):
+    axes = {"w": ("vocab", None), "b": None}
+    named = shardinit.InitFn(
+        lambda k: {"w": jax.random.normal(k, (64, 8)), "b": jnp.zeros((8,))}, axes=axes
+    )
+    program = shardinit.InitProgram.from_bytes(shardinit.export_plan(named).to_bytes())
+    rules = shardinit.AxisRules([("vocab", "model")])
+    plan = shardinit.plan(program, mesh=mesh, rules=rules)
+    spec = {leaf.path: leaf.sharding.spec for leaf in plan.leaves}
+    assert spec["w"] == jax.sharding.PartitionSpec("model", None)
+
+
+def test_custom_nodes_become_dicts():
+    def model(key):
+        left, right = jax.random.split(key)
+        return Pair(
+            jax.random.normal(left, (4, 32)), {"z": jax.random.normal(right, (4, 32))}
+        )
+
+    program = shardinit.InitProgram.from_bytes(shardinit.export_plan(model).to_bytes())
+    got = shardinit.init(program, 3)
+    want = model(jax.random.key(3))
+    assert differing(got, {"left": want.left, "right": want.right}) == []
+
+
+def test_runs_without_the_models_code(program, tmp_path):
+    """A process that never imports Flax or this module."""
+    program.save(tmp_path / "p")
+    script = (
+        "import sys, jax, numpy as np, shardinit\n"
+        f"p = shardinit.load_program({str(tmp_path / 'p')!r})\n"
+        "mesh = jax.make_mesh((2, 4), ('a', 'b'))\n"
+        "got = shardinit.init(p, 12, mesh=mesh)\n"
+        "assert 'flax' not in sys.modules and 'grpc' not in sys.modules\n"
+        "print(np.asarray(got['normal']).tobytes().hex()[:64])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    want = np.asarray(jax.jit(fn)(jax.random.key(12))["normal"]).tobytes().hex()[:64]
+    assert done.stdout.strip() == want
+
+
+def envelope(program):
+    return pb.InitProgram.FromString(program.to_bytes())
+
+
+def test_damage_is_refused(program):
+    data = bytearray(program.to_bytes())
+    for place in np.linspace(0, len(data) - 1, 40).astype(int):
+        damaged = (
+            bytes(data[:place]) + bytes([data[place] ^ 1]) + bytes(data[place + 1 :])
+        )
+        with pytest.raises(ProgramFormatError):
+            shardinit.InitProgram.from_bytes(damaged)
+    for length in (0, 1, len(data) // 2, len(data) - 1):
+        with pytest.raises(ProgramFormatError):
+            shardinit.InitProgram.from_bytes(bytes(data[:length]))
+
+
+def test_other_formats_and_versions_are_refused(program):
+    message = envelope(program)
+    message.format = 2
+    with pytest.raises(ProgramFormatError, match="format version 2"):
+        shardinit.InitProgram.from_bytes(message.SerializeToString())
+    message = envelope(program)
+    message.content_size = 1 << 40
+    with pytest.raises(ProgramFormatError, match="at most"):
+        shardinit.InitProgram.from_bytes(message.SerializeToString())
+
+
+def rewritten(program, change):
+    """The program with its content changed and its digest made right again."""
+    content = pb.InitProgramContent.FromString(program.content)
+    change(content)
+    return shardinit.InitProgram(content.SerializeToString()).to_bytes()
+
+
+def newer(content):
+    content.jax_version = "99.1.0"
+
+
+def other_function(content):
+    content.leaves[0].function = 99
+
+
+def other_shape(content):
+    del content.leaves[0].shape[:]
+    content.leaves[0].shape.extend([-4, 2])
+
+
+def loop(content):
+    content.key_nodes[1].take.parents.append(1)
+
+
+def fewer_leaves(content):
+    del content.leaves[-1]
+
+
+def other_path(content):
+    content.leaves[0].path = "renamed"
+
+
+def wrong_x64(content):
+    content.x64 = True
+
+
+@pytest.mark.parametrize(
+    "change",
+    [newer, other_function, other_shape, loop, fewer_leaves, other_path, wrong_x64],
+)
+def test_contradictions_are_refused(program, change):
+    with pytest.raises(ProgramFormatError):
+        shardinit.InitProgram.from_bytes(rewritten(program, change))
