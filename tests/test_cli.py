@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from shardinit import cli
 from shardinit.cli import arguments
 from shardinit.errors import ShardingError
 
@@ -36,6 +37,20 @@ def shardinit(*args, code=0):
     assert "Traceback" not in done.stdout + done.stderr
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """Runs the command line in this process; what it says when it fails."""
+
+    def run(*args, code=1):
+        monkeypatch.setattr(sys, "argv", ["shardinit", *args])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code == code
+        return capsys.readouterr().err
+
+    return run
 
 
 @pytest.fixture
@@ -107,29 +122,29 @@ def test_models_of_the_operator_are_registered(tmp_path, monkeypatch):
         (["models", "--models", "json"], "registers no model"),
     ],
 )
-def test_what_is_wrong_is_one_message_and_exit_code_1(args, message):
-    text = shardinit(*args, code=1)
+def test_what_is_wrong_is_one_message_and_exit_code_1(args, message, fails):
+    text = shardinit(*args, code=1) if args[0] == "serve" else fails(*args)
     assert text.startswith("error: ")
     assert message in text
 
 
-def test_a_faulty_config_shows_every_fault(tmp_path):
+def test_a_faulty_config_shows_every_fault(tmp_path, fails):
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(TINY | {"hiden_size": 1, "num_attention_heads": 7}))
-    text = shardinit("plan", str(path), code=1)
+    text = fails("plan", str(path))
     assert "hiden_size" in text
     assert "num_attention_heads" in text
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe", b'{"a":' * 100_000])
-def test_a_file_that_is_no_config_is_one_message(tmp_path, content):
+def test_a_file_that_is_no_config_is_one_message(tmp_path, content, fails):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
-    assert str(shardinit("plan", str(path), code=1)).startswith("error: ")
+    assert fails("plan", str(path)).startswith("error: ")
 
 
-def test_a_wrong_option_is_exit_code_2():
-    assert "No such option" in shardinit("plan", "gpt2", "--bogus", code=2)
+def test_a_wrong_option_is_exit_code_2(fails):
+    assert "No such option" in fails("plan", "gpt2", "--bogus", code=2)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,10 @@ def run(address: str, config: str, cache: str) -> None:
     """
     spec = arguments.read_spec(config)
     times: dict[str, float] = {}
-    with _stage("fetch the init program", times), _client(address, cache) as client:
+    with (
+        _stage("fetch the init program", times),
+        shardinit.connect(address, cache_dir=cache) as client,
+    ):
         program = client.program(spec)
     mesh, rules = demo_mesh(), arguments.parse_rules(RULES)
     with _stage("compile the distinct programs", times):
@@ -48,22 +51,18 @@ def run(address: str, config: str, cache: str) -> None:
     with _stage("initialise", times), _progress("initialise") as progress:
         params = jax.block_until_ready(compiled(SEED, progress))
     peak = _peak_bytes()
-    held = _bytes_by_device(params)
+    held, seconds = _bytes_by_device(params), sum(times.values())
     with _stage("check against plain jax.jit", times):
         checked = _check(plan, params, build(spec))
     size = len(program.to_bytes())
     most = max(held.values())
-    print(f"   time               {sum(times.values()):.1f} s in all")
+    print(f"   time               {seconds:.1f} s from the request to the last byte")
     print(f"   init program       {size:,} bytes for {plan.total_bytes:,} of weights")
     print(f"   distinct programs  {len(plan.programs)} for {len(plan.leaves)} leaves")
     print(f"   bytes a device     {most:,} at most, planned {plan.bytes_per_device:,}")
     ratio = peak / plan.total_bytes
     print(f"   peak memory        {peak:,} bytes, {ratio:.2f} x the weights")
     print(f"   checked            {checked} leaves equal plain jax.jit bit for bit")
-
-
-def _client(address: str, cache: str) -> Any:
-    return shardinit.connect(address, cache_dir=cache)
 
 
 @contextmanager

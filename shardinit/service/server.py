@@ -132,15 +132,29 @@ class Server:
 
 
 class _Health(health.HealthServicer):
-    """The standard health service, on threads of its own."""
+    """The standard health service, on threads of its own.
+
+    gRPC looks for the thread pool on the function that answers. A method belongs to
+    the class, and so to every server of the process; hence functions of the instance.
+    """
 
     def __init__(self, pool: ThreadPoolExecutor):
-        super().__init__(experimental_non_blocking=True, experimental_thread_pool=pool)
-        _Health.Check.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        super().__init__()
+        methods = health.HealthServicer
 
-    def Check(self, request: Any, context: Any) -> Any:
-        """Whether a service is serving."""
-        return super().Check(request, context)
+        def check(request: Any, context: Any) -> Any:
+            return methods.Check(self, request, context)
+
+        def watch(
+            request: Any, context: Any, send_response_callback: Any = None
+        ) -> Any:
+            return methods.Watch(self, request, context, send_response_callback)
+
+        check.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        watch.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        watch.experimental_non_blocking = True  # type: ignore[attr-defined]
+        self.Check = check
+        self.Watch = watch  # type: ignore[assignment]
 
 
 def _add_channelz(server: grpc.Server) -> list[str]:

@@ -36,6 +36,19 @@ def test_health_is_said_for_the_whole_and_for_each_service(server):
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+def test_the_end_of_one_server_does_not_touch_another(server, client):
+    with Server() as other, grpc.insecure_channel(other.address) as channel:
+        assert check(channel, SERVICE) == SERVING
+    with grpc.insecure_channel(server.address) as channel:
+        assert check(channel, SERVICE) == SERVING
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service=SERVICE), timeout=10
+        )
+        assert next(watch).status == SERVING
+        watch.cancel()
+    assert client.models()
+
+
 def test_reflection_lists_the_service_with_all_that_it_has(server):
     with grpc.insecure_channel(server.address) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
