@@ -50,10 +50,12 @@ def run(config: str) -> None:
         print(f"   the server listens on {address}", flush=True)
         print("3. Ask for the model by its spec, and materialise it", flush=True)
         command = [sys.executable, "-m", "shardinit.cli.job", address, config, cache]
-        with _child(command, job) as process:
-            code = process.wait()
-        if code == 130:
-            raise KeyboardInterrupt
+        try:
+            with _child(command, job) as process:
+                code = process.wait()
+        finally:
+            if sys.stdout.isatty():
+                print("\x1b[?25h", end="", flush=True)  # a bar hides the cursor
         if code:
             raise ShardinitError("demo", f"the job ended with exit code {code}")
     print(f"Done in {time.monotonic() - begin:.1f} s; nothing is left running.")
@@ -107,22 +109,56 @@ def _terminable() -> Iterator[None]:
 def _child(
     command: list[str], environment: Mapping[str, str], stdout: int | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that is gone when the block ends, however it ends."""
-    process = subprocess.Popen(command, env=dict(environment), stdout=stdout)
+    """A child process that is gone when the block ends, however it ends.
+
+    It has a session of its own, so that Ctrl-C reaches the demo alone, which then
+    ends its children in order; else each would complain that the other is gone.
+    """
+    process = None
     try:
+        with _uninterrupted():
+            process = subprocess.Popen(
+                command, env=dict(environment), stdout=stdout, start_new_session=True
+            )
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except BaseException:  # it hangs, or the user is impatient
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            if process.stdout is not None:
-                process.stdout.close()
+        if process is not None:
+            _end(process)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals wait until the block is over: no child may start without a parent."""
+    waiting: list[int] = []
+
+    def later(number: int, frame: Any) -> None:
+        waiting.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, later) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        for number in waiting:
+            signal.raise_signal(number)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    except BaseException:  # the user is impatient
+        process.kill()
+        raise
+    finally:
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 @contextmanager
