@@ -102,4 +102,6 @@ class SpecError(ShardinitError, ValueError):
         self.faults = tuple((str(field), str(text)) for field, text in faults)
         lines = [f"{field}: {text}" for field, text in self.faults]
         count = f"{len(lines)} fault" + ("" if len(lines) == 1 else "s")
-        super().__init__(f"spec of model {model!r}", f"{count}\n  " + "\n  ".join(lines))
+        super().__init__(
+            f"spec of model {model!r}", f"{count}\n  " + "\n  ".join(lines)
+        )

@@ -196,13 +196,14 @@ def _same_width(node: Node) -> bool:
 
 
 ELEMENTWISE = frozenset(
-    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp clz complex conj convert_element_type cos cosh digamma div eq erf
-    erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow is_finite le
-    lgamma log log1p logistic lt max min mul ne neg nextafter not or polygamma
-    population_count pow real reduce_precision regularized_incomplete_beta rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh
-    sqrt square sub tan tanh xor zeta""".split()
+    """abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
+    bessel_i1e cbrt ceil clamp clz complex conj convert_element_type cos cosh
+    digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
+    integer_pow is_finite le lgamma log log1p log2 logistic lt max min mul mulhi ne
+    neg nextafter not one_minus_square or polygamma polynomial population_count pow
+    real reduce_precision regularized_incomplete_beta rem round rsqrt select_n
+    shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square
+    sub tan tanh xor zeta""".split()
 )
 
 # ---- moves of elements -------------------------------------------------------------
@@ -307,6 +308,14 @@ def _pull_squeeze(node: Node, which: int, coords: Coords) -> Coords:
 def _pull_expand(node: Node, which: int, coords: Coords) -> Coords:
     new = {d % len(coords) for d in node.params["dimensions"]}
     return tuple(c for axis, c in enumerate(coords) if axis not in new)
+
+
+def _pull_tile(node: Node, which: int, coords: Coords) -> Coords:
+    shape = node.inputs[0].shape
+    return tuple(
+        ZERO if n == 1 else c if r == 1 else _rem(c, u32(n))
+        for c, n, r in zip(coords, shape, node.params["reps"], strict=True)
+    )
 
 
 def _pull_split(node: Node, which: int, coords: Coords) -> Coords:
@@ -495,6 +504,7 @@ RULES: dict[str, Rule] = {
         lambda node, which, coords, args: threefry.hash_on_device(*spread(args))[which],
         _plain,
     ),
+    "tile": _mover(_pull_tile),
     "transpose": _mover(_pull_transpose),
     "unstack": _mover(_pull_unstack),
 }

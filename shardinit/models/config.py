@@ -223,7 +223,7 @@ def _resolve(
         std=std,
         residual_std=std / (2 * v["num_layers"]) ** 0.5 if gpt2 else std,
         param_dtype=dtype,
-        init_dtype=v["init_dtype"] or dtype,
+        init_dtype=v["init_dtype"],
         stacked=v["layer_layout"] == "stacked",
     )
 

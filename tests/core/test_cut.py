@@ -242,6 +242,7 @@ def test_windows_through_moves_of_elements(mesh):
             "updated": jax.lax.dynamic_update_slice(
                 draw(8, 32), jnp.ones((2, 4)), (3, 8)
             ),
+            "tiled": jnp.tile(draw(4, 8), (2, 4)),
             "repeated": jnp.repeat(draw(8, 1), 32, 1),
         }
 

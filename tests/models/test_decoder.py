@@ -299,9 +299,11 @@ def test_dtypes_of_parameters_and_draws():
     assert kernel().dtype == jnp.float32
     assert kernel(torch_dtype="bfloat16").dtype == jnp.bfloat16
     assert kernel(torch_dtype="bfloat16", param_dtype="float16").dtype == jnp.float16
-    drawn = kernel(param_dtype="bfloat16", init_dtype="float32")
+    drawn = kernel(param_dtype="bfloat16")  # in float32, then cast
     assert drawn.dtype == jnp.bfloat16
     np.testing.assert_array_equal(drawn, kernel().astype(jnp.bfloat16))
+    direct = kernel(param_dtype="bfloat16", init_dtype="bfloat16")
+    assert not np.array_equal(drawn, direct)
 
 
 FAULTS = {
