@@ -144,6 +144,10 @@ class Bench(Protocol):
         """Whether a run that takes ``size`` bytes may be started now."""
         ...
 
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned when something was first asked for by this name."""
+        ...
+
 
 @dataclass(frozen=True)
 class Case:

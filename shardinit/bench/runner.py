@@ -38,6 +38,7 @@ class Runner:
         self.log: list[dict[str, Any]] = []
         self._tell = tell
         self._known: dict[str, list[Figures]] = {}
+        self._made: dict[str, Any] = {}
 
     def measure(self, case: Case, *jobs: Job) -> list[list[Figures]]:
         """Runs jobs in turns; for each the figures of its runs.
@@ -57,6 +58,12 @@ class Runner:
         """Whether a run that takes ``size`` bytes may be started now."""
         free = available_bytes()
         return free is None or size + _RESERVE_BYTES < free
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` returned when something was first asked for by this name."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def _run(self, case: Case, job: Job) -> Figures:
         if job.needs_bytes and not self.fits(job.needs_bytes):

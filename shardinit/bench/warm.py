@@ -113,7 +113,7 @@ def _compare(bench: Bench) -> tuple[list[Figures], list[Figures], str]:
 
 def warm_rows(bench: Bench) -> Iterator[Row]:
     """One row: the second run of either side."""
-    mine, theirs, note = _compare(bench)
+    mine, theirs, note = bench.once("warm", lambda: _compare(bench))
     value, baseline = sample(mine, "seconds"), sample(theirs, "seconds")
     first = [sample(runs, "first_seconds").median for runs in (mine, theirs)]
     note += f"; first runs {first[0]:.2f} s and {first[1]:.2f} s"
@@ -132,7 +132,7 @@ def warm_rows(bench: Bench) -> Iterator[Row]:
 
 def memory_rows(bench: Bench) -> Iterator[Row]:
     """One row: peak memory over the parameters' bytes."""
-    mine, theirs, note = _compare(bench)
+    mine, theirs, note = bench.once("warm", lambda: _compare(bench))
     size = mine[0]["total_bytes"]
     value = sample(mine, "peak_bytes", 1e-9)
     baseline = sample(theirs, "peak_bytes", 1e-9)
