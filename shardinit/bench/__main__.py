@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         repeats=chosen.repeats or (1 if chosen.quick else 3),
         quick=chosen.quick,
     )
+    # An end that is asked for unwinds like any other, and takes the child along.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console = Console()
     command = shlex.join(["python", "-m", "shardinit.bench", *words])
     about = report.environment(command)
