@@ -41,13 +41,14 @@ class Builder:
         """Adds a jaxpr's equations to the graph and returns its results."""
         env: dict[Any, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = const if isinstance(const, Value) else constant(const)
+            env[var] = constant(jx.on_host(const))
         env.update(zip(jaxpr.invars, args, strict=True))
 
         def look(atom: Any) -> Value:
             if isinstance(atom, jx.Literal):
                 typed = hasattr(atom.val, "dtype") and jx.is_key(atom.val.dtype)
-                return constant(atom.val, None if typed else atom.aval.dtype)
+                value = jx.on_host(atom.val)
+                return constant(value, None if typed else atom.aval.dtype)
             return env[atom]
 
         for eqn in jaxpr.eqns:

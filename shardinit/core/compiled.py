@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core import keys, slicing
-from shardinit.core.jaxpr import is_key, key_impl
+from shardinit.core.jaxpr import is_key, key_impl, no_mesh
 from shardinit.core.plan import (
     Plan,
     PlanProgram,
@@ -256,7 +256,8 @@ def lower(
     argument = jax.ShapeDtypeStruct(
         (leaf.words,), np.uint32, sharding=_replicated(mesh)
     )
-    return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
+    with no_mesh():
+        return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
 
 
 def _starts(mesh: Any, spec: Any, shape: Sequence[int]) -> list[Any]:

@@ -20,6 +20,7 @@ import numpy as np
 from jax import export, lax
 
 from shardinit.core import window
+from shardinit.core.jaxpr import no_mesh
 from shardinit.errors import ProgramFormatError
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -109,7 +110,7 @@ def export_program(program: Any) -> ExportedProgram:
         arguments = (words, start, sizes)
         function = _windowed(program)
     # A config setting is the only way to keep source paths out of the module.
-    with _LOCATIONS:
+    with _LOCATIONS, no_mesh():
         limit = jax.config.jax_traceback_in_locations_limit
         jax.config.update("jax_traceback_in_locations_limit", 0)
         try:

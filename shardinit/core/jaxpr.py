@@ -151,6 +151,26 @@ def key_impl(dtype: Any) -> str:
     return str(seen[0])
 
 
+def no_mesh() -> Any:
+    """A context without a mesh, whatever the caller has set.
+
+    What is traced under ``jax.set_mesh`` carries that mesh in every equation and
+    could not run on another; where a leaf lies is the plan's to say.
+    """
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def on_host(value: Any) -> Any:
+    """A captured array as numpy, so that no device or sharding comes with it."""
+    if (
+        isinstance(value, jax.Array)
+        and not is_tracer(value)
+        and not is_key(value.dtype)
+    ):
+        return np.asarray(value)
+    return value
+
+
 def trace(fn: Callable[[Any], Any], key: Any) -> tuple[Any, Any]:
     """Traces ``fn`` once; returns its closed jaxpr and the pytree of output shapes."""
     return jax.make_jaxpr(fn, return_shape=True)(key)

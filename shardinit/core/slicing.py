@@ -169,7 +169,7 @@ def cut(fn: Any, key_aval: Any) -> Cut:
     Raises:
       InitFnError: the function cannot be cut; the message names the leaf.
     """
-    with _collector_paused():
+    with _collector_paused(), jx.no_mesh():
         closed, out_shape = _trace(fn, key_aval)
         with_paths, tree = jax.tree_util.tree_flatten_with_path(out_shape)
         paths = [path_str(p) for p, _ in with_paths]

@@ -60,6 +60,24 @@ def test_distributions_are_windowed_at_every_rank(name, dtype):
     assert differing(shardinit.compile_plan(plan)(key), want) == []
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_nothing_common_is_whole(dtype):
+    """Every initializer and distribution, ranks 0 to 4, in four dtypes."""
+    with jax.enable_x64(dtype == "float64"):
+
+        def fn(key):
+            out = {}
+            for name, (make, least) in INITIALIZERS.items():
+                for rank in range(least, 5):
+                    out[f"{name}{rank}"] = make(key, (8,) * rank, jnp.dtype(dtype))
+            for name, make in DISTRIBUTIONS.items():
+                for rank in range(5):
+                    out[f"{name}{rank}"] = make(key, (8,) * rank, jnp.dtype(dtype))
+            return out
+
+        assert shardinit.plan(fn).whole_leaves == ()
+
+
 @pytest.mark.parametrize("name", sorted(INITIALIZERS))
 def test_narrow_shards_have_the_bits_of_wide_ones(name):
     """Width 1 to 16 a device on four meshes: one set of bits, where jit has several.
@@ -300,3 +318,29 @@ def test_only_its_own_shard(mesh):
         text = executable.as_text()
         for collective in ("all-gather", "all-reduce", "all-to-all", "permute"):
             assert collective not in text
+
+
+@pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+def test_inside_a_mesh_context(kind):
+    """``jax.set_mesh`` around the call changes nothing, captured arrays included."""
+    types = (getattr(jax.sharding.AxisType, kind),) * 2
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=types)
+    placed = jax.device_put(
+        np.arange(64.0, dtype=np.float32).reshape(2, 32),
+        NamedSharding(mesh, PartitionSpec("a", "b")),
+    )
+
+    def fn(key):
+        return {
+            "w": jax.random.normal(key, (8, 64)),
+            "scaled": jax.nn.initializers.he_normal()(key, (2, 32)) * placed,
+            "orthogonal": jax.nn.initializers.orthogonal()(key, (8, 32)),
+            "one": jnp.ones((8, 32)),
+        }
+
+    outside = shardinit.plan(fn, mesh=mesh)
+    with jax.set_mesh(mesh):
+        plan = shardinit.plan(fn, mesh=mesh)
+        got = shardinit.compile_plan(plan)(3)
+    assert plan.fingerprint == outside.fingerprint
+    assert differing(got, shardinit.compile_plan(outside)(3)) == []
