@@ -44,7 +44,7 @@ _HOMES = {
     "plan": "core.plan",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ leave it at once (``prelude``); calls that only turn keys into numbers stay one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -45,11 +45,10 @@ class Builder:
         env.update(zip(jaxpr.invars, args, strict=True))
 
         def look(atom: Any) -> Value:
-            if isinstance(atom, jx.Literal):
-                typed = hasattr(atom.val, "dtype") and jx.is_key(atom.val.dtype)
-                value = jx.on_host(atom.val)
-                return constant(value, None if typed else atom.aval.dtype)
-            return env[atom]
+            if not isinstance(atom, jx.Literal):
+                return env[atom]
+            value, aval = jx.on_host(atom.val), cast(Any, atom.aval)
+            return constant(value, None if jx.is_key(aval.dtype) else aval.dtype)
 
         for eqn in jaxpr.eqns:
             outs = self._equation(eqn, [look(a) for a in eqn.invars])

@@ -20,7 +20,7 @@ import numpy as np
 from jax import export, lax
 
 from shardinit.core import window
-from shardinit.core.jaxpr import no_mesh
+from shardinit.core.jaxpr import no_mesh, setting
 from shardinit.errors import ProgramFormatError
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -80,7 +80,8 @@ class ExportedProgram:
         ``lanes`` is decided inside the module, by the platform it is lowered for.
         """
         if self.whole:
-            outs = window.barrier(self._exported.call(*window.barrier([words])))
+            (held,) = window.barrier([words])
+            outs = window.barrier(list(self._exported.call(held)))
             return [
                 window.cut(o, s, n)
                 for o, s, n in zip(outs, starts, shapes, strict=True)
@@ -111,7 +112,7 @@ def export_program(program: Any) -> ExportedProgram:
         function = _windowed(program)
     # A config setting is the only way to keep source paths out of the module.
     with _LOCATIONS, no_mesh():
-        limit = jax.config.jax_traceback_in_locations_limit
+        limit = setting("jax_traceback_in_locations_limit")
         jax.config.update("jax_traceback_in_locations_limit", 0)
         try:
             made = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
@@ -123,7 +124,7 @@ def export_program(program: Any) -> ExportedProgram:
 def _symbolic(shape: Sequence[int]) -> tuple[Any, ...]:
     """A symbolic size for each axis that has more than one element."""
     names = [f"w{i}" if size > 1 else str(size) for i, size in enumerate(shape)]
-    return export.symbolic_shape(",".join(names)) if names else ()
+    return tuple(export.symbolic_shape(",".join(names))) if names else ()
 
 
 def _windowed(program: Any) -> Any:

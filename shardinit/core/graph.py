@@ -179,7 +179,7 @@ class Detached:
 def detach(
     wanted: Sequence[Value],
     boundary: Sequence[Value],
-    expand: Callable[[Node, list[Value]], list[Value]] | None = None,
+    expand: Callable[[Node, list[Value]], list[Value] | None] | None = None,
 ) -> Detached:
     """Copies the nodes between ``boundary`` and ``wanted``.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core as jex
 
 # Calls whose body can stand in the caller's place without changing a value.
@@ -133,9 +134,14 @@ def scan_parts(eqn: Any) -> ScanParts:
     )
 
 
+def setting(name: str) -> Any:
+    """The value of a JAX configuration option in this thread."""
+    return getattr(jax.config, name)
+
+
 def is_key(dtype: Any) -> bool:
     """Whether ``dtype`` is that of typed keys."""
-    return jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 @lru_cache(maxsize=64)
@@ -204,7 +210,7 @@ def as_closed(jaxpr: Any, consts: Any) -> Any:
 
 def is_tracer(value: Any) -> bool:
     """Whether ``value`` belongs to a trace that is still under way."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def bind(prim: Any, args: Any, params: dict[str, Any]) -> list[Any]:
@@ -313,6 +319,7 @@ class Encoder:
     def _atoms(self, atoms: Any, number: dict[Any, int]) -> None:
         for atom in atoms:
             if isinstance(atom, Literal):
-                self.put("literal", str(atom.aval.dtype), atom.val)
+                aval: Any = atom.aval
+                self.put("literal", str(aval.dtype), atom.val)
             else:
                 self.put("var", number[atom])

@@ -193,7 +193,7 @@ def _by_jax(node: Derivation, parent: np.ndarray) -> np.ndarray:
     per_key = words_per_key(node.impl)
     out = []
     for number, words in enumerate(parent.reshape(-1, per_key)):
-        key = jax.random.wrap_key_data(words, impl=node.impl)
+        key = jax.random.wrap_key_data(jax.numpy.asarray(words), impl=node.impl)
         if node.op == "fold_in":
             derived = jax.random.fold_in(key, node.data[number])
         else:

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 from shardinit.core import sharding as sh
 from shardinit.core import slicing
 from shardinit.core.init_fn import InitFn, as_init_fn
-from shardinit.core.jaxpr import is_key
+from shardinit.core.jaxpr import is_key, setting
 from shardinit.core.paths import chosen
 from shardinit.errors import ShardingError, UnsupportedConfigError, WholeLeafError
 
@@ -63,7 +63,7 @@ class PlanProgram:
       leaves: how many leaves (or groups of leaves with one whole program) it makes.
     """
 
-    program: Any
+    program: slicing.Program
     shapes: tuple[tuple[int, ...], ...]
     shardings: tuple[NamedSharding | None, ...]
     leaves: int
@@ -202,13 +202,17 @@ def as_key(key: Any) -> Any:
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         return jax.random.key(int(key))
-    if hasattr(key, "dtype") and (
-        (is_key(key.dtype) and key.shape == ())
-        or (key.dtype == np.uint32 and len(key.shape) == 1)
+    if (
+        not isinstance(key, bool)
+        and hasattr(key, "dtype")
+        and (
+            (is_key(key.dtype) and key.shape == ())
+            or (key.dtype == np.uint32 and len(key.shape) == 1)
+        )
     ):
         return key
-    what = f"{type(key).__name__}"
-    if hasattr(key, "shape"):
+    what = type(key).__name__
+    if isinstance(key, np.ndarray | jax.Array):
         what += f" of shape {key.shape} and dtype {key.dtype}"
     raise TypeError(
         f"key: got {what}; expected one key (jax.random.key(0)), raw uint32 key data "
@@ -301,7 +305,7 @@ def plan(
 
 
 def _check_config() -> None:
-    if not jax.config.jax_threefry_partitionable:
+    if not setting("jax_threefry_partitionable"):
         raise UnsupportedConfigError(
             "jax_threefry_partitionable",
             "it is False",

@@ -29,7 +29,7 @@ from shardinit.core import keys, slicing
 from shardinit.core import plan as planning
 from shardinit.core.exported import ExportedProgram, export_program
 from shardinit.core.init_fn import InitFn
-from shardinit.core.jaxpr import is_key, key_impl
+from shardinit.core.jaxpr import is_key, key_impl, setting
 from shardinit.core.tree import read_tree, write_tree
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
@@ -235,7 +235,7 @@ def export_plan(fn: Any) -> InitProgram:
         jax_version=jax.__version__,
         key_impl=cut.impl,
         typed_key=cut.typed,
-        x64=bool(jax.config.jax_enable_x64),
+        x64=bool(setting("jax_enable_x64")),
         fingerprint=cut.fingerprint,
         name=made.name,
     )
@@ -328,11 +328,12 @@ def _write_function(
 
 
 def _read(content: pb.InitProgramContent) -> slicing.Cut:
-    if content.x64 != bool(jax.config.jax_enable_x64):
+    x64 = bool(setting("jax_enable_x64"))
+    if content.x64 != x64:
         raise ProgramFormatError(
             "init program",
             f"traced with jax_enable_x64={content.x64}",
-            f"the setting of this process, {bool(jax.config.jax_enable_x64)}",
+            f"the setting of this process, {x64}",
             "Change the setting, or export the program again",
         )
     derived = _read_keys(content)

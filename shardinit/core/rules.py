@@ -470,8 +470,13 @@ def _push_bits(node: Node, which: int, coords: Coords, args: Sequence[Any]) -> A
     (key,) = args
     shape = tuple(node.params["shape"])
     high, low = ravel_wide(coords[node.inputs[0].ndim :], shape)
-    words = spread([*key, high, low])
-    return threefry.random_bits(*words, node.params["bit_width"])
+    key0, key1, high, low = spread([*key, high, low])
+    return threefry.random_bits(key0, key1, high, low, node.params["bit_width"])
+
+
+def _push_threefry(node: Node, which: int, coords: Coords, args: Sequence[Any]) -> Any:
+    key0, key1, high, low = spread(args)
+    return threefry.hash_on_device(key0, key1, high, low)[which]
 
 
 def _threefry_keys(node: Node) -> bool:
@@ -501,7 +506,7 @@ RULES: dict[str, Rule] = {
     "stack": Rule(_pull_stack, _push_stack),
     "threefry2x32": Rule(
         _pull_elementwise,
-        lambda node, which, coords, args: threefry.hash_on_device(*spread(args))[which],
+        _push_threefry,
         _plain,
     ),
     "tile": _mover(_pull_tile),

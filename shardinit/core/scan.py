@@ -89,7 +89,7 @@ class ScanSplit:
         state = {self.inner[i]: self.args[i] for i in carry}
         rows: dict[Value, list[Value]] = {v: [] for v in self._boundary()}
         for step in reversed(steps) if parts.reverse else steps:
-            env = dict(state)
+            env: dict[Value, Value] = dict(state)
             for i, value in enumerate(self.inner):
                 if value in self.derived and i not in carry:
                     arg = self.args[i]
@@ -101,12 +101,9 @@ class ScanSplit:
                     env.update(zip(node.outputs, outs, strict=True))
             for value, row in rows.items():
                 row.append(env[value])
-            state = {
-                self.inner[i]: env.get(
-                    self.outs[i - parts.n_consts], self.outs[i - parts.n_consts]
-                )
-                for i in carry
-            }
+            for i in carry:
+                after = self.outs[i - parts.n_consts]
+                state[self.inner[i]] = env.get(after) or after
         if parts.reverse:
             for row in rows.values():
                 row.reverse()

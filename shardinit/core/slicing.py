@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -26,6 +26,36 @@ from shardinit.core.builder import Builder
 from shardinit.core.graph import Detached, Node, Value, detach, topological
 from shardinit.core.paths import path_str
 from shardinit.errors import InitFnError
+
+
+class Program(Protocol):
+    """A leaf program, from a traced function or from a portable module."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of the canonical form, in hex; equal programs have equal digests."""
+        ...
+
+    @property
+    def whole(self) -> str:
+        """Why it is evaluated whole on every device; empty if windowed."""
+        ...
+
+    @property
+    def words(self) -> int:
+        """Number of 32-bit words of all operands together."""
+        ...
+
+    @property
+    def results(self) -> int:
+        """Number of results: one, unless leaves share whole work."""
+        ...
+
+    def window(
+        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
+    ) -> list[Any]:
+        """One window of each result (see ``LeafProgram.window``)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +87,7 @@ class LeafProgram:
         """Number of results: one, unless leaves share whole work."""
         return len(self.graph.outs)
 
-    @cached_property
+    @property
     def words(self) -> int:
         """Number of 32-bit words of all operands together."""
         return sum(_operand_words(v) for v in self.graph.inputs)
@@ -69,6 +99,8 @@ class LeafProgram:
             count = _operand_words(value)
             part = words[start : start + count]
             start += count
+            if value.dtype == np.float32:
+                part = jax.lax.bitcast_convert_type(part, np.float32)
             if jx.is_key(value.dtype):
                 impl = jx.key_impl(value.dtype)
                 width = keys.words_per_key(impl)
@@ -144,7 +176,7 @@ class Cut:
     """
 
     leaves: tuple[LeafCut, ...]
-    programs: tuple[LeafProgram, ...]
+    programs: tuple[Program, ...]
     tree: Any
     impl: str
     typed: bool
@@ -183,7 +215,7 @@ def cut(fn: Any, key_aval: Any) -> Cut:
 
 
 def _raw_impl(key_aval: Any) -> str:
-    default = str(jax.config.jax_default_prng_impl)
+    default = str(jx.setting("jax_default_prng_impl"))
     if key_aval.shape == (keys.words_per_key(default),):
         return default
     return keys.THREEFRY if key_aval.shape == (2,) else "rbg"
@@ -284,7 +316,8 @@ class _Cutter:
         self._outs = outs
         self._paths = paths
         self._tokens: dict[int, tuple[Any, Any]] = {}
-        self._by_form: dict[Any, LeafProgram] = {}
+        self._by_form: dict[Any, tuple[LeafProgram, list[Value]]] = {}
+        self._windowed: dict[str, LeafProgram] = {}
         self._programs: dict[str, int] = {}
         self._list: list[LeafProgram] = []
 
@@ -365,21 +398,23 @@ class _Cutter:
         """The program of one leaf, from the cheap form where it was met before."""
         form, operands = self._form(out, path)
         if form not in self._by_form:
-            self._by_form[form] = self._make([out], path)[0]
-        return self._by_form[form], operands
+            program, all_operands = self._make([out], path)
+            self._by_form[form] = program, all_operands[len(operands) :]
+        program, lifted = self._by_form[form]
+        return program, operands + lifted
 
     def _make(self, outs: list[Value], path: str) -> tuple[LeafProgram, list[Value]]:
         operands = _operands(outs, path)
-        graph = _flatten(outs, operands)
-        reason = ""
-        if len(outs) == 1:
-            analysis = window.analyse(graph)
-            reason = analysis.whole
-        if len(outs) > 1 or reason:
-            reason = reason or window.analyse(_flatten(outs[:1], operands)).whole
+        graph, lifted = _lift_scale(_flatten(outs[:1], operands))
+        digest = _digest(graph)
+        if digest in self._windowed:
+            return self._windowed[digest], operands + lifted
+        analysis = window.analyse(graph)
+        if analysis.whole:
             graph = detach(outs, operands)  # calls and loops as they were traced
-            analysis = window.Analysis(reason)
-        return LeafProgram(graph, _digest(graph), analysis), operands
+            return LeafProgram(graph, _digest(graph), analysis), operands
+        program = self._windowed[digest] = LeafProgram(graph, digest, analysis)
+        return program, operands + lifted
 
     def _form(self, out: Value, path: str) -> tuple[Any, list[Value]]:
         """A hashable form of the leaf's piece of the graph, and its operands."""
@@ -463,6 +498,31 @@ def _flatten(outs: list[Value], operands: list[Value]) -> Detached:
     return detach(outs, operands, expand)
 
 
+def _lift_scale(graph: Detached) -> tuple[Detached, list[Value]]:
+    """Turns a float32 scalar that only multiplies the result into an operand.
+
+    Initializers scaled by depth differ in nothing else, and a hundred layers would
+    be a hundred programs. Other literals stay: XLA specialises on them. A scalar
+    factor it treats alike, constant or not, so the bits stay (tests hold it).
+    """
+    value = graph.outs[0]
+    while value.node is not None and value.node.name in _AFTER_SCALE:
+        value = value.node.inputs[0]
+    node = value.node
+    if node is None or node.name != "mul" or value.dtype != np.float32:
+        return graph, []
+    scales = [v for v in node.inputs if v.const is not None and v.ndim == 0]
+    if len(scales) != 1 or all(v.const is not None for v in node.inputs):
+        return graph, []
+    (scale,) = scales
+    words = np.asarray(scale.const, np.float32).view(np.uint32)
+    operand = Value((), scale.dtype, key=keys.constant(words, keys.THREEFRY))
+    return detach(graph.outs, [*graph.inputs, scale]), [operand]
+
+
+_AFTER_SCALE = frozenset({"convert_element_type", "reshape", "transpose"})
+
+
 def _vmapped(node: Node) -> Any:
     body = node.params["jaxpr"]
     axes = tuple(0 if m else None for m in node.params["mapped"])
@@ -520,5 +580,5 @@ def _fingerprint(cuts: Cut) -> str:
         sha.update(repr(facts).encode())
         if leaf.const is not None:
             sha.update(np.ascontiguousarray(leaf.const).tobytes())
-    sha.update(repr((cuts.impl, cuts.typed, jax.config.jax_enable_x64)).encode())
+    sha.update(repr((cuts.impl, cuts.typed, jx.setting("jax_enable_x64"))).encode())
     return sha.hexdigest()
