@@ -6,9 +6,8 @@ says at which coordinates of each operand a result's elements lie (towards the r
 bits); ``push`` makes the result's elements of the operands' elements (back to the
 leaf). A primitive that moves elements has only a pull, an elementwise one only a push.
 
-Coordinate arrays broadcast against each other to the grid's shape, so that an index
-that varies along one axis alone stays small; so do values. Typed keys travel as a
-tuple of their words.
+Values broadcast against each other to the grid's shape, as coordinates do. Typed keys
+travel as a tuple of their words.
 """
 
 from __future__ import annotations
@@ -24,11 +23,26 @@ from jax import lax
 
 from shardinit.core import jaxpr as jx
 from shardinit.core import threefry
+from shardinit.core.coords import (
+    ZERO,
+    Coords,
+    add,
+    div,
+    equal,
+    least,
+    less,
+    mul,
+    ravel,
+    ravel_wide,
+    rem,
+    select,
+    spread,
+    sub,
+    u32,
+    unravel,
+)
 from shardinit.core.graph import Node, Value
 from shardinit.core.keys import THREEFRY
-
-Coords = tuple[Any, ...]
-ZERO = np.uint32(0)
 
 
 @dataclass(frozen=True)
@@ -44,121 +58,6 @@ class Rule:
     pull: Callable[[Node, int, Coords], list[Coords | None]]
     push: Callable[[Node, int, Coords, Sequence[Any]], Any]
     accepts: Callable[[Node], bool] = lambda node: True
-
-
-def u32(value: Any) -> Any:
-    """A dimension, an index or a number as a uint32 scalar (or array)."""
-    if isinstance(value, (int, np.integer)):
-        return np.uint32(int(value) % (1 << 32))
-    return jax.numpy.asarray(value).astype(np.uint32)  # a symbolic dimension
-
-
-def spread(values: Sequence[Any]) -> list[Any]:
-    """Broadcasts values, each of the grid's rank or a scalar, to one shape."""
-    shapes = [np.shape(v) for v in values]
-    rank = max((len(s) for s in shapes), default=0)
-    if all(s == shapes[0] for s in shapes):
-        return list(values)
-    common = tuple(
-        next((s[axis] for s in shapes if s and not _is_one(s[axis])), 1)
-        for axis in range(rank)
-    )
-    return [spread_to(v, common) for v in values]
-
-
-def spread_to(value: Any, shape: Sequence[Any]) -> Any:
-    """Broadcasts a scalar or a value of the grid's rank to ``shape``."""
-    shape = tuple(shape)
-    if np.shape(value) == shape:
-        return value
-    dims = range(len(shape)) if np.ndim(value) else ()
-    return lax.broadcast_in_dim(value, shape, tuple(dims))
-
-
-def _is_one(dim: Any) -> bool:
-    return isinstance(dim, int) and dim == 1
-
-
-def ravel(coords: Coords, shape: Sequence[int]) -> Any:
-    """The flat place of ``coords`` in an array of ``shape`` below 2**32 elements."""
-    place: Any = ZERO
-    stride = 1
-    for coord, size in reversed(list(zip(coords, shape, strict=True))):
-        if size != 1:
-            term = coord if stride == 1 else _mul(coord, u32(stride))
-            place = term if place is ZERO else _add(place, term)
-        stride *= size
-    return place
-
-
-def unravel(place: Any, shape: Sequence[Any]) -> list[Any]:
-    """Coordinates in ``shape`` of a flat place; sizes may be symbolic."""
-    coords: list[Any] = []
-    for number, size in enumerate(reversed(list(shape))):
-        if _is_one(size):
-            coords.append(ZERO)
-        elif number == len(shape) - 1:
-            coords.append(place)
-        else:
-            coords.append(_rem(place, u32(size)))
-            place = _div(place, u32(size))
-    return coords[::-1]
-
-
-def ravel_wide(coords: Coords, shape: Sequence[int]) -> tuple[Any, Any]:
-    """High and low words of the 64-bit flat place of ``coords`` in ``shape``."""
-    if math.prod(shape) <= 1 << 32:
-        return ZERO, ravel(coords, shape)
-    high: Any = ZERO
-    low: Any = ZERO
-    stride = 1
-    for coord, size in reversed(list(zip(coords, shape, strict=True))):
-        term_high, term_low = _mul_wide(coord, stride)
-        high, low = _add_wide(high, low, term_high, term_low)
-        stride *= size
-    return high, low
-
-
-def _mul_wide(x: Any, factor: int) -> tuple[Any, Any]:
-    """64-bit product of a uint32 and a number below 2**64, by 16-bit halves."""
-    low_factor, high_factor = factor & 0xFFFFFFFF, factor >> 32
-    a, b = _and(x, u32(0xFFFF)), _shr(x, 16)
-    c, d = u32(low_factor & 0xFFFF), u32(low_factor >> 16)
-    low, mid0, mid1, top = _mul(a, c), _mul(a, d), _mul(b, c), _mul(b, d)
-    carry = _add(_add(_shr(low, 16), _and(mid0, u32(0xFFFF))), _and(mid1, u32(0xFFFF)))
-    high = _add(_add(top, _shr(carry, 16)), _add(_shr(mid0, 16), _shr(mid1, 16)))
-    return _add(high, _mul(x, u32(high_factor))), _mul(x, u32(low_factor))
-
-
-def _add_wide(high: Any, low: Any, more_high: Any, more_low: Any) -> tuple[Any, Any]:
-    total = _add(low, more_low)
-    carry = lax.lt(*spread([total, more_low])).astype(np.uint32)
-    return _add(_add(high, more_high), carry), total
-
-
-def _binary(op: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def apply(x: Any, y: Any) -> Any:
-        return op(*spread([x, y]))
-
-    return apply
-
-
-_add, _sub, _mul = _binary(lax.add), _binary(lax.sub), _binary(lax.mul)
-_div, _rem, _and = _binary(lax.div), _binary(lax.rem), _binary(lax.bitwise_and)
-_min, _lt = _binary(lax.min), _binary(lax.lt)
-
-
-def _shr(x: Any, distance: int) -> Any:
-    return _binary(lax.shift_right_logical)(x, u32(distance))
-
-
-def select(which: Any, on_true: Any, on_false: Any) -> Any:
-    """Chooses element by element; keys word by word."""
-    if isinstance(on_true, tuple):
-        pairs = zip(on_true, on_false, strict=True)
-        return tuple(select(which, t, f) for t, f in pairs)
-    which, on_true, on_false = spread([which, on_true, on_false])
-    return lax.select(which, on_true, on_false)
 
 
 # ---- elementwise -------------------------------------------------------------------
@@ -283,9 +182,9 @@ def _pull_slice(node: Node, which: int, coords: Coords) -> Coords:
     starts = node.params["start_indices"]
     strides = node.params["strides"] or (1,) * len(starts)
     return tuple(
-        _add(c if stride == 1 else _mul(c, u32(stride)), u32(start))
+        add(c if stride == 1 else mul(c, u32(stride)), u32(start))
         if start
-        else (c if stride == 1 else _mul(c, u32(stride)))
+        else (c if stride == 1 else mul(c, u32(stride)))
         for c, start, stride in zip(coords, starts, strides, strict=True)
     )
 
@@ -293,7 +192,7 @@ def _pull_slice(node: Node, which: int, coords: Coords) -> Coords:
 def _pull_rev(node: Node, which: int, coords: Coords) -> Coords:
     shape, dims = node.inputs[0].shape, node.params["dimensions"]
     return tuple(
-        _sub(u32(shape[axis] - 1), c) if axis in dims else c
+        sub(u32(shape[axis] - 1), c) if axis in dims else c
         for axis, c in enumerate(coords)
     )
 
@@ -313,7 +212,7 @@ def _pull_expand(node: Node, which: int, coords: Coords) -> Coords:
 def _pull_tile(node: Node, which: int, coords: Coords) -> Coords:
     shape = node.inputs[0].shape
     return tuple(
-        ZERO if n == 1 else c if r == 1 else _rem(c, u32(n))
+        ZERO if n == 1 else c if r == 1 else rem(c, u32(n))
         for c, n, r in zip(coords, shape, node.params["reps"], strict=True)
     )
 
@@ -321,7 +220,7 @@ def _pull_tile(node: Node, which: int, coords: Coords) -> Coords:
 def _pull_split(node: Node, which: int, coords: Coords) -> Coords:
     axis, sizes = node.params["axis"], node.params["sizes"]
     start = sum(sizes[:which])
-    return tuple(_add(c, u32(start)) if a == axis else c for a, c in enumerate(coords))
+    return tuple(add(c, u32(start)) if a == axis else c for a, c in enumerate(coords))
 
 
 def _pull_unstack(node: Node, which: int, coords: Coords) -> Coords:
@@ -342,7 +241,7 @@ def _pull_concatenate(node: Node, which: int, coords: Coords) -> list[Coords | N
             pulled.append(None)
             continue
         # Below the operand's start the difference wraps to a large number: clamped.
-        here = _min(_sub(coords[axis], u32(offset)), u32(size - 1))
+        here = least(sub(coords[axis], u32(offset)), u32(size - 1))
         pulled.append((*coords[:axis], here, *coords[axis + 1 :]))
         offset += size
     return pulled
@@ -357,7 +256,7 @@ def _push_concatenate(node: Node, which: int, coords: Coords, args: Any) -> Any:
             parts.append((end, arg))
     out = parts[-1][1]
     for limit, arg in reversed(parts[:-1]):
-        out = select(_lt(coords[axis], u32(limit)), arg, out)
+        out = select(less(coords[axis], u32(limit)), arg, out)
     return out
 
 
@@ -369,7 +268,7 @@ def _pull_stack(node: Node, which: int, coords: Coords) -> list[Coords | None]:
 def _push_stack(node: Node, which: int, coords: Coords, args: Any) -> Any:
     out = args[-1]
     for number, arg in reversed(list(enumerate(args[:-1]))):
-        is_this = _binary(lax.eq)(coords[node.params["axis"]], u32(number))
+        is_this = equal(coords[node.params["axis"]], u32(number))
         out = select(is_this, arg, out)
     return out
 
@@ -381,12 +280,12 @@ def _pad_inside(node: Node, coords: Coords) -> tuple[list[Any], list[Any]]:
     config = node.params["padding_config"]
     for c, size, (low, _, interior) in zip(coords, shape, config, strict=True):
         step = interior + 1
-        spaced = _sub(c, u32(low)) if low else c
-        place = _div(spaced, u32(step)) if step > 1 else spaced
-        inside.append(_lt(place, u32(size)))
+        spaced = sub(c, u32(low)) if low else c
+        place = div(spaced, u32(step)) if step > 1 else spaced
+        inside.append(less(place, u32(size)))
         if step > 1:
-            inside.append(lax.eq(*spread([_rem(spaced, u32(step)), ZERO])))
-        places.append(_min(place, u32(max(size - 1, 0))))
+            inside.append(lax.eq(*spread([rem(spaced, u32(step)), ZERO])))
+        places.append(least(place, u32(max(size - 1, 0))))
     return places, inside
 
 
@@ -425,7 +324,7 @@ def _pull_update(node: Node, which: int, coords: Coords) -> list[Coords | None]:
         inner = None
     else:
         inner = tuple(
-            _min(_sub(c, u32(start)), u32(size - 1))
+            least(sub(c, u32(start)), u32(size - 1))
             for c, start, size in zip(
                 coords, _update_starts(node), update.shape, strict=True
             )
@@ -439,7 +338,7 @@ def _push_update(node: Node, which: int, coords: Coords, args: Sequence[Any]) ->
         return args[0]
     out = args[1]
     for c, start, size in zip(coords, _update_starts(node), update.shape, strict=True):
-        out = select(_lt(_sub(c, u32(start)), u32(size)), out, args[0])
+        out = select(less(sub(c, u32(start)), u32(size)), out, args[0])
     return out
 
 
@@ -450,7 +349,7 @@ def _pull_dynamic_slice(node: Node, which: int, coords: Coords) -> list[Coords |
         coords, node.inputs[1:], node.inputs[0].shape, sizes, strict=True
     ):
         start = min(max(int(np.asarray(v.const)), 0), whole - size)
-        moved.append(_add(c, u32(start)) if start else c)
+        moved.append(add(c, u32(start)) if start else c)
     return [tuple(moved), *[None] * len(moved)]
 
 

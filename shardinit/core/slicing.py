@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,122 +23,16 @@ import numpy as np
 from shardinit.core import jaxpr as jx
 from shardinit.core import keys, window
 from shardinit.core.builder import Builder
-from shardinit.core.graph import Detached, Node, Value, detach, topological
+from shardinit.core.graph import Node, Value, detach, topological
+from shardinit.core.leaf_program import (
+    LeafProgram,
+    Program,
+    digest_of,
+    flatten,
+    lift_scale,
+)
 from shardinit.core.paths import path_str
 from shardinit.errors import InitFnError
-
-
-class Program(Protocol):
-    """A leaf program, from a traced function or from a portable module."""
-
-    @property
-    def digest(self) -> str:
-        """Hash of the canonical form, in hex; equal programs have equal digests."""
-        ...
-
-    @property
-    def whole(self) -> str:
-        """Why it is evaluated whole on every device; empty if windowed."""
-        ...
-
-    @property
-    def words(self) -> int:
-        """Number of 32-bit words of all operands together."""
-        ...
-
-    @property
-    def results(self) -> int:
-        """Number of results: one, unless leaves share whole work."""
-        ...
-
-    def window(
-        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
-    ) -> list[Any]:
-        """One window of each result (see ``LeafProgram.window``)."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class LeafProgram:
-    """A function from operands to one leaf, or to several that share whole work.
-
-    Attributes:
-      graph: the computation; its inputs are the operands (typed keys or raw words).
-      digest: hash of the canonical form, in hex; equal programs have equal digests.
-      analysis: how it is windowed, or why it cannot be.
-    """
-
-    graph: Detached
-    digest: str
-    analysis: window.Analysis
-
-    @property
-    def whole(self) -> str:
-        """Why the program is evaluated whole on every device; empty if windowed."""
-        return self.analysis.whole
-
-    @property
-    def outs(self) -> list[tuple[tuple[int, ...], Any]]:
-        """Shape and dtype of each result."""
-        return [(v.shape, v.dtype) for v in self.graph.outs]
-
-    @property
-    def results(self) -> int:
-        """Number of results: one, unless leaves share whole work."""
-        return len(self.graph.outs)
-
-    @property
-    def words(self) -> int:
-        """Number of 32-bit words of all operands together."""
-        return sum(_operand_words(v) for v in self.graph.inputs)
-
-    def operands(self, words: Any) -> list[Any]:
-        """Splits one vector of words into the operands, typed keys wrapped."""
-        out, start = [], 0
-        for value in self.graph.inputs:
-            count = _operand_words(value)
-            part = words[start : start + count]
-            start += count
-            if value.dtype == np.float32:
-                part = jax.lax.bitcast_convert_type(part, np.float32)
-            if jx.is_key(value.dtype):
-                impl = jx.key_impl(value.dtype)
-                width = keys.words_per_key(impl)
-                part = part.reshape(*value.shape, width)
-                out.append(jax.random.wrap_key_data(part, impl=impl))
-            else:
-                out.append(part.reshape(value.shape))
-        return out
-
-    def window(
-        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
-    ) -> list[Any]:
-        """One window of each result.
-
-        Args:
-          words: uint32 vector, the operands' words one after the other.
-          starts: for each result where its window begins, a scalar an axis.
-          shapes: for each result the window's shape.
-          lanes: evaluate over flat lanes (CPU).
-        """
-        operands = self.operands(words)
-        if self.whole:
-            outs = window.evaluate_whole(self.graph, operands)
-            return [
-                window.cut(o, s, n)
-                for o, s, n in zip(outs, starts, shapes, strict=True)
-            ]
-        return [
-            window.evaluate_window(
-                self.graph, self.analysis, operands, starts[0], shapes[0], lanes=lanes
-            )
-        ]
-
-
-def _operand_words(value: Value) -> int:
-    if jx.is_key(value.dtype):
-        return value.size * keys.words_per_key(jx.key_impl(value.dtype))
-    return value.size
 
 
 @dataclass(frozen=True, eq=False)
@@ -405,14 +299,14 @@ class _Cutter:
 
     def _make(self, outs: list[Value], path: str) -> tuple[LeafProgram, list[Value]]:
         operands = _operands(outs, path)
-        graph, lifted = _lift_scale(_flatten(outs[:1], operands))
-        digest = _digest(graph)
+        graph, lifted = lift_scale(flatten(outs[:1], operands))
+        digest = digest_of(graph)
         if digest in self._windowed:
             return self._windowed[digest], operands + lifted
         analysis = window.analyse(graph)
         if analysis.whole:
             graph = detach(outs, operands)  # calls and loops as they were traced
-            return LeafProgram(graph, _digest(graph), analysis), operands
+            return LeafProgram(graph, digest_of(graph), analysis), operands
         program = self._windowed[digest] = LeafProgram(graph, digest, analysis)
         return program, operands + lifted
 
@@ -480,88 +374,6 @@ def _operands(outs: list[Value], path: str) -> list[Value]:
             elif value.const is not None and jx.is_tracer(value.const):
                 raise _tracer_error(path)
     return list(found)
-
-
-def _flatten(outs: list[Value], operands: list[Value]) -> Detached:
-    """A leaf program's graph with every call inlined and every map vmapped."""
-    inliner = Builder(fold=False, opaque=False)
-
-    def expand(node: Node, inputs: list[Value]) -> list[Value] | None:
-        if node.name == "call":
-            jaxpr, consts = jx.opened(node.params["jaxpr"])
-            return inliner.read(jaxpr, consts, inputs)
-        if node.name == "map":
-            body, consts = jx.opened(_vmapped(node))
-            return inliner.read(body, consts, inputs)
-        return None
-
-    return detach(outs, operands, expand)
-
-
-def _lift_scale(graph: Detached) -> tuple[Detached, list[Value]]:
-    """Turns a float32 scalar that only multiplies the result into an operand.
-
-    Initializers scaled by depth differ in nothing else, and a hundred layers would
-    be a hundred programs. Other literals stay: XLA specialises on them. A scalar
-    factor it treats alike, constant or not, so the bits stay (tests hold it).
-    """
-    value = graph.outs[0]
-    while value.node is not None and value.node.name in _AFTER_SCALE:
-        value = value.node.inputs[0]
-    node = value.node
-    if node is None or node.name != "mul" or value.dtype != np.float32:
-        return graph, []
-    scales = [v for v in node.inputs if v.const is not None and v.ndim == 0]
-    if len(scales) != 1 or all(v.const is not None for v in node.inputs):
-        return graph, []
-    (scale,) = scales
-    words = np.asarray(scale.const, np.float32).view(np.uint32)
-    operand = Value((), scale.dtype, key=keys.constant(words, keys.THREEFRY))
-    return detach(graph.outs, [*graph.inputs, scale]), [operand]
-
-
-_AFTER_SCALE = frozenset({"convert_element_type", "reshape", "transpose"})
-
-
-def _vmapped(node: Node) -> Any:
-    body = node.params["jaxpr"]
-    axes = tuple(0 if m else None for m in node.params["mapped"])
-    step = jax.vmap(
-        lambda *args: jx.run(body, (), args)[0],
-        in_axes=axes,
-        axis_size=node.params["length"],
-    )
-    avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in node.inputs]
-    return jx.closed_from(step, *avals)
-
-
-def _digest(graph: Detached) -> str:
-    """Hash of the canonical form of a leaf program."""
-    encoder = jx.Encoder()
-    names: dict[Value, Any] = {}
-    for number, value in enumerate(graph.inputs):
-        names[value] = ("in", number)
-        encoder.aval(value.shape, value.dtype)
-
-    def put(value: Value) -> None:
-        if value in names:
-            encoder.put(names[value])
-        else:
-            encoder.put("const")
-            encoder.array(value.const)
-
-    for number, node in enumerate(topological(graph.outs)):
-        encoder.put(node.name)
-        encoder.params(node.params)
-        for value in node.inputs:
-            put(value)
-        for value in node.outputs:
-            names[value] = (number, value.index)
-            encoder.aval(value.shape, value.dtype)
-    encoder.put("out")
-    for value in graph.outs:
-        put(value)
-    return encoder.digest()
 
 
 def _fingerprint(cuts: Cut) -> str:

@@ -259,7 +259,7 @@ def test_windows_through_moves_of_elements(mesh):
     """Reshapes, transposes, joins, pads, updates and slices are pushed down."""
 
     def fn(key):
-        keys = iter(jax.random.split(key, 12))
+        keys = iter(jax.random.split(key, 16))
         draw = lambda *shape: jax.random.normal(next(keys), shape)  # noqa: E731
         return {
             "reshaped": draw(16, 40).reshape(8, 2, 5, 8),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardinit.core import keys, rules, threefry
+from shardinit.core import coords, keys, threefry
 
 
 def data(key):
@@ -84,7 +84,7 @@ def test_flat_places_beyond_32_bits(data):
     place = 0
     for n, i in zip(shape, at, strict=True):
         place = place * n + i
-    high, low = rules.ravel_wide(tuple(np.uint32(i) for i in at), shape)
+    high, low = coords.ravel_wide(tuple(np.uint32(i) for i in at), shape)
     assert (int(high) << 32 | int(low)) == place
 
 
