@@ -139,8 +139,8 @@ def test_where_jit_does_not_fit_both_sides_run_on_fewer_layers():
             return [[dict.fromkeys(names, 4e9)] for _ in jobs]
 
     (row,) = warm.rows(Small())
-    assert asked == [[("shardinit", 4), ("jit", 4)], [("shardinit", 22)]]
-    assert "in 4 layers" in row.note
+    assert asked == [[("shardinit", 8), ("jit", 8)], [("shardinit", 22)]]
+    assert "in 8 layers" in row.note
 
 
 def test_children_see_the_devices_asked_for(monkeypatch):
