@@ -10,8 +10,10 @@ equal functions give equal bytes and two different ones never do.
 from __future__ import annotations
 
 import enum
+import gc
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -155,6 +157,22 @@ def key_impl(dtype: Any) -> str:
 
     jax.eval_shape(look, jax.ShapeDtypeStruct((), dtype))
     return str(seen[0])
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Keeps the garbage collector from walking what tracing makes.
+
+    It is millions of objects, and they stay: 45,000 leaves took 43 s with the
+    collector at work and 28 s without.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def no_mesh() -> Any:

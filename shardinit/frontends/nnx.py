@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 
 from shardinit.core.init_fn import InitFn
-from shardinit.core.jaxpr import no_mesh
+from shardinit.core.jaxpr import collector_paused, no_mesh
 from shardinit.errors import InitFnError
 
 # Flax called the same metadata by these names, newest first.
@@ -153,7 +153,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         found["treedef"] = jax.tree.structure(state)
         return _nest(state, _arrays)
 
-    with no_mesh():
+    with collector_paused(), no_mesh():
         shapes = jax.eval_shape(fn, jax.eval_shape(jax.random.key, 0))
     structure = jax.tree.structure(shapes)
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]

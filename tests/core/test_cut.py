@@ -283,6 +283,32 @@ def test_windows_through_moves_of_elements(mesh):
     assert differing(shardinit.compile_plan(plan)(key), jax.jit(fn)(key)) == []
 
 
+def test_calls_of_every_kind_and_small_floats(mesh):
+    """custom_jvp, custom_vjp and remat are inlined; 8-bit floats are cast to."""
+
+    @jax.custom_vjp
+    def double(x):
+        return x * 2 + 1
+
+    double.defvjp(lambda x: (double(x), None), lambda _, g: (g,))
+
+    def fn(key):
+        keys = jax.random.split(key, 6)
+        return {
+            "custom_jvp": jax.nn.relu(normal(keys[0])),
+            "custom_vjp": double(normal(keys[1])),
+            "remat": jax.checkpoint(lambda k: jnp.sin(normal(k)))(keys[2]),
+            "e4m3": normal(keys[3]).astype(jnp.float8_e4m3fn),
+            "e5m2": normal(keys[4]).astype(jnp.float8_e5m2),
+            "bool": normal(keys[5]) > 0,
+        }
+
+    plan = shardinit.plan(fn, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+    assert not plan.whole_leaves
+    key = jax.random.key(4)
+    assert differing(shardinit.compile_plan(plan)(key), jax.jit(fn)(key)) == []
+
+
 def test_parts_of_one_array_are_computed_alone(mesh):
     """Leaves cut from a large intermediate stay windowed: nothing full-size exists."""
 
