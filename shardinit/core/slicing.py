@@ -10,7 +10,6 @@ and written down canonically; programs are equal when those bytes are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
