@@ -91,16 +91,19 @@ class Leaf:
         return value
 
 
+WIDE = (32, 40, 64, 96, 129)  # there promise (a) is bit for bit
+NARROW = (2, 4, 8, 16, 24)  # shards down to one element wide
+
+
 @st.composite
-def leaves(draw):
+def leaves(draw, widths=WIDE):
     kind = draw(st.sampled_from(("initializer", "distribution")))
     table = INITIALIZERS if kind == "initializer" else DISTRIBUTIONS
     name = draw(st.sampled_from(sorted(table)))
     least = INITIALIZERS[name][1] if kind == "initializer" else 0
     rank = draw(st.integers(least, max(least, 3)))
-    # The last axis has 32 elements or more: there promise (a) is bit for bit.
     sizes = [draw(st.sampled_from((1, 2, 3, 8, 16))) for _ in range(rank - 1)]
-    last = [draw(st.sampled_from((32, 40, 64, 96, 129)))] if rank else []
+    last = [draw(st.sampled_from(widths))] if rank else []
     wraps = ["none", "jit", "vmap", "map", "scan", "cast"]
     if rank == 2:
         wraps += ["reshaped"]
@@ -146,9 +149,9 @@ class Model:
 
 
 @st.composite
-def models(draw):
+def models(draw, widths=WIDE):
     count = draw(st.integers(1, 3))
-    drawn = tuple(draw(leaves()) for _ in range(count))
+    drawn = tuple(draw(leaves(widths)) for _ in range(count))
     return Model(drawn, draw(st.sampled_from(("dict", "tuple", "list"))))
 
 

@@ -16,7 +16,14 @@ import shardinit
 from shardinit.errors import WholeLeafError
 
 from .bits import differing, raw, ulps
-from .random_fns import DISTRIBUTIONS, INITIALIZERS, MESHES, draw_shardings, models
+from .random_fns import (
+    DISTRIBUTIONS,
+    INITIALIZERS,
+    MESHES,
+    NARROW,
+    draw_shardings,
+    models,
+)
 
 
 def make_mesh(name):
@@ -40,6 +47,18 @@ def test_equals_plain_jit_on_every_mesh(data, model, seed):
             jax.tree.leaves(got), jax.tree.leaves(shardings), strict=True
         ):
             assert leaf.sharding == sharding
+
+
+@settings(max_examples=8)
+@given(data=st.data(), model=models(NARROW), seed=st.integers(0, 2**31 - 1))
+def test_narrow_leaves_have_one_set_of_bits(data, model, seed):
+    """Where jit has several: two meshes and shardings, and the unsharded program."""
+    key = jax.random.key(seed)
+    one_device = shardinit.init(model, key)
+    for name in data.draw(st.permutations(sorted(MESHES)))[:2]:
+        shardings = draw_shardings(data.draw, one_device, make_mesh(name))
+        got = shardinit.init(model, key, out_shardings=shardings)
+        assert differing(got, one_device) == []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
