@@ -163,8 +163,8 @@ def key_impl(dtype: Any) -> str:
 def collector_paused() -> Iterator[None]:
     """Keeps the garbage collector from walking what tracing makes.
 
-    It is millions of objects, and they stay: 45,000 leaves took 43 s with the
-    collector at work and 28 s without.
+    It is millions of objects, and they stay: walking them again and again takes a
+    growing part of the time (``python -m shardinit.bench --case plan``).
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -274,7 +274,7 @@ def _rows(key_axes: int, shape: Sequence[Any]) -> int:
     """How many leading axes stand apart from the lanes.
 
     Those that choose the key do, and more where what is left still fills whole
-    vectors: then no lane has to be divided into coordinates (a tenth of the time).
+    vectors: then no lane has to be divided into coordinates.
     """
     if not all(isinstance(n, int) for n in shape):
         return key_axes
