@@ -15,6 +15,8 @@ INSTALL := $(PIP) install --quiet --upgrade-strategy only-if-needed
 # Arguments for pytest and the bench, such as TESTS="tests/core -x" or BENCH=--quick.
 TESTS ?=
 BENCH ?=
+# Tests run in this many processes; each has its own simulated devices.
+JOBS ?= 2
 
 .PHONY: help venv demo test lint format types contracts proto-check bench clean
 
@@ -59,7 +61,7 @@ demo: $(VENV)/.installed
 	$(BIN)/shardinit demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
