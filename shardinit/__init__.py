@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from shardinit.core.program import InitProgram as InitProgram
     from shardinit.core.program import export_plan as export_plan
     from shardinit.core.program import load_program as load_program
+    from shardinit.core.read import open as open
+    from shardinit.core.read import read as read
     from shardinit.core.sharding import AxisRules as AxisRules
     from shardinit.core.sharding import PathRules as PathRules
     from shardinit.core.sharding import fsdp as fsdp
@@ -41,7 +43,9 @@ _HOMES = {
     "fsdp": "core.sharding",
     "init": "core.compiled",
     "load_program": "core.program",
+    "open": "core.read",
     "plan": "core.plan",
+    "read": "core.read",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -20,15 +20,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from shardinit.core import keys, slicing
+from shardinit.core import keys, operands, slicing
 from shardinit.core.jaxpr import is_key, key_impl, no_mesh
-from shardinit.core.plan import (
-    Plan,
-    PlanProgram,
-    as_key,
-    gather_results,
-    plan,
-)
+from shardinit.core.plan import Plan, PlanProgram, gather_results, plan
 from shardinit.errors import FingerprintMismatchError, ShardingError
 
 Progress = Callable[[int, int], None]
@@ -63,7 +57,7 @@ class CompiledPlan:
           TypeError: the key has another type than the plan's.
         """
         cut = self.plan.cut
-        words = np.asarray(_key_words(as_key(key), cut))
+        words = operands.key_words(key, cut)
         leaves: list[Any] = [None] * len(cut.leaves)
         chosen = [leaf.selected for leaf in self.plan.leaves]
         for number, leaf in enumerate(cut.leaves):
@@ -77,10 +71,10 @@ class CompiledPlan:
         ]
         derived = [cut.leaves[g[0]].operands for g in runs]
         derived += [cut.leaves[i].operands for i in hosted]
-        operands = _evaluate(derived, words)
+        vectors = operands.evaluate(derived, words)
         done, total = 0, sum(map(len, runs)) + len(hosted)
         for group, operand in zip(
-            runs, self._put(runs, operands[: len(runs)]), strict=True
+            runs, self._put(runs, vectors[: len(runs)]), strict=True
         ):
             program = self.plan.leaves[group[0]].program
             for i, array in zip(group, self.executables[program](operand), strict=True):
@@ -89,7 +83,7 @@ class CompiledPlan:
             done += len(group)
             if progress is not None:
                 progress(done, total)
-        for i, operand in zip(hosted, operands[len(runs) :], strict=True):
+        for i, operand in zip(hosted, vectors[len(runs) :], strict=True):
             leaves[i] = _on_host(cut.leaves[i], operand, self.shardings[i])
             done += 1
             if progress is not None:
@@ -97,42 +91,12 @@ class CompiledPlan:
         tree = jax.tree.unflatten(cut.tree, leaves)
         return self.plan.init_fn.rebuild(tree)
 
-    def _put(self, runs: list[list[int]], operands: list[np.ndarray]) -> list[Any]:
+    def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> list[Any]:
         """All operands onto their meshes in one transfer, which costs a tenth."""
         places = [_replicated(self.shardings[group[0]].mesh) for group in runs]
         if not all(p.is_fully_addressable for p in places):
-            return operands  # every process passes its own equal copy
-        return jax.device_put(operands, places) if runs else []
-
-
-def _evaluate(
-    derived: Sequence[tuple[keys.Derivation, ...]], key_words: np.ndarray
-) -> list[np.ndarray]:
-    """For each leaf the words of all its operands in one vector."""
-    flat = keys.evaluate([d for group in derived for d in group], key_words)
-    vectors, start = [], 0
-    for group in derived:
-        parts = flat[start : start + len(group)]
-        start += len(group)
-        if len(parts) == 1:
-            vectors.append(parts[0])
-        else:
-            vectors.append(np.concatenate(parts) if parts else np.zeros(0, np.uint32))
-    return vectors
-
-
-def _key_words(key: Any, cut: slicing.Cut) -> Any:
-    if is_key(key.dtype):
-        impl = key_impl(key.dtype)
-        words = jax.random.key_data(key)
-    else:
-        impl, words = cut.impl, key
-    if impl != cut.impl or words.size != keys.words_per_key(cut.impl):
-        raise TypeError(
-            f"key: got a {impl} key with {words.size} words; the plan was made for "
-            f"{cut.impl} keys. Pass key= of the same type to shardinit.plan"
-        )
-    return words
+            return vectors  # every process passes its own equal copy
+        return jax.device_put(vectors, places) if runs else []
 
 
 def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
@@ -326,7 +290,7 @@ def init(
     Returns:
       What ``fn(key)`` returns, sharded; its values equal ``jax.jit(fn)(key)``.
     """
-    key = as_key(key)
+    key = operands.as_key(key)
     made = plan(
         fn,
         key=key,

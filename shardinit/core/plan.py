@@ -23,6 +23,7 @@ from shardinit.core import sharding as sh
 from shardinit.core import slicing
 from shardinit.core.init_fn import InitFn, as_init_fn
 from shardinit.core.jaxpr import is_key, setting
+from shardinit.core.operands import as_key
 from shardinit.core.paths import chosen
 from shardinit.errors import ShardingError, UnsupportedConfigError, WholeLeafError
 
@@ -192,32 +193,6 @@ def itemsize(dtype: Any) -> int:
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
         return 4 * math.prod(data.shape)
     return np.dtype(dtype).itemsize
-
-
-def as_key(key: Any) -> Any:
-    """An int seed, a typed key or raw key data as a key.
-
-    Raises:
-      TypeError: anything else.
-    """
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        return jax.random.key(int(key))
-    if (
-        not isinstance(key, bool)
-        and hasattr(key, "dtype")
-        and (
-            (is_key(key.dtype) and key.shape == ())
-            or (key.dtype == np.uint32 and len(key.shape) == 1)
-        )
-    ):
-        return key
-    what = type(key).__name__
-    if isinstance(key, np.ndarray | jax.Array):
-        what += f" of shape {key.shape} and dtype {key.dtype}"
-    raise TypeError(
-        f"key: got {what}; expected one key (jax.random.key(0)), raw uint32 key data "
-        f"or an int seed"
-    )
 
 
 def plan(

@@ -4,11 +4,16 @@ import jax
 import numpy as np
 
 
-def raw(array):
-    """The bytes of an array, of the key data for typed keys."""
+def host(array):
+    """A numpy array; the key data of typed keys."""
     if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    return np.ascontiguousarray(np.asarray(array)).tobytes()
+    return np.asarray(array)
+
+
+def raw(array):
+    """The bytes of an array, of the key data for typed keys."""
+    return np.ascontiguousarray(host(array)).tobytes()
 
 
 def differing(left, right):
