@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shardinit.core.sharding import fsdp as fsdp
     from shardinit.models import ModelSpec as ModelSpec
     from shardinit.service.client import connect as connect
+    from shardinit.verify.digest import digest as digest
 
 __version__ = "0.1.0"
 
@@ -39,6 +40,7 @@ _HOMES = {
     "Plan": "core.plan",
     "compile_plan": "core.compiled",
     "connect": "service.client",
+    "digest": "verify.digest",
     "export_plan": "core.program",
     "fsdp": "core.sharding",
     "init": "core.compiled",

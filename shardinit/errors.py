@@ -9,6 +9,7 @@ field violations and a notebook can show them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class ShardinitError(Exception):
@@ -70,6 +71,39 @@ class FingerprintMismatchError(ShardinitError, RuntimeError):
 
 class ProgramFormatError(ShardinitError, ValueError):
     """Bytes that are not an init program which this version may run."""
+
+
+class DigestError(ShardinitError, ValueError):
+    """Leaves or windows of which no digest can be made."""
+
+
+class ReceiptFormatError(ShardinitError, ValueError):
+    """A file that is not a receipt which this version can read."""
+
+
+class ReceiptMismatchError(ShardinitError, ValueError):
+    """Weights that are not those of their receipt.
+
+    Attributes:
+      differences: every leaf that differs and how, in the order of the receipt.
+    """
+
+    def __init__(
+        self,
+        where: str = "",
+        came: str = "",
+        expected: str = "",
+        remedy: str = "",
+        differences: Sequence[Any] = (),
+    ):
+        super().__init__(where, came, expected, remedy)
+        self.differences = tuple(differences)
+
+
+class CheckpointError(ShardinitError, OSError):
+    """A checkpoint that cannot be written or read as it was asked for."""
+
+    __str__ = Exception.__str__  # OSError shows its own attributes
 
 
 class ServiceError(ShardinitError, RuntimeError):

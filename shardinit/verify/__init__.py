@@ -1,0 +1,1 @@
+"""What can be said about weights, and checked: digests and receipts."""
