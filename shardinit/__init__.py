@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shardinit import deferred as deferred
     from shardinit.core.compiled import CompiledPlan as CompiledPlan
     from shardinit.core.compiled import compile_plan as compile_plan
     from shardinit.core.compiled import init as init
@@ -40,6 +41,7 @@ _HOMES = {
     "Plan": "core.plan",
     "compile_plan": "core.compiled",
     "connect": "service.client",
+    "deferred": "deferred",
     "digest": "verify.digest",
     "export_plan": "core.program",
     "fsdp": "core.sharding",
@@ -56,7 +58,9 @@ __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'shardinit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"shardinit.{_HOMES[name]}"), name)
+    value: Any = importlib.import_module(f"shardinit.{_HOMES[name]}")
+    if _HOMES[name] != name:  # a room is a public name itself
+        value = getattr(value, name)
     globals()[name] = value
     return value
 

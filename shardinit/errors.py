@@ -25,16 +25,24 @@ class ShardinitError(Exception):
     def __init__(
         self, where: str = "", came: str = "", expected: str = "", remedy: str = ""
     ):
-        self.where = where
         self.came = came
         self.expected = expected
         self.remedy = remedy
-        text = f"{where}: {came}" if where else came
-        if expected:
-            text += f"; expected {expected}"
-        if remedy:
-            text += f". {remedy}"
-        super().__init__(text)
+        self.where = where
+        super().__init__(self._text())
+
+    def relocate(self, where: str) -> None:
+        """Says more exactly where it happened, as somebody further out may know."""
+        self.where = where
+        self.args = (self._text(),)
+
+    def _text(self) -> str:
+        text = f"{self.where}: {self.came}" if self.where else self.came
+        if self.expected:
+            text += f"; expected {self.expected}"
+        if self.remedy:
+            text += f". {self.remedy}"
+        return text
 
 
 class InitFnError(ShardinitError, TypeError):
@@ -104,6 +112,56 @@ class CheckpointError(ShardinitError, OSError):
     """A checkpoint that cannot be written or read as it was asked for."""
 
     __str__ = Exception.__str__  # OSError shows its own attributes
+
+
+class DuplicateNamesError(ShardinitError, ValueError):
+    """Several parameters of one model have the same name.
+
+    Attributes:
+      names: every name that is used more than once.
+      paths: where in the model the parameters of those names are.
+    """
+
+    def __init__(self, names: Sequence[str], paths: Sequence[str]):
+        self.names = tuple(names)
+        self.paths = tuple(paths)
+        shown = ", ".join(map(repr, paths[:8])) + (", …" if len(paths) > 8 else "")
+        super().__init__(
+            "",
+            "several parameters have the same name. "
+            f"Repeated names: {list(names)} (at {shown})",
+            "one parameter for each name",
+            "Give each its own prefix (add_parameter_prefix), or share it "
+            "(mark_shareable, then attach_shared_parameters)",
+        )
+
+
+class NameClashError(ShardinitError, ValueError):
+    """Two names of which the hashes are equal: both would be drawn from one key."""
+
+
+class StructureMismatchError(ShardinitError, ValueError):
+    """A value has another tree, shape or dtype than its parameter is for."""
+
+
+class UninitializedParameterError(ShardinitError, RuntimeError):
+    """The value of a parameter was asked for before it was initialised."""
+
+
+class MissingSharedParameterError(ShardinitError, RuntimeError):
+    """A shared parameter was looked up outside the wrapper that owns it."""
+
+
+class SharedParameterError(ShardinitError, ValueError):
+    """Parameters that are to be shared by name are not the same parameter."""
+
+
+class PyTreeDataclassSafetyError(ShardinitError, TypeError):
+    """A pytree dataclass inherits fields, or overwrites an __init__, unasked."""
+
+
+class SelectionError(ShardinitError, ValueError):
+    """A selection holds another number of nodes, or others, than it must."""
 
 
 class ServiceError(ShardinitError, RuntimeError):

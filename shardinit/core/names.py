@@ -1,0 +1,155 @@
+"""Names instead of order: a leaf's key from the root key and the leaf's own name.
+
+A key that is split along the way depends on everything drawn before it: one layer more,
+and all the later ones start from other weights. A key that folds in a hash of the name
+depends on the name alone, so that layers may be added, removed and reordered and
+nobody else notices. What it asks in return is that names differ, and that their hashes
+do; both are checked here, before anything runs.
+
+The derivations are plain ``jax.random.fold_in`` by constants and fold into the key
+prelude like any other. The narrow one, 32 bits of SHA-1, is that of Penzai, whose
+models keep their values. Among 10,000 names one pair in a hundred models has the same
+32 bits; the wide one folds in 128 bits of SHA-256 of a tagged message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from shardinit.core.init_fn import InitFn
+from shardinit.core.paths import path_str
+from shardinit.errors import DuplicateNamesError, NameClashError, ShardinitError
+
+# inlined: the same one equation in a trace, without the checks of its arguments
+_fold_in = jax.jit(jax.random.fold_in, inline=True)
+
+_WIDE_TAG = b"shardinit wide name\x00"
+
+
+def words_of(name: str, *, wide: bool = False) -> tuple[int, ...]:
+    """The 32-bit words that stand for a name, one of them or, if ``wide``, four."""
+    if wide:
+        digest = hashlib.sha256(_WIDE_TAG + name.encode()).digest()[:16]
+    else:
+        digest = hashlib.sha1(name.encode()).digest()[:4]
+    return tuple(np.frombuffer(digest, ">u4").tolist())
+
+
+def key_for(key: jax.Array, name: str, *, wide: bool = False) -> jax.Array:
+    """The key of the leaf called ``name``: its words folded into ``key``, in order."""
+    for word in words_of(name, wide=wide):
+        key = _fold_in(key, np.uint32(word))
+    return key
+
+
+def check_unique(names: Sequence[str], paths: Callable[[], Sequence[str]]) -> None:
+    """Refuses names that are used more than once.
+
+    Args:
+      names: of all parameters of a model.
+      paths: their paths in the model, made only for the error.
+
+    Raises:
+      DuplicateNamesError: with every repeated name, and where it stands.
+    """
+    counts = Counter(names)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        at = [p for p, name in zip(paths(), names, strict=True) if counts[name] > 1]
+        raise DuplicateNamesError(repeated, at)
+
+
+def check_distinct(names: Iterable[str], *, wide: bool = False) -> None:
+    """Refuses two names from which the same key would be derived.
+
+    Raises:
+      NameClashError: with both names.
+    """
+    seen: dict[tuple[int, ...], str] = {}
+    for name in names:
+        other = seen.setdefault(words_of(name, wide=wide), name)
+        if other != name:
+            raise NameClashError(
+                f"parameters {other!r} and {name!r}",
+                f"{'128' if wide else '32'} bits of the hashes of their names are "
+                f"equal, so both would be drawn from one key",
+                "names that give different keys",
+                "Rename one of them, or pass wide_names=True, which changes the "
+                "values of all parameters",
+            )
+
+
+def paths_of(tree: Any, is_slot: Callable[[Any], bool]) -> list[str]:
+    """The paths of all leaves of ``tree``, a slot counting as one leaf."""
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_slot)
+    return [path_str(path) for path, node in pairs if is_slot(node)]
+
+
+def fill_slots(
+    tree: Any,
+    *,
+    is_slot: Callable[[Any], bool],
+    name_of: Callable[[Any], str],
+    fill: Callable[[Any, jax.Array], Any],
+    axes_of: Callable[[Any], Any] | None = None,
+    wide_names: bool = False,
+    name: str = "init",
+) -> InitFn:
+    """An init function of a model in which slots stand for values not yet drawn.
+
+    The function makes the slots' values and nothing else, at their own paths in the
+    model; ``rebuild`` puts them between everything that the model holds already, which
+    no trace ever sees.
+
+    Args:
+      tree: the model; slots may be anywhere in it, or be all of it.
+      is_slot: tells a slot from any other node.
+      name_of: the name of a slot.
+      fill: from a slot and its key to the subtree that takes its place.
+      axes_of: from a slot to a tree like that subtree, for each leaf a tuple of axis
+        names, or None where none are known.
+      wide_names: fold 128 bits of a name into the key instead of 32.
+      name: of the model, for tables and errors.
+
+    Raises:
+      NameClashError: two slots would be drawn from one key.
+    """
+    nodes, treedef = jax.tree.flatten(tree, is_leaf=is_slot)
+    slots = {number: node for number, node in enumerate(nodes) if is_slot(node)}
+    names = {number: name_of(node) for number, node in slots.items()}
+    check_distinct(names.values(), wide=wide_names)
+
+    def among(parts: dict[int, Any], rest: Sequence[Any]) -> Any:
+        return treedef.unflatten([parts.get(i, node) for i, node in enumerate(rest)])
+
+    empty = [None] * len(nodes)
+
+    def fn(key: jax.Array) -> Any:
+        made = {}
+        for order, (number, slot) in enumerate(slots.items()):
+            try:
+                made[number] = fill(slot, key_for(key, names[number], wide=wide_names))
+            except ShardinitError as error:
+                path = paths_of(tree, is_slot)[order]
+                if not path:
+                    raise
+                error.relocate(f"{path}: {error.where}")
+                raise
+        return among(made, empty)
+
+    def rebuild(made: Any) -> Any:
+        parts = treedef.flatten_up_to(made)
+        return among({number: parts[number] for number in slots}, nodes)
+
+    axes = None
+    if axes_of is not None:
+        known = {number: axes_of(slot) for number, slot in slots.items()}
+        if jax.tree.leaves(known):
+            axes = among(known, empty)
+    return InitFn(fn, axes=axes, rebuild=rebuild, name=name)

@@ -1,0 +1,94 @@
+"""Deferred parameters: a model that is built first and initialised when it is placed.
+
+Model-building code makes `UninitializedParameter`s, each a strategy and a name, inside
+`Struct`s. `init_fn` turns such a model into an init function whose result, through
+``shardinit.init``, is the same model with sharded `Parameter`s.
+
+For people who know Penzai's parameters: the names, arguments and defaults are the same,
+and so are the values.
+"""
+
+from shardinit.core.names import key_for as key_for_name
+from shardinit.deferred.dataclass import (
+    is_pytree_dataclass_type,
+    is_pytree_node_field,
+    pytree_dataclass,
+)
+from shardinit.deferred.models import (
+    add_parameter_prefix,
+    assert_no_uninitialized,
+    check_no_duplicated_parameters,
+    init_fn,
+    initialize_parameters,
+    rename_parameters,
+)
+from shardinit.deferred.parameters import (
+    FrozenParameter,
+    Parameter,
+    ParameterLike,
+    SupportsParameterRenaming,
+    UninitializedParameter,
+)
+from shardinit.deferred.selection import (
+    NotInThisPartition,
+    Selection,
+    combine,
+    select,
+)
+from shardinit.deferred.sharing import (
+    ShareableUninitializedParameter,
+    SharedParameterLookup,
+    WithSharedParameters,
+    attach_shared_parameters,
+    mark_shareable,
+)
+from shardinit.deferred.struct import Struct
+from shardinit.deferred.structure import AbstractArray, with_axes
+from shardinit.errors import (
+    DuplicateNamesError,
+    MissingSharedParameterError,
+    NameClashError,
+    PyTreeDataclassSafetyError,
+    SelectionError,
+    SharedParameterError,
+    StructureMismatchError,
+    UninitializedParameterError,
+)
+
+__all__ = [
+    "AbstractArray",
+    "DuplicateNamesError",
+    "FrozenParameter",
+    "MissingSharedParameterError",
+    "NameClashError",
+    "NotInThisPartition",
+    "Parameter",
+    "ParameterLike",
+    "PyTreeDataclassSafetyError",
+    "Selection",
+    "SelectionError",
+    "ShareableUninitializedParameter",
+    "SharedParameterError",
+    "SharedParameterLookup",
+    "Struct",
+    "StructureMismatchError",
+    "SupportsParameterRenaming",
+    "UninitializedParameter",
+    "UninitializedParameterError",
+    "WithSharedParameters",
+    "add_parameter_prefix",
+    "assert_no_uninitialized",
+    "attach_shared_parameters",
+    "check_no_duplicated_parameters",
+    "combine",
+    "init_fn",
+    "initialize_parameters",
+    "is_pytree_dataclass_type",
+    "is_pytree_node_field",
+    "key_for_name",
+    "mark_shareable",
+    "pytree_dataclass",
+    "rename_parameters",
+    "select",
+    "with_axes",
+]

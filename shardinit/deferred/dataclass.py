@@ -1,0 +1,200 @@
+"""The decorator: a frozen dataclass that is a pytree, and two pitfalls it refuses.
+
+A dataclass inherits the fields of its parents whether it lists them or not, in an
+order that nobody wrote down; and it generates an ``__init__`` over one that a parent
+wrote by hand. In a pytree both show up late, as children in another order or as a
+constructor that skips its checks, so both must be asked for.
+
+Frozen need not mean clumsy. A hand-written ``__init__`` runs on a stand-in, an instance
+of a mutable subclass, and what it left in the fields is then copied to the real object,
+of which no half-made version ever exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, overload
+
+import jax
+
+from shardinit.errors import PyTreeDataclassSafetyError
+
+C = TypeVar("C", bound=type)
+
+_INFO = "__shardinit_pytree_dataclass__"  # in the __dict__ of a decorated class
+_STAND_IN = "__shardinit_stand_in_for__"  # in the __dict__ of its mutable subclass
+
+
+def is_pytree_dataclass_type(cls: Any) -> bool:
+    """Whether this very class, not a parent of it, was decorated."""
+    return isinstance(cls, type) and _INFO in cls.__dict__
+
+
+def is_pytree_node_field(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field is a child; ``metadata={"pytree_node": False}`` is static."""
+    return field.metadata.get("pytree_node", True)
+
+
+@overload
+def pytree_dataclass(cls: C, /) -> C: ...
+
+
+@overload
+def pytree_dataclass(
+    cls: None = None,
+    /,
+    *,
+    has_implicitly_inherited_fields: bool = False,
+    use_mutable_proxy_in_init: bool = True,
+    overwrite_parent_init: bool = False,
+    init: bool = True,
+    repr: bool | Literal["auto"] = "auto",
+    eq: bool = True,
+    order: bool = False,
+    match_args: bool = False,
+    kw_only: bool = False,
+) -> Callable[[C], C]: ...
+
+
+@typing.dataclass_transform(field_specifiers=(dataclasses.field,), frozen_default=True)
+def pytree_dataclass(
+    cls: Any = None,
+    /,
+    *,
+    has_implicitly_inherited_fields: bool = False,
+    use_mutable_proxy_in_init: bool = True,
+    overwrite_parent_init: bool = False,
+    init: bool = True,
+    repr: bool | Literal["auto"] = "auto",
+    eq: bool = True,
+    order: bool = False,
+    match_args: bool = False,
+    kw_only: bool = False,
+) -> Any:
+    """Makes a class a frozen dataclass and registers it as a pytree node.
+
+    Args:
+      cls: the class; without one, a decorator with the other arguments is returned.
+      has_implicitly_inherited_fields: whether fields are inherited that the class does
+        not list. By default a class lists all its fields, in their order.
+      use_mutable_proxy_in_init: whether a hand-written ``__init__`` runs on a mutable
+        stand-in, so that it may assign fields.
+      overwrite_parent_init: whether the generated ``__init__`` may replace one that a
+        parent wrote by hand.
+      init: whether to generate ``__init__``; a hand-written one wins in any case.
+      repr: whether to generate ``__repr__``; ``"auto"`` does unless the class is a
+        `Struct`, which has its own.
+      eq: as for ``dataclasses.dataclass``.
+      order: as for ``dataclasses.dataclass``.
+      match_args: as for ``dataclasses.dataclass``.
+      kw_only: as for ``dataclasses.dataclass``.
+
+    Raises:
+      PyTreeDataclassSafetyError: fields are inherited unlisted, or a parent's
+        hand-written ``__init__`` would be overwritten, and neither was asked for.
+      ValueError: the class is decorated already.
+      TypeError: the class cannot be flattened: neither a `Struct` nor one with
+        ``tree_flatten_with_keys`` and ``tree_unflatten``.
+    """
+    options = {"init": init, "eq": eq, "order": order, "match_args": match_args}
+    options["kw_only"] = kw_only
+
+    def decorate(cls: Any) -> Any:
+        if is_pytree_dataclass_type(cls):
+            raise ValueError(f"{cls.__name__} is a pytree dataclass already")
+        if not all(hasattr(cls, f"tree_{m}") for m in ("flatten", "unflatten")):
+            raise TypeError(
+                f"{cls.__name__} has no tree_flatten and tree_unflatten; "
+                f"inherit from deferred.Struct, which has them"
+            )
+        written = cls.__dict__.get("__init__")
+        if init and written is None and not overwrite_parent_init:
+            _keep_parent_init(cls)
+        hashed = "__hash__" in cls.__dict__
+        is_struct = hasattr(cls, "from_attributes")
+        wanted = not is_struct if repr == "auto" else repr
+        cls = dataclasses.dataclass(frozen=True, repr=wanted, **options)(cls)
+        generated = cls.__init__ if init and written is None else None
+        setattr(cls, _INFO, generated)
+        if eq and is_struct and not hashed:
+            cls.__hash__ = cls._structural_hash
+        _check_fields(cls, has_implicitly_inherited_fields)
+        jax.tree_util.register_pytree_with_keys_class(cls)
+        if written is not None and use_mutable_proxy_in_init:
+            cls.__init__ = _on_stand_in(written)
+        return cls
+
+    return decorate if cls is None else decorate(cls)
+
+
+def _keep_parent_init(cls: Any) -> None:
+    inherited = cls.__init__
+    generated = getattr(cls, _INFO, None) or object.__init__
+    if inherited is not generated:
+        raise PyTreeDataclassSafetyError(
+            cls.__qualname__,
+            f"a generated __init__ would overwrite {inherited.__qualname__}, which was "
+            f"written by hand",
+            "one of the two to be chosen",
+            "Pass overwrite_parent_init=True for the generated one, init=False for the "
+            "inherited one, or write __init__",
+        )
+
+
+def _check_fields(cls: Any, may_inherit: bool) -> None:
+    actual = [field.name for field in dataclasses.fields(cls)]
+    listed = [name for name in inspect.get_annotations(cls) if name in set(actual)]
+    if may_inherit:
+        if set(listed) == set(actual):
+            raise PyTreeDataclassSafetyError(
+                cls.__qualname__,
+                "it inherits no field that it does not list",
+                "such a field, as has_implicitly_inherited_fields=True says so",
+                "Leave the argument out",
+            )
+    elif listed != actual:
+        raise PyTreeDataclassSafetyError(
+            cls.__qualname__,
+            f"it lists the fields {listed}",
+            f"all its fields in the order of the dataclass, {actual}",
+            "List them, or pass has_implicitly_inherited_fields=True",
+        )
+
+
+@functools.cache
+def _stand_in(cls: Any) -> Any:
+    """A mutable subclass of ``cls`` that is neither a dataclass nor a pytree node."""
+    members = {
+        "__setattr__": object.__setattr__,
+        "__delattr__": object.__delattr__,
+        "__hash__": None,
+        "__qualname__": f"{cls.__qualname__} (in __init__)",
+        "__module__": cls.__module__,
+        _STAND_IN: cls,
+    }
+    return type(cls)(f"{cls.__name__}InInit", (cls,), members)
+
+
+def _on_stand_in(written: Any) -> Any:
+    @functools.wraps(written)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        cls = type(self)
+        if _STAND_IN in cls.__dict__:  # called by the __init__ of a subclass
+            written(self, *args, **kwargs)
+            return
+        stand_in = object.__new__(_stand_in(cls))
+        written(stand_in, *args, **kwargs)
+        for field in dataclasses.fields(cls):
+            try:
+                value = getattr(stand_in, field.name)
+            except AttributeError as error:
+                raise AttributeError(
+                    f"{cls.__qualname__}.__init__ left the field {field.name!r} unset"
+                ) from error
+            object.__setattr__(self, field.name, value)
+
+    return __init__

@@ -1,0 +1,142 @@
+"""Whole models: prefixes down the tree, and the two ways to initialise all at once.
+
+Names are the responsibility of whoever composes: a layer names its own parameters, and
+its user puts a prefix before them. Everything that works on a whole model first holds
+those names against each other, since a parameter's key derives from nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+
+from shardinit.core import names
+from shardinit.core.init_fn import InitFn
+from shardinit.core.jaxpr import collector_paused
+from shardinit.deferred import structure
+from shardinit.deferred.parameters import (
+    FrozenParameter,
+    Parameter,
+    SupportsParameterRenaming,
+    UninitializedParameter,
+)
+from shardinit.deferred.selection import select
+from shardinit.errors import UninitializedParameterError
+
+M = TypeVar("M")
+
+_PARAMETERS = Parameter | FrozenParameter | UninitializedParameter
+
+
+def _is_parameter(node: Any) -> bool:
+    return isinstance(node, _PARAMETERS)
+
+
+def _is_uninitialized(node: Any) -> bool:
+    return isinstance(node, UninitializedParameter)
+
+
+def rename_parameters(tree: M, rename_fn: Callable[[str], str]) -> M:
+    """A copy of ``tree`` with ``rename_fn`` applied to every parameter name."""
+    with collector_paused():
+        named = select(tree).at_instances_of(SupportsParameterRenaming)
+        return named.apply(lambda node: node.with_renamed_parameters(rename_fn))
+
+
+def add_parameter_prefix(prefix: str, tree: M, delimiter: str = ".") -> M:
+    """A copy of ``tree`` whose parameters are called ``prefix + delimiter + name``."""
+    return rename_parameters(tree, lambda name: prefix + delimiter + name)
+
+
+def check_no_duplicated_parameters(model: Any) -> None:
+    """Refuses a model with two parameters, of whatever kind, of the same name.
+
+    Raises:
+      DuplicateNamesError: with all repeated names, and the paths of the parameters.
+    """
+    found = select(model).at_instances_of(_PARAMETERS).get_sequence()
+    names.check_unique(
+        [parameter.name for parameter in found],
+        lambda: names.paths_of(model, _is_parameter),
+    )
+
+
+def assert_no_uninitialized(model: Any) -> None:
+    """Refuses a model that has uninitialised parameters left.
+
+    Raises:
+      UninitializedParameterError: with the names and paths of the first of them.
+    """
+    left = select(model).at_instances_of(UninitializedParameter).get_sequence()
+    if left:
+        paths = names.paths_of(model, _is_uninitialized)
+        pairs = zip(left[:5], paths, strict=False)
+        shown = ", ".join(f"{p.name!r} at {path!r}" for p, path in pairs)
+        raise UninitializedParameterError(
+            "",
+            f"{len(left)} parameters have no value yet: {shown}"
+            + (", …" if len(left) > 5 else ""),
+            "a model whose parameters are all initialised",
+            "Initialise them, or fill them from the checkpoint",
+        )
+
+
+def init_fn(tree: Any, *, wide_names: bool = False) -> InitFn:
+    """Makes an `InitFn` of a model, or of one parameter, that is not initialised yet.
+
+    ``shardinit.init(deferred.init_fn(model), key, mesh=mesh, rules=rules)`` returns the
+    model with a sharded `Parameter` for each `UninitializedParameter`. What the model
+    holds already, parameters among it, stays as it is and where it is. Leaf paths are
+    those of the parameters in the model.
+
+    Nothing is traced and nothing allocated here.
+
+    Args:
+      tree: the model.
+      wide_names: fold 128 bits of each name into the key instead of 32, for models of
+        so many parameters that two names clash; all values differ from those without.
+
+    Raises:
+      DuplicateNamesError: two parameters have the same name.
+      NameClashError: two names would give the same key.
+    """
+    with collector_paused():
+        check_no_duplicated_parameters(tree)
+        return names.fill_slots(
+            tree,
+            is_slot=_is_uninitialized,
+            name_of=lambda slot: slot.name,
+            fill=lambda slot, key: slot.initialize(key),
+            axes_of=_axes_of,
+            wide_names=wide_names,
+            name=type(tree).__name__,
+        )
+
+
+def _axes_of(slot: UninitializedParameter[Any]) -> Parameter[Any]:
+    return Parameter(structure.axes_of(slot.value_structure), slot.name)
+
+
+def initialize_parameters(
+    model: M, prng_key: jax.Array, *, wide_names: bool = False
+) -> M:
+    """A copy of ``model`` with every uninitialised parameter drawn, here and now.
+
+    The plain form, one parameter after the other on the default device, with the same
+    keys as `init_fn`: a parameter's key is ``fold_in(prng_key, h)`` where h is the
+    first four bytes of the SHA-1 of its name, big-endian, so that its value depends on
+    the name alone.
+
+    Args:
+      model: the model.
+      prng_key: the key of the whole model.
+      wide_names: see `init_fn`.
+
+    Raises:
+      DuplicateNamesError: two parameters have the same name.
+      NameClashError: two names would give the same key.
+      StructureMismatchError: an initializer returned what its parameter is not for.
+    """
+    return init_fn(model, wide_names=wide_names)(prng_key)

@@ -1,0 +1,247 @@
+"""Structures: what a value will be, before it is one.
+
+The structure of a value is the same tree with a shape and a dtype at each leaf, and
+with the names of the dimensions where somebody knows them. It is what lets a model be
+planned, restored into and checked without a single array. Checking never casts: a
+float64 that slips in where float32 was meant is an error with the path inside the
+value, not a surprise in the memory bill.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shardinit.core.jaxpr import setting
+from shardinit.core.paths import path_str
+from shardinit.deferred.struct import one_level
+from shardinit.errors import StructureMismatchError
+
+T = TypeVar("T")
+Axes = tuple[str | None, ...]
+Structure = Any
+"""A pytree of `AbstractArray`."""
+
+
+class AbstractArray(jax.ShapeDtypeStruct):
+    """Shape and dtype of an array, and the names of its axes where they are known.
+
+    Attributes:
+      axes: one logical axis name, or None, for each dimension; None if nobody knows.
+    """
+
+    def __init__(self, shape: Any, dtype: Any, axes: Axes | None = None):
+        super().__init__(tuple(shape), dtype)
+        if axes is not None and len(axes) != len(self.shape):
+            raise StructureMismatchError(
+                "value_structure",
+                f"axis names {tuple(axes)} for the shape {self.shape}",
+                "one name (or None) for each dimension",
+            )
+        self.axes = None if axes is None else tuple(axes)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, jax.ShapeDtypeStruct):
+            return NotImplemented
+        axes = getattr(other, "axes", None)
+        mine = (self.shape, self.dtype, self.axes)
+        return mine == (other.shape, other.dtype, axes)
+
+    def __hash__(self) -> int:
+        return hash((self.shape, self.dtype))
+
+    def __repr__(self) -> str:
+        axes = "" if self.axes is None else f", axes={self.axes}"
+        return f"AbstractArray({self.shape}, {self.dtype}{axes})"
+
+
+@dataclass(frozen=True)
+class WithAxes(Generic[T]):
+    """An initializer that knows what the dimensions of its array are called.
+
+    Attributes:
+      initializer: the key to one array.
+      axes: a logical axis name, or None, for each dimension.
+    """
+
+    initializer: Callable[[jax.Array], T]
+    axes: Axes
+
+    def __call__(self, key: jax.Array) -> T:
+        """Draws the array."""
+        return self.initializer(key)
+
+    def __repr__(self) -> str:
+        shown = getattr(self.initializer, "__qualname__", repr(self.initializer))
+        return f"with_axes(<{shown}>, {self.axes})"
+
+
+def with_axes(
+    initializer: Callable[[jax.Array], T], axes: Axes
+) -> Callable[[jax.Array], T]:
+    """Names the dimensions of what an initializer makes, for `AxisRules`."""
+    return WithAxes(initializer, tuple(axes))
+
+
+def infer(initializer: Callable[[jax.Array], Any]) -> Structure:
+    """The structure of what an initializer returns, by ``jax.eval_shape`` on a key."""
+    abstract = jax.eval_shape(initializer, _abstract_key())
+    return structure_of(abstract, getattr(initializer, "axes", None))
+
+
+@functools.cache
+def _key_struct(impl: str) -> Any:
+    return jax.eval_shape(functools.partial(jax.random.key, impl=impl), 0)
+
+
+def _abstract_key() -> Any:
+    return _key_struct(str(setting("jax_default_prng_impl")))
+
+
+def structure_of(value: Any, axes: Axes | None = None) -> Structure:
+    """The structure of a value that is there, or of an abstract one; never raises.
+
+    Args:
+      value: a pytree; leaves that are no arrays stay what they are.
+      axes: names for the dimensions of ``value``, if it is one array.
+    """
+
+    def leaf(node: Any, names: Axes | None) -> Any:
+        if isinstance(node, AbstractArray) and names is None:
+            return node
+        if hasattr(node, "shape") and hasattr(node, "dtype"):
+            return AbstractArray(node.shape, node.dtype, names)
+        if isinstance(node, bool | int | float | complex):
+            return AbstractArray((), jnp.result_type(node), names)
+        return node
+
+    def inside(node: Any) -> Any:
+        names = _named(node)
+        if names is None:
+            return leaf(node, axes)
+        return jax.tree.map(lambda x: leaf(x, names), node)
+
+    return jax.tree.map(inside, value, is_leaf=lambda n: _named(n) is not None)
+
+
+def _named(node: Any) -> Axes | None:
+    """The axis names of a box around one array: a Penzai NamedArray, a Flax box."""
+    places = getattr(node, "named_axes", None)
+    if isinstance(places, dict) and hasattr(node, "data_array"):
+        by_place = {place: str(name) for name, place in places.items()}
+        return tuple(by_place.get(i) for i in range(len(node.data_array.shape)))
+    names = getattr(node, "names", None)
+    if isinstance(names, tuple) and hasattr(getattr(node, "value", None), "shape"):
+        return names
+    return None
+
+
+def axes_of(structure: Structure) -> Any:
+    """The same tree with the axis names of each leaf, None where nobody knows them."""
+    return jax.tree.map(lambda leaf: getattr(leaf, "axes", None), structure)
+
+
+def empty_of(structure: Structure) -> Any:
+    """The same tree with a plain ``jax.ShapeDtypeStruct`` at each leaf."""
+
+    def plain(leaf: Any) -> Any:
+        if isinstance(leaf, AbstractArray):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return leaf
+
+    return jax.tree.map(plain, structure)
+
+
+def check(where: str, value: Any, structure: Structure, *, dtypes: bool = True) -> None:
+    """Holds a value against a structure.
+
+    Args:
+      where: what the value is for, such as ``"parameter 'embed.table'"``.
+      value: a pytree of arrays.
+      structure: what is expected.
+      dtypes: whether the dtypes must be the same too; if not, any will do.
+
+    Raises:
+      StructureMismatchError: at the first difference, with its path in the value.
+    """
+    for path, came, expected in _differences(value, structure, (), dtypes):
+        at = path_str(path)
+        raise StructureMismatchError(
+            f"{where} at {at!r}" if at else where,
+            came,
+            expected,
+            "Values are never cast; convert it, or pass strict_dtype=False"
+            if came.startswith("dtype")
+            else "",
+        )
+
+
+Difference = tuple[tuple[Hashable, ...], str, str]
+
+
+def _differences(
+    value: Any, structure: Any, path: tuple[Any, ...], dtypes: bool
+) -> Iterator[Difference]:
+    """Differences between two trees, from the outside in."""
+    mine, theirs = one_level(value), one_level(structure)
+    if theirs is None:
+        if mine is None:
+            yield from _leaf_differences(value, structure, path, dtypes)
+        else:
+            yield path, _tree(value), _kind(structure)
+    elif mine is None:
+        yield path, _kind(value), _tree(structure)
+    elif mine[1] != theirs[1]:
+        yield path, _tree(value), _tree(structure)
+    else:
+        for (key, a), (_, b) in zip(mine[0], theirs[0], strict=True):
+            yield from _differences(a, b, (*path, key), dtypes)
+
+
+def _leaf_differences(
+    value: Any, expected: Any, path: tuple[Any, ...], dtypes: bool
+) -> Iterator[Difference]:
+    if not hasattr(expected, "shape"):
+        if value != expected:
+            yield path, repr(value), repr(expected)
+        return
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(value, bool | int | float | complex) and not dtypes:
+        shape, dtype = (), expected.dtype
+    if shape is None or dtype is None:
+        yield path, f"{_kind(value)}, which is no array", _kind(expected)
+    elif tuple(shape) != tuple(expected.shape):
+        yield path, f"shape {tuple(shape)}", f"shape {tuple(expected.shape)}"
+    elif dtypes and dtype != expected.dtype:
+        yield path, f"dtype {dtype}", f"dtype {expected.dtype}"
+
+
+def _tree(node: Any) -> str:
+    return _kind(node) if node is None else f"a tree ({_kind(node)})"
+
+
+def _kind(node: Any) -> str:
+    if hasattr(node, "shape") and hasattr(node, "dtype"):
+        return f"an array {node.dtype}{list(node.shape)}"
+    if isinstance(node, dict):
+        return f"a dict with the keys {sorted(map(str, node))}"
+    if isinstance(node, list | tuple):
+        return f"a {type(node).__name__} of {len(node)}"
+    return "None" if node is None else f"a {type(node).__name__}"
+
+
+def as_arrays(value: Any) -> Any:
+    """Numbers and numpy arrays as JAX arrays, of the dtypes that a trace gives them."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray | np.generic | bool | int | float | complex):
+            return jnp.asarray(leaf)
+        return leaf
+
+    return jax.tree.map(convert, value)
