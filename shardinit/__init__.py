@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shardinit.core.sharding import fsdp as fsdp
     from shardinit.models import ModelSpec as ModelSpec
     from shardinit.service.client import connect as connect
+    from shardinit.verify.audit import audit as audit
     from shardinit.verify.digest import digest as digest
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _HOMES = {
     "ModelSpec": "models",
     "PathRules": "core.sharding",
     "Plan": "core.plan",
+    "audit": "verify.audit",
     "compile_plan": "core.compiled",
     "connect": "service.client",
     "deferred": "deferred",

@@ -77,6 +77,14 @@ class FingerprintMismatchError(ShardinitError, RuntimeError):
     """Two processes, or a program and its plan, would compute different functions."""
 
 
+class TopologyError(ShardinitError, ValueError):
+    """An audit cannot compile for a topology: no such one, or no compiler for it."""
+
+
+class AuditError(ShardinitError, RuntimeError):
+    """The compiler of a topology failed on a plan."""
+
+
 class ProgramFormatError(ShardinitError, ValueError):
     """Bytes that are not an init program which this version may run."""
 

@@ -32,6 +32,13 @@ Config = Annotated[
     str,
     typer.Argument(help="A config.json, or the name of an example such as gpt2."),
 ]
+Rules = Annotated[
+    str | None,
+    typer.Option(
+        help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins mesh "
+        "axes, nothing keeps an axis whole."
+    ),
+]
 ModelName = Annotated[
     str, typer.Option("--model", help="Name of the registered model to configure.")
 ]
@@ -47,13 +54,7 @@ def plan(
     mesh: Annotated[
         str, typer.Option(help="Axes and sizes, such as data=2,model=4.")
     ] = "data=1",
-    rules: Annotated[
-        str | None,
-        typer.Option(
-            help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins "
-            "mesh axes, nothing keeps an axis whole."
-        ),
-    ] = None,
+    rules: Rules = None,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: Annotated[
@@ -80,6 +81,52 @@ def plan(
         print(json.dumps(tables.plan_as_data(made), indent=1))
     else:
         tables.print_plan(made)
+
+
+@app.command()
+def audit(
+    config: Config,
+    topology: Annotated[
+        str,
+        typer.Option(
+            help="Chips to compile for, such as tpu:v5p:16x16x16, gpu:h100:8x8 (hosts "
+            "x devices) or cpu:8."
+        ),
+    ],
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="Axes and sizes; default one axis over all devices."),
+    ] = None,
+    rules: Rules = None,
+    model: ModelName = "decoder",
+    models: Modules = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The whole report, as JSON.")
+    ] = False,
+) -> None:
+    """Compiles a model for chips that are not there; exit code 1 if anything is amiss."""
+    from shardinit.cli import arguments
+    from shardinit.verify.topology import check_installed
+    from shardinit.verify.topology import topology as read_topology
+
+    chips = read_topology(topology)
+    axes = arguments.parse_mesh(mesh or f"device={chips.devices}")
+    check_installed(chips)
+    _on_cpu()
+    arguments.load_modules(models or [])
+    spec = arguments.read_spec(config, model)
+    import shardinit
+    from shardinit.models import build
+
+    made = shardinit.plan(
+        build(spec),
+        mesh=arguments.abstract_mesh(axes),
+        rules=arguments.parse_rules(rules),
+    )
+    report = shardinit.audit(made, topology)
+    print(json.dumps(report.to_data(), indent=1) if as_json else report)
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 @app.command()

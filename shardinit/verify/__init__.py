@@ -1,1 +1,1 @@
-"""What can be said about weights, and checked: digests and receipts."""
+"""What can be said about weights, and checked: audits, digests and receipts."""
