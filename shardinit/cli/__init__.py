@@ -104,7 +104,7 @@ def audit(
         bool, typer.Option("--json", help="The whole report, as JSON.")
     ] = False,
 ) -> None:
-    """Compiles a model for chips that are not there; exit code 1 if anything is amiss."""
+    """Compiles a model for chips that are not there; exit code 1 if it fails."""
     from shardinit.cli import arguments
     from shardinit.verify.topology import check_installed
     from shardinit.verify.topology import topology as read_topology
