@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shardinit import deferred as deferred
+    from shardinit import module as module
     from shardinit.core.compiled import CompiledPlan as CompiledPlan
     from shardinit.core.compiled import compile_plan as compile_plan
     from shardinit.core.compiled import init as init
@@ -49,6 +50,7 @@ _HOMES = {
     "fsdp": "core.sharding",
     "init": "core.compiled",
     "load_program": "core.program",
+    "module": "module",
     "open": "core.read",
     "plan": "core.plan",
     "read": "core.read",

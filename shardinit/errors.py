@@ -170,6 +170,16 @@ class PyTreeDataclassSafetyError(ShardinitError, TypeError):
 
 class SelectionError(ShardinitError, ValueError):
     """A selection holds another number of nodes, or others, than it must."""
+class ModuleStateError(ShardinitError, RuntimeError):
+    """A module was used at the wrong time.
+
+    Called before it was initialised, a key asked for outside of ``init``, a compact
+    method that constructs other modules than in its first run.
+    """
+
+
+class ModuleFieldError(ShardinitError, TypeError):
+    """A module's field is declared or filled wrongly, or two modules do not match."""
 
 
 class ServiceError(ShardinitError, RuntimeError):

@@ -1,0 +1,156 @@
+"""Modules made of functions and other modules, and the one that draws as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from shardinit.module.base import Module
+from shardinit.module.fields import Initializer, Rng
+from shardinit.module.layers import Init, Linear, default_kernel_init, parameter_key
+from shardinit.module.submodules import compact
+
+
+class Lambda(Module):
+    """A pure function as a module."""
+
+    def __init__(self, f: Callable[..., Any]):
+        """Wraps ``f``."""
+        self.f = f
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns ``f(*args, **kwargs)``."""
+        return self.f(*args, **kwargs)
+
+
+class Sequential(Module):
+    """Modules and functions, each applied to what the one before returned."""
+
+    layers: list[Module]
+
+    def __init__(self, *layers: Callable[..., Any]):
+        """Keeps the layers in a list; a function becomes a `Lambda`."""
+        self.layers = [x if isinstance(x, Module) else Lambda(x) for x in layers]
+
+    def __call__(self, x: Any) -> Any:
+        """Applies the layers to ``x`` in order."""
+        for layer in self.layers:
+            x = layer(x)  # type: ignore[operator]
+        return x
+
+
+class MLP(Module):
+    """Linear layers with an activation between them; the last one is linear."""
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        activation: Callable[[jax.Array], jax.Array] = jax.nn.relu,
+        *,
+        use_bias: bool = True,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        precision: Any = None,
+        kernel_init: Init = default_kernel_init,
+        bias_init: Init = initializers.zeros,
+        name: str | None = None,
+    ):
+        """Describes the layers; draws nothing.
+
+        Args:
+          features: size of the output of each layer.
+          activation: applied between layers.
+          use_bias: as of `Linear`, like all that follow.
+          dtype: see `Linear`.
+          param_dtype: see `Linear`.
+          precision: see `Linear`.
+          kernel_init: see `Linear`.
+          bias_init: see `Linear`.
+          name: see `Linear`.
+
+        Raises:
+          ValueError: ``features`` is empty.
+        """
+        super().__init__(name)
+        if not features:
+            raise ValueError("MLP: features is empty; expected a size for each layer")
+        self.features = tuple(features)
+        self.activation = activation
+        self.options = {
+            "use_bias": use_bias,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "precision": precision,
+            "kernel_init": kernel_init,
+            "bias_init": bias_init,
+        }
+
+    @compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x (…, features in) to (…, features[-1])."""
+        for number, features in enumerate(self.features):
+            if number:
+                x = self.activation(x)
+            x = Linear(features, **self.options)(x)
+        return x
+
+
+def _itself(key: jax.Array) -> jax.Array:
+    return key
+
+
+class Dropout(Module):
+    """Zeroes elements at random while training, and scales the others up.
+
+    The layer keeps its own key, and a call in training replaces it.
+    """
+
+    rng: Any = Rng.node()
+
+    def __init__(self, rate: float, broadcast_dims: Sequence[int] = ()):
+        """Describes the layer; draws nothing.
+
+        Args:
+          rate: probability that an element is dropped.
+          broadcast_dims: axes along which all elements share their fate.
+        """
+        self.rate = rate
+        self.broadcast_dims = tuple(broadcast_dims)
+        self.rng = Initializer(_itself)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        deterministic: bool | None = None,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """Drops elements of ``x``.
+
+        Args:
+          x: an array.
+          deterministic: whether to return ``x`` as it is; default when the module is
+            not training or is frozen.
+          rng: a key to use instead of the layer's own.
+        """
+        if deterministic is None:
+            deterministic = not self.training or self.frozen
+        if deterministic:
+            return x
+        if rng is None:
+            self.initializing()  # raises while there is no key to split
+            rng, self.rng = jax.random.split(self.rng)
+        assert rng is not None
+        if self.rate <= 0.0:
+            return x
+        if self.rate >= 1.0:
+            return jnp.zeros_like(x)
+        shape = list(x.shape)
+        for dim in self.broadcast_dims:
+            shape[dim] = 1
+        kept = jax.random.bernoulli(parameter_key(rng, 1), 1.0 - self.rate, shape)
+        kept = jnp.broadcast_to(kept, x.shape)
+        return jnp.where(kept, x / (1.0 - self.rate), jnp.zeros_like(x))

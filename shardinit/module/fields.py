@@ -1,0 +1,211 @@
+"""Kinds of fields: what a module's arrays are for.
+
+A field says with its *kind* what it holds and with ``node`` or ``static`` whether it is
+part of the pytree::
+
+    w: jax.Array | None = Parameter.node()      # trained, a leaf
+    mean: jax.Array | None = BatchStat.node()   # kept, a leaf, not trained
+    features: int                               # static, unless it holds modules
+
+Kinds are classes, and a kind counts as the kinds above it: ``filter(State)`` keeps
+`Rng`, `BatchStat` and `Cache` fields too. The declarations are `dataclasses.field`
+objects, so that a module class may as well be a ``@dataclass``.
+
+An `Initializer` stands in a field for a value that only needs a key. It is a pytree
+node without leaves: it passes through ``jax.jit`` like any setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import MISSING
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def _field(node: bool, kind: type | None, default: Any, options: Any) -> Any:
+    axes = options.pop("axes", None)
+    metadata = {"node": node, "kind": kind, "axes": axes}
+    return dataclasses.field(default=default, metadata=metadata, **options)
+
+
+def node(default: Any = MISSING, **options: Any) -> Any:
+    """Declares a pytree field without a kind (see ``Kind.node``)."""
+    return _field(True, None, default, options)
+
+
+def static(default: Any = MISSING, **options: Any) -> Any:
+    """Declares a field outside the pytree, whatever it holds (see ``Kind.static``)."""
+    return _field(False, None, default, options)
+
+
+class Kind:
+    """Base of all kinds; subclass it, or one of the kinds below, for your own."""
+
+    @classmethod
+    def node(cls, default: Any = MISSING, **options: Any) -> Any:
+        """Declares a pytree field of this kind.
+
+        Args:
+          default: its value when ``__init__`` assigns none.
+          **options: ``axes``, a tuple with one logical axis name (or None) for each
+            dimension, which ``AxisRules`` turn into shardings; and the options of
+            ``dataclasses.field`` (``default_factory``, ``init``, ``repr``, …).
+        """
+        return _field(True, cls, default, options)
+
+    @classmethod
+    def static(cls, default: Any = MISSING, **options: Any) -> Any:
+        """Declares a field of this kind outside the pytree (options as of ``node``)."""
+        return _field(False, cls, default, options)
+
+
+class Parameter(Kind):
+    """What is trained."""
+
+
+class State(Kind):
+    """What changes by itself."""
+
+
+class Rng(State):
+    """A key that a layer draws from."""
+
+
+class ModelState(State):
+    """State that belongs to the model, as its statistics and caches do."""
+
+
+class BatchStat(ModelState):
+    """Statistics of the batches seen."""
+
+
+class Cache(ModelState):
+    """What is kept from call to call, such as keys and values of attention."""
+
+
+class OptState(State):
+    """State of an optimizer."""
+
+
+class Log(Kind):
+    """What is written down to be looked at."""
+
+
+@jax.tree_util.register_pytree_node_class
+class Initializer:
+    """A value that waits for a key: ``init`` replaces it by ``fn(next_key())``."""
+
+    def __init__(self, fn: Callable[[jax.Array], Any]):
+        """Makes an initialiser.
+
+        Args:
+          fn: from a key to the initial value of the field, an array or a pytree.
+        """
+        self.fn = fn
+
+    def __call__(self, key: jax.Array) -> Any:
+        """Returns the initial value for ``key``."""
+        return self.fn(key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Initializer) and self.fn == other.fn
+
+    def __hash__(self) -> int:
+        return hash(self.fn)
+
+    def __repr__(self) -> str:
+        return "Initializer"
+
+    def tree_flatten(self) -> tuple[tuple[()], Initializer]:
+        """No children."""
+        return (), self
+
+    @classmethod
+    def tree_unflatten(cls, aux: Initializer, children: Any) -> Initializer:
+        """The initialiser itself."""
+        return aux
+
+
+@jax.tree_util.register_pytree_node_class
+class Nothing:
+    """What ``filter`` leaves where it took a value out: a node without leaves."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Nothing)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __repr__(self) -> str:
+        return "Nothing"
+
+    def tree_flatten(self) -> tuple[tuple[()], None]:
+        """No children."""
+        return (), None
+
+    @classmethod
+    def tree_unflatten(cls, aux: None, children: Any) -> Nothing:
+        """Another one."""
+        return cls()
+
+
+NOTHING = Nothing()
+
+
+class Inputs:
+    """Arguments of a forward call: ``Inputs(x, mask=mask)``.
+
+    Attributes:
+      args: positional ones; kwargs: keyword ones.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.args = args
+        self.kwargs = kwargs
+
+    @classmethod
+    def from_value(cls, value: Any) -> Inputs:
+        """A tuple is ``*args``, a dict ``**kwargs``, anything else one argument."""
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, tuple):
+            return cls(*value)
+        if isinstance(value, dict):
+            return cls(**value)
+        return cls(value)
+
+    def __repr__(self) -> str:
+        parts = [*map(repr, self.args), *(f"{k}={v!r}" for k, v in self.kwargs.items())]
+        return f"Inputs({', '.join(parts)})"
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """A leaf as filters see it.
+
+    Attributes:
+      name: of the field; kind: the field's kind, or None.
+      value: the leaf; module: the module that has the field.
+      path: path of the leaf from the root, ``/``-joined.
+    """
+
+    name: str
+    kind: type | None
+    value: Any
+    module: Any
+    path: str
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a field holds no value yet: None, an `Initializer`, or `Nothing`."""
+    return value is None or isinstance(value, (Initializer, Nothing))
+
+
+def is_array(value: Any) -> bool:
+    """Whether a leaf is an array, concrete, traced or abstract; scalars are none."""
+    shaped = hasattr(value, "shape") and hasattr(value, "dtype")
+    return shaped and not isinstance(value, np.generic)

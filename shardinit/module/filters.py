@@ -1,0 +1,139 @@
+"""Taking a module apart by kinds and putting it back.
+
+``m.filter(Parameter)`` is a module of the same structure in which every leaf of another
+kind is `Nothing`, a pytree node without leaves: what is left is all that gradients and
+optimizers see. ``m.merge(part)`` puts it back.
+
+What is not there overwrites nothing: neither `Nothing` nor None nor an `Initializer`
+that still waits. So an initialised module merged with an uninitialised one, in either
+order, keeps its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+
+from shardinit.core.paths import path_str
+from shardinit.errors import ModuleFieldError
+from shardinit.module import walk
+from shardinit.module.fields import (
+    NOTHING,
+    FieldInfo,
+    Initializer,
+    Nothing,
+    is_empty,
+)
+from shardinit.module.walk import ModuleNode, Path
+
+Filter = type | Callable[[FieldInfo], bool]
+
+
+def filtered(root: Any, filters: tuple[Filter, ...]) -> Any:
+    """A copy of a module that keeps the leaves which pass all filters.
+
+    Args:
+      root: the module.
+      filters: kinds (a leaf passes when its field's kind is one or a subclass), or
+        predicates on `FieldInfo`.
+    """
+
+    def passes(info: FieldInfo, test: Filter) -> bool:
+        if isinstance(test, type):
+            return info.kind is not None and issubclass(info.kind, test)
+        return bool(test(info))
+
+    def keep(path: Path, owner: ModuleNode, name: str, leaf: Any) -> Any:
+        kind = walk.kind_of(owner, name)
+        info = FieldInfo(name, kind, leaf, owner, path_str(path))
+        return leaf if all(passes(info, test) for test in filters) else NOTHING
+
+    taken, _ = walk.copy(root)
+    walk.map_leaves(taken, keep)
+    return taken
+
+
+def merged(root: Any, others: tuple[Any, ...], *, inplace: bool) -> Any:
+    """``root`` with the values of ``others``, of which the last one counts.
+
+    Settings (static fields, training, frozen) are those of ``root``. A module is
+    initialised if one of those merged was and brought all its values.
+
+    Raises:
+      ModuleFieldError: the modules do not match; with the path.
+    """
+    result = root if inplace else walk.copy(root)[0]
+    for other in others:
+        _merge_module((), result, walk.copy(other)[0], set())
+    return result
+
+
+def _merge_module(path: Path, left: Any, right: Any, seen: set[int]) -> None:
+    if id(left) in seen:
+        return
+    seen.add(id(left))
+    names = walk.node_names(right)
+    complete = left._initialized or right._initialized
+    for name in sorted({*walk.node_names(left), *names}):
+        here = (*path, GetAttrKey(name))
+        mine = vars(left).get(name, NOTHING)
+        theirs = vars(right).get(name, NOTHING) if name in names else NOTHING
+        value = _merge(here, mine, theirs, seen)
+        setattr(left, name, value)
+        given = mine if left._initialized else theirs
+        items = jax.tree.leaves(value, is_leaf=walk.stops)
+        lacks = value is None or any(isinstance(x, Initializer) for x in items)
+        if lacks and not (given is None and value is None):
+            complete = False
+    own = left.__dict__
+    own["_initialized"] = complete
+    own["_nodes"] = left._nodes | right._nodes
+    own["_subtrees"] = {**(right._subtrees or {}), **(left._subtrees or {})} or None
+    own["_rng_ran"] = left._rng_ran or right._rng_ran
+
+
+def _merge(path: Path, left: Any, right: Any, seen: set[int]) -> Any:
+    if is_empty(right):
+        return right if isinstance(left, Nothing) else left
+    if is_empty(left):
+        return right
+    if isinstance(left, ModuleNode) or isinstance(right, ModuleNode):
+        if type(left) is not type(right):
+            raise _mismatch(path, left, right)
+        _merge_module(path, left, right, seen)
+        return left
+    if isinstance(left, dict) and isinstance(right, dict):
+        if left.keys() != right.keys():
+            raise _mismatch(path, sorted(left), sorted(right))
+        pairs = {k: ((*path, DictKey(k)), left[k], right[k]) for k in left}
+        return type(left)((k, _merge(*pair, seen)) for k, pair in pairs.items())
+    if type(left) in (list, tuple) and type(left) is type(right):
+        if len(left) != len(right):
+            raise _mismatch(path, f"{len(left)} items", f"{len(right)} items")
+        return type(left)(
+            _merge((*path, SequenceKey(i)), a, b, seen)
+            for i, (a, b) in enumerate(zip(left, right, strict=True))
+        )
+    flat_left, tree_left = jax.tree.flatten(left, is_leaf=walk.stops)
+    flat_right, tree_right = jax.tree.flatten(right, is_leaf=walk.stops)
+    if tree_left != tree_right:
+        raise _mismatch(path, tree_left, tree_right)
+    if tree_left == jax.tree.structure(0):
+        return right
+    both = zip(flat_left, flat_right, strict=True)
+    return jax.tree.unflatten(tree_left, [_merge(path, a, b, seen) for a, b in both])
+
+
+def _mismatch(path: Path, left: Any, right: Any) -> ModuleFieldError:
+    def name(value: Any) -> str:
+        return type(value).__name__ if isinstance(value, ModuleNode) else str(value)
+
+    return ModuleFieldError(
+        f"merge at {path_str(path)!r}",
+        f"{name(right)[:200]} does not fit",
+        name(left)[:200],
+        "Merge modules of one structure, such as what filter() made of this one",
+    )

@@ -1,0 +1,257 @@
+"""Layers that learn the size of their input from the first one they see.
+
+Each takes one ``next_key()`` when it is initialised. What it draws are the values of
+the Flax layer that Treex wrapped: Flax derives the n-th parameter of a module by
+folding the SHA-1 of n into its key, and so is done here, so that a model brought over
+from Treex starts from the same weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.nn import initializers
+
+from shardinit.module.base import Module
+from shardinit.module.context import next_key
+from shardinit.module.fields import Parameter
+
+Init = Callable[[jax.Array, Sequence[int], Any], jax.Array]
+Axes = tuple[str | None, ...] | None
+
+default_kernel_init = initializers.lecun_normal()
+default_embedding_init = initializers.variance_scaling(
+    1.0, "fan_in", "normal", out_axis=0
+)
+
+
+def parameter_key(key: jax.Array, number: int) -> jax.Array:
+    """The key of a layer's n-th parameter, counted from 1, as Flax derives it."""
+    digest = hashlib.sha1(bytes([number])).digest()
+    return jax.random.fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
+
+
+class Linear(Module):
+    """``y = x @ kernel + bias`` over the last axis of ``x``."""
+
+    kernel: jax.Array | None = Parameter.node()
+    bias: jax.Array | None = Parameter.node()
+
+    def __init__(
+        self,
+        features_out: int,
+        *,
+        use_bias: bool = True,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        precision: Any = None,
+        kernel_init: Init = default_kernel_init,
+        bias_init: Init = initializers.zeros,
+        kernel_axes: Axes = None,
+        name: str | None = None,
+    ):
+        """Describes the layer; draws nothing.
+
+        Args:
+          features_out: size of the last axis of the output.
+          use_bias: whether to add a bias.
+          dtype: of the computation.
+          param_dtype: of the parameters.
+          precision: of the product, see ``jax.lax.Precision``.
+          kernel_init: from key, shape (features in, features out) and dtype.
+          bias_init: from key, shape (features out,) and dtype.
+          kernel_axes: logical axis names of the kernel; the last one is the bias's.
+          name: of the field that a compact method makes for the layer.
+        """
+        super().__init__(name)
+        self.features_out = features_out
+        self.use_bias = use_bias
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.precision = precision
+        self.kernel_init, self.bias_init = kernel_init, bias_init
+        self.kernel_axes = kernel_axes
+        self.kernel = None
+        self.bias = None
+
+    def field_axes(self) -> dict[str, Axes]:
+        """``kernel_axes``, and the last of them for the bias."""
+        axes = self.kernel_axes
+        return {"kernel": axes, "bias": axes[-1:] if axes else None}
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x (…, features in) to (…, features out)."""
+        if self.initializing():
+            key, shape = next_key(), (x.shape[-1], self.features_out)
+            self.kernel = self.kernel_init(
+                parameter_key(key, 1), shape, self.param_dtype
+            )
+            if self.use_bias:
+                key = parameter_key(key, 2)
+                self.bias = self.bias_init(key, shape[1:], self.param_dtype)
+        assert self.kernel is not None
+        kernel = self.kernel.astype(self.dtype)
+        y = jnp.matmul(x.astype(self.dtype), kernel, precision=self.precision)
+        return y if self.bias is None else y + self.bias.astype(self.dtype)
+
+
+class Embed(Module):
+    """A table of vectors, one for each integer below ``num_embeddings``."""
+
+    embedding: jax.Array | None = Parameter.node()
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        features: int,
+        *,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        embedding_init: Init = default_embedding_init,
+        embedding_axes: Axes = None,
+        name: str | None = None,
+    ):
+        """Describes the layer; draws nothing.
+
+        Args:
+          num_embeddings: number of vectors.
+          features: size of one.
+          dtype: of the result.
+          param_dtype: of the table.
+          embedding_init: from key, shape and dtype.
+          embedding_axes: logical axis names of the table.
+          name: of the field that a compact method makes for the layer.
+        """
+        super().__init__(name)
+        self.num_embeddings, self.features = num_embeddings, features
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.embedding_init = embedding_init
+        self.embedding_axes = embedding_axes
+        self.embedding = None
+
+    def field_axes(self) -> dict[str, Axes]:
+        """``embedding_axes``."""
+        return {"embedding": self.embedding_axes}
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Looks up integers (…) as vectors (…, features).
+
+        Raises:
+          TypeError: ``ids`` are no integers.
+        """
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise TypeError(f"Embed: got {ids.dtype}, expected integers to look up")
+        if self.initializing():
+            shape = (self.num_embeddings, self.features)
+            key = parameter_key(next_key(), 1)
+            self.embedding = self.embedding_init(key, shape, self.param_dtype)
+        assert self.embedding is not None
+        return jnp.take(self.embedding.astype(self.dtype), ids, axis=0)
+
+
+class Conv(Module):
+    """A convolution over the spatial axes of (batch, spatial…, features)."""
+
+    kernel: jax.Array | None = Parameter.node()
+    bias: jax.Array | None = Parameter.node()
+
+    def __init__(
+        self,
+        features_out: int,
+        kernel_size: int | Sequence[int],
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: str | Sequence[tuple[int, int]] = "SAME",
+        input_dilation: int | Sequence[int] = 1,
+        kernel_dilation: int | Sequence[int] = 1,
+        feature_group_count: int = 1,
+        use_bias: bool = True,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        precision: Any = None,
+        kernel_init: Init = default_kernel_init,
+        bias_init: Init = initializers.zeros,
+        kernel_axes: Axes = None,
+        name: str | None = None,
+    ):
+        """Describes the layer; draws nothing.
+
+        Args:
+          features_out: number of filters.
+          kernel_size: size along each spatial axis; an int is one axis.
+          strides: of the windows, along each spatial axis.
+          padding: ``"SAME"``, ``"VALID"``, or a pair (before, after) for each axis.
+          input_dilation: as of ``jax.lax.conv_general_dilated``; likewise
+            ``kernel_dilation`` and ``feature_group_count``.
+          kernel_dilation: see above.
+          feature_group_count: see above.
+          use_bias: whether to add a bias.
+          dtype: of the computation.
+          param_dtype: of the parameters.
+          precision: see ``jax.lax.Precision``.
+          kernel_init: from key, shape (*kernel_size, features in / groups, features
+            out) and dtype.
+          bias_init: from key, shape (features out,) and dtype.
+          kernel_axes: logical axis names of the kernel; the last one is the bias's.
+          name: of the field that a compact method makes for the layer.
+        """
+        super().__init__(name)
+        single = isinstance(kernel_size, int)
+        self.kernel_size = (kernel_size,) if single else tuple(kernel_size)
+        self.features_out = features_out
+        self.strides = self._along(strides)
+        self.padding = padding
+        self.input_dilation = self._along(input_dilation)
+        self.kernel_dilation = self._along(kernel_dilation)
+        self.feature_group_count = feature_group_count
+        self.use_bias = use_bias
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.precision = precision
+        self.kernel_init, self.bias_init = kernel_init, bias_init
+        self.kernel_axes = kernel_axes
+        self.kernel = None
+        self.bias = None
+
+    def _along(self, sizes: int | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(sizes, int):
+            return (sizes,) * len(self.kernel_size)
+        return tuple(sizes)
+
+    def field_axes(self) -> dict[str, Axes]:
+        """``kernel_axes``, and the last of them for the bias."""
+        axes = self.kernel_axes
+        return {"kernel": axes, "bias": axes[-1:] if axes else None}
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x (batch, spatial…, features in) to (batch, spatial…, features out)."""
+        if self.initializing():
+            key = next_key()
+            features_in = x.shape[-1] // self.feature_group_count
+            shape = (*self.kernel_size, features_in, self.features_out)
+            self.kernel = self.kernel_init(
+                parameter_key(key, 1), shape, self.param_dtype
+            )
+            if self.use_bias:
+                key = parameter_key(key, 2)
+                self.bias = self.bias_init(key, shape[-1:], self.param_dtype)
+        assert self.kernel is not None
+        rank = x.ndim
+        image = (0, rank - 1, *range(1, rank - 1))
+        filters = (rank - 1, rank - 2, *range(rank - 2))
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel.astype(self.dtype),
+            self.strides,
+            self.padding,
+            lhs_dilation=self.input_dilation,
+            rhs_dilation=self.kernel_dilation,
+            dimension_numbers=lax.ConvDimensionNumbers(image, filters, image),
+            feature_group_count=self.feature_group_count,
+            precision=self.precision,
+        )
+        return y if self.bias is None else y + self.bias.astype(self.dtype)

@@ -1,0 +1,184 @@
+"""Normalisation: scale and shift from the first input's size, statistics beside them.
+
+Parameters start as constants, yet each layer takes one ``next_key()``, since its
+initialisers may draw.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import initializers
+
+from shardinit.module.base import Module
+from shardinit.module.context import next_key
+from shardinit.module.fields import BatchStat, Parameter
+from shardinit.module.layers import Axes, Init, parameter_key
+
+
+class _Norm(Module):
+    """Scale and bias over one axis: what the layers below have in common."""
+
+    scale: jax.Array | None = Parameter.node(None)
+    bias: jax.Array | None = Parameter.node(None)
+
+    def __init__(
+        self,
+        *,
+        epsilon: float = 1e-5,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: Init = initializers.zeros,
+        scale_init: Init = initializers.ones,
+        axes: Axes = None,
+        name: str | None = None,
+    ):
+        """Describes the layer; draws nothing.
+
+        Args:
+          epsilon: added to the variance.
+          dtype: of the result; statistics are computed in float32 at least.
+          param_dtype: of the parameters.
+          use_bias: whether to add a bias.
+          use_scale: whether to multiply by a scale.
+          bias_init: from key, shape (features,) and dtype; likewise ``scale_init``.
+          scale_init: see above.
+          axes: logical name of the one axis of the parameters, as a tuple.
+          name: of the field that a compact method makes for the layer.
+        """
+        super().__init__(name)
+        self.epsilon = epsilon
+        self.dtype, self.param_dtype = dtype, param_dtype
+        self.use_bias, self.use_scale = use_bias, use_scale
+        self.bias_init, self.scale_init = bias_init, scale_init
+        self.axes = axes
+
+    def field_axes(self) -> dict[str, Axes]:
+        """``axes`` for every array."""
+        return dict.fromkeys(("scale", "bias", "mean", "var"), self.axes)
+
+    def _make(self, features: int) -> None:
+        key, number = next_key(), 0
+        if self.use_scale:
+            number += 1
+            key_ = parameter_key(key, number)
+            self.scale = self.scale_init(key_, (features,), self.param_dtype)
+        if self.use_bias:
+            key_ = parameter_key(key, number + 1)
+            self.bias = self.bias_init(key_, (features,), self.param_dtype)
+
+    def _apply(
+        self, x: jax.Array, mean: jax.Array | None, var: jax.Array, shape: Any = (-1,)
+    ) -> jax.Array:
+        y = x if mean is None else x - mean
+        factor = lax.rsqrt(var + self.epsilon)
+        if self.scale is not None:
+            factor = factor * self.scale.reshape(shape)
+        y = y * factor
+        if self.bias is not None:
+            y = y + self.bias.reshape(shape)
+        return y.astype(self.dtype)
+
+
+def _statistics_of(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class LayerNorm(_Norm):
+    """Zero mean and unit variance along the last axis."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x (…, features)."""
+        if self.initializing():
+            self._make(x.shape[-1])
+        wide = _statistics_of(x)
+        mean = wide.mean(-1, keepdims=True)
+        return self._apply(wide, mean, wide.var(-1, keepdims=True))
+
+
+class RMSNorm(_Norm):
+    """Unit root mean square along the last axis; without a bias by default."""
+
+    def __init__(self, *, use_bias: bool = False, **options: Any):
+        """As of `LayerNorm`; ``use_bias`` is off."""
+        super().__init__(use_bias=use_bias, **options)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x (…, features)."""
+        if self.initializing():
+            self._make(x.shape[-1])
+        wide = _statistics_of(x)
+        return self._apply(wide, None, jnp.square(wide).mean(-1, keepdims=True))
+
+
+class BatchNorm(_Norm):
+    """Zero mean and unit variance over all axes but one, with running statistics.
+
+    In training (and not frozen) a call normalises by the statistics of its batch and
+    moves the running ones towards them; otherwise it uses the running ones. ``init``
+    makes the statistics and moves nothing.
+    """
+
+    mean: jax.Array | None = BatchStat.node(None)
+    var: jax.Array | None = BatchStat.node(None)
+
+    def __init__(
+        self,
+        *,
+        axis: int = -1,
+        momentum: float = 0.99,
+        axis_name: str | None = None,
+        **options: Any,
+    ):
+        """Describes the layer; draws nothing.
+
+        Args:
+          axis: the axis of features.
+          momentum: share of the running statistics that a batch leaves.
+          axis_name: mapped axis (of ``jax.vmap`` or ``shard_map``) to average over.
+          **options: as of `LayerNorm`.
+        """
+        super().__init__(**options)
+        self.axis = axis
+        self.momentum = momentum
+        self.axis_name = axis_name
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None
+    ) -> jax.Array:
+        """Normalises ``x``.
+
+        Args:
+          x: an array with features along ``axis``.
+          use_running_average: whether to normalise by the running statistics and leave
+            them alone; default when not training, frozen or in ``init``.
+        """
+        axis = self.axis % x.ndim
+        if self.initializing():
+            self._make(x.shape[axis])
+            self.mean = jnp.zeros((x.shape[axis],), jnp.float32)
+            self.var = jnp.ones((x.shape[axis],), jnp.float32)
+        assert self.mean is not None
+        assert self.var is not None
+        if use_running_average is None:
+            learns = self.training and not self.frozen and self.initialized
+            use_running_average = not learns
+        wide = _statistics_of(x)
+        mean, var = self.mean, self.var
+        if not use_running_average:
+            others = tuple(i for i in range(x.ndim) if i != axis)
+            mean, square = wide.mean(others), jnp.square(wide).mean(others)
+            if self.axis_name is not None:
+                mean, square = lax.pmean((mean, square), self.axis_name)
+            var = jnp.maximum(square - jnp.square(mean), 0.0)
+            keep = self.momentum
+            self.mean = keep * self.mean + (1.0 - keep) * mean
+            self.var = keep * self.var + (1.0 - keep) * var
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        return self._apply(wide, mean.reshape(shape), var.reshape(shape), shape)

@@ -1,0 +1,93 @@
+"""The steps of an initialisation, in the documented order.
+
+Every `Initializer` becomes its value; then ``rng_init`` runs for each module that is
+not initialised, children before parents; then the forward call fills what depends on
+the shape of its input. They change the modules they are given, in the scope under way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from shardinit.core.jaxpr import is_tracer
+from shardinit.core.paths import path_str
+from shardinit.errors import ModuleFieldError
+from shardinit.module import context, walk
+from shardinit.module.fields import Initializer, Inputs
+from shardinit.module.walk import PRIVATE, ModuleNode, Path
+
+
+def initialise(root: Any, prefix: Path = ()) -> None:
+    """Runs the two steps that need no input, in place, in the scope under way.
+
+    Args:
+      root: a module; one that a compact method constructed lies below others.
+      prefix: its path.
+    """
+
+    def fill(path: Path, owner: ModuleNode, name: str, leaf: Any) -> Any:
+        if not isinstance(leaf, Initializer):
+            return leaf
+        where = path_str((*prefix, *path))
+        with context.entered(replace(context.scope(), path=where, module=owner)):
+            try:
+                return leaf(context.next_key())
+            except Exception as error:
+                context.note(error, f"in the Initializer {where!r}, being initialised")
+                raise
+
+    walk.map_leaves(root, fill)
+    for _, module in walk.modules(root):
+        if not module._initialized and not module._rng_ran:
+            with context.calling(module):
+                module.rng_init()  # type: ignore[attr-defined]
+            module.__dict__["_rng_ran"] = True
+
+
+def forward(root: Any, call_method: str, inputs: Inputs) -> None:
+    """The forward call; what was initialised before stays as it was."""
+    method = getattr(root, call_method, None)
+    if not callable(method):
+        raise ModuleFieldError(
+            f"module {type(root).__name__}",
+            f"it has no method {call_method!r} to initialise it with",
+            "a method that takes the inputs",
+            "Name it: m.init(key, inputs, call_method=...), or give no inputs",
+        )
+    held = [
+        (module, {k: v for k, v in vars(module).items() if k not in PRIVATE})
+        for _, module in walk.modules(root)
+        if module._initialized
+    ]
+    with context.calling(root):
+        method(*inputs.args, **inputs.kwargs)
+    for module, fields in held:
+        module.__dict__.update(fields)
+
+
+def complete(module: Any) -> bool:
+    """Whether nothing of a module's own still waits for an input."""
+    for name in walk.node_names(module):
+        value = getattr(module, name)
+        items = jax.tree.leaves(value, is_leaf=walk.stops)
+        if value is None or any(isinstance(x, Initializer) for x in items):
+            return False
+    return all(name in (module._subtrees or {}) for name in module._compact_methods)
+
+
+def refuse_static_tracers(root: ModuleNode) -> None:
+    for path, module in walk.modules(root):
+        for name, value in walk.static_fields(module).items():
+            if any(map(is_tracer, jax.tree.leaves(value))):
+                where = path_str((*path, jax.tree_util.GetAttrKey(name)))
+                raise ModuleFieldError(
+                    f"field {where!r} of {type(module).__name__}",
+                    "init assigned an array to it, and it is no node of the pytree",
+                    f"a declared kind, such as `{name}: jax.Array | None = "
+                    "Parameter.node()`",
+                    "Declare the field in the class; modules in static fields cannot "
+                    "be initialised from outside",
+                )

@@ -1,0 +1,225 @@
+"""Compact methods: submodules constructed where they are used.
+
+::
+
+    class Block(Module):
+        @compact
+        def __call__(self, x):
+            x = Linear(32)(x)          # field `linear`
+            return Linear(8)(x)        # field `linear2`
+
+In its first run, inside ``init``, a compact method makes fields: each module that is
+constructed takes the name of its class in snake case (or its own ``name``) and
+initialises itself at once, by a key sequence of its own that one ``next_key()`` begins.
+In every later run the same lines return those modules again, one by one, and their
+arguments do not count; so the modules constructed, and their order, must not change.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ParamSpec, TypeVar
+
+from jax.tree_util import GetAttrKey
+
+from shardinit.errors import ModuleFieldError, ModuleStateError
+from shardinit.module import context
+from shardinit.module.walk import ModuleNode
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Frame:
+    """One run of a compact method.
+
+    Attributes:
+      module: whose method; method: its name; outer: the run it was called from.
+      known: names of the fields made in the first run, None if this is the first.
+      made: names of the fields met in this run.
+    """
+
+    module: ModuleNode
+    method: str
+    outer: Frame | None
+    known: tuple[str, ...] | None
+    made: list[str] = field(default_factory=list)
+
+
+def snake_case(name: str) -> str:
+    """``BatchNorm`` as ``batch_norm``, ``MLP`` as ``mlp``.
+
+    Each capital begins a word, except after a word of one letter.
+    """
+    words = re.split(r"(?<!^)(?=[A-Z])", name)
+    text = words[0]
+    for before, word in itertools.pairwise(words):
+        text += word if len(before) == 1 else f"_{word}"
+    return text.lower()
+
+
+def _unique(name: str, taken: Any) -> str:
+    """``name``, or with the next number that is free: linear, linear2, linear3."""
+    if name not in taken:
+        return name
+    stem = re.sub(r"\d+$", "", name)
+    digits = name[len(stem) :]
+    number = int(digits) if digits else 2
+    while f"{stem}{number:0{len(digits)}}" in taken:
+        number += 1
+    return f"{stem}{number:0{len(digits)}}"
+
+
+def compact(method: Callable[P, R]) -> Callable[P, R]:
+    """Makes the modules constructed in a method fields of its module."""
+    name = getattr(method, "__name__", "__call__")
+
+    @functools.wraps(method)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        module: Any = args[0]
+        with _running(module, name):
+            return method(*args, **kwargs)
+
+    setattr(wrapper, "_is_compact", True)  # noqa: B010
+    return wrapper
+
+
+@contextmanager
+def _running(module: ModuleNode, method: str) -> Iterator[None]:
+    now = context.scope()
+    frame = now.compact
+    while frame is not None:
+        if frame.module is module and frame.method == method:
+            raise ModuleStateError(
+                now.where(module),
+                f"its compact method {method!r} calls itself",
+                "a method that returns before it is called again",
+            )
+        frame = frame.outer
+    known = (module._subtrees or {}).get(method)
+    frame = Frame(module, method, now.compact, known)
+    tree = now.tree or context.Tree(module)
+    with context.entered(replace(now, compact=frame, tree=tree, module=module)):
+        yield
+    if known is None and now.initializing:
+        subtrees = {**(module._subtrees or {}), method: tuple(frame.made)}
+        module.__dict__["_subtrees"] = subtrees
+
+
+def first_run(module: ModuleNode) -> bool:
+    """Whether the compact method that runs makes its modules now.
+
+    Raises:
+      ModuleStateError: no compact method of ``module`` runs.
+    """
+    frame = context.scope().compact
+    if frame is None or frame.module is not module:
+        raise ModuleStateError(
+            context.scope().where(module),
+            "first_run was read outside of a compact method",
+            "a method decorated with @compact",
+        )
+    return frame.known is None
+
+
+def met_again(cls: type) -> Any:
+    """The module that the first run constructed here; None if this is the first.
+
+    Raises:
+      ModuleStateError: the first run constructed another class, or nothing more; or
+        it is the first and no ``init`` is under way.
+    """
+    now = context.scope()
+    frame: Frame | None = now.compact
+    if frame is None:
+        return None
+    where = f"{now.where(frame.module)}, compact method {frame.method!r}"
+    if frame.known is None:
+        if now.keys is None or not now.initializing:
+            raise ModuleStateError(
+                where,
+                f"it constructs a {cls.__name__} for the first time outside of init",
+                "an initialised module",
+                "Call m = m.init(key, inputs) first",
+            )
+        return None
+    number = len(frame.made)
+    if number >= len(frame.known):
+        raise ModuleStateError(
+            where,
+            f"it constructs a {cls.__name__} after all {number} modules of its first "
+            "run",
+            "the modules of the first run, in the same order",
+            "Construct modules unconditionally, or in __init__",
+        )
+    name = frame.known[number]
+    found = getattr(frame.module, name)
+    if type(found) is not cls:
+        raise ModuleStateError(
+            where,
+            f"it constructs a {cls.__name__} where its first run made {name!r}, a "
+            f"{type(found).__name__}",
+            "the modules of the first run, in the same order",
+            "Construct modules unconditionally, or in __init__",
+        )
+    frame.made.append(name)
+    return found
+
+
+def adopt(module: Any) -> None:
+    """Makes a module that was just constructed a field of the compact method's own."""
+    from shardinit.module.steps import initialise
+
+    now = context.scope()
+    frame: Frame | None = now.compact
+    if frame is None:
+        return
+    owner = frame.module
+    name = _unique(module.name or snake_case(type(module).__name__), vars(owner))
+    declared = owner._fields.get(name)
+    if declared is not None and declared.metadata.get("node") is False:
+        raise ModuleFieldError(
+            now.where(owner),
+            f"a {type(module).__name__} is constructed for its field {name!r}, which "
+            "is declared static",
+            "a node field, or another name",
+            "Pass the constructor another name, or change the declaration",
+        )
+    setattr(owner, name, module)
+    frame.made.append(name)
+    assert now.tree is not None
+    path = (*(now.tree.path(owner) or ()), GetAttrKey(name))
+    now.tree.add(path, module)
+    with context.entered(context.sub_scope(path, module)):
+        initialise(module, prefix=path)
+
+
+def compact_module(fn: Callable[..., Any]) -> Any:
+    """Makes a module class of a function, its body one compact method.
+
+    ::
+
+        @compact_module
+        def block(x, features):
+            return jax.nn.relu(Linear(features)(x))
+
+        m = block().init(42, Inputs(x, 8))
+    """
+    from shardinit.module.base import Module
+
+    @compact
+    @functools.wraps(fn)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    setattr(__call__, "__name__", "__call__")  # noqa: B010
+    name = getattr(fn, "__name__", "compact_module")
+    body = {"__call__": __call__, "__doc__": fn.__doc__, "__module__": fn.__module__}
+    return types.new_class(name, (Module,), exec_body=lambda ns: ns.update(body))

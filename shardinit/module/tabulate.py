@@ -1,0 +1,145 @@
+"""A module as a table: what it is made of, how large, of which kinds.
+
+Nothing is allocated for it. With inputs the module is traced as ``init`` would trace
+it, so that a table of an uninitialised model shows what initialising it will make.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from shardinit.core.paths import path_str
+from shardinit.core.plan import itemsize
+from shardinit.module import context, walk
+from shardinit.module.fields import MISSING, Initializer, is_array
+from shardinit.module.initialise import Initialisation
+
+
+def record(
+    now: context.Scope, module: Any, args: Any, kwargs: Any, outputs: Any
+) -> None:
+    """Notes the shapes of a module's first call in ``now.calls``."""
+    assert now.calls is not None
+    assert now.tree is not None
+    given = (args[0] if len(args) == 1 else args) if not kwargs else (args, kwargs)
+    path = path_str(now.tree.path(module) or ())
+    now.calls.setdefault(path, (_shapes(given), _shapes(outputs)))
+
+
+def _shapes(tree: Any) -> str:
+    if is_array(tree):
+        return _shape(tree)
+    if isinstance(tree, dict):
+        return "{" + ", ".join(f"{k}: {_shapes(v)}" for k, v in tree.items()) + "}"
+    if isinstance(tree, (list, tuple)):
+        return "(" + ", ".join(map(_shapes, tree)) + ")"
+    return type(tree).__name__ if not isinstance(tree, (int, float)) else repr(tree)
+
+
+def _shape(x: Any) -> str:
+    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+
+
+def human(size: int) -> str:
+    """Bytes with a unit: ``"1.5 MB"``."""
+    value, unit = float(size), "B"
+    for larger in ("KB", "MB", "GB", "TB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def tabulate(module: Any, inputs: Any = MISSING, depth: int = -1) -> str:
+    """The table of ``module``; see ``Module.tabulate``."""
+    calls: dict[str, tuple[Any, Any]] = {}
+    shown = module
+    if inputs is not MISSING:
+        with context.entered(context.Scope(calls=calls)):
+            made = Initialisation(module, inputs)
+        key = jax.eval_shape(jax.random.key, 0)
+        shown = made.rebuild(jax.eval_shape(made.fn, key))
+    leaves: dict[int, list[tuple[str, type | None, Any]]] = {}
+
+    def collect(path: Any, owner: Any, name: str, leaf: Any) -> Any:
+        below = path_str(path[len(paths[id(owner)]) :])
+        kind = walk.kind_of(owner, name)
+        leaves.setdefault(id(owner), []).append((below, kind, leaf))
+        return leaf
+
+    found = walk.modules(shown)
+    paths = {id(item): path for path, item in found}
+    walk.map_leaves(shown, collect)
+    kinds = _kinds(leaves)
+    return _render(found, leaves, kinds, calls, inputs is not MISSING, depth)
+
+
+def _kinds(leaves: dict[int, list[tuple[str, type | None, Any]]]) -> list[Any]:
+    kinds = {kind for own in leaves.values() for _, kind, leaf in own if is_array(leaf)}
+    return sorted(kinds, key=lambda kind: "~" if kind is None else kind.__name__)
+
+
+def _order(item: tuple[walk.Path, Any]) -> list[tuple[bool, Any]]:
+    """Parents before children, names alphabetical, indices by number."""
+    parts = [getattr(entry, "idx", None) for entry in item[0]]
+    return [
+        (idx is None, path_str([entry]) if idx is None else idx)
+        for idx, entry in zip(parts, item[0], strict=True)
+    ]
+
+
+def _render(
+    found: list[tuple[walk.Path, Any]],
+    leaves: dict[int, list[tuple[str, type | None, Any]]],
+    kinds: list[Any],
+    calls: dict[str, tuple[Any, Any]],
+    called: bool,
+    depth: int,
+) -> str:
+    table = Table(show_footer=True, title=type(found[-1][1]).__name__)
+    titles = ["path", "module", "fields", *(["inputs", "outputs"] if called else [])]
+    for title in titles[:-1]:
+        table.add_column(title)
+    table.add_column(titles[-1], footer="total", footer_style="bold")
+    sizes = {kind: [0, 0] for kind in kinds}
+    rows = []
+    for path, module in sorted(found, key=_order):
+        own = leaves.get(id(module), [])
+        cells = []
+        for kind in kinds:
+            arrays = [x for _, k, x in own if k is kind and is_array(x)]
+            count = sum(math.prod(x.shape) for x in arrays)
+            size = sum(math.prod(x.shape) * itemsize(x.dtype) for x in arrays)
+            sizes[kind][0] += count
+            sizes[kind][1] += size
+            cells.append(f"{count:,}  {human(size)}" if arrays else "")
+        if 0 <= depth < len(path):
+            continue
+        name = path_str(path)
+        fields = "\n".join(_field(*leaf) for leaf in own if _is_shown(leaf[2]))
+        shapes = calls.get(name, ("", "")) if called else ()
+        rows.append([name, type(module).__name__, fields, *shapes, *cells])
+    for kind, (count, size) in sizes.items():
+        title = "other" if kind is None else kind.__name__
+        table.add_column(title, footer=f"{count:,}  {human(size)}", justify="right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    out = io.StringIO()
+    Console(file=out, width=200, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _is_shown(leaf: Any) -> bool:
+    return is_array(leaf) or isinstance(leaf, Initializer)
+
+
+def _field(name: str, kind: type | None, leaf: Any) -> str:
+    what = _shape(leaf) if is_array(leaf) else "Initializer"
+    return f"{name}: {what}"

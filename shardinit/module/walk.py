@@ -1,0 +1,289 @@
+"""A module as a node of a graph: its fields, its copies, its leaves.
+
+A module looks mutable and is a pytree. Which of its fields are nodes of that pytree is
+told by their declaration, or, where there is none, by what they hold: modules, lists
+and dicts of them, initialisers. Once a node, a field stays one, whatever is assigned to
+it, so that a tree keeps its structure while its values change.
+
+A pytree forgets when one module lies in two places. The functions here do not: they
+visit a module once, by identity, in alphabetical order of fields, so that a copy shares
+what its original shared and an initialisation draws once for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import jax
+import numpy as np
+from jax.tree_util import GetAttrKey
+
+from shardinit.core.paths import path_str
+from shardinit.errors import ModuleFieldError
+from shardinit.module.fields import Initializer, Nothing, is_array
+
+T = TypeVar("T")
+Path = tuple[Any, ...]
+
+# What a module knows of itself, beside its fields.
+PRIVATE = frozenset(
+    {"_frozen", "_initialized", "_nodes", "_rng_ran", "_subtrees", "_training"}
+)
+
+
+class ModuleNode:
+    """What the walk needs of a module; `Module` is the class to inherit from."""
+
+    _fields: ClassVar[dict[str, dataclasses.Field[Any]]] = {}
+    _nodes: frozenset[str] = frozenset()  # undeclared fields that are nodes
+    _initialized: bool = False
+    _rng_ran: bool = False
+    _subtrees: dict[str, tuple[str, ...]] | None = None
+    _training: bool = True
+    _frozen: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Hole:
+    """Stands for a leaf that is not made yet; ``number`` counts those of the tree."""
+
+    number: int
+
+
+def stops(value: Any) -> bool:
+    """Whether flattening a field ends here, though JAX would look inside."""
+    return value is None or isinstance(value, (ModuleNode, Initializer, Nothing))
+
+
+def _holds_module(value: Any) -> bool:
+    if isinstance(value, (ModuleNode, Initializer)):
+        return True
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return False
+    return any(map(_holds_module, value))
+
+
+def node_names(module: ModuleNode) -> list[str]:
+    """Names of the fields that are nodes of the pytree, in alphabetical order."""
+    names, found = [], []
+    for name, value in vars(module).items():
+        if name in PRIVATE:
+            continue
+        field = module._fields.get(name)
+        declared = field.metadata.get("node") if field is not None else None
+        if declared is None and name not in module._nodes:
+            declared = _holds_module(value)
+            if declared:
+                found.append(name)
+        if declared or declared is None:
+            names.append(name)
+    if found:
+        module.__dict__["_nodes"] = module._nodes.union(found)
+    return sorted(names)
+
+
+def static_fields(module: ModuleNode) -> dict[str, Any]:
+    """The fields outside the pytree, by name."""
+    nodes = {*node_names(module), *PRIVATE}
+    return {name: v for name, v in vars(module).items() if name not in nodes}
+
+
+def kind_of(module: ModuleNode, name: str) -> type | None:
+    """The kind that field ``name`` is declared with, or None."""
+    field = module._fields.get(name)
+    return field.metadata.get("kind") if field is not None else None
+
+
+def modules(root: ModuleNode) -> list[tuple[Path, ModuleNode]]:
+    """Every module of the tree with its path, once, children before parents.
+
+    Raises:
+      ModuleFieldError: a module contains itself.
+    """
+    found: list[tuple[Path, ModuleNode]] = []
+    done: dict[int, bool] = {}
+
+    def visit(path: Path, module: ModuleNode) -> None:
+        if id(module) in done:
+            if not done[id(module)]:
+                raise ModuleFieldError(
+                    f"module {path_str(path)!r} ({type(module).__name__})",
+                    "it contains itself",
+                    "a tree",
+                    "Declare the field that points back as static()",
+                )
+            return
+        done[id(module)] = False
+        for name in node_names(module):
+            value = getattr(module, name)
+            if isinstance(value, ModuleNode):
+                visit((*path, GetAttrKey(name)), value)
+            elif _holds_module(value) or not is_array(value):
+                flat, _ = jax.tree_util.tree_flatten_with_path(value, is_leaf=stops)
+                for below, item in flat:
+                    if isinstance(item, ModuleNode):
+                        visit((*path, GetAttrKey(name), *below), item)
+        done[id(module)] = True
+        found.append((path, module))
+
+    visit((), root)
+    return found
+
+
+def map_leaves(root: ModuleNode, fn: Callable[[Path, Any, str, Any], Any]) -> None:
+    """Replaces every leaf of a tree, in place, in the order of the pytree.
+
+    Leaves of a module that lies in two places are replaced once.
+
+    Args:
+      root: the outermost module.
+      fn: from path, module, field name and leaf to the new leaf. None, initialisers
+        and `Nothing` are leaves here.
+    """
+    seen: set[int] = set()
+
+    def visit(path: Path, module: ModuleNode) -> None:
+        seen.add(id(module))
+        for name in node_names(module):
+            value = getattr(module, name)
+            flat, tree = jax.tree_util.tree_flatten_with_path(value, is_leaf=stops)
+            new = []
+            for below, item in flat:
+                here = (*path, GetAttrKey(name), *below)
+                if not isinstance(item, ModuleNode):
+                    item = fn(here, module, name, item)
+                elif id(item) not in seen:
+                    visit(here, item)
+                new.append(item)
+            if any(a is not b for a, (_, b) in zip(new, flat, strict=True)):
+                module.__dict__[name] = jax.tree.unflatten(tree, new)
+
+    visit((), root)
+
+
+def copy(
+    root: T,
+    leaf: Callable[[Any], Any] = lambda value: value,
+    onto: dict[int, Any] | None = None,
+) -> tuple[T, dict[int, Any]]:
+    """Copies a tree of modules; arrays and settings are shared, not copied.
+
+    Args:
+      root: the outermost module.
+      leaf: applied to every leaf of the pytree.
+      onto: modules to fill instead of making new ones, by the id of their originals.
+
+    Returns:
+      the copy, and every copied module by the id of its original.
+    """
+    copies: dict[int, Any] = {}
+
+    def in_node(value: Any) -> Any:
+        return one(value) if isinstance(value, ModuleNode) else leaf(value)
+
+    def in_static(value: Any) -> Any:
+        if isinstance(value, ModuleNode):
+            return one(value)
+        if type(value) in (list, tuple):
+            return type(value)(map(in_static, value))
+        if type(value) is dict:
+            return {k: in_static(v) for k, v in value.items()}
+        return value
+
+    def one(module: ModuleNode) -> Any:
+        if id(module) in copies:
+            return copies[id(module)]
+        new = (onto or {}).get(id(module)) or object.__new__(type(module))
+        copies[id(module)] = new
+        nodes = set(node_names(module))
+        fields = {}
+        for name, value in vars(module).items():
+            if name in nodes:
+                value = jax.tree.map(in_node, value, is_leaf=stops)
+            elif name not in PRIVATE:
+                value = in_static(value)
+            fields[name] = value
+        new.__dict__.clear()
+        new.__dict__.update(fields)
+        return new
+
+    return in_node(root), copies
+
+
+def same(left: Any, right: Any) -> bool:
+    """Whether two settings are equal, arrays and static modules by their contents."""
+    if left is right:
+        return True
+    if isinstance(left, ModuleNode):
+        if type(left) is not type(right):
+            return False
+        (a, tree_a), (b, tree_b) = jax.tree.flatten(left), jax.tree.flatten(right)
+        return tree_a == tree_b and same(a, b)
+    if isinstance(left, (np.ndarray, jax.Array)):
+        return (
+            isinstance(right, (np.ndarray, jax.Array))
+            and left.shape == right.shape
+            and left.dtype == right.dtype
+            and bool((left == right).all())
+        )
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(
+            same(left[k], right[k]) for k in left
+        )
+    return bool(left == right)
+
+
+class Aux:
+    """What a module is beside its children: the treedef's part of it."""
+
+    def __init__(self, names: tuple[str, ...], rest: dict[str, Any]):
+        self.names, self.rest = names, rest
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Aux):
+            return NotImplemented
+        return self.names == other.names and same(self.rest, other.rest)
+
+    def __hash__(self) -> int:
+        return hash(self.names)
+
+    def __repr__(self) -> str:
+        return ", ".join(self.names)
+
+
+def flatten_with_keys(
+    module: ModuleNode,
+) -> tuple[list[tuple[Any, Any]], Aux]:
+    """A module's children by field name; for ``jax.tree_util``."""
+    names = node_names(module)
+    fields = vars(module)
+    rest = {name: v for name, v in fields.items() if name not in names}
+    rest["_nodes"] = module._nodes
+    children = [(GetAttrKey(name), fields[name]) for name in names]
+    return children, Aux(tuple(names), rest)
+
+
+def flatten(module: ModuleNode) -> tuple[list[Any], Aux]:
+    """A module's children; for ``jax.tree_util``."""
+    children, aux = flatten_with_keys(module)
+    return [child for _, child in children], aux
+
+
+def unflattener(cls: type[T]) -> Callable[[Aux, Any], T]:
+    """The inverse of ``flatten`` for one class; runs no ``__init__``."""
+
+    def unflatten(aux: Aux, children: Any) -> T:
+        module = object.__new__(cls)
+        module.__dict__.update(aux.rest)
+        module.__dict__.update(zip(aux.names, children, strict=True))
+        return module
+
+    return unflatten
