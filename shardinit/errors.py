@@ -170,6 +170,8 @@ class PyTreeDataclassSafetyError(ShardinitError, TypeError):
 
 class SelectionError(ShardinitError, ValueError):
     """A selection holds another number of nodes, or others, than it must."""
+
+
 class ModuleStateError(ShardinitError, RuntimeError):
     """A module was used at the wrong time.
 

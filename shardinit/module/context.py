@@ -26,7 +26,7 @@ import numpy as np
 
 from shardinit.core.paths import path_str
 from shardinit.core.plan import as_key
-from shardinit.errors import ModuleStateError
+from shardinit.errors import ModuleStateError, NameClashError
 
 KEY_POLICIES = ("sequence", "name")
 
@@ -83,7 +83,7 @@ class NamedKeys:
         number = int.from_bytes(hashlib.sha1(name.encode()).digest()[:4], "big")
         other = self._names.setdefault(number, name)
         if other != name:
-            raise ModuleStateError(
+            raise NameClashError(
                 f"module {path!r}",
                 f"the names {other!r} and {name!r} have the same 32 bits of SHA-1",
                 "names that tell all keys apart",

@@ -79,6 +79,11 @@ def complete(module: Any) -> bool:
 
 
 def refuse_static_tracers(root: ModuleNode) -> None:
+    """Finds arrays that were assigned to a field outside the pytree.
+
+    Raises:
+      ModuleFieldError: there is one; with its path.
+    """
     for path, module in walk.modules(root):
         for name, value in walk.static_fields(module).items():
             if any(map(is_tracer, jax.tree.leaves(value))):
