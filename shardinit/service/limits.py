@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,14 @@ Faults = list[tuple[str, str]]
 # Config keys that multiply the number of leaves, whichever family has them.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
+
+# Words of a key by implementation; without a name, of raw ones.
+KEY_WORDS = {
+    "": (2, 4),
+    "threefry2x32": (2,),
+    "rbg": (4,),
+    "unsafe_rbg": (4,),
+}
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -40,6 +48,9 @@ class Limits:
       config_depth: how deep lists and mappings in a config nest.
       layers: layers of a model.
       leaves: leaves of a model, and layers times experts.
+      elements: elements of one leaf.
+      windows: windows in one request.
+      path: characters of a leaf's path.
       rank: dimensions of a leaf or of a placement.
       mesh_axes: axes of a mesh.
       mesh_devices: devices of a mesh.
@@ -58,6 +69,9 @@ class Limits:
     config_depth: int = 16
     layers: int = 4096
     leaves: int = 1 << 16
+    elements: int = 1 << 48
+    windows: int = 1 << 16
+    path: int = 4096
     rank: int = 32
     mesh_axes: int = 16
     mesh_devices: int = 1 << 20
@@ -132,16 +146,47 @@ class Limits:
                 faults += self._mesh_axes(inner, entry.mesh_axes)
         return faults
 
-    def check_leaves(self, model: str, shapes: Iterable[tuple[int, ...]]) -> None:
-        """Holds a traced model against the caps on leaves and rank.
+    def check_key(self, key: Any) -> Faults:
+        """Faults of a ``RootKey`` message."""
+        kind = key.WhichOneof("key")
+        if kind == "seed":
+            return []
+        if kind is None:
+            return [("key", "missing; give a seed or the words of a key")]
+        impl, count = key.data.impl[:64], len(key.data.words)
+        if impl not in KEY_WORDS:
+            known = ", ".join(filter(None, KEY_WORDS))
+            return [("key.data.impl", f"{impl!r} is none of {known}")]
+        if count not in KEY_WORDS[impl]:
+            return [("key.data.words", f"{count} words; a key has {KEY_WORDS[impl]}")]
+        return []
+
+    def check_windows(self, windows: Any) -> Faults:
+        """Faults of ``Window`` messages that show without the model."""
+        if not 1 <= len(windows) <= self.windows:
+            text = f"{len(windows)} windows; 1 to {self.windows} are allowed"
+            return [("windows", text)]
+        faults: Faults = []
+        for i, window in enumerate(windows):
+            if len(window.path) > self.path:
+                text = f"{len(window.path)} characters; at most {self.path}"
+                faults.append((f"windows[{i}].path", text))
+            if max(len(window.start), len(window.shape)) > self.rank:
+                faults.append((f"windows[{i}]", f"more than {self.rank} dimensions"))
+        return faults[:64]
+
+    def check_leaves(self, model: str, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Holds a traced model against the caps on leaves, elements and rank.
 
         Raises:
-          SpecError: it has too many leaves, or one of too many dimensions.
+          SpecError: it has too many leaves, or one that is too large.
         """
         ranks = [len(shape) for shape in shapes]
         faults: Faults = []
         if len(ranks) > self.leaves:
             faults.append(("config", f"{len(ranks)} leaves; at most {self.leaves}"))
+        if max(map(math.prod, shapes), default=0) > self.elements:
+            faults.append(("config", f"a leaf of more than {self.elements} elements"))
         if max(ranks, default=0) > self.rank:
             text = f"a leaf of {max(ranks)} dimensions; at most {self.rank}"
             faults.append(("config", text))

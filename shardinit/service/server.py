@@ -1,21 +1,21 @@
-"""Server: the init service on a port, from its start to an orderly end.
+"""Server: the init service on its ports, from the start to an orderly end.
 
-Calls are synchronous and run in threads: the work is JAX's tracing, which no event
-loop would speed up. Beside the service itself stand the standard ones that operators'
-tools expect: health, reflection, and channelz where it is installed. Health has a
-thread of its own, so that a probe is answered while every other thread is busy.
+Calls are synchronous and run in threads: the work is JAX's tracing and XLA's loops,
+which no event loop would speed up. Beside the service itself stand the standard ones
+that operators' tools expect: health, reflection, and channelz where it is installed.
+Health has threads of its own, so that a probe is answered while all others are busy.
 
-This version has neither TLS nor authentication, so it listens on this machine only.
+The end is in three steps: health says NOT_SERVING and no new call is taken; calls that
+run get the time they were promised; what still runs shortly before that is handed
+back, so that clients go on elsewhere from where they were.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any
 
@@ -24,99 +24,128 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shardinit.errors import ServiceError
-from shardinit.service.boundary import Boundary
-from shardinit.service.limits import Limits
+from shardinit.service import auth
+from shardinit.service.boundary import Boundary, Pool
+from shardinit.service.config import Config, split_address
 from shardinit.service.service_pb2_grpc import add_InitServiceServicer_to_server
 from shardinit.service.servicer import Servicer
+from shardinit.service.telemetry import Metrics
 from shardinit.v1 import service_pb2
 
 log = logging.getLogger("shardinit.service")
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["InitService"].full_name
+LONG_CALLS = frozenset({"StreamShards", "WriteCheckpoint", "UploadProgram"})
+
+_HAND_BACK = 0.2  # part of the grace that is left to say goodbye
 
 
 class Server:
     """An init service on one address; also a context manager that runs it.
 
     Args:
-      listen: ``host:port`` on this machine, or ``unix:/path``; port 0 takes a free one.
-      limits: caps on requests.
-      workers: threads that answer calls.
-      cache_bytes: bound on what is kept of programs, and again of descriptions.
-      servicer: answers the calls; default a `Servicer` with these limits.
+      config: how to serve.
+      servicer: answers the calls; default a `Servicer` of this config.
 
     Attributes:
       address: where it listens, with the port that was taken.
+      health_address, metrics_address: the same of the other ports; None without.
+      metrics: its figures.
 
     Raises:
-      ServiceError: the address is not on this machine, malformed, or in use.
+      ServiceError: the config is unsafe or contradicts itself, a file cannot be read,
+        or an address is in use.
     """
 
-    def __init__(
-        self,
-        listen: str = "127.0.0.1:0",
-        *,
-        limits: Limits | None = None,
-        workers: int = 16,
-        cache_bytes: int = 256 << 20,
-        servicer: Any = None,
-    ):
-        host = check_listen(listen)
-        limits = limits or Limits()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="shardinit-rpc")
-        self._health_pool = ThreadPoolExecutor(2, thread_name_prefix="shardinit-health")
+    def __init__(self, config: Config | None = None, *, servicer: Any = None):
+        config = config or Config()
+        config.check()
+        tokens = auth.Tokens(config.token_file) if config.token_file else None
+        credentials = auth.server_credentials(config)
+        self.metrics = Metrics()
+        self._servicer = servicer or Servicer(config, self.metrics)
+        short, long = Pool(config.workers, "call"), Pool(config.streams, "stream")
+        spare, probes = Pool(1, "spare"), Pool(2, "health")
+        self._pools = (short, long, spare, probes)
+        boundary = Boundary(
+            SERVICE,
+            short=short,
+            long=long,
+            spare=spare,
+            long_calls=LONG_CALLS,
+            queue=config.queue,
+            metrics=self.metrics,
+        )
+        access = [auth.Access(tokens, spare)] if tokens else []
         self._server = grpc.server(
-            self._pool,
-            interceptors=[Boundary(SERVICE)],
+            short,
+            interceptors=[*access, boundary],
             options=(
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a share
-                ("grpc.max_receive_message_length", limits.request_bytes),
-                ("grpc.max_send_message_length", limits.response_bytes),
+                ("grpc.max_receive_message_length", config.limits.request_bytes),
+                ("grpc.max_send_message_length", config.limits.response_bytes),
+                ("grpc.keepalive_time_ms", 60_000),  # a client that is gone is noticed
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
-        self._health = _Health(self._health_pool)
-        add_InitServiceServicer_to_server(
-            servicer or Servicer(limits, cache_bytes), self._server
-        )
+        self._health = _Health(probes)
+        add_InitServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
         names += _add_channelz(self._server)
         reflection.enable_server_reflection(names, self._server)
-        for name in ("", *names):
-            self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._names = names
+        self._names = ("", *names)
+        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._probes: grpc.Server | None = None
+        self.health_address: str | None = None
+        self.metrics_address: str | None = None
+        self._stop_metrics: Callable[[], None] = lambda: None
         try:
-            port = self._server.add_insecure_port(listen)
-        except RuntimeError as error:
-            self._close_pools()
-            raise ServiceError(
-                f"listen address {listen!r}",
-                "it cannot be bound",
-                "a free port of this machine",
-                "Port 0 takes a free one",
-                code="UNAVAILABLE",
-            ) from error
-        self.address = listen if host is None else f"{host}:{port}"
+            self.address = _bind(self._server, config.listen, credentials)
+            if config.health_listen is not None:
+                self._probes = grpc.server(probes, options=(("grpc.so_reuseport", 0),))
+                health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
+                self.health_address = _bind(self._probes, config.health_listen, None)
+            if config.metrics_listen is not None:
+                exported = self.metrics.serve(config.metrics_listen)
+                self.metrics_address, self._stop_metrics = exported
+        except ServiceError:
+            self._close()
+            raise
 
     def start(self) -> None:
         """Begins to serve; returns at once."""
         self._server.start()
-        for name in ("", *self._names):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if self._probes is not None:
+            self._probes.start()
+        self._say(health_pb2.HealthCheckResponse.SERVING)
 
     def stop(self, grace: float = 30.0) -> None:
         """Says NOT_SERVING, takes no new call, and lets running ones finish.
 
         Args:
-          grace: seconds after which running calls are cancelled.
+          grace: seconds that calls get; a part of it before the end, streams and
+            writes that still run are handed back.
         """
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace).wait()
-        self._close_pools()
+        ended = self._server.stop(grace)
+        if not ended.wait(grace * (1 - _HAND_BACK)):
+            self._servicer.hand_back()
+        ended.wait()
+        self._servicer.hand_back()  # nothing that was detached outlives its server
+        if self._probes is not None:
+            self._probes.stop(0).wait()
+        self._close()
 
-    def _close_pools(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._health_pool.shutdown(wait=False, cancel_futures=True)
+    def _say(self, status: Any) -> None:
+        for name in self._names:
+            self._health.set(name, status)
+
+    def _close(self) -> None:
+        self._stop_metrics()
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def __enter__(self) -> Server:
         self.start()
@@ -138,7 +167,7 @@ class _Health(health.HealthServicer):
     the class, and so to every server of the process; hence functions of the instance.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor):
+    def __init__(self, pool: Pool):
         super().__init__()
         methods = health.HealthServicer
 
@@ -166,68 +195,54 @@ def _add_channelz(server: grpc.Server) -> list[str]:
     return [channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name]
 
 
-def check_listen(listen: str) -> str | None:
-    """The host of a listen address on this machine; None for a Unix socket.
-
-    Raises:
-      ServiceError: the address is malformed, or reachable from other machines.
-    """
-    if listen.startswith("unix:"):
-        return None
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise ServiceError(
-            f"listen address {listen!r}",
-            "it has no host and port",
-            "such as 127.0.0.1:50051",
-            code="INVALID_ARGUMENT",
-        )
+def _bind(
+    server: grpc.Server, listen: str, credentials: grpc.ServerCredentials | None
+) -> str:
+    """Takes the port; returns the address with its number."""
     try:
-        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
+        if credentials is None:
+            port = server.add_insecure_port(listen)
+        else:
+            port = server.add_secure_port(listen, credentials)
+    except RuntimeError as error:
         raise ServiceError(
             f"listen address {listen!r}",
-            "it can be reached from other machines, and this version has neither TLS "
-            "nor authentication",
-            "an address of this machine only: 127.0.0.1, [::1] or localhost",
-            "To reach it from elsewhere, put a proxy with TLS in front of it",
-            code="FAILED_PRECONDITION",
-        )
-    return host
+            "it cannot be bound",
+            "a free port of this machine",
+            "Port 0 takes a free one",
+            code="UNAVAILABLE",
+        ) from error
+    return listen if listen.startswith("unix:") else f"{split_address(listen)[0]}:{port}"
 
 
 def serve(
-    listen: str,
+    config: Config,
     *,
-    announce: Callable[[str], None] = lambda address: None,
+    announce: Callable[[Server], None] = lambda server: None,
     grace: float = 30.0,
-    limits: Limits | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains; a second signal ends it at once.
 
     Call it from the main thread.
 
     Args:
-      listen: the address, see `Server`.
-      announce: called with the address once calls are answered.
+      config: how to serve.
+      announce: called with the server once calls are answered.
       grace: seconds that running calls get to finish.
-      limits: caps on requests.
 
     Raises:
-      ServiceError: the address cannot be used.
+      ServiceError: as for `Server`.
     """
     asked, again = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: Any) -> None:
         (again if asked.is_set() else asked).set()
 
-    server = Server(listen, limits=limits)
+    server = Server(config)
     previous = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.start()
-        announce(server.address)
+        announce(server)
         asked.wait()
         log.info("draining, %.0f s at most", grace)
         drain = threading.Thread(target=server.stop, args=(grace,), daemon=True)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InitServiceStub(object):
-    """Initial weights of registered models, as programs.
+    """Initial weights of registered models: as programs, as bytes, as checkpoints.
     """
 
     def __init__(self, channel):
@@ -55,10 +55,25 @@ class InitServiceStub(object):
                 request_serializer=shardinit_dot_v1_dot_service__pb2.GetProgramRequest.SerializeToString,
                 response_deserializer=shardinit_dot_v1_dot_service__pb2.GetProgramResponse.FromString,
                 _registered_method=True)
+        self.StreamShards = channel.unary_stream(
+                '/shardinit.v1.InitService/StreamShards',
+                request_serializer=shardinit_dot_v1_dot_service__pb2.StreamShardsRequest.SerializeToString,
+                response_deserializer=shardinit_dot_v1_dot_service__pb2.StreamShardsResponse.FromString,
+                _registered_method=True)
+        self.WriteCheckpoint = channel.unary_stream(
+                '/shardinit.v1.InitService/WriteCheckpoint',
+                request_serializer=shardinit_dot_v1_dot_service__pb2.WriteCheckpointRequest.SerializeToString,
+                response_deserializer=shardinit_dot_v1_dot_service__pb2.WriteCheckpointResponse.FromString,
+                _registered_method=True)
+        self.UploadProgram = channel.stream_unary(
+                '/shardinit.v1.InitService/UploadProgram',
+                request_serializer=shardinit_dot_v1_dot_service__pb2.UploadProgramRequest.SerializeToString,
+                response_deserializer=shardinit_dot_v1_dot_service__pb2.UploadProgramResponse.FromString,
+                _registered_method=True)
 
 
 class InitServiceServicer(object):
-    """Initial weights of registered models, as programs.
+    """Initial weights of registered models: as programs, as bytes, as checkpoints.
     """
 
     def GetVersion(self, request, context):
@@ -98,6 +113,48 @@ class InitServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StreamShards(self, request, context):
+        """The bytes of the windows asked for and of no others. The stream is
+
+        (header chunk* end)*
+
+        with one group for each window, in the order of the request. A group's chunks are
+        its bytes in order and without gaps, from `header.offset` to `header.size`. A
+        stream that broke goes on where it was: ask again with `resume` at the window and
+        the byte that come next, on any replica of the service. The digest at the end of a
+        group is that of the whole window, so that the two halves are known to fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteCheckpoint(self, request, context):
+        """Writes a model's initial weights as a checkpoint under a folder that the operator
+        allows; UNIMPLEMENTED where none is. The stream is
+
+        progress* receipt
+
+        Asking again for the same model, key and place joins the write that runs, goes on
+        with one that was interrupted, and gives the receipt of one that has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadProgram(self, request_iterator, context):
+        """Registers the init program of a job's own model, which is then asked for by its
+        digest; UNIMPLEMENTED unless the operator allows it. The caller's stream is
+
+        header chunk+
+
+        with the bytes of the serialised `InitProgram` in order and without gaps,
+        `header.size` bytes in all. Where the service holds the program already it answers
+        after the header.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -121,6 +178,21 @@ def add_InitServiceServicer_to_server(servicer, server):
                     request_deserializer=shardinit_dot_v1_dot_service__pb2.GetProgramRequest.FromString,
                     response_serializer=shardinit_dot_v1_dot_service__pb2.GetProgramResponse.SerializeToString,
             ),
+            'StreamShards': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamShards,
+                    request_deserializer=shardinit_dot_v1_dot_service__pb2.StreamShardsRequest.FromString,
+                    response_serializer=shardinit_dot_v1_dot_service__pb2.StreamShardsResponse.SerializeToString,
+            ),
+            'WriteCheckpoint': grpc.unary_stream_rpc_method_handler(
+                    servicer.WriteCheckpoint,
+                    request_deserializer=shardinit_dot_v1_dot_service__pb2.WriteCheckpointRequest.FromString,
+                    response_serializer=shardinit_dot_v1_dot_service__pb2.WriteCheckpointResponse.SerializeToString,
+            ),
+            'UploadProgram': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadProgram,
+                    request_deserializer=shardinit_dot_v1_dot_service__pb2.UploadProgramRequest.FromString,
+                    response_serializer=shardinit_dot_v1_dot_service__pb2.UploadProgramResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'shardinit.v1.InitService', rpc_method_handlers)
@@ -130,7 +202,7 @@ def add_InitServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InitService(object):
-    """Initial weights of registered models, as programs.
+    """Initial weights of registered models: as programs, as bytes, as checkpoints.
     """
 
     @staticmethod
@@ -231,6 +303,87 @@ class InitService(object):
             '/shardinit.v1.InitService/GetProgram',
             shardinit_dot_v1_dot_service__pb2.GetProgramRequest.SerializeToString,
             shardinit_dot_v1_dot_service__pb2.GetProgramResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamShards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shardinit.v1.InitService/StreamShards',
+            shardinit_dot_v1_dot_service__pb2.StreamShardsRequest.SerializeToString,
+            shardinit_dot_v1_dot_service__pb2.StreamShardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/shardinit.v1.InitService/WriteCheckpoint',
+            shardinit_dot_v1_dot_service__pb2.WriteCheckpointRequest.SerializeToString,
+            shardinit_dot_v1_dot_service__pb2.WriteCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadProgram(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/shardinit.v1.InitService/UploadProgram',
+            shardinit_dot_v1_dot_service__pb2.UploadProgramRequest.SerializeToString,
+            shardinit_dot_v1_dot_service__pb2.UploadProgramResponse.FromString,
             options,
             channel_credentials,
             insecure,

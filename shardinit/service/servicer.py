@@ -1,65 +1,60 @@
-"""Servicer: the four calls of the init service.
+"""Servicer: the calls of the init service.
 
 Each is short: hold the request against the limits, read it, let the core do its work
-once for all who ask the same, and write the answer. No parameter is allocated
-here; a model is traced, cut and exported, which costs memory in the size of its
-programs and not of its weights.
+once for all who ask the same, and write the answer. A model is traced, cut and
+exported, which costs memory in the size of its programs and not of its weights; the
+bytes of weights are computed as they are sent, a block at a time.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 import shardinit
 from shardinit.errors import ServiceError, SpecError
-from shardinit.service import wire
+from shardinit.service import description, streams, wire
 from shardinit.service.boundary import remaining
 from shardinit.service.cache import BuildCache
-from shardinit.service.limits import Limits
+from shardinit.service.config import Config
 from shardinit.service.service_pb2_grpc import InitServiceServicer
+from shardinit.service.sources import Sources
+from shardinit.service.telemetry import Metrics
 from shardinit.v1 import service_pb2
 
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Built:
-    """An init program, ready to be sent.
-
-    Attributes:
-      data: the serialised program.
-      sha256: its digest, 32 bytes.
-      fingerprint: of the init function, in hex.
-      jax_version: of the JAX that made it.
-    """
-
-    data: bytes
-    sha256: bytes
-    fingerprint: str
-    jax_version: str
 
 
 class Servicer(InitServiceServicer):
     """Answers from registered models, within limits.
 
     Args:
-      limits: caps on requests.
-      cache_bytes: bound on what is kept of programs, and again of descriptions.
+      config: how to serve.
+      metrics: where bytes are counted.
     """
 
-    def __init__(self, limits: Limits | None = None, cache_bytes: int = 256 << 20):
-        self._limits = limits or Limits()
-        self._programs: BuildCache[Built] = BuildCache(
-            cache_bytes, lambda built: len(built.data)
-        )
+    def __init__(self, config: Config | None = None, metrics: Metrics | None = None):
+        self._config = config or Config()
+        self._limits = self._config.limits
+        self._metrics = metrics or Metrics()
+        self._draining = threading.Event()
+        self._sources = Sources(self._limits, self._config.cache_bytes)
         self._described: BuildCache[service_pb2.DescribeModelResponse] = BuildCache(
-            cache_bytes, lambda message: message.ByteSize()
+            self._config.cache_bytes, lambda message: message.ByteSize()
         )
+        self._metrics.watch(
+            "cache_bytes",
+            "Bytes of plans, programs and descriptions that are kept",
+            lambda: self._sources.bytes + self._described.bytes,
+        )
+
+    def hand_back(self) -> None:
+        """Ends running streams and writes, so that clients go on elsewhere."""
+        self._draining.set()
 
     def GetVersion(
         self, request: service_pb2.GetVersionRequest, context: grpc.ServicerContext
@@ -116,8 +111,9 @@ class Servicer(InitServiceServicer):
             request.mesh.SerializeToString(deterministic=True),
             request.rules.SerializeToString(deterministic=True),
         )
+        timeout = remaining(context)
         return self._described.get(
-            key, lambda: self._describe(spec, request), remaining(context)
+            key, lambda: self._describe(spec, request, timeout), timeout
         )
 
     def GetProgram(
@@ -133,9 +129,10 @@ class Servicer(InitServiceServicer):
             text = f"{len(request.known_sha256)} bytes; a SHA-256 has 32"
             faults.append(("known_sha256", text))
         _refuse(request.spec, faults)
-        if version:
+        spec = wire.spec_from_proto(request.spec)
+        if version and not isinstance(spec, str):
             _check_jax(version, _jax_version())  # before a build that helps nobody
-        built = self._program(wire.spec_from_proto(request.spec), remaining(context))
+        built = self._sources.program(spec, remaining(context))
         if version:
             _check_jax(version, built.jax_version)
         header = service_pb2.ProgramHeader(
@@ -147,29 +144,98 @@ class Servicer(InitServiceServicer):
         yield service_pb2.GetProgramResponse(header=header)
         if request.known_sha256 == built.sha256:
             return
-        step = self._limits.chunk_bytes
-        for start in range(0, len(built.data), step):
-            chunk = service_pb2.ProgramChunk(
-                offset=start, data=built.data[start : start + step]
-            )
+        for chunk in wire.chunks_to_proto(built.data, self._limits.chunk_bytes):
             yield service_pb2.GetProgramResponse(chunk=chunk)
 
+    def StreamShards(
+        self, request: service_pb2.StreamShardsRequest, context: grpc.ServicerContext
+    ) -> Iterator[Any]:
+        """The bytes of windows, block by block."""
+        faults = self._limits.check_spec(request.spec)
+        faults += self._limits.check_key(request.key)
+        faults += self._limits.check_windows(request.windows)
+        _refuse(request.spec, faults)
+        plan = self._sources.plan(wire.spec_from_proto(request.spec), remaining(context))
+        tree = shardinit.open(
+            plan,
+            wire.key_from_proto(request.key),
+            memory_limit=self._config.whole_bytes,
+        )
+        windows = streams.read_windows(request, tree)
+        sent = self._metrics.sent
+        for message in streams.send(
+            windows, request.resume, self._limits, self._config.block_bytes, self._alive
+        ):
+            yield message
+            if isinstance(message, bytes):
+                sent.inc(len(message))
+
+    def UploadProgram(
+        self,
+        request_iterator: Iterator[service_pb2.UploadProgramRequest],
+        context: grpc.ServicerContext,
+    ) -> service_pb2.UploadProgramResponse:
+        """Keeps a client's program under its digest."""
+        if not self._config.allow_upload:
+            raise ServiceError(
+                "UploadProgram",
+                "the operator does not allow it",
+                remedy="Ask by model and config, or serve with --allow-upload",
+                code="UNIMPLEMENTED",
+            )
+        header = self._upload_header(next(request_iterator, None))
+        built = self._sources.find(header.sha256.hex())
+        if built is None:
+            chunks = (_chunk(message) for message in request_iterator)
+            try:
+                data = wire.chunks_from_proto(chunks, header.size)
+            except ValueError as error:
+                raise SpecError("program", [("chunk", str(error))]) from error
+            built = self._sources.add(data)
+        if built.sha256 != header.sha256:
+            text = f"announced as {header.sha256.hex()}, it is {built.sha256.hex()}"
+            raise SpecError("program", [("header.sha256", text)])
+        return service_pb2.UploadProgramResponse(
+            sha256=built.sha256, fingerprint=built.fingerprint
+        )
+
+    def _upload_header(self, first: Any) -> service_pb2.UploadHeader:
+        first = _parsed(first)
+        if first is None or first.WhichOneof("part") != "header":
+            raise SpecError("program", [("header", "missing; it comes first")])
+        header = first.header
+        faults = []
+        if not 0 < header.size <= self._limits.program_bytes:
+            text = f"{header.size} bytes; at most {self._limits.program_bytes}"
+            faults.append(("header.size", text))
+        if len(header.sha256) != 32:
+            text = f"{len(header.sha256)} bytes; a SHA-256 has 32"
+            faults.append(("header.sha256", text))
+        if faults:
+            raise SpecError("program", faults)
+        return header
+
+    def _alive(self) -> None:
+        if self._draining.is_set():
+            raise ServiceError(
+                "StreamShards",
+                "the server is stopping",
+                remedy="Go on with another replica from where the stream ended",
+                code="UNAVAILABLE",
+            )
+
     def _describe(
-        self, spec: Any, request: service_pb2.DescribeModelRequest
+        self,
+        spec: Any,
+        request: service_pb2.DescribeModelRequest,
+        timeout: float | None,
     ) -> service_pb2.DescribeModelResponse:
         mesh = wire.mesh_from_proto(request.mesh) if request.HasField("mesh") else None
         rules = None
         if request.HasField("rules"):
             rules = wire.rules_from_proto(request.rules)
-        if isinstance(spec, str):
-            held = self._held(spec)
-            made: Any = shardinit.InitProgram.from_bytes(held.data)
-        else:
-            made = _build(spec)
-        plan = shardinit.plan(made, mesh=mesh, rules=rules)
-        name = "program" if isinstance(spec, str) else spec.model
-        self._limits.check_leaves(name, (leaf.shape for leaf in plan.leaves))
-        response = wire.plan_to_proto(plan)
+        plan = self._sources.placed(spec, mesh, rules, timeout)
+        response = description.plan_to_proto(plan)
         if response.ByteSize() > self._limits.response_bytes:
             raise ServiceError(
                 "DescribeModel",
@@ -180,53 +246,24 @@ class Servicer(InitServiceServicer):
             )
         return response
 
-    def _program(self, spec: Any, timeout: float | None) -> Built:
-        if isinstance(spec, str):
-            return self._held(spec)
-        built = self._programs.get(
-            spec.fingerprint, lambda: self._export(spec), timeout
-        )
-        self._programs.get(built.sha256.hex(), lambda: built)
-        return built
-
-    def _held(self, digest: str) -> Built:
-        found = self._programs.find(digest)
-        if found is None:
-            raise ServiceError(
-                "program_sha256",
-                f"no program {digest[:16]}… is held here",
-                remedy="Ask by model and config",
-                code="NOT_FOUND",
-            )
-        return found
-
-    def _export(self, spec: Any) -> Built:
-        plan = shardinit.plan(_build(spec))
-        self._limits.check_leaves(spec.model, (leaf.shape for leaf in plan.leaves))
-        program = shardinit.export_plan(plan)
-        data = program.to_bytes()
-        if len(data) > self._limits.program_bytes:
-            raise ServiceError(
-                "GetProgram",
-                f"the program has {len(data):,} bytes",
-                f"at most {self._limits.program_bytes:,}",
-                "Do not capture arrays in the init function",
-                code="RESOURCE_EXHAUSTED",
-            )
-        digest = bytes.fromhex(program.sha256)
-        return Built(data, digest, program.fingerprint, program.jax_version)
-
-
-def _build(spec: Any) -> Any:
-    from shardinit.models import build
-
-    return build(spec)
-
 
 def _refuse(spec: Any, faults: list[tuple[str, str]]) -> None:
     if faults:
         model = spec.named.model if spec.WhichOneof("spec") == "named" else "program"
         raise SpecError(model[:128], faults)
+
+
+def _parsed(message: Any) -> Any:
+    """A message of a caller's stream; one that did not parse is raised."""
+    if isinstance(message, Exception):
+        raise message
+    return message
+
+
+def _chunk(message: Any) -> service_pb2.ProgramChunk:
+    if _parsed(message).WhichOneof("part") != "chunk":
+        raise SpecError("program", [("chunk", "another header inside the stream")])
+    return message.chunk
 
 
 def _jax_version() -> str:
@@ -249,6 +286,7 @@ def _check_jax(client: str, producer: str) -> None:
             "JAX version",
             f"the client has {client}, the program is made by {producer}",
             "a client's JAX that is not older than the program's",
-            f"Install jax>={producer} in the client, or serve with an older JAX",
+            f"Install jax>={producer} in the client, ask for the bytes instead "
+            f'(via="stream"), or serve with an older JAX',
             code="FAILED_PRECONDITION",
         )

@@ -9,61 +9,16 @@ that only asks needs none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from google.protobuf import struct_pb2
 
-from shardinit.errors import ServiceError, SpecError
+from shardinit.errors import SpecError
 from shardinit.v1 import service_pb2, spec_pb2
 
 _MAX_EXACT = 2**53  # a Struct has doubles only
 _MAX_DEPTH = 30  # beyond it protobuf refuses to parse a Struct
-
-
-@dataclass(frozen=True)
-class LeafDescription:
-    """One leaf as a service describes it.
-
-    Attributes:
-      path: its key path, ``/``-joined.
-      shape: its global shape.
-      dtype: name of its element type.
-      spec: mesh axes of each leading dimension; None without a mesh.
-      bytes_per_device: bytes of one shard; of the leaf, without a mesh.
-      program: number of the program that makes it; -1 for a constant.
-      whole: why every device computes the full leaf; empty when it does not.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: str
-    spec: tuple[tuple[str, ...], ...] | None
-    bytes_per_device: int
-    program: int
-    whole: str
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a model consists of: ``client.describe``'s answer.
-
-    Attributes:
-      fingerprint: of the init function, in hex.
-      total_bytes: bytes of all leaves.
-      bytes_per_device: bytes of the shards on one device.
-      parameter_count: elements of all leaves.
-      programs: number of distinct programs.
-      leaves: the leaves in the order of the pytree.
-    """
-
-    fingerprint: str
-    total_bytes: int
-    bytes_per_device: int
-    parameter_count: int
-    programs: int
-    leaves: tuple[LeafDescription, ...]
 
 
 def spec_to_proto(spec: Any) -> spec_pb2.ModelSpec:
@@ -166,11 +121,11 @@ def rules_to_proto(rules: Any) -> spec_pb2.ShardingRules:
     if isinstance(rules, sharding.AxisRules):
         result.axis_rules.SetInParent()
         for name, axes in rules.rules:
-            result.axis_rules.rules.add(logical=name, mesh_axes=_axes(axes))
+            result.axis_rules.rules.add(logical=name, mesh_axes=mesh_axes(axes))
     elif isinstance(rules, sharding.PathRules):
         result.path_rules.SetInParent()
         for pattern, spec in rules.rules:
-            entries = [spec_pb2.Dimension(mesh_axes=_axes(entry)) for entry in spec]
+            entries = [spec_pb2.Dimension(mesh_axes=mesh_axes(entry)) for entry in spec]
             result.path_rules.rules.add(pattern=pattern, dimensions=entries)
     elif isinstance(rules, sharding.Fsdp):
         result.fsdp.mesh_axes.extend(rules.axes)
@@ -183,7 +138,8 @@ def rules_to_proto(rules: Any) -> spec_pb2.ShardingRules:
     return result
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
+def mesh_axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a ``PartitionSpec``."""
     if entry is None:
         return ()
     return (entry,) if isinstance(entry, str) else tuple(entry)
@@ -215,65 +171,65 @@ def rules_from_proto(message: spec_pb2.ShardingRules) -> Any:
     return sharding.fsdp(*message.fsdp.mesh_axes, min_bytes=message.fsdp.min_bytes)
 
 
-def plan_to_proto(plan: Any) -> service_pb2.DescribeModelResponse:
-    """A ``Plan`` as the answer to DescribeModel."""
-    result = service_pb2.DescribeModelResponse(
-        fingerprint=plan.fingerprint,
-        total_bytes=plan.total_bytes,
-        bytes_per_device=plan.bytes_per_device,
-        parameter_count=plan.parameter_count,
-        programs=len(plan.programs),
-    )
-    kinds: dict[Any, int] = {}
-    for leaf in plan.leaves:
-        spec = () if leaf.sharding is None else tuple(map(_axes, leaf.sharding.spec))
-        kind = (leaf.shape, str(leaf.dtype), spec, leaf.program, leaf.whole)
-        if kind not in kinds:
-            kinds[kind] = len(kinds)
-            result.kinds.add(
-                shape=leaf.shape,
-                dtype=str(leaf.dtype),
-                dimensions=[spec_pb2.Dimension(mesh_axes=axes) for axes in spec],
-                bytes_per_device=leaf.bytes_per_device,
-                program=leaf.program,
-                whole=leaf.whole,
-            )
-        result.leaves.add(path=leaf.path, kind=kinds[kind])
-    return result
-
-
-def description_from_proto(
-    message: service_pb2.DescribeModelResponse, *, placed: bool
-) -> Description:
-    """The answer to DescribeModel; ``placed``: it was asked for with a mesh.
+def key_to_proto(key: Any) -> service_pb2.RootKey:
+    """An int seed, a JAX key, or the raw words of one as a message.
 
     Raises:
-      ServiceError: the answer contradicts itself.
+      TypeError: ``key`` is none of these.
     """
-    leaves = []
-    for leaf in message.leaves:
-        if leaf.kind >= len(message.kinds):
-            raise ServiceError(
-                "DescribeModel", f"leaf {leaf.path!r} is of no kind", code="DATA_LOSS"
-            )
-        kind = message.kinds[leaf.kind]
-        spec = tuple(tuple(entry.mesh_axes) for entry in kind.dimensions)
-        leaves.append(
-            LeafDescription(
-                leaf.path,
-                tuple(kind.shape),
-                kind.dtype,
-                spec if placed else None,
-                kind.bytes_per_device,
-                kind.program,
-                kind.whole,
-            )
+    if isinstance(key, int) and not isinstance(key, bool):
+        if not -(2**63) <= key < 2**63:
+            raise TypeError(f"key: the seed {key} has more than 64 bits")
+        return service_pb2.RootKey(seed=key)
+    dtype, impl = str(getattr(key, "dtype", "")), ""
+    if dtype.startswith("key<"):
+        import jax  # whoever has such a key has imported it already
+
+        impl, key = str(jax.random.key_impl(key)), jax.random.key_data(key)
+    elif dtype != "uint32":
+        raise TypeError(
+            f"key: got {type(key).__name__}; expected an int seed, a JAX key or its "
+            f"words as a uint32 array"
         )
-    return Description(
-        message.fingerprint,
-        message.total_bytes,
-        message.bytes_per_device,
-        message.parameter_count,
-        message.programs,
-        tuple(leaves),
-    )
+    words = [int(word) for word in key]
+    return service_pb2.RootKey(data=service_pb2.KeyData(impl=impl, words=words))
+
+
+def key_from_proto(message: service_pb2.RootKey) -> Any:
+    """An int seed, a JAX key, or raw words."""
+    import jax
+    import numpy as np
+
+    if message.WhichOneof("key") == "seed":
+        return message.seed
+    words = np.array(message.data.words, np.uint32)
+    if not message.data.impl:
+        return words
+    return jax.random.wrap_key_data(words, impl=message.data.impl)
+
+
+def chunks_to_proto(data: bytes, step: int) -> Iterator[service_pb2.ProgramChunk]:
+    """A serialised program in pieces of ``step`` bytes."""
+    for start in range(0, len(data), step):
+        piece = data[start : start + step]
+        yield service_pb2.ProgramChunk(offset=start, data=piece)
+
+
+def chunks_from_proto(
+    chunks: Iterable[service_pb2.ProgramChunk], size: int
+) -> bytes:
+    """The program that pieces make; never holds more than ``size`` bytes.
+
+    Raises:
+      ValueError: they do not follow on each other, or are too many or too few.
+    """
+    buffer = bytearray()
+    for chunk in chunks:
+        if chunk.offset != len(buffer) or not chunk.data:
+            raise ValueError(f"a chunk does not follow at byte {len(buffer):,}")
+        if len(buffer) + len(chunk.data) > size:
+            raise ValueError(f"more than the {size:,} bytes that were announced")
+        buffer += chunk.data
+    if len(buffer) != size:
+        raise ValueError(f"{len(buffer):,} of {size:,} bytes came")
+    return bytes(buffer)
