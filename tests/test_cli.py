@@ -116,7 +116,7 @@ def test_models_of_the_operator_are_registered(tmp_path, monkeypatch):
         (["plan", "gpt2", "--model", "nope"], "no model is registered as 'nope'"),
         (["plan", "gpt2", "--mesh", "a=7", "--rules", "vocab=a"], "does not divide"),
         (["plan", "gpt2", "--rules", "vocab=expert"], "'expert'"),
-        (["serve", "--listen", "0.0.0.0:1"], "neither TLS nor authentication"),
+        (["serve", "--listen", "0.0.0.0:1"], "from other machines, without TLS"),
         (["serve", "--log-level", "loud"], "--log-level"),
         (["serve", "--models", "no_such_module"], "No module named"),
         (["models", "--models", "json"], "registers no model"),

@@ -11,13 +11,12 @@ once it has said which platform it wants.
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 from typing import Annotated
 
 import typer
 
+from shardinit.cli import serving
 from shardinit.errors import ShardinitError
 
 app = typer.Typer(
@@ -27,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
+app.command()(serving.health)
 
 Config = Annotated[
     str,
@@ -65,7 +66,7 @@ def plan(
     from shardinit.cli import arguments
 
     wanted = arguments.parse_mesh(mesh)
-    _on_cpu()
+    serving.on_cpu()
     arguments.load_modules(models or [])
     spec = arguments.read_spec(config, model)
     import shardinit
@@ -132,47 +133,11 @@ def audit(
 @app.command()
 def models(models: Modules = None) -> None:
     """Lists the installed models with their config keys."""
-    _on_cpu()
+    serving.on_cpu()
     from shardinit.cli import arguments, tables
 
     arguments.load_modules(models or [])
     tables.print_models()
-
-
-@app.command()
-def serve(
-    listen: Annotated[
-        str, typer.Option(help="Host and port; port 0 takes a free one.")
-    ] = "127.0.0.1:50051",
-    models: Modules = None,
-    grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that running calls get at the end.")
-    ] = 30.0,
-    log_level: Annotated[
-        str, typer.Option(help="debug, info, warning or error; logs go to stderr.")
-    ] = "info",
-) -> None:
-    """Serves init programs of the installed models until SIGTERM or Ctrl-C."""
-    _on_cpu()
-    from shardinit.cli import arguments
-
-    level = arguments.parse_level(log_level)
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("shardinit").setLevel(level)
-    from shardinit.service import server
-
-    server.check_listen(listen)  # before the slow imports
-    arguments.load_modules(models or [])
-    import shardinit.core.program  # noqa: F401  the first call must not wait for JAX
-
-    def announce(address: str) -> None:
-        print(f"shardinit serves on {address}", flush=True)
-
-    server.serve(listen, announce=announce, grace=grace)
 
 
 @app.command()
@@ -185,11 +150,6 @@ def demo(
     from shardinit.cli.demo import run
 
     run(config)
-
-
-def _on_cpu() -> None:
-    """These commands trace and never run: they must not take an accelerator."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def main() -> None:

@@ -137,7 +137,10 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
       FingerprintMismatchError: another process of the job planned something else.
     """
     shardings = _on_devices(plan, mesh)
-    _agree(plan)
+    agree(
+        plan.fingerprint,
+        [leaf.sharding for leaf in plan.leaves if leaf.selected],
+    )
     by_spec = dict(zip((leaf.sharding for leaf in plan.leaves), shardings, strict=True))
     # Tracing needs the interpreter and this thread's JAX settings; the compiler runs
     # beside it and needs neither.
@@ -238,14 +241,22 @@ def _starts(mesh: Any, spec: Any, shape: Sequence[int]) -> list[Any]:
     return starts
 
 
-def _agree(plan: Plan) -> None:
-    """All processes of a job must have planned the same, or none may dispatch."""
+def agree(fingerprint: str, shardings: Sequence[Any]) -> None:
+    """All processes of a job must have planned the same, or none may dispatch.
+
+    Args:
+      fingerprint: of the function, in hex.
+      shardings: of the leaves that are to be made, in order.
+
+    Raises:
+      FingerprintMismatchError: another process has others.
+    """
     if jax.process_count() == 1:
         return
     from jax.experimental import multihost_utils
 
-    placed = repr([str(leaf.sharding) for leaf in plan.leaves if leaf.selected])
-    mine = bytes.fromhex(plan.fingerprint) + hashlib.sha256(placed.encode()).digest()
+    placed = repr([str(sharding) for sharding in shardings])
+    mine = bytes.fromhex(fingerprint) + hashlib.sha256(placed.encode()).digest()
     everyone = multihost_utils.process_allgather(np.frombuffer(mine, np.uint8))
     for process, row in enumerate(np.asarray(everyone)):
         theirs = row.tobytes()

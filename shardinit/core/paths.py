@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import jax
-
 from shardinit.errors import SelectError
 
 
 def path_str(key_path: Sequence[Any]) -> str:
     """The ``/``-joined form of a JAX key path."""
+    import jax  # here: who only matches paths needs none of it
+
     parts = []
     for entry in key_path:
         if isinstance(entry, jax.tree_util.GetAttrKey):

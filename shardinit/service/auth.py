@@ -168,7 +168,7 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
             [(key, chain)], root_certificates=authorities[0] if authorities else None
         )
 
-    def changed() -> grpc.ServerCertificateConfiguration | None:
+    def changed() -> Any:
         return configuration() if files.refresh() else None
 
     return grpc.dynamic_ssl_server_credentials(

@@ -1,8 +1,10 @@
 """Client: a training job asks for a model's initial weights by spec.
 
 What comes over the network is the init program, a few hundred kilobytes; the weights
-are made on the job's own devices, as if the model's code were here. Importing this
-module imports neither JAX nor Flax: a process that only asks needs neither.
+are made on the job's own devices, as if the model's code were here. A job that cannot
+run programs asks for bytes: `Client.init` with ``via="stream"`` for sharded arrays,
+`Client.numpy` and `Client.read` for a process without JAX. Importing this module, and
+reading into numpy, imports neither JAX nor Flax.
 
     with shardinit.connect("localhost:50051") as client:
         params = client.init(spec, key, mesh=mesh, rules=rules)
@@ -10,65 +12,63 @@ module imports neither JAX nor Flax: a process that only asks needs neither.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import grpc
+import numpy as np
 
-from shardinit.errors import ServiceError
-from shardinit.service import wire
+from shardinit.core.indexing import covering
+from shardinit.errors import SelectError
+from shardinit.service import description, transfer, wire
+from shardinit.service.connection import Connection, Credentials
 from shardinit.service.limits import Limits
-from shardinit.service.service_pb2_grpc import InitServiceStub
-from shardinit.service.status import REQUEST_ID, from_rpc_error
-from shardinit.service.store import Store, digest_of
-from shardinit.v1 import service_pb2, spec_pb2
+from shardinit.service.programs import Programs
+from shardinit.service.progress import shown
+from shardinit.service.store import Store
+from shardinit.v1 import service_pb2
 
 if TYPE_CHECKING:
     from shardinit.core.program import InitProgram
 
-_VERSIONS = (1, 1)  # of the protocol: oldest and newest that this client speaks
-
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "shardinit.v1.InitService"}],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+Progress = Callable[[int, int], None]
+Path = str | os.PathLike[str]
 
 
 def connect(
     target: str,
     *,
     timeout: float = 120.0,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: Path | None = None,
+    tls: bool = False,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+    token: Path | None = None,
+    insecure: bool = False,
 ) -> Client:
     """A client of the service at ``target``; the first call connects.
 
     Args:
-      target: ``host:port``, or any target that gRPC resolves.
-      timeout: seconds that each call may take, building the program included.
+      target: ``host:port``, or any target that gRPC resolves; of several addresses
+        (``ipv4:10.0.0.1:50051,10.0.0.2:50051``) all are used in turns.
+      timeout: seconds that each call may take, building the program included; for a
+        stream of bytes, seconds without any.
       cache_dir: folder for programs; None for the user's cache folder.
+      tls: encrypt, and trust the authorities that gRPC knows.
+      ca: file with the authorities to trust instead (PEM).
+      cert: file with the client's own certificate chain (PEM).
+      key: file with its private key (PEM).
+      token: a bearer token; a ``pathlib.Path`` names a file with one.
+      insecure: send the token in clear to another machine too.
 
     Raises:
-      ServiceError: the folder cannot be written.
+      ServiceError: the folder cannot be written, a file cannot be read, or the token
+        would be sent in clear.
     """
-    return Client(target, timeout=timeout, cache_dir=cache_dir)
+    credentials = Credentials(tls, ca, cert, key, token, insecure)
+    return Client(target, timeout, cache_dir, credentials)
 
 
 class Client:
@@ -81,27 +81,15 @@ class Client:
     def __init__(
         self,
         target: str,
-        *,
-        timeout: float = 120.0,
-        cache_dir: str | os.PathLike[str] | None = None,
+        timeout: float,
+        cache_dir: Path | None,
+        credentials: Credentials,
     ):
         self.target = target
-        self._timeout = timeout
         self._limits = Limits()
-        self._store = Store(cache_dir)
-        self._lock = threading.Lock()
-        self._version: service_pb2.GetVersionResponse | None = None
-        self._closed = False
-        self._channel = grpc.insecure_channel(
-            target,
-            options=(
-                ("grpc.enable_retries", 1),
-                ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-                ("grpc.max_receive_message_length", self._limits.response_bytes),
-                ("grpc.max_send_message_length", self._limits.request_bytes),
-            ),
-        )
-        self._stub = InitServiceStub(self._channel)
+        store = Store(cache_dir)
+        self._connection = Connection(target, timeout, credentials, self._limits)
+        self._programs = Programs(self._connection, store, self._limits)
 
     def models(self) -> dict[str, dict[str, Any]]:
         """The models that the operator installed: config schema by name.
@@ -110,12 +98,12 @@ class Client:
           ServiceError: the call failed.
         """
         request = service_pb2.ListModelsRequest()
-        response = self._call("ListModels", request)
+        response = self._connection.call("ListModels", request)
         return {m.name: wire.struct_to_dict(m.config_schema) for m in response.models}
 
     def describe(
         self, spec: Any, mesh: Any = None, rules: Any = None
-    ) -> wire.Description:
+    ) -> description.Description:
         """The leaves of a model, their bytes, and with a mesh where they lie.
 
         Args:
@@ -132,8 +120,8 @@ class Client:
             request.mesh.CopyFrom(wire.mesh_to_proto(mesh))
         if rules is not None:
             request.rules.CopyFrom(wire.rules_to_proto(rules))
-        response = self._call("DescribeModel", request)
-        return wire.description_from_proto(response, placed=mesh is not None)
+        response = self._connection.call("DescribeModel", request)
+        return description.description_from_proto(response, placed=mesh is not None)
 
     def program(self, spec: Any) -> InitProgram:
         """The init program of a model, from the cache if it is there and current.
@@ -146,10 +134,22 @@ class Client:
           ServiceError: the call failed, or what came is damaged.
           ProgramFormatError: this version cannot run the program.
         """
-        data = self._program_bytes(spec)
+        data = self._programs.get(spec)
         from shardinit.core.program import InitProgram
 
         return InitProgram.from_bytes(data)
+
+    def upload(self, program: InitProgram) -> str:
+        """Registers the program of a model of one's own; returns its sha256 (hex).
+
+        The digest is a spec from then on, for every client of that server.
+
+        Raises:
+          SpecError: the service finds faults in the program.
+          ServiceError: the operator does not allow it, or the call failed.
+        """
+        self._programs.upload(program.to_bytes(), program.sha256)
+        return program.sha256
 
     def init(
         self,
@@ -160,7 +160,8 @@ class Client:
         rules: Any = None,
         out_shardings: Any = None,
         select: Any = None,
-        progress: Callable[[int, int], None] | None = None,
+        via: str = "program",
+        progress: Progress | None = None,
     ) -> Any:
         """Initialises a model by spec, every device making its own shard.
 
@@ -171,33 +172,140 @@ class Client:
           rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``.
           out_shardings: a pytree of shardings instead of rules.
           select: globs over leaf paths: the leaves to initialise.
-          progress: called with (leaves dispatched, leaves in all).
+          via: ``"program"``, or ``"stream"`` to have the service compute the bytes and
+            send them, each process asking for those of its own devices only.
+          progress: called with (leaves dispatched, leaves in all); without it, a bar
+            on a terminal.
 
         Returns:
           dicts, lists and tuples of arrays, sharded.
 
         Raises:
           SpecError: the spec has faults.
-          ServiceError: the program could not be fetched.
+          ServiceError: the program or the bytes could not be fetched.
           ShardingError: the rules do not fit the leaves.
         """
-        program = self.program(spec)
-        from shardinit.core.compiled import init
+        if via not in ("program", "stream"):
+            raise ValueError(f"via={via!r}; expected 'program' or 'stream'")
+        if via == "program":
+            program = self.program(spec)
+            from shardinit.core.compiled import init
 
-        return init(
-            program,
-            key,
-            mesh=mesh,
-            rules=rules,
-            out_shardings=out_shardings,
-            select=select,
-            progress=progress,
-        )
+            with shown("initialise", progress) as report:
+                return init(
+                    program,
+                    key,
+                    mesh=mesh,
+                    rules=rules,
+                    out_shardings=out_shardings,
+                    select=select,
+                    progress=report,
+                )
+        from shardinit.service.arrays import from_windows
+
+        described = self.describe(spec, mesh if out_shardings is None else None, rules)
+        with shown("receive", progress) as report:
+            return from_windows(
+                described,
+                lambda pieces: self._receive(spec, key, pieces),
+                mesh=mesh,
+                out_shardings=out_shardings,
+                select=select,
+                progress=report,
+            )
+
+    def numpy(
+        self,
+        spec: Any,
+        key: Any,
+        *,
+        select: str | Iterable[str] | Callable[[str], bool] | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The leaves of a model as numpy arrays by path, in the order of the pytree.
+
+        Needs no JAX. Leaves of keys come as their words.
+
+        Args:
+          spec: a `ModelSpec`, or the sha256 of a program in hex.
+          key: an int seed, or the words of a key as a uint32 array.
+          select: globs over leaf paths, or a predicate; None for all leaves.
+          progress: called with (bytes received, bytes in all); without it, a bar on a
+            terminal.
+
+        Raises:
+          SelectError: a glob that matches no leaf.
+          SpecError: the spec has faults.
+          ServiceError: the bytes could not be fetched.
+        """
+        from shardinit.core.paths import chosen
+
+        leaves = self.describe(spec).leaves
+        picked = chosen(select, [leaf.path for leaf in leaves])
+        pieces = []
+        for leaf, taken in zip(leaves, picked, strict=True):
+            if taken:
+                shape, dtype = transfer.leaf_array(leaf)
+                start = (0,) * len(shape)
+                pieces.append(transfer.Piece(leaf.path, start, shape, dtype))
+        total, done = sum(piece.nbytes for piece in pieces), 0
+        with shown("receive", progress, "bytes") as report:
+
+            def moved(count: int) -> None:
+                nonlocal done
+                done += count
+                report(done, total)
+
+            arrays = self._receive(spec, key, pieces, moved)
+            names = [piece.path for piece in pieces]
+            return dict(zip(names, arrays, strict=True))
+
+    def read(self, spec: Any, key: Any, path: str, window: Any = ...) -> np.ndarray:
+        """One window of one leaf as a numpy array; only its bytes are sent.
+
+        Needs no JAX. A leaf of keys reads as their words.
+
+        Args:
+          spec: a `ModelSpec`, or the sha256 of a program in hex.
+          key: an int seed, or the words of a key as a uint32 array.
+          path: the leaf's key path.
+          window: a numpy index of ints, slices and ``...``; default the whole leaf.
+
+        Raises:
+          SelectError: no leaf has that path.
+          IndexError: the window does not lie inside the leaf.
+          SpecError: the spec has faults.
+          ServiceError: the bytes could not be fetched.
+        """
+        leaves = {leaf.path: leaf for leaf in self.describe(spec).leaves}
+        if path not in leaves:
+            some = ", ".join(map(repr, list(leaves)[:3]))
+            raise SelectError(f"path {path!r}", "no such leaf", f"one such as {some}")
+        shape, dtype = transfer.leaf_array(leaves[path])
+        start, size, rest = covering(window, shape, f"leaf {path!r}")
+        piece = transfer.Piece(path, start, size, dtype)
+        (array,) = self._receive(spec, key, [piece])
+        return np.asarray(array[rest])
 
     def close(self) -> None:
-        """Closes the connection; a second time does nothing."""
-        self._closed = True
-        self._channel.close()
+        """Ends running calls and the connection; a second time does nothing."""
+        self._connection.close()
+
+    def _receive(
+        self,
+        spec: Any,
+        key: Any,
+        pieces: Sequence[transfer.Piece],
+        moved: Callable[[int], None] = lambda count: None,
+    ) -> Any:
+        return transfer.receive(
+            self._connection,
+            wire.spec_to_proto(spec),
+            wire.key_to_proto(key),
+            pieces,
+            self._limits,
+            moved,
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -209,116 +317,3 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _program_bytes(self, spec: Any) -> bytes:
-        message = wire.spec_to_proto(spec)
-        text = message.SerializeToString(deterministic=True)
-        name = hashlib.sha256(text).hexdigest()
-        digest = message.program_sha256.hex() or self._store.remembered(name)
-        held = self._store.read(digest) if digest else None
-        if held is not None and message.program_sha256:
-            return held  # its digest is its name: nothing to ask
-        known = bytes.fromhex(digest) if digest and held is not None else b""
-        for last in (False, False, True):
-            try:
-                data, digest = self._fetch(message, known, held)
-                break
-            except ServiceError as error:
-                # gRPC never resumes a stream that has begun; a program is small, so
-                # the whole of it is asked for again.
-                if last or error.code not in ("UNAVAILABLE", "DATA_LOSS"):
-                    raise
-        else:
-            raise AssertionError("the last attempt returns or raises")
-        if data is not held:
-            self._store.write(digest, data)
-            self._store.remember(name, digest)
-        return data
-
-    def _fetch(
-        self, spec: spec_pb2.ModelSpec, known: bytes, held: bytes | None
-    ) -> tuple[bytes, str]:
-        """The program's bytes, checked, and its digest."""
-        request = service_pb2.GetProgramRequest(
-            spec=spec, jax_version=_jax_version(), known_sha256=known
-        )
-        self._negotiate()
-        with self._translated("GetProgram"):
-            stream = self._stub.GetProgram(
-                request, timeout=self._timeout, metadata=_metadata()
-            )
-            try:
-                return self._assemble(stream, known, held)
-            finally:
-                stream.cancel()  # does nothing to a stream that has ended
-
-    def _assemble(
-        self, stream: Any, known: bytes, held: bytes | None
-    ) -> tuple[bytes, str]:
-        first = next(stream, None)
-        if first is None or first.WhichOneof("part") != "header":
-            raise self._damaged("the stream has no header")
-        header = first.header
-        if header.size > self._limits.program_bytes or len(header.sha256) != 32:
-            raise self._damaged(f"a header of {header.size:,} bytes")
-        digest = header.sha256.hex()
-        if held is not None and header.sha256 == known:
-            return held, digest
-        buffer = bytearray(header.size)
-        filled = 0
-        for message in stream:
-            data = message.chunk.data
-            end = filled + len(data)
-            if message.chunk.offset != filled or not data or end > header.size:
-                raise self._damaged(f"a chunk does not follow at byte {filled:,}")
-            buffer[filled:end] = data
-            filled = end
-        if filled != header.size:
-            raise self._damaged(f"{filled:,} of {header.size:,} bytes came")
-        result = bytes(buffer)
-        if digest_of(result) != digest:
-            raise self._damaged("the sha256 differs from the header's")
-        return result, digest
-
-    def _damaged(self, came: str) -> ServiceError:
-        where = f"GetProgram from {self.target}"
-        return ServiceError(where, came, "an undamaged program", code="DATA_LOSS")
-
-    def _negotiate(self) -> None:
-        """Agrees on the protocol's version, once."""
-        if self._closed:
-            raise ServiceError(self.target, "the client is closed", code="CANCELLED")
-        with self._lock:
-            if self._version is not None:
-                return
-            oldest, newest = _VERSIONS
-            request = service_pb2.GetVersionRequest(min=oldest, max=newest)
-            with self._translated("GetVersion"):
-                self._version = self._stub.GetVersion(
-                    request, timeout=self._timeout, metadata=_metadata()
-                )
-
-    def _call(self, name: str, request: Any) -> Any:
-        self._negotiate()
-        with self._translated(name):
-            call = getattr(self._stub, name)
-            return call(request, timeout=self._timeout, metadata=_metadata())
-
-    @contextmanager
-    def _translated(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, f"{name} from {self.target}") from error
-
-
-def _metadata() -> tuple[tuple[str, str], ...]:
-    return ((REQUEST_ID, uuid.uuid4().hex),)
-
-
-def _jax_version() -> str:
-    """Version of the installed JAX, without importing it; empty if there is none."""
-    try:
-        return metadata.version("jax")
-    except metadata.PackageNotFoundError:
-        return ""

@@ -84,10 +84,10 @@ class Config:
         if self.insecure or is_local(self.listen):
             return
         if self.tls_cert is None or not guarded:
-            missing = "TLS" if self.tls_cert is None else "credentials of clients"
+            missing = "TLS" if self.tls_cert is None else "asking who calls"
             raise ServiceError(
                 f"listen address {self.listen!r}",
-                f"it can be reached from other machines, and there are no {missing}",
+                f"it can be reached from other machines, without {missing}",
                 "a certificate with its key, and tokens or a client CA",
                 "Give --tls-cert, --tls-key and --token-file or --client-ca; listen on "
                 "127.0.0.1; or say --insecure if something in front does all that",

@@ -75,7 +75,9 @@ def plan_to_proto(plan: Any) -> service_pb2.DescribeModelResponse:
     )
     kinds: dict[Any, int] = {}
     for leaf in plan.leaves:
-        spec = () if leaf.sharding is None else tuple(map(mesh_axes, leaf.sharding.spec))
+        spec = (
+            () if leaf.sharding is None else tuple(map(mesh_axes, leaf.sharding.spec))
+        )
         kind = (leaf.shape, str(leaf.dtype), spec, leaf.program, leaf.whole)
         if kind not in kinds:
             kinds[kind] = len(kinds)

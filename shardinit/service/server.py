@@ -212,7 +212,9 @@ def _bind(
             "Port 0 takes a free one",
             code="UNAVAILABLE",
         ) from error
-    return listen if listen.startswith("unix:") else f"{split_address(listen)[0]}:{port}"
+    return (
+        listen if listen.startswith("unix:") else f"{split_address(listen)[0]}:{port}"
+    )
 
 
 def serve(

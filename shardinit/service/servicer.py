@@ -155,12 +155,17 @@ class Servicer(InitServiceServicer):
         faults += self._limits.check_key(request.key)
         faults += self._limits.check_windows(request.windows)
         _refuse(request.spec, faults)
-        plan = self._sources.plan(wire.spec_from_proto(request.spec), remaining(context))
-        tree = shardinit.open(
-            plan,
-            wire.key_from_proto(request.key),
-            memory_limit=self._config.whole_bytes,
+        plan = self._sources.plan(
+            wire.spec_from_proto(request.spec), remaining(context)
         )
+        try:
+            tree = shardinit.open(
+                plan,
+                wire.key_from_proto(request.key),
+                memory_limit=self._config.whole_bytes,
+            )
+        except TypeError as error:  # a key of another kind than the model's
+            raise SpecError("key", [("key", str(error))]) from error
         windows = streams.read_windows(request, tree)
         sent = self._metrics.sent
         for message in streams.send(

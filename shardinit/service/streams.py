@@ -169,7 +169,7 @@ def cut(
 
 def _bytes(array: np.ndarray) -> memoryview:
     flat = np.ascontiguousarray(array).reshape(-1)
-    return memoryview(flat.view(np.uint8))
+    return flat.view(np.uint8).data
 
 
 def frame(offset: int, data: bytes) -> bytes:

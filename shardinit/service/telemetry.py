@@ -130,10 +130,12 @@ def span(method: str, metadata: Any) -> Iterator[Callable[[str], None]]:
         attributes={"rpc.system": "grpc", "rpc.method": method},
     )
 
+    failed = _trace.StatusCode.ERROR
+
     def end(code: str) -> None:
         opened.set_attribute("rpc.grpc.status_code", code)
         if code in ("INTERNAL", "UNKNOWN", "DATA_LOSS"):
-            opened.set_status(_trace.StatusCode.ERROR)
+            opened.set_status(failed)
 
     # Not made the current span: a stream's generator is resumed by whichever thread.
     try:

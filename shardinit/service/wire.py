@@ -182,17 +182,18 @@ def key_to_proto(key: Any) -> service_pb2.RootKey:
             raise TypeError(f"key: the seed {key} has more than 64 bits")
         return service_pb2.RootKey(seed=key)
     dtype, impl = str(getattr(key, "dtype", "")), ""
+    words: Any = key
     if dtype.startswith("key<"):
         import jax  # whoever has such a key has imported it already
 
-        impl, key = str(jax.random.key_impl(key)), jax.random.key_data(key)
+        impl, words = str(jax.random.key_impl(key)), jax.random.key_data(key)
     elif dtype != "uint32":
         raise TypeError(
             f"key: got {type(key).__name__}; expected an int seed, a JAX key or its "
             f"words as a uint32 array"
         )
-    words = [int(word) for word in key]
-    return service_pb2.RootKey(data=service_pb2.KeyData(impl=impl, words=words))
+    data = service_pb2.KeyData(impl=impl, words=[int(word) for word in words])
+    return service_pb2.RootKey(data=data)
 
 
 def key_from_proto(message: service_pb2.RootKey) -> Any:
@@ -202,7 +203,7 @@ def key_from_proto(message: service_pb2.RootKey) -> Any:
 
     if message.WhichOneof("key") == "seed":
         return message.seed
-    words = np.array(message.data.words, np.uint32)
+    words: Any = np.array(message.data.words, np.uint32)
     if not message.data.impl:
         return words
     return jax.random.wrap_key_data(words, impl=message.data.impl)
@@ -215,9 +216,7 @@ def chunks_to_proto(data: bytes, step: int) -> Iterator[service_pb2.ProgramChunk
         yield service_pb2.ProgramChunk(offset=start, data=piece)
 
 
-def chunks_from_proto(
-    chunks: Iterable[service_pb2.ProgramChunk], size: int
-) -> bytes:
+def chunks_from_proto(chunks: Iterable[service_pb2.ProgramChunk], size: int) -> bytes:
     """The program that pieces make; never holds more than ``size`` bytes.
 
     Raises:

@@ -205,7 +205,7 @@ def test_a_config_too_deep_to_be_sent_is_refused_here(client):
 def test_an_older_jax_than_the_producer_s_is_told_so(
     client, spec, monkeypatch, version
 ):
-    monkeypatch.setattr("shardinit.service.client._jax_version", lambda: version)
+    monkeypatch.setattr("shardinit.service.programs._jax_version", lambda: version)
     monkeypatch.setattr(servicing, "_jax_version", lambda: "0.10.2")
     with pytest.raises(
         ServiceError, match=rf"client has {version}.*0\.10\.2"

@@ -4,8 +4,12 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 
 import grpc
+import jax
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -13,9 +17,14 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 import shardinit
+from shardinit.core.init_fn import InitFn
 from shardinit.errors import ServiceError
+from shardinit.models import ModelSpec, build, register
 from shardinit.service import servicer as servicing
-from shardinit.service.server import SERVICE, Server, check_listen
+from shardinit.service.config import Config
+from shardinit.service.limits import Limits
+from shardinit.service.server import SERVICE, Server
+from shardinit.service.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -55,7 +64,15 @@ def test_reflection_lists_the_service_with_all_that_it_has(server):
         assert SERVICE in database.get_services()
         file = database.FindFileContainingSymbol(SERVICE)
     methods = [m.name for m in file.service[0].method]
-    assert methods == ["GetVersion", "ListModels", "DescribeModel", "GetProgram"]
+    assert methods == [
+        "GetVersion",
+        "ListModels",
+        "DescribeModel",
+        "GetProgram",
+        "StreamShards",
+        "WriteCheckpoint",
+        "UploadProgram",
+    ]
 
 
 def test_health_answers_while_every_thread_is_busy():
@@ -68,7 +85,7 @@ def test_health_answers_while_every_thread_is_busy():
             return service_pb2.ListModelsResponse()
 
     with (
-        Server(servicer=Busy(), workers=2) as server,
+        Server(Config(workers=2), servicer=Busy()) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         call = channel.unary_unary("/shardinit.v1.InitService/ListModels")
@@ -138,7 +155,7 @@ def test_a_signal_drains_the_server_and_it_exits_with_0(number, spec, tmp_path):
 )
 def test_an_address_that_others_can_reach_is_refused(listen):
     with pytest.raises(ServiceError, match="reached from other machines") as caught:
-        Server(listen)
+        Server(Config(listen))
     assert caught.value.code == "FAILED_PRECONDITION"
 
 
@@ -147,17 +164,17 @@ def test_an_address_that_others_can_reach_is_refused(listen):
 )
 def test_an_address_that_is_none_is_refused(listen):
     with pytest.raises(ServiceError, match="no host and port"):
-        check_listen(listen)
+        Config(listen).check()
 
 
 def test_a_port_in_use_is_a_clear_error(server):
     with pytest.raises(ServiceError, match="cannot be bound"):
-        Server(server.address)
+        Server(Config(server.address))
 
 
 def test_a_unix_socket_serves(tmp_path):
     with (
-        Server(f"unix:{tmp_path}/s") as server,
+        Server(Config(f"unix:{tmp_path}/s")) as server,
         shardinit.connect(server.address, cache_dir=tmp_path / "cache") as client,
     ):
         assert "service-test" in client.models()
@@ -173,13 +190,13 @@ def test_nothing_of_a_stopped_server_stays_on_its_port():
 
 def test_many_clients_at_once_build_a_program_once(spec, tmp_path, monkeypatch):
     exports = []
-    export = servicing.Servicer._export
+    export = shardinit.export_plan
 
-    def counted(self, spec):
-        exports.append(spec)
-        return export(self, spec)
+    def counted(plan):
+        exports.append(plan)
+        return export(plan)
 
-    monkeypatch.setattr(servicing.Servicer, "_export", counted)
+    monkeypatch.setattr(shardinit, "export_plan", counted)
     digests = []
 
     def ask(address, number):
@@ -197,3 +214,229 @@ def test_many_clients_at_once_build_a_program_once(spec, tmp_path, monkeypatch):
     assert len(exports) == 1
     assert len(digests) == 8
     assert len(set(digests)) == 1
+
+
+def scrape(server):
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in pairs}
+
+
+def test_metrics_count_what_was_done(spec, tmp_path):
+    with (
+        Server(Config(metrics_listen="127.0.0.1:0")) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path) as client,
+    ):
+        client.numpy(spec, 0)
+        with pytest.raises(ServiceError):
+            client.program("0" * 64)
+        figures = scrape(server)
+    assert figures['shardinit_calls_total{code="OK",method="StreamShards"}'] == 1
+    assert figures['shardinit_calls_total{code="NOT_FOUND",method="GetProgram"}'] == 1
+    assert figures['shardinit_call_seconds_count{method="DescribeModel"}'] == 1
+    assert figures["shardinit_stream_bytes_total"] > 8 * 64 * 4 * 2
+    assert figures["shardinit_cache_bytes"] > 0
+    assert figures['shardinit_active_calls{method="StreamShards"}'] == 0
+
+
+def test_a_metrics_port_in_use_is_a_clear_error():
+    with (
+        Server(Config(metrics_listen="127.0.0.1:0")) as server,
+        pytest.raises(ServiceError, match="metrics address"),
+    ):
+        Server(Config(metrics_listen=server.metrics_address))
+
+
+def test_calls_beyond_the_queue_are_refused_and_health_is_not():
+    inside, release = threading.Semaphore(0), threading.Event()
+
+    class Busy(servicing.Servicer):
+        def ListModels(self, request, context):
+            inside.release()
+            release.wait(20)
+            return service_pb2.ListModelsResponse()
+
+    with (
+        Server(Config(workers=1, queue=2), servicer=Busy()) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = channel.unary_unary("/shardinit.v1.InitService/ListModels")
+        running = call.future(b"", timeout=20)
+        assert inside.acquire(timeout=10)
+        waiting = [call.future(b"", timeout=20) for _ in range(6)]
+        refused = []
+        for future in waiting:  # those that wait have no outcome yet
+            try:
+                refused.append(future.exception(timeout=0.5).code())
+            except grpc.FutureTimeoutError:
+                continue
+        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
+        assert check(channel, SERVICE) == SERVING
+        release.set()
+        assert running.result() == b""
+
+
+def test_streams_that_wait_do_not_hold_up_short_calls(spec, tmp_path):
+    inside, release = threading.Semaphore(0), threading.Event()
+
+    class Busy(servicing.Servicer):
+        def StreamShards(self, request, context):
+            inside.release()
+            release.wait(20)
+            yield from super().StreamShards(request, context)
+
+    with (
+        Server(Config(streams=1), servicer=Busy()) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path) as client,
+    ):
+        got = []
+        threads = [
+            threading.Thread(target=lambda: got.append(client.numpy(spec, 0)))
+            for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        assert inside.acquire(timeout=10)
+        assert client.models()
+        assert not inside.acquire(timeout=0.2)
+        release.set()
+        for thread in threads:
+            thread.join()
+    assert len(got) == 3
+
+
+def test_a_stream_that_runs_at_the_end_is_handed_to_the_next_server(spec, tmp_path):
+    begun, resumed = threading.Event(), []
+
+    class Slow(servicing.Servicer):
+        def StreamShards(self, request, context):
+            resumed.append((request.resume.window, request.resume.offset))
+            for message in super().StreamShards(request, context):
+                yield message
+                if len(resumed) == 1:
+                    begun.set()
+                    time.sleep(0.1)
+
+    config = Config(block_bytes=4096, limits=Limits(chunk_bytes=256))
+    first = Server(config, servicer=Slow(config))
+    first.start()
+    got = []
+    with shardinit.connect(first.address, timeout=30, cache_dir=tmp_path) as client:
+        thread = threading.Thread(target=lambda: got.append(client.numpy(spec, 0)))
+        thread.start()
+        assert begun.wait(10)
+        first.stop(grace=0.5)
+        with Server(Config(first.address), servicer=Slow(config)):
+            thread.join(30)
+        assert len(resumed) >= 2
+        assert resumed[1] > (0, 0)
+    plain = jax.jit(build(spec).fn)(jax.random.key(0))
+    assert got[0]["head"].tobytes() == np.asarray(plain["head"]).tobytes()
+
+
+def test_a_call_is_a_span_of_the_caller_s_trace(client, server):
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import (
+        InMemorySpanExporter,
+    )
+
+    exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    parent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
+    with grpc.insecure_channel(server.address) as channel:
+        channel.unary_unary("/shardinit.v1.InitService/ListModels")(
+            b"", metadata=(("traceparent", parent),), timeout=10
+        )
+    for _ in range(100):
+        if exporter.get_finished_spans():
+            break
+        time.sleep(0.05)
+    (span,) = exporter.get_finished_spans()
+    assert span.name == "shardinit.v1.InitService/ListModels"
+    assert f"{span.context.trace_id:032x}" in parent
+    assert span.attributes["rpc.grpc.status_code"] == "OK"
+
+
+def test_a_program_is_registered_and_then_asked_for_by_digest(mesh, tmp_path):
+    def own(key):
+        return {"w": jax.random.normal(key, (16, 64))}
+
+    program = shardinit.export_plan(shardinit.plan(own))
+    with (
+        Server(Config(allow_upload=True)) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path / "a") as client,
+        shardinit.connect(server.address, cache_dir=tmp_path / "b") as other,
+    ):
+        digest = client.upload(program)
+        assert client.upload(program) == digest == program.sha256
+        plain = np.asarray(jax.jit(own)(jax.random.key(1))["w"])
+        assert other.describe(digest, mesh).fingerprint == program.fingerprint
+        for via in ("program", "stream"):
+            ours = other.init(digest, 1, mesh=mesh, via=via)
+            assert np.asarray(ours["w"]).tobytes() == plain.tobytes()
+        assert other.numpy(digest, 1)["w"].tobytes() == plain.tobytes()
+
+
+def test_an_upload_is_refused_unless_the_operator_allows_it(client):
+    program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
+    with pytest.raises(ServiceError, match="does not allow") as caught:
+        client.upload(program)
+    assert caught.value.code == "UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize(
+    "how", ["flip", "cut", "gap", "more", "name", "headless", "size"]
+)
+def test_a_faulty_upload_is_refused(how):
+    program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
+    data, digest = bytearray(program.to_bytes()), bytes.fromhex(program.sha256)
+    if how == "flip":
+        data[len(data) // 2] ^= 1
+    size = len(data)
+    if how == "name":
+        digest = bytes(32)
+    if how == "size":
+        size = 1 << 60
+    Upload, Chunk = service_pb2.UploadProgramRequest, service_pb2.ProgramChunk
+    header = service_pb2.UploadHeader(size=size, sha256=digest)
+    middle = 100 + (how == "gap")
+    messages = [
+        Upload(header=header),
+        Upload(chunk=Chunk(offset=0, data=bytes(data[:100]))),
+        Upload(chunk=Chunk(offset=middle, data=bytes(data[100:]))),
+    ]
+    messages = {"cut": messages[:-1], "headless": messages[1:]}.get(how, messages)
+    if how == "more":
+        messages.append(Upload(chunk=Chunk(offset=len(data), data=b"x")))
+    with (
+        Server(Config(allow_upload=True)) as server,
+        grpc.insecure_channel(server.address) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        InitServiceStub(channel).UploadProgram(iter(messages), timeout=20)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_one_spec_is_traced_once_for_all_meshes_and_calls(spec, server, tmp_path):
+    traced = []
+
+    @register("service-traced")
+    def build_traced(config):
+        def init(key):
+            traced.append(key)
+            return {"w": jax.random.normal(key, (8, 64))}
+
+        return InitFn(init)
+
+    spec = ModelSpec("service-traced", {})
+    with shardinit.connect(server.address, cache_dir=tmp_path) as client:
+        for mesh in (None, {"a": 2}, {"a": 4}, {"b": 8}):
+            client.describe(spec, mesh)
+        client.program(spec)
+        client.numpy(spec, 0)
+        client.numpy(spec, 1)
+    assert len(traced) == 1

@@ -1,0 +1,117 @@
+"""Programs: init programs from a service, each fetched once.
+
+The store on disk is asked first; the service then says in one header whether what is
+held is still what the spec means. A program is small, so a stream that breaks is asked
+for again from its beginning, and nothing that is damaged gets past the digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import metadata
+from typing import Any
+
+from shardinit.errors import ServiceError
+from shardinit.service import wire
+from shardinit.service.connection import Connection
+from shardinit.service.limits import Limits
+from shardinit.service.store import Store, digest_of
+from shardinit.v1 import service_pb2, spec_pb2
+
+
+class Programs:
+    """Serialised programs by spec.
+
+    Args:
+      connection: to the service.
+      store: where they are kept.
+      limits: caps on what is accepted.
+    """
+
+    def __init__(self, connection: Connection, store: Store, limits: Limits):
+        self._connection = connection
+        self._store = store
+        self._limits = limits
+
+    def get(self, spec: Any) -> bytes:
+        """The program of a ``ModelSpec``, or of a sha256 in hex.
+
+        Raises:
+          SpecError: the spec has faults.
+          ServiceError: the call failed, or what came is damaged.
+        """
+        message = wire.spec_to_proto(spec)
+        text = message.SerializeToString(deterministic=True)
+        name = hashlib.sha256(text).hexdigest()
+        digest = message.program_sha256.hex() or self._store.remembered(name)
+        held = self._store.read(digest) if digest else None
+        if held is not None and message.program_sha256:
+            return held  # its digest is its name: nothing to ask
+        known = bytes.fromhex(digest) if digest and held is not None else b""
+        for last in (False, False, True):
+            try:
+                data, digest = self._fetch(message, known, held)
+                break
+            except ServiceError as error:
+                # gRPC never resumes a stream that has begun.
+                if last or error.code not in ("UNAVAILABLE", "DATA_LOSS"):
+                    raise
+        else:
+            raise AssertionError("the last attempt returns or raises")
+        if data is not held:
+            self._store.write(digest, data)
+            self._store.remember(name, digest)
+        return data
+
+    def upload(self, data: bytes, digest: str) -> None:
+        """Registers a serialised program under its digest.
+
+        Raises:
+          ServiceError: the operator does not allow it, or the call failed.
+        """
+        header = service_pb2.UploadHeader(size=len(data), sha256=bytes.fromhex(digest))
+
+        def messages() -> Any:
+            yield service_pb2.UploadProgramRequest(header=header)
+            for chunk in wire.chunks_to_proto(data, self._limits.request_bytes // 2):
+                yield service_pb2.UploadProgramRequest(chunk=chunk)
+
+        self._connection.call("UploadProgram", messages())
+
+    def _fetch(
+        self, spec: spec_pb2.ModelSpec, known: bytes, held: bytes | None
+    ) -> tuple[bytes, str]:
+        """The program's bytes, checked, and its digest."""
+        request = service_pb2.GetProgramRequest(
+            spec=spec, jax_version=_jax_version(), known_sha256=known
+        )
+        with self._connection.stream("GetProgram", request) as messages:
+            first = next(messages, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise self._damaged("the stream has no header")
+            header = first.header
+            if header.size > self._limits.program_bytes or len(header.sha256) != 32:
+                raise self._damaged(f"a header of {header.size:,} bytes")
+            digest = header.sha256.hex()
+            if held is not None and header.sha256 == known:
+                return held, digest
+            chunks = (message.chunk for message in messages)
+            try:
+                result = wire.chunks_from_proto(chunks, header.size)
+            except ValueError as error:
+                raise self._damaged(str(error)) from error
+        if digest_of(result) != digest:
+            raise self._damaged("the sha256 differs from the header's")
+        return result, digest
+
+    def _damaged(self, came: str) -> ServiceError:
+        where = f"GetProgram from {self._connection.target}"
+        return ServiceError(where, came, "an undamaged program", code="DATA_LOSS")
+
+
+def _jax_version() -> str:
+    """Version of the installed JAX, without importing it; empty if there is none."""
+    try:
+        return metadata.version("jax")
+    except metadata.PackageNotFoundError:
+        return ""

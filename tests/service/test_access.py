@@ -1,0 +1,282 @@
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+import shardinit
+from shardinit.errors import ServiceError
+from shardinit.service.config import Config
+from shardinit.service.server import SERVICE, Server
+
+ONE, TWO, THREE = "first-token-of-many", "second-token-of-many", "third-token-of-many"
+
+
+def openssl(*arguments):
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory):
+    """An authority, and a certificate of a server and of a client that it signed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificates; it is not here")
+    folder = tmp_path_factory.mktemp("pki")
+    make_authority(folder, "ca")
+    make_signed(folder, "ca", "server")
+    make_signed(folder, "ca", "client")
+    return folder
+
+
+def make_authority(folder, name):
+    openssl(
+        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+        *("-nodes", "-days", "2", "-subj", f"/CN={name}"),
+        *("-keyout", f"{folder}/{name}.key", "-out", f"{folder}/{name}.pem"),
+    )
+
+
+def make_signed(folder, authority, name):
+    request = folder / f"{name}.csr"
+    openssl(
+        *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+        *("-subj", f"/CN={name}", "-keyout", f"{folder}/{name}.key"),
+        *("-out", str(request)),
+    )
+    extension = folder / "san"
+    extension.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    openssl(
+        *("x509", "-req", "-in", str(request), "-days", "2", "-CAcreateserial"),
+        *("-CA", f"{folder}/{authority}.pem", "-CAkey", f"{folder}/{authority}.key"),
+        *("-extfile", str(extension), "-out", f"{folder}/{name}.pem"),
+    )
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"# who may call\n{ONE}\n\n  {TWO}\n")
+    return path
+
+
+def secured(pki, **more):
+    return Config(tls_cert=pki / "server.pem", tls_key=pki / "server.key", **more)
+
+
+def models(server, tmp_path, **credentials):
+    with shardinit.connect(
+        server.address, timeout=10, cache_dir=tmp_path / "cache", **credentials
+    ) as client:
+        return client.models()
+
+
+def test_tls_is_spoken_and_nothing_else(pki, tmp_path):
+    with Server(secured(pki)) as server:
+        assert models(server, tmp_path, ca=pki / "ca.pem")
+        for wrong in ({}, {"tls": True}):
+            with pytest.raises(ServiceError) as caught:
+                models(server, tmp_path, **wrong)
+            assert caught.value.code == "UNAVAILABLE"
+
+
+def test_mutual_tls_asks_for_the_client_s_certificate(pki, tmp_path):
+    make_authority(tmp_path, "other")
+    make_signed(tmp_path, "other", "stranger")
+    with Server(secured(pki, client_ca=pki / "ca.pem")) as server:
+        ca = pki / "ca.pem"
+        own = {"cert": pki / "client.pem", "key": pki / "client.key"}
+        assert models(server, tmp_path, ca=ca, **own)
+        strange = {"cert": tmp_path / "stranger.pem", "key": tmp_path / "stranger.key"}
+        for wrong in ({}, strange):
+            with pytest.raises(ServiceError) as caught:
+                models(server, tmp_path, ca=ca, **wrong)
+            assert caught.value.code == "UNAVAILABLE"
+
+
+def test_a_replaced_certificate_is_used_without_a_restart(pki, tmp_path):
+    for name in ("server.pem", "server.key"):
+        shutil.copy(pki / name, tmp_path / name)
+    config = Config(tls_cert=tmp_path / "server.pem", tls_key=tmp_path / "server.key")
+    with Server(config) as server:
+        assert models(server, tmp_path, ca=pki / "ca.pem")
+        make_authority(tmp_path, "new")
+        make_signed(tmp_path, "new", "server")
+        assert models(server, tmp_path, ca=tmp_path / "new.pem")
+
+
+def test_every_token_of_the_file_opens_and_no_other(tokens, tmp_path):
+    with Server(Config(token_file=tokens)) as server:
+        for token in (ONE, TWO):
+            assert models(server, tmp_path, token=token)
+        for wrong in (None, THREE, ONE[:-1], ONE + "x", ""):
+            with pytest.raises(ServiceError, match="bearer token") as caught:
+                models(server, tmp_path, token=wrong)
+            assert caught.value.code == "UNAUTHENTICATED"
+
+
+def test_tokens_are_replaced_without_a_restart_on_both_sides(tokens, tmp_path):
+    mine = tmp_path / "mine"
+    mine.write_text(f"{ONE}\n")
+    with (
+        Server(Config(token_file=tokens)) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path, token=mine) as client,
+    ):
+        assert client.models()
+        tokens.write_text(f"{THREE}\n")
+        with pytest.raises(ServiceError):
+            client.models()
+        mine.write_text(f"{THREE}\n")
+        assert client.models()
+        tokens.write_text("")  # half-written: what it said before holds
+        assert client.models()
+        with pytest.raises(ServiceError):
+            models(server, tmp_path, token=ONE)
+
+
+def test_streams_reflection_and_channelz_need_the_token_and_health_does_not(tokens):
+    calls = (
+        "/shardinit.v1.InitService/StreamShards",
+        "/shardinit.v1.InitService/UploadProgram",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        "/grpc.channelz.v1.Channelz/GetServers",
+    )
+    with (
+        Server(Config(token_file=tokens)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        for name in calls:
+            with pytest.raises(grpc.RpcError) as caught:
+                channel.stream_stream(name)(iter([b""]), timeout=10).__next__()
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(service=SERVICE)).status == 1
+
+
+@pytest.mark.parametrize("text", ["", "# none\n", "short\n"])
+def test_a_token_file_without_proper_tokens_is_refused(tmp_path, text):
+    path = tmp_path / "tokens"
+    path.write_text(text)
+    with pytest.raises(ServiceError, match="16 characters"):
+        Server(Config(token_file=path))
+    with pytest.raises(ServiceError, match="No such file"):
+        Server(Config(token_file=tmp_path / "none"))
+
+
+def test_a_token_is_not_sent_in_clear_to_another_machine(tmp_path):
+    for target in ("example.com:1", "dns:///10.0.0.1:1", "ipv4:127.0.0.1:1,10.0.0.1:1"):
+        with pytest.raises(ServiceError, match="without TLS"):
+            shardinit.connect(target, cache_dir=tmp_path, token=ONE)
+    shardinit.connect("dns:///localhost:1", cache_dir=tmp_path, token=ONE).close()
+    shardinit.connect(
+        "10.0.0.1:1", cache_dir=tmp_path, token=ONE, insecure=True
+    ).close()
+
+
+def test_beyond_this_machine_only_with_tls_and_credentials(pki, tokens):
+    open_to_all = "0.0.0.0:0"
+    for lacking in (
+        Config(open_to_all),
+        Config(open_to_all, token_file=tokens),
+        secured(pki, listen=open_to_all),
+    ):
+        with pytest.raises(ServiceError, match="other machines") as caught:
+            Server(lacking)
+        assert caught.value.code == "FAILED_PRECONDITION"
+    for enough in (
+        Config(open_to_all, insecure=True),
+        secured(pki, listen=open_to_all, token_file=tokens),
+        secured(pki, listen=open_to_all, client_ca=pki / "ca.pem"),
+    ):
+        enough.check()
+    with Server(secured(pki, listen=open_to_all, token_file=tokens)) as server:
+        assert server.address.startswith("0.0.0.0:")
+
+
+def test_settings_that_contradict_each_other_are_refused(pki):
+    for wrong in (
+        Config(tls_cert=pki / "server.pem"),
+        Config(tls_key=pki / "server.key"),
+        Config(client_ca=pki / "ca.pem"),
+        Config(metrics_listen="here"),
+    ):
+        with pytest.raises(ServiceError):
+            Server(wrong)
+    with pytest.raises(ServiceError, match="not PEM"):
+        Server(Config(tls_cert=Path(__file__), tls_key=pki / "server.key"))
+
+
+def run(*arguments, env=None, **more):
+    """Starts ``shardinit serve``; returns the process and its lines on addresses."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shardinit", "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | (env or {}),
+        **more,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line.split())
+        if "serves" in line:
+            break
+    return process, {line[-3]: line[-1] for line in lines}
+
+
+def end(process):
+    process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    return err
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, tokens):
+    """Three settings, each said in fewer places than the one before."""
+    file = tmp_path / "serve.toml"
+    file.write_text(
+        'listen = "256.0.0.1:0"\nhealth-listen = "no"\nlog_format = "json"\n'
+        f'token_file = "{tokens}"\n'
+    )
+    environment = {"SHARDINIT_LISTEN": "255.0.0.1:1", "SHARDINIT_CONFIG": str(file)}
+    environment["SHARDINIT_HEALTH_LISTEN"] = "127.0.0.1:0"
+    process, addresses = run("--listen", "localhost:0", env=environment)
+    try:
+        address = addresses["serves"]
+        assert address.startswith("localhost:")
+        with shardinit.connect(address, cache_dir=tmp_path, token=ONE) as client:
+            client.models()
+        probe = [sys.executable, "-m", "shardinit", "health", addresses["health"]]
+        done = subprocess.run(probe, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "SERVING\n")
+    finally:
+        err = end(process)
+    import json
+
+    lines = [json.loads(line) for line in err.splitlines()]
+    (call,) = [line for line in lines if line.get("method") == "ListModels"]
+    assert call["code"] == "OK"
+    assert len(call["request_id"]) == 32
+    done = subprocess.run(probe, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "UNAVAILABLE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("lisen = 1", "'lisen' is none of"), ("listen =", "TOML")]
+)
+def test_a_faulty_config_file_is_said(tmp_path, text, said):
+    file = tmp_path / "serve.toml"
+    file.write_text(text)
+    command = [sys.executable, "-m", "shardinit", "serve", "--config", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "serve.toml" in done.stderr
+    begin = time.monotonic()
+    missing = [*command[:-1], str(tmp_path / "none.toml")]
+    assert subprocess.run(missing, capture_output=True).returncode == 2
+    assert time.monotonic() - begin < 60
