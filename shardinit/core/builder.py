@@ -18,6 +18,8 @@ from shardinit.core import prelude
 from shardinit.core.graph import Node, Value, constant
 from shardinit.core.scan import ScanSplit
 
+MAX_UNROLLED = 64
+
 
 class Builder:
     """Reads jaxprs into graphs.
@@ -130,7 +132,12 @@ class Builder:
 
     def _scan(self, eqn: Any, args: list[Value]) -> list[Value]:
         """A scan as maps, as far as only keys are carried; the rest stays a scan."""
-        parts = jx.scan_parts(eqn)
+        avals = [v.aval for v in eqn.outvars]
+        parts = jx.scan_parts(eqn, args, avals)
+        if not self._opaque:
+            steps = self.unrolled(parts, args, len(avals))
+            if steps is not None:
+                return steps
         split = ScanSplit(parts, args, Builder(fold=False, opaque=True))
         whole: Node | None = None
         finals, stacks = split.unroll(self.add) if self._fold else ({}, {})
@@ -145,9 +152,28 @@ class Builder:
                     eqn.primitive,
                     eqn.params,
                     args,
-                    [v.aval for v in eqn.outvars],
+                    avals,
                 )
                 value = whole.outputs[number]
             assert value.shape == tuple(var.aval.shape)
             outs.append(value)
         return outs
+
+    def unrolled(
+        self, parts: jx.ScanParts, args: Sequence[Value], results: int
+    ) -> list[Value] | None:
+        """A short loop that carries integers alone, step after step; else None.
+
+        With floats the compiler would see another program than the loop it was.
+        """
+        rest, carry = list(args[: parts.n_consts]), list(args[parts.n_consts :])
+        if (
+            parts.length > MAX_UNROLLED
+            or not len(carry) == parts.n_carry == results
+            or any(jx.is_key(v.dtype) for v in carry)
+            or any(np.dtype(v.dtype).kind not in "iub" for v in carry)
+        ):
+            return None
+        for _ in range(parts.length):
+            carry = self.read(parts.body, parts.consts, [*rest, *carry])
+        return carry

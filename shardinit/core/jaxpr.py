@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 import gc
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,6 +59,8 @@ CALLBACKS = frozenset(
 KEY_DERIVATIONS = frozenset(
     {"random_seed", "random_fold_in", "random_split", "random_wrap", "random_unwrap"}
 )
+# A primitive of primitives, since JAX 0.12: ``searchsorted`` is one.
+HI_CALL = "call_hi_primitive"
 
 Literal = jex.Literal
 ClosedJaxpr = jex.ClosedJaxpr
@@ -81,6 +83,11 @@ def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
     if hasattr(jaxpr, "consts") and hasattr(jaxpr, "jaxpr"):
         return jaxpr.jaxpr, tuple(jaxpr.consts)
     return jaxpr, tuple(getattr(jaxpr, "consts", ()))
+
+
+def expanded(node: Any, avals: Sequence[Any]) -> Any:
+    """What a primitive of primitives is made of, as a closed jaxpr."""
+    return closed_from(node.params["_prim"].expand, *avals)
 
 
 def is_jaxpr(value: Any) -> bool:
@@ -108,22 +115,27 @@ class ScanParts:
     reverse: bool
 
 
-def scan_parts(eqn: Any) -> ScanParts:
+def scan_parts(eqn: Any, ins: Sequence[Any], outs: Sequence[Any]) -> ScanParts:
     """Reads a scan equation without its version-dependent bookkeeping.
+
+    Args:
+      eqn: the equation, or a graph's node of it: what has its ``params``.
+      ins: its operands, or what else has their ``shape``.
+      outs: its results, likewise.
 
     A carry keeps its rank and a scanned operand or result has one axis more outside
     than inside, so the ranks tell the roles apart.
     """
     body, consts = nested(eqn)
     n_carry = 0
-    for inner, outer in zip(body.outvars, eqn.outvars, strict=True):
-        if len(inner.aval.shape) != len(outer.aval.shape):
+    for inner, outer in zip(body.outvars, outs, strict=True):
+        if len(inner.aval.shape) != len(outer.shape):
             break
         n_carry += 1
     n_xs = 0
-    pairs = list(zip(body.invars, eqn.invars, strict=True))
+    pairs = list(zip(body.invars, ins, strict=True))
     for inner, outer in reversed(pairs):
-        if len(inner.aval.shape) == len(outer.aval.shape):
+        if len(inner.aval.shape) == len(outer.shape):
             break
         n_xs += 1
     return ScanParts(

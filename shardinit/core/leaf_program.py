@@ -136,8 +136,11 @@ def _operand_words(value: Value) -> int:
 
 
 def flatten(outs: list[Value], operands: list[Value]) -> Detached:
-    """A leaf program's graph with every call inlined and every map vmapped."""
-    inliner = Builder(fold=False, opaque=False)
+    """A leaf program's graph with every call inlined and every map vmapped.
+
+    Short loops over integers (``choice`` searches its table in one) are unrolled.
+    """
+    inliner = Builder(fold=True, opaque=False)
 
     def expand(node: Node, inputs: list[Value]) -> list[Value] | None:
         if node.name == "call":
@@ -145,6 +148,13 @@ def flatten(outs: list[Value], operands: list[Value]) -> Detached:
             return inliner.read(jaxpr, consts, inputs)
         if node.name == "map":
             body, consts = jx.opened(_vmapped(node))
+            return inliner.read(body, consts, inputs)
+        if node.name == "scan":
+            parts = jx.scan_parts(node, node.inputs, node.outputs)
+            return inliner.unrolled(parts, inputs, len(node.outputs))
+        if node.name == jx.HI_CALL:
+            avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in node.inputs]
+            body, consts = jx.opened(jx.expanded(node, avals))
             return inliner.read(body, consts, inputs)
         return None
 

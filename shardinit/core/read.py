@@ -83,7 +83,7 @@ class LazyArray:
           WholeLeafError: the leaf must be evaluated whole, beyond the memory limit.
         """
         inside = len(start) == len(shape) == self.ndim and all(
-            0 <= s and 0 <= n and s + n <= size
+            min(s, n) >= 0 and s + n <= size
             for s, n, size in zip(start, shape, self.shape, strict=True)
         )
         if not inside:

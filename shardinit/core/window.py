@@ -16,8 +16,9 @@ every lane of a row runs with the same key. Elsewhere the window keeps its own a
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,10 @@ LANES = 128
 MIN_ROW_LANES = 512
 # Ancestors of keys (the key arrays themselves) are evaluated whole up to this size.
 MAX_WHOLE_KEYS = 1 << 24
+# So are tables: values of constants alone that are read here and there.
+MAX_TABLE = 1 << 20
+# An axis is folded (argmax) once an element of the node, or a little more.
+MAX_FOLD_REPEATS = 2
 
 
 @dataclass(frozen=True)
@@ -55,26 +60,48 @@ def analyse(graph: Detached) -> Analysis:
     """Finds out whether and how the first result of ``graph`` can be windowed."""
     (out,) = graph.outs
     order = topological([out])
+    known = _constants(order)
     pulled: set[Value] = {out}
     inputs: dict[Value, None] = {}
     for node in reversed(order):
         wanted = [v for v in node.outputs if v in pulled]
         if not wanted:
             continue
-        if rules.rule_of(node) is not None:
+        rule = rules.rule_of(node)
+        if rule is not None:
+            if rule.folds and out.size > MAX_FOLD_REPEATS * node.outputs[0].size:
+                return Analysis(_describe(node))
+            tables = [node.inputs[i] for i in rule.table(node)]
+            if not all(v.const is not None or v in known for v in tables):
+                return Analysis(_describe(node))
             pulled.update(v for v in node.inputs if v.const is None)
-        elif node.name in jx.KEY_DERIVATIONS:
+            pulled.difference_update(tables)
+            inputs.update((v, None) for v in tables if v.const is None)
+        elif node.name in jx.KEY_DERIVATIONS or known.issuperset(node.outputs):
             inputs.update((v, None) for v in wanted)
         else:
             return Analysis(_describe(_first_unruled(order)))
     inputs.update((v, None) for v in graph.inputs if v in pulled)
     for node in topological(inputs):
+        if node.outputs[0] in known:
+            if any(v.size > MAX_TABLE for v in node.outputs):
+                return Analysis(_describe(node))
+            continue
         if any(v.size > MAX_WHOLE_KEYS for v in node.outputs):
             return Analysis(_describe(node))
         if node.name not in jx.KEY_DERIVATIONS and rules.rule_of(node) is None:
             return Analysis(_describe(node))
     found = Analysis("", tuple(inputs))
     return Analysis("", tuple(inputs), _key_axes(graph, found))
+
+
+def _constants(order: Sequence[Node]) -> set[Value]:
+    """Values that no operand reaches: the same for every key."""
+    known: set[Value] = set()
+    for node in order:
+        if all(v.const is not None or v in known for v in node.inputs):
+            known.update(node.outputs)
+    return known
 
 
 def _first_unruled(order: Sequence[Node]) -> Node:
@@ -166,10 +193,25 @@ class _Sweep:
     def __init__(self, graph: Detached, analysis: Analysis, operands: Sequence[Any]):
         (self._out,) = graph.outs
         known = dict(zip(graph.inputs, operands, strict=True))
-        whole = evaluate(analysis.inputs, known)
+        whole = [
+            # Computed tables look the same to the compiler in every window.
+            made if v in known or jx.is_key(v.dtype) else barrier([made])[0]
+            for v, made in zip(
+                analysis.inputs, evaluate(analysis.inputs, known), strict=True
+            )
+        ]
         self._whole = dict(zip(analysis.inputs, whole, strict=True))
         self._order = topological([self._out], self._whole)
         self.key_coords: list[crd.Coords] = []
+
+    def _later(self, value: Value) -> Callable[[crd.Coords], Any]:
+        """The value at coordinates that only the way up can say."""
+        if value.const is not None or value in self._whole:
+            source = self._whole.get(value, value.const)
+            return lambda at: self._gather(source, value, at)
+        below = copy.copy(self)
+        below._out, below._order = value, topological([value], self._whole)
+        return below.run
 
     def run(self, coords: crd.Coords) -> Any:
         """The value at ``coords``, broadcastable to the grid's shape."""
@@ -206,6 +248,11 @@ class _Sweep:
                         None if inner is None else values[v, tuple(map(id, inner))]
                         for v, inner in zip(node.inputs, pulls[out, name], strict=True)
                     ]
+                    for i in rule.table(node):
+                        v = node.inputs[i]
+                        args[i] = self._whole.get(v, v.const)
+                    for i in rule.later:
+                        args[i] = self._later(node.inputs[i])
                     values[out, name] = rule.push(node, which, at, args)
         return values
 
@@ -214,7 +261,7 @@ class _Sweep:
             self.key_coords.append(at)
         if value.ndim == 0 and not jx.is_key(value.dtype):
             return source
-        return rules.gather(source, value, at)
+        return rules.elements(source, value, at)
 
 
 # ---- windows -----------------------------------------------------------------------

@@ -134,13 +134,13 @@ def test_bad_windows_are_refused_by_name():
     with pytest.raises(SelectError, match=r"'v': none of the 1 leaves.*'w'"):
         lazy["v"]
     assert "v" not in lazy
-    with pytest.raises(IndexError, match="'w'.*axis 1 of size 8"):
+    with pytest.raises(IndexError, match=r"'w'.*axis 1 of size 8"):
         lazy["w"][0, 8]
-    with pytest.raises(IndexError, match="'w'.*3 indices"):
+    with pytest.raises(IndexError, match=r"'w'.*3 indices"):
         lazy["w"][0, 0, 0]
     with pytest.raises(IndexError, match=r"inside its shape \(4, 8\)"):
         lazy["w"].read((3, 0), (2, 8))
-    with pytest.raises(TypeError, match="'w'.*list"):
+    with pytest.raises(TypeError, match=r"'w'.*list"):
         lazy["w"][[0, 1]]
     with pytest.raises(TypeError, match="key: got str"):
         shardinit.open(model, "seed")
