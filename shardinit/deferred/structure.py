@@ -132,13 +132,12 @@ def structure_of(value: Any, axes: Axes | None = None) -> Structure:
 
 def _named(node: Any) -> Axes | None:
     """The axis names of a box around one array: a Penzai NamedArray, a Flax box."""
-    places = getattr(node, "named_axes", None)
-    if isinstance(places, dict) and hasattr(node, "data_array"):
-        by_place = {place: str(name) for name, place in places.items()}
-        return tuple(by_place.get(i) for i in range(len(node.data_array.shape)))
     names = getattr(node, "names", None)
     if isinstance(names, tuple) and hasattr(getattr(node, "value", None), "shape"):
         return names
+    known, data = getattr(node, "named_axes", None), getattr(node, "data_array", None)
+    if isinstance(known, dict) and hasattr(data, "shape"):  # names of the last axes
+        return (*[None] * (len(data.shape) - len(known)), *map(str, known))
     return None
 
 
