@@ -9,6 +9,7 @@ and so are the values.
 """
 
 from shardinit.core.names import key_for as key_for_name
+from shardinit.deferred.cutting import NotInThisPartition, combine
 from shardinit.deferred.dataclass import (
     is_pytree_dataclass_type,
     is_pytree_node_field,
@@ -29,12 +30,7 @@ from shardinit.deferred.parameters import (
     SupportsParameterRenaming,
     UninitializedParameter,
 )
-from shardinit.deferred.selection import (
-    NotInThisPartition,
-    Selection,
-    combine,
-    select,
-)
+from shardinit.deferred.selection import Selection, select
 from shardinit.deferred.sharing import (
     ShareableUninitializedParameter,
     SharedParameterLookup,

@@ -17,49 +17,30 @@ from typing import Any, Generic, TypeVar, overload
 import jax
 
 from shardinit.core.paths import path_str
+from shardinit.deferred.cutting import (
+    KeyPath,
+    Mark,
+    NotInThisPartition,
+    is_mark,
+    mark_picked,
+    mark_where,
+)
 from shardinit.deferred.dataclass import pytree_dataclass
-from shardinit.deferred.struct import Struct, one_level
+from shardinit.deferred.struct import Struct
 from shardinit.errors import SelectionError
 
-KeyPath = tuple[Any, ...]
 S = TypeVar("S")
 N = TypeVar("N")
 
 _STATIC = {"pytree_node": False}
 
 
-class _Mark:
-    """Around a node that is to be selected; no pytree node, so a leaf of any tree."""
-
-    __slots__ = ("node",)
-
-    def __init__(self, node: Any):
-        self.node = node
-
-
-def _is_mark(node: Any) -> bool:
-    return isinstance(node, _Mark)
-
-
 def _at_marks(marked: Any) -> Selection[Any]:
     """The selection of what is marked in a tree."""
-    nodes, treedef = jax.tree.flatten(marked, is_leaf=_is_mark)
-    selected = tuple(map(_is_mark, nodes))
-    bare = [node.node if _is_mark(node) else node for node in nodes]
+    nodes, treedef = jax.tree.flatten(marked, is_leaf=is_mark)
+    selected = tuple(map(is_mark, nodes))
+    bare = [node.node if is_mark(node) else node for node in nodes]
     return Selection(bare, selected, treedef)
-
-
-def _mark_where(node: Any, path: KeyPath, test: Callable[[KeyPath, Any], bool]) -> Any:
-    """Marks the outermost nodes for which ``test(path, node)`` holds."""
-    if test(path, node):
-        return _Mark(node)
-    level = one_level(node)
-    if level is None:
-        return node
-    children, treedef = level
-    return treedef.unflatten(
-        [_mark_where(child, (*path, key), test) for key, child in children]
-    )
 
 
 @pytree_dataclass
@@ -213,31 +194,7 @@ class Selection(Struct, Generic[S]):
         Raises:
           SelectionError: what it returned is no node of the tree.
         """
-
-        def cut(node: Any) -> Any:
-            copy = jax.tree.map(_Mark, node, is_leaf=_is_childless)
-            picked = accessor_fn(copy)
-            wanted = {id(p): p for p in (picked if multiple else [picked])}
-            parts, treedef = jax.tree.flatten(copy, is_leaf=lambda x: id(x) in wanted)
-            found = {id(part) for part in parts}
-            for number, part in wanted.items():
-                if number not in found:
-                    raise SelectionError(
-                        "Selection.at",
-                        f"the accessor returned {part!r}",
-                        "a node of the tree that it was given"
-                        if not multiple
-                        else "several nodes of the tree that it was given",
-                        "To pick several nodes pass multiple=True; what is static in a "
-                        "struct is no node",
-                    )
-            bare = [jax.tree.map(lambda leaf: leaf.node, part) for part in parts]
-            pairs = zip(parts, bare, strict=True)
-            return treedef.unflatten(
-                [_Mark(node) if id(part) in wanted else node for part, node in pairs]
-            )
-
-        return _at_marks(self.apply(cut))
+        return _at_marks(self.apply(lambda x: mark_picked(x, accessor_fn, multiple)))
 
     def at_instances_of(
         self, cls: type[N] | tuple[type[N], ...] | types.UnionType
@@ -256,10 +213,10 @@ class Selection(Struct, Generic[S]):
           with_keypath: whether ``filter_fn`` gets the key path first.
         """
         if with_keypath:
-            return _at_marks(self.apply(lambda x: _mark_where(x, (), filter_fn)))
+            return _at_marks(self.apply(lambda x: mark_where(x, (), filter_fn)))
 
         def mark(node: Any) -> Any:
-            return _Mark(node) if filter_fn(node) else node
+            return Mark(node) if filter_fn(node) else node
 
         # JAX walks the tree, and asks the test at every node and leaf of it.
         return _at_marks(
@@ -268,7 +225,7 @@ class Selection(Struct, Generic[S]):
 
     def at_pytree_leaves(self) -> Selection[Any]:
         """Selects all leaves of the selected nodes."""
-        return _at_marks(self.apply(lambda node: jax.tree.map(_Mark, node)))
+        return _at_marks(self.apply(lambda node: jax.tree.map(Mark, node)))
 
     def at_children(self) -> Selection[Any]:
         """Selects the direct children of the selected nodes."""
@@ -361,49 +318,6 @@ class Selection(Struct, Generic[S]):
         return Selection(self.nodes, kept, self.treedef)
 
 
-def _is_childless(node: Any) -> bool:
-    level = one_level(node)
-    return level is None or not level[0]
-
-
-@pytree_dataclass
-class NotInThisPartition(Struct):
-    """Stands for a subtree that is in the other tree of a partition."""
-
-
 def select(tree: N) -> Selection[N]:
     """Selects the whole of any pytree, as the start of a change that copies."""
-    return _at_marks(_Mark(tree))
-
-
-def combine(*trees: Any) -> Any:
-    """One tree out of the parts that `Selection.partition` made.
-
-    What is in none of the trees stays a `NotInThisPartition`.
-
-    Raises:
-      SelectionError: two trees have something of their own in the same place.
-    """
-    return _combine(trees, ())
-
-
-def _combine(trees: tuple[Any, ...], path: KeyPath) -> Any:
-    there = [t for t in trees if not isinstance(t, NotInThisPartition)]
-    if len(there) <= 1:
-        return (there or trees)[0]
-    levels = [one_level(tree) for tree in there]
-    first = levels[0]
-    if first is None or any(x is None or x[1] != first[1] for x in levels):
-        raise SelectionError(
-            f"combine at {path_str(path)!r}",
-            f"{len(there)} of the trees have something of their own there",
-            "exactly one, or the same node in all that go deeper",
-        )
-    children, treedef = first
-    columns = zip(*[[child for _, child in x[0]] for x in levels if x], strict=True)
-    return treedef.unflatten(
-        [
-            _combine(column, (*path, key))
-            for (key, _), column in zip(children, columns, strict=True)
-        ]
-    )
+    return _at_marks(Mark(tree))

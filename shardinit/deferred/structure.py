@@ -135,7 +135,8 @@ def _named(node: Any) -> Axes | None:
     names = getattr(node, "names", None)
     if isinstance(names, tuple) and hasattr(getattr(node, "value", None), "shape"):
         return names
-    known, data = getattr(node, "named_axes", None), getattr(node, "data_array", None)
+    known: Any = getattr(node, "named_axes", None)
+    data: Any = getattr(node, "data_array", None)
     if isinstance(known, dict) and hasattr(data, "shape"):  # names of the last axes
         return (*[None] * (len(data.shape) - len(known)), *map(str, known))
     return None

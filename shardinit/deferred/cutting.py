@@ -1,0 +1,117 @@
+"""Cutting trees: marks at the nodes that are meant, and parts that fit together again.
+
+A mark is an object that JAX does not know, so a tree with marks flattens into the marks
+and the leaves beside them. That is all a selection needs. The parts of a partition are
+the other half: two trees, each with holes where the other has something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from shardinit.core.paths import path_str
+from shardinit.deferred.dataclass import pytree_dataclass
+from shardinit.deferred.struct import Struct, one_level
+from shardinit.errors import SelectionError
+
+KeyPath = tuple[Any, ...]
+
+
+class Mark:
+    """Around a node that is to be selected; no pytree node, so a leaf of any tree."""
+
+    __slots__ = ("node",)
+
+    def __init__(self, node: Any):
+        self.node = node
+
+
+def is_mark(node: Any) -> bool:
+    """Whether a node is marked."""
+    return isinstance(node, Mark)
+
+
+def mark_where(node: Any, path: KeyPath, test: Callable[[KeyPath, Any], bool]) -> Any:
+    """Marks the outermost nodes for which ``test(path, node)`` holds."""
+    if test(path, node):
+        return Mark(node)
+    level = one_level(node)
+    if level is None:
+        return node
+    children, treedef = level
+    return treedef.unflatten(
+        [mark_where(child, (*path, key), test) for key, child in children]
+    )
+
+
+def mark_picked(node: Any, accessor_fn: Callable[[Any], Any], multiple: bool) -> Any:
+    """Marks the node, or the several nodes, that an accessor picks in a tree.
+
+    Raises:
+      SelectionError: what it returned is no node of the tree.
+    """
+    copy = jax.tree.map(Mark, node, is_leaf=_is_childless)
+    picked = accessor_fn(copy)
+    wanted = {id(p): p for p in (picked if multiple else [picked])}
+    parts, treedef = jax.tree.flatten(copy, is_leaf=lambda x: id(x) in wanted)
+    found = {id(part) for part in parts}
+    for number, part in wanted.items():
+        if number not in found:
+            raise SelectionError(
+                "Selection.at",
+                f"the accessor returned {part!r}",
+                f"{'several nodes' if multiple else 'a node'} of the tree it was given",
+                "To pick several nodes pass multiple=True; what is static in a "
+                "struct is no node",
+            )
+    bare = [jax.tree.map(lambda leaf: leaf.node, part) for part in parts]
+    pairs = zip(parts, bare, strict=True)
+    return treedef.unflatten(
+        [Mark(node) if id(part) in wanted else node for part, node in pairs]
+    )
+
+
+def _is_childless(node: Any) -> bool:
+    level = one_level(node)
+    return level is None or not level[0]
+
+
+@pytree_dataclass
+class NotInThisPartition(Struct):
+    """Stands for a subtree that is in the other tree of a partition."""
+
+
+def combine(*trees: Any) -> Any:
+    """One tree out of the parts that `Selection.partition` made.
+
+    What is in none of the trees stays a `NotInThisPartition`.
+
+    Raises:
+      SelectionError: two trees have something of their own in the same place.
+    """
+    return _combine(trees, ())
+
+
+def _combine(trees: tuple[Any, ...], path: KeyPath) -> Any:
+    there = [t for t in trees if not isinstance(t, NotInThisPartition)]
+    if len(there) <= 1:
+        return (there or trees)[0]
+    levels = [one_level(tree) for tree in there]
+    first = levels[0]
+    if first is None or any(x is None or x[1] != first[1] for x in levels):
+        raise SelectionError(
+            f"combine at {path_str(path)!r}",
+            f"{len(there)} of the trees have something of their own there",
+            "exactly one, or the same node in all that go deeper",
+        )
+    children, treedef = first
+    columns = zip(*[[child for _, child in x[0]] for x in levels if x], strict=True)
+    return treedef.unflatten(
+        [
+            _combine(column, (*path, key))
+            for (key, _), column in zip(children, columns, strict=True)
+        ]
+    )
