@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from shardinit.service.client import connect as connect
     from shardinit.verify.audit import audit as audit
     from shardinit.verify.digest import digest as digest
+    from shardinit.verify.receipt import receipt as receipt
+    from shardinit.verify.receipt import verify_receipt as verify_receipt
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,8 @@ _HOMES = {
     "open": "core.read",
     "plan": "core.plan",
     "read": "core.read",
+    "receipt": "verify.receipt",
+    "verify_receipt": "verify.receipt",
 }
 
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

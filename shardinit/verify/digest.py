@@ -9,7 +9,9 @@ gets the same digest.
 A shard is read once. XLA for CPU does not fuse elementwise work into a reduction and
 would keep four words for each element; so there a loop takes blocks that stay in the
 cache and adds them, elementwise, to sums as large as a block. Accelerators fuse, and
-get the reduction as it is written down.
+get the reduction as it is written down. (Compiled for TPU v5p, not run: temporaries
+under 0.3 MB for matrices of 2 to 260 MB. One long vector is laid out anew by the
+compiler and takes 16 times its size.)
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from shardinit.core.jaxpr import is_key, key_impl, no_mesh
+from shardinit.core.jaxpr import is_key, no_mesh
 from shardinit.core.paths import path_str
 from shardinit.errors import DigestError
 from shardinit.verify import digest_numpy
@@ -35,7 +37,7 @@ from shardinit.verify.digest_numpy import (
     Digest,
     axis_keys,
     bits_of,
-    leaf_digest,
+    finish,
     mix,
     place_hash,
     split_axes,
@@ -44,15 +46,17 @@ from shardinit.verify.digest_numpy import (
 
 # Smaller windows are not worth a call to the device.
 _SMALL = 1 << 14
+_BOX = jax.tree_util.GetAttrKey("value")
+_NOTHING = np.zeros((0, LANES), np.uint32)
 
 
 def digest(tree: Any) -> Digest:
     """The digest of a pytree of arrays, the same on every mesh.
 
     Args:
-      tree: jax arrays with any sharding, typed keys, numpy arrays, numbers. In a job of
-        several processes all of them must call this, with the same global arrays;
-        what is not a global array is taken from process 0.
+      tree: jax arrays with any sharding, typed keys (which count as their key data),
+        numpy arrays, numbers. In a job of several processes all of them must call
+        this, with the same global arrays; other leaves are taken from process 0.
 
     Returns:
       The digest; the same in every process.
@@ -61,19 +65,20 @@ def digest(tree: Any) -> Digest:
       DigestError: a leaf that has a shape and no values (``jax.ShapeDtypeStruct``), or
         is no array.
     """
-    found: list[tuple[str, tuple[int, ...], str]] = []
+    named = named_leaves(tree)
+    arrays = {path: _as_array(path, leaf) for path, leaf in named}
+    if len(arrays) != len(named):
+        twice = next(p for i, (p, _) in enumerate(named) if p in dict(named[:i]))
+        raise DigestError(f"leaf {twice!r}", "two leaves have this path", "one each")
+    here = jax.process_index() == 0
     pending: list[Any] = []
-    first_process = jax.process_index() == 0
-    for path, leaf in named_leaves(tree):
-        array, name = _as_array(path, leaf)
-        found.append((path, tuple(leaf.shape if is_typed(leaf) else array.shape), name))
-        if not isinstance(array, jax.Array):
-            sums = window_sums(array, (0,) * array.ndim)[None]
-            pending.append(sums if first_process else sums[:0])
-        elif array.is_fully_addressable and not first_process:
-            pending.append(np.zeros((0, LANES), np.uint32))
+    for array in arrays.values():
+        if isinstance(array, jax.Array):
+            counted = here or not array.is_fully_addressable
+            pending.append(_device_sums(array) if counted else _NOTHING)
         else:
-            pending.append(_device_sums(array))
+            sums = window_sums(array, (0,) * array.ndim)
+            pending.append(sums[None] if here else _NOTHING)
     sums = [np.asarray(s).sum(axis=0, dtype=np.uint32) for s in jax.device_get(pending)]
     totals = np.array(sums, np.uint32).reshape(-1, LANES)
     if jax.process_count() > 1:
@@ -81,43 +86,28 @@ def digest(tree: Any) -> Digest:
 
         everyone = np.asarray(multihost_utils.process_allgather(totals))
         totals = everyone.sum(axis=0, dtype=np.uint32)
-    return Digest(
-        {
-            path: leaf_digest(path, shape, name, total)
-            for (path, shape, name), total in zip(found, totals, strict=True)
-        }
+    return finish(
+        (path, array.shape, array.dtype, total)
+        for (path, array), total in zip(arrays.items(), totals, strict=True)
     )
-
-
-def is_typed(leaf: Any) -> bool:
-    """Whether a leaf is an array of typed keys."""
-    return isinstance(leaf, jax.Array) and is_key(leaf.dtype)
-
-
-def dtype_name(leaf: Any) -> str:
-    """What a digest calls a leaf's dtype; typed keys by their implementation."""
-    if hasattr(leaf, "dtype") and is_key(leaf.dtype):
-        return f"key<{key_impl(leaf.dtype)}>"
-    return np.dtype(leaf.dtype if hasattr(leaf, "dtype") else type(leaf)).name
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Path and leaf, in the order of the tree.
 
-    Raises:
-      DigestError: two leaves with one path.
+    The box around an array (of an NNX module, of a Linen variable with names) is no
+    part of its path: a model has the paths, and the digest, of its plain arrays.
     """
-    leaves = [(path_str(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
-    seen: set[str] = set()
-    for path, _ in leaves:
-        if path in seen:
-            raise DigestError(f"leaf {path!r}", "two leaves have this path", "one each")
-        seen.add(path)
-    return leaves
+    named = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if path and path[-1] == _BOX:
+            path = path[:-1]
+        named.append((path_str(path), leaf))
+    return named
 
 
-def _as_array(path: str, leaf: Any) -> tuple[Any, str]:
-    """A leaf as a jax or numpy array with bits, and the name of its dtype."""
+def _as_array(path: str, leaf: Any) -> Any:
+    """A leaf as a jax or numpy array of elements that have bits."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise DigestError(
             f"leaf {path!r}",
@@ -125,14 +115,11 @@ def _as_array(path: str, leaf: Any) -> tuple[Any, str]:
             "an array",
             "Initialise it, or leave it out of the tree",
         )
-    if is_typed(leaf):
-        return jax.random.key_data(leaf), dtype_name(leaf)
     if isinstance(leaf, jax.Array):
-        return leaf, dtype_name(leaf)
+        return jax.random.key_data(leaf) if is_key(leaf.dtype) else leaf
     if not isinstance(leaf, np.ndarray | np.generic | bool | int | float | complex):
         raise DigestError(f"leaf {path!r}", f"a {type(leaf).__name__}", "an array")
-    array = np.asarray(leaf)
-    return array, array.dtype.name
+    return np.asarray(leaf)
 
 
 # ---- sums on devices -----------------------------------------------------------------
@@ -142,7 +129,7 @@ def _device_sums(array: jax.Array) -> Any:
     """Sums of the shards that this process counts: uint32 ``(shards, LANES)``."""
     shards = [s for s in array.addressable_shards if s.replica_id == 0]
     if not shards or not array.size:
-        return np.zeros((0, LANES), np.uint32)
+        return _NOTHING
     if not array.ndim:
         return window_sums(np.asarray(shards[0].data), ())[None]
     starts = [[index.start or 0 for index in shard.index] for shard in shards]
@@ -263,7 +250,9 @@ def loop_sums(bits: Any, start: Any) -> Any:
 
 
 def fused_sums(window: Any, start: Any) -> Any:
-    """Sums of a window as one reduction, for compilers that fuse into it.
+    """Sums of a window as plain reductions, for compilers that fuse into them.
+
+    One a lane: XLA for TPU would keep the words of a reduction over lanes.
 
     Args:
       window: the elements.
@@ -273,13 +262,19 @@ def fused_sums(window: Any, start: Any) -> Any:
       uint32 ``(LANES,)``.
     """
     bits = _bits(window)
-    place: Any = axis_keys(0).reshape(LANES, *[1] * bits.ndim)
+    lines = []
     for axis, size in enumerate(bits.shape):
         line = _places(lax.iota(np.uint32, size), bits.shape, start, [axis])
         dims = [size if a == axis else 1 for a in range(bits.ndim)]
-        place = place + line.reshape(LANES, *dims)
-    hashed = mix(bits.astype(np.uint32)[None] ^ place)
-    return jnp.sum(hashed, axis=tuple(range(1, hashed.ndim)), dtype=np.uint32)
+        lines.append(line.reshape(LANES, *dims))
+    sums = []
+    for lane in range(LANES):
+        place: Any = axis_keys(0)[lane]
+        for line in lines:
+            place = place + line[lane]
+        hashed = mix(bits.astype(np.uint32) ^ place)
+        sums.append(jnp.sum(hashed, dtype=np.uint32))
+    return jnp.stack(sums)
 
 
 def _bits(array: Any) -> Any:

@@ -199,25 +199,38 @@ class Digest:
 
     Attributes:
       leaves: by path, 128 bits in hex, in the order of the tree.
+      kinds: by path, the shape and the name of the dtype.
     """
 
     leaves: dict[str, str]
+    kinds: dict[str, tuple[tuple[int, ...], str]]
 
     @property
     def root(self) -> str:
         """256 bits in hex, of all leaves by path; the order of the tree is no part."""
-        text = json.dumps([ALGORITHM, *sorted(self.leaves.items())])
-        return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+        return root_digest(self.leaves)
 
     def __str__(self) -> str:
         return self.root
 
 
-def leaf_digest(path: str, shape: Sequence[int], dtype: str, sums: np.ndarray) -> str:
-    """128 bits in hex: of a leaf's path, shape and dtype, and of its sums."""
-    words = [int(word) for word in sums]
-    text = json.dumps([ALGORITHM, path, dtype, [int(n) for n in shape], words])
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def root_digest(leaves: Mapping[str, str]) -> str:
+    """256 bits in hex, of the digests of all leaves by path."""
+    text = json.dumps([ALGORITHM, *sorted(leaves.items())])
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def finish(
+    leaves: Iterable[tuple[str, Sequence[int], Any, np.ndarray]],
+) -> Digest:
+    """The digest of leaves, each as path, shape, dtype and sums."""
+    digests, kinds = {}, {}
+    for path, shape, dtype, sums in leaves:
+        kinds[path] = tuple(int(n) for n in shape), np.dtype(dtype).name
+        words = [int(word) for word in sums]
+        text = json.dumps([ALGORITHM, path, kinds[path][1], kinds[path][0], words])
+        digests[path] = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return Digest(digests, kinds)
 
 
 class Digester:
@@ -305,13 +318,9 @@ class Digester:
                     f"{self._seen[path]:,} elements were added",
                     f"all {math.prod(shape):,}, each once",
                 )
-        return Digest(
-            {
-                path: leaf_digest(path, shape, self._dtypes[path].name, sums)
-                for (path, shape), sums in zip(
-                    self._shapes.items(), self._sums.values(), strict=True
-                )
-            }
+        return finish(
+            (path, shape, self._dtypes[path], self._sums[path])
+            for path, shape in self._shapes.items()
         )
 
     def _shape(self, path: str) -> tuple[int, ...]:

@@ -109,16 +109,13 @@ def test_nan_payloads_and_signs_of_zero_count():
     assert of(np.full(4, quiet)) != of(np.full(4, other))
 
 
-def test_typed_keys_by_implementation_and_data():
+def test_typed_keys_count_as_their_data():
     keys = jax.random.split(jax.random.key(1), 8)
     mesh = jax.make_mesh((8,), ("a",))
     spread = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("a")))
     assert shardinit.digest([keys]) == shardinit.digest([spread])
-    data = jax.random.key_data(keys)
-    assert shardinit.digest([keys]) != shardinit.digest([data])
-    rbg = jax.random.split(jax.random.key(1, impl="rbg"), 4)
-    unsafe = jax.random.wrap_key_data(jax.random.key_data(rbg), impl="unsafe_rbg")
-    assert shardinit.digest([rbg]) != shardinit.digest([unsafe])
+    assert shardinit.digest([keys]) == shardinit.digest([jax.random.key_data(keys)])
+    assert shardinit.digest([keys]) != shardinit.digest([keys[::-1]])
 
 
 @given(data=st.data())

@@ -1,0 +1,289 @@
+"""Receipt: what a job started from, written down so that anyone can check it.
+
+Initial weights are a function at a key, so a receipt names both, by the fingerprint of
+the function and the data of the key. Bits also belong to what computed them: the
+platform, the chip or the CPU's feature set, the version of the compiler. With those a
+receipt says how to make the same weights again; with the digest of every leaf it says
+whether some weights are them.
+
+Receipts are JSON, for people and other programs alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+import shardinit
+from shardinit.core import keys
+from shardinit.core.jaxpr import setting
+from shardinit.core.operands import key_words
+from shardinit.core.plan import Plan
+from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
+from shardinit.verify.digest import digest
+from shardinit.verify.digest_numpy import ALGORITHM, Digest, root_digest
+
+FORMAT = 1
+_FEATURES = ("sse4", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LeafReceipt:
+    """What a receipt says of one leaf: its kind, and 128 bits of its values in hex."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What some weights are and how they were made.
+
+    Attributes:
+      name: of the model.
+      fingerprint: of the init function, in hex.
+      seed: the seed, if one was given instead of a key.
+      key: the words of the key.
+      key_impl: the implementation of the key, such as ``"threefry2x32"``.
+      platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
+      device: what JAX calls the chip.
+      processor: the machine's architecture and, on CPU, the features that decide which
+        code the compiler writes.
+      versions: of jax, jaxlib and shardinit.
+      x64: whether 64-bit types were on.
+      xla_flags: those of ``XLA_FLAGS`` that may change the code of a platform.
+      not_mesh_free: by path, why the bits of a leaf may depend on the mesh.
+      leaves: every leaf, in the order of the tree.
+      root: 256 bits of all leaves, in hex.
+    """
+
+    name: str
+    fingerprint: str
+    seed: int | None
+    key: tuple[int, ...]
+    key_impl: str
+    platform: str
+    device: str
+    processor: tuple[str, ...]
+    versions: dict[str, str]
+    x64: bool
+    xla_flags: tuple[str, ...]
+    not_mesh_free: dict[str, str]
+    leaves: tuple[LeafReceipt, ...]
+    root: str
+
+    def to_json(self) -> str:
+        """The receipt as JSON text."""
+        head = {"format": FORMAT, "algorithm": ALGORITHM}
+        return json.dumps({**head, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Receipt:
+        """Reads what ``to_json`` wrote.
+
+        Raises:
+          ReceiptFormatError: it is no receipt, one of another format, or its root does
+            not belong to its leaves.
+        """
+        try:
+            data = json.loads(text)
+            head = data.pop("format"), data.pop("algorithm")
+            if head != (FORMAT, ALGORITHM):
+                raise ReceiptFormatError(
+                    "receipt",
+                    f"format {head[0]} with digests of {head[1]}",
+                    f"format {FORMAT} with digests of {ALGORITHM}",
+                )
+            leaves = tuple(
+                LeafReceipt(
+                    str(x["path"]),
+                    tuple(int(n) for n in x["shape"]),
+                    str(x["dtype"]),
+                    str(x["digest"]),
+                )
+                for x in data.pop("leaves")
+            )
+            lists = ("key", "processor", "xla_flags")
+            tuples = {name: tuple(data.pop(name)) for name in lists}
+            receipt = cls(leaves=leaves, **tuples, **data)
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ) as error:
+            if isinstance(error, ReceiptFormatError):
+                raise
+            raise ReceiptFormatError(
+                "receipt",
+                f"it cannot be read ({type(error).__name__}: {error})"[:200],
+                "the JSON that a receipt was saved as",
+            ) from error
+        if root_digest({leaf.path: leaf.digest for leaf in leaves}) != receipt.root:
+            raise ReceiptFormatError(
+                "receipt", "its root does not belong to its leaves: it was changed"
+            )
+        return receipt
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the receipt to ``path``: complete under its name, or not at all."""
+        folder = os.path.dirname(os.path.abspath(path))
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".receipt-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(self.to_json())
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Receipt:
+        """Reads a file that ``save`` wrote.
+
+        Raises:
+          ReceiptFormatError: the file is no receipt.
+          OSError: it cannot be read.
+        """
+        with open(path, "rb") as file:
+            return cls.from_json(file.read())
+
+
+def receipt(plan: Plan, key: Any, params: Any) -> Receipt:
+    """Makes the receipt of weights that were just initialised.
+
+    In a job of several processes all of them must call this, and all get the same.
+
+    Args:
+      plan: what was run.
+      key: the key, or the int seed, that it was run with.
+      params: the weights; or their ``Digest``, if they were seen in windows.
+
+    Raises:
+      DigestError: a leaf without values, as ``select`` leaves them.
+      TypeError: a key that the plan was not made for.
+    """
+    found = params if isinstance(params, Digest) else digest(params)
+    device = _device(params)
+    return Receipt(
+        name=plan.name,
+        fingerprint=plan.fingerprint,
+        seed=int(key) if isinstance(key, int | np.integer) else None,
+        key=tuple(int(word) for word in key_words(key, plan.cut)),
+        key_impl=plan.cut.impl,
+        platform=device.platform,
+        device=device.device_kind,
+        processor=_processor(device.platform),
+        versions={
+            "jax": jax.__version__,
+            "jaxlib": metadata.version("jaxlib"),
+            "shardinit": shardinit.__version__,
+        },
+        x64=bool(setting("jax_enable_x64")),
+        xla_flags=_xla_flags(),
+        not_mesh_free=_not_mesh_free(plan),
+        leaves=tuple(
+            LeafReceipt(path, *found.kinds[path], value)
+            for path, value in found.leaves.items()
+        ),
+        root=found.root,
+    )
+
+
+def verify_receipt(receipt: Receipt, params: Any) -> Digest:
+    """Checks that weights are those of a receipt, on whatever mesh they lie.
+
+    Args:
+      receipt: as it was made, or loaded.
+      params: the weights; or their ``Digest``.
+
+    Returns:
+      The digest of ``params``, equal to the receipt's.
+
+    Raises:
+      ReceiptMismatchError: leaves are missing or extra, or have another shape, dtype
+        or value. Its ``differences`` name each of them.
+    """
+    found = params if isinstance(params, Digest) else digest(params)
+    differences = compare(receipt, found)
+    if differences:
+        some = "; ".join(differences[:_SHOWN])
+        if len(differences) > _SHOWN:
+            some += f"; and {len(differences) - _SHOWN} more"
+        raise ReceiptMismatchError(
+            f"receipt of {receipt.name!r}",
+            f"{len(differences)} of {len(receipt.leaves)} leaves differ: {some}",
+            differences=differences,
+        )
+    return found
+
+
+def compare(receipt: Receipt, found: Digest) -> list[str]:
+    """Every leaf that differs and how; empty if the weights are the receipt's."""
+    differences = []
+    for leaf in receipt.leaves:
+        if leaf.path not in found.leaves:
+            differences.append(f"{leaf.path!r} is missing")
+            continue
+        shape, dtype = found.kinds[leaf.path]
+        if shape != leaf.shape:
+            differences.append(f"{leaf.path!r} has shape {shape}, not {leaf.shape}")
+        elif dtype != leaf.dtype:
+            differences.append(f"{leaf.path!r} has dtype {dtype}, not {leaf.dtype}")
+        elif found.leaves[leaf.path] != leaf.digest:
+            differences.append(f"{leaf.path!r} has other values")
+    known = {leaf.path for leaf in receipt.leaves}
+    extra = [path for path in found.leaves if path not in known]
+    return differences + [f"{path!r} is extra" for path in extra]
+
+
+def _not_mesh_free(plan: Plan) -> dict[str, str]:
+    """By path, why a leaf's bits may depend on the mesh."""
+    reasons = {}
+    for leaf in plan.whole_leaves:
+        if plan.whole_mode == "gspmd":
+            reasons[leaf.path] = f"partitioned by the compiler (gspmd): {leaf.whole}"
+        elif plan.cut.impl != keys.THREEFRY:
+            reasons[leaf.path] = leaf.whole
+    return reasons
+
+
+def _device(params: Any) -> Any:
+    """A device that holds the weights; the default one if they are on the host."""
+    for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.Array):
+            return next(iter(leaf.sharding.device_set))
+    return jax.local_devices()[0]
+
+
+def _processor(platform_name: str) -> tuple[str, ...]:
+    machine = platform.machine()
+    if platform_name != "cpu":
+        return (machine,)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = [x for x in file if x.lower().startswith(("flags", "features"))]
+    except OSError:
+        lines = []
+    features = lines[0].partition(":")[2].split() if lines else []
+    return (machine, *sorted(x for x in features if x.startswith(_FEATURES)))
+
+
+def _xla_flags() -> tuple[str, ...]:
+    """Flags of the platforms' compilers; not where to write dumps and the like."""
+    wanted = ("--xla_cpu_", "--xla_gpu_", "--xla_tpu_", "--xla_allow_")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return tuple(sorted(flag for flag in flags if flag.startswith(wanted)))
