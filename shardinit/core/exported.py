@@ -9,11 +9,12 @@ gives the full leaf, which is cut where it is called.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -25,6 +26,39 @@ from shardinit.errors import ProgramFormatError
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 _LOCATIONS = threading.Lock()
+
+# Calls out of the module that JAX promises to keep and that are linear algebra or
+# bookkeeping of its own. Kernels that a module brings along are not among them.
+_CUSTOM_CALL = re.compile(r"custom_call\s*@(\"[^\"]*\"|[\w.$-]+)")
+_ALLOWED_CALLS = re.compile(
+    r"""lapack_[sdcz][a-z]{4,5}_ffi | (cusolver|hipsolver|cusparse)_[a-z]+2?_ffi
+    | (cu|hip)_(lu_pivots_to_permutation|threefry2x32_ffi) | Eigh | Qr | LuDecomposition
+    | ProductOfElementaryHouseholderReflectors | shape_assertion
+    | stablehlo\.dynamic_(reduce_window|rng_bit_generator|top_k)""",
+    re.VERBOSE,
+)
+
+
+def current_convention() -> int:
+    """The calling convention of what is exported here, as jax.export counts them."""
+    return export.maximum_supported_calling_convention_version
+
+
+def check_convention(version: int) -> None:
+    """Refuses modules that this JAX does not run, before any is parsed.
+
+    Raises:
+      ProgramFormatError: their calling convention is too old or too new.
+    """
+    low = export.minimum_supported_calling_convention_version
+    high = export.maximum_supported_calling_convention_version
+    if not low <= version <= high:
+        raise ProgramFormatError(
+            "init program",
+            f"functions of calling convention {version}",
+            f"{low} to {high}, which JAX {jax.__version__} runs",
+            "Export it again with a JAX of the last half year",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +85,49 @@ class ExportedProgram:
                 f"its module cannot be read ({type(error).__name__}: {error})"[:300],
                 "a module made by jax.export",
             ) from error
+
+    def check(self, shapes: Sequence[Sequence[int]], dtypes: Sequence[Any]) -> None:
+        """Refuses a module that is not what a leaf program's export looks like.
+
+        Args:
+          shapes: of the leaves that its results are.
+          dtypes: of those leaves.
+
+        Raises:
+          ProgramFormatError: it is unreadable, has effects, asks for several devices,
+            calls what JAX does not vouch for, or makes other leaves.
+        """
+        made = self._exported
+        try:
+            text = str(made.mlir_module())
+        except Exception as error:
+            self._refuse(f"its module cannot be read ({type(error).__name__})")
+        calls = {c.strip('"') for c in _CUSTOM_CALL.findall(text)}
+        foreign = sorted(c for c in calls if not _ALLOWED_CALLS.fullmatch(c))
+        if foreign or made.disabled_safety_checks:
+            self._refuse(
+                f"it calls {foreign[0]!r} outside the module"
+                if foreign
+                else "it was exported with safety checks switched off"
+            )
+        if made.ordered_effects or made.unordered_effects or made.nr_devices != 1:
+            self._refuse("it has effects or runs on several devices")
+        outs = [(a.shape, a.dtype) for a in made.out_avals]
+        fits = len(outs) == len(shapes) and all(
+            np.dtype(out) == np.dtype(dtype)
+            and len(have) == len(want)
+            and (not self.whole or tuple(have) == tuple(want))
+            for (have, out), want, dtype in zip(outs, shapes, dtypes, strict=True)
+        )
+        if not fits:
+            self._refuse(f"its results are {outs}, not the leaves {list(shapes)}")
+
+    def _refuse(self, came: str) -> NoReturn:
+        raise ProgramFormatError(
+            f"function {self.digest[:12]}",
+            came,
+            "a module that shardinit.export_plan made",
+        )
 
     @property
     def words(self) -> int:

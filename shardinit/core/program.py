@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,7 @@ import jax
 from google.protobuf.message import DecodeError
 
 from shardinit.core import plan as planning
+from shardinit.core.exported import ExportedProgram, check_convention
 from shardinit.core.init_fn import InitFn
 from shardinit.core.program_codec import read_cut, write_cut
 from shardinit.core.slicing import Cut
@@ -97,7 +99,8 @@ class InitProgram:
 
         Raises:
           ProgramFormatError: another format version, a wrong digest, a content that
-            contradicts itself, or a program of a newer JAX.
+            contradicts itself, a program of a newer JAX or of one too old, or a
+            function that calls what JAX does not vouch for.
         """
         try:
             envelope = pb.InitProgram.FromString(data)
@@ -121,20 +124,24 @@ class InitProgram:
             )
         program = cls(content)
         _check_version(program.jax_version)
-        program.as_cut()
+        check_convention(program.message.calling_convention)
+        _check_functions(program.as_cut())
         return program
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the program to ``path``: complete under its name, or not at all."""
-        path = os.fspath(path)
-        folder = os.path.dirname(os.path.abspath(path))
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".program-")
+        path = os.path.abspath(os.fspath(path))
+        name = f".program-{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = os.path.join(os.path.dirname(path), name)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(temporary, "xb") as file:
                 file.write(self.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            os.unlink(temporary)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
             raise
 
     def as_cut(self) -> Cut:
@@ -192,6 +199,25 @@ def _unpack(envelope: pb.InitProgram) -> bytes:
             f"the {size:,} that are announced",
         )
     return content
+
+
+def _check_functions(cut: Cut) -> None:
+    """Holds every function against the leaves that it makes and what they give it."""
+    seen: set[int] = set()
+    for group in planning.gather_results(cut):
+        leaves = [cut.leaves[i] for i in group]
+        function = cut.programs[leaves[0].program]
+        assert isinstance(function, ExportedProgram)
+        if leaves[0].program not in seen:
+            function.check([x.shape for x in leaves], [x.dtype for x in leaves])
+            seen.add(leaves[0].program)
+        given = sum(d.words for d in leaves[0].operands)
+        if given != function.words:
+            raise ProgramFormatError(
+                f"leaf {leaves[0].path!r}",
+                f"its operands have {given} words",
+                f"the {function.words} that its function takes",
+            )
 
 
 def _check_version(producer: str) -> None:

@@ -14,13 +14,18 @@ import jax
 import numpy as np
 
 from shardinit.core import keys, slicing
-from shardinit.core.exported import ExportedProgram, export_program
+from shardinit.core.exported import (
+    ExportedProgram,
+    current_convention,
+    export_program,
+)
 from shardinit.core.jaxpr import is_key, key_impl, setting
 from shardinit.core.tree import read_tree, write_tree
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
 MAX_ELEMENTS = 1 << 62
+MAX_KEY_WORDS = 1 << 26  # of one node: 32 million stacked keys
 
 # ---- writing -----------------------------------------------------------------------
 
@@ -42,6 +47,7 @@ def write_cut(
         x64=bool(setting("jax_enable_x64")),
         fingerprint=cut.fingerprint,
         name=name,
+        calling_convention=current_convention(),
     )
     content.nodes.extend(write_tree(cut.tree))
     numbers = _write_keys(cut, content)
@@ -186,6 +192,8 @@ def _read_keys(content: pb.InitProgramContent) -> list[keys.Derivation]:
             made.append(_read_take(node.take, parent, content.key_impl))
         else:
             raise ValueError(f"key node {len(made)} says nothing")
+        if made[-1].words > MAX_KEY_WORDS:
+            raise ValueError(f"key node {len(made) - 1} of {made[-1].words:,} words")
     return made
 
 
@@ -220,7 +228,7 @@ def _read_leaf(
     functions: Sequence[ExportedProgram],
 ) -> slicing.LeafCut:
     shape = _shape(leaf.shape)
-    dtype: Any = np.dtype(jax.numpy.dtype(leaf.dtype))
+    dtype: Any = _dtype(leaf.dtype)
     if leaf.key_impl:
         dtype = jax.eval_shape(lambda: jax.random.key(0, impl=leaf.key_impl)).dtype
     source = leaf.WhichOneof("source")
@@ -235,13 +243,21 @@ def _read_leaf(
         raise ValueError(f"leaf {leaf.path!r} comes from nowhere")
     if leaf.host.WhichOneof("value") == "constant":
         constant = leaf.host.constant
-        array = np.frombuffer(constant.data, jax.numpy.dtype(constant.dtype))
+        array = np.frombuffer(constant.data, _dtype(constant.dtype))
         array = array.reshape(_shape(constant.shape))
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(f"leaf {leaf.path!r} is not like its constant")
         return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (), array)
     key = derived[leaf.host.key_node]
     return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (key,))
+
+
+def _dtype(name: str) -> np.dtype:
+    dtype = np.dtype(jax.numpy.dtype(name))
+    kinds = (np.number, np.bool_)
+    if not any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds):
+        raise ValueError(f"the dtype {name!r}")
+    return dtype
 
 
 def _shape(dims: Sequence[int]) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Programs without code and mesh: same bits, same bytes, and refusals."""
 
+import importlib.util
+import pathlib
 import subprocess
 import sys
 from typing import NamedTuple
@@ -13,7 +15,9 @@ import shardinit
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
-from .bits import differing
+from .bits import differing, ulps
+
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
 class Pair(NamedTuple):
@@ -192,3 +196,67 @@ def wrong_x64(content):
 def test_contradictions_are_refused(program, change):
     with pytest.raises(ProgramFormatError):
         shardinit.InitProgram.from_bytes(rewritten(program, change))
+
+
+def expired(content):
+    content.calling_convention = 3
+
+
+def future(content):
+    content.calling_convention = 1000
+
+
+def other_dtype(content):
+    leaf = next(x for x in content.leaves if x.path == "half")
+    leaf.dtype = "float32"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (expired, "calling convention 3"),
+        (future, "calling convention 1000"),
+        (other_dtype, r"\(w0, w1\)|contradicts"),
+    ],
+)
+def test_functions_that_do_not_fit_are_refused(program, change, says):
+    with pytest.raises(ProgramFormatError, match=says):
+        shardinit.InitProgram.from_bytes(rewritten(program, change))
+
+
+def test_foreign_calls_are_refused(program):
+    """A tamperer can make the digest right; the module still may not call out."""
+
+    def evil(words):
+        out = jax.ShapeDtypeStruct((32, 16), jnp.float32)
+        return (jax.ffi.ffi_call("run_shell", out)(words),)
+
+    unchecked = [jax.export.DisabledSafetyCheck.custom_call("run_shell")]
+    words = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    module = jax.export.export(jax.jit(evil), disabled_checks=unchecked)(words)
+
+    def tamper(content):
+        number = next(x.function for x in content.leaves if x.path == "orthogonal")
+        content.functions[number].module = bytes(module.serialize())
+
+    with pytest.raises(ProgramFormatError, match="calls 'run_shell' outside"):
+        shardinit.InitProgram.from_bytes(rewritten(program, tamper))
+
+
+def test_a_program_of_the_oldest_jax_still_runs(mesh):
+    spec = importlib.util.spec_from_file_location("make", FIXTURES / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    program = shardinit.load_program(FIXTURES / make.NAME)
+    assert program.jax_version == "0.10.2"
+    key = jax.random.key(2)
+    want = jax.jit(make.model)(key)
+    for where in (None, mesh):
+        got = shardinit.init(program, key, mesh=where)
+        assert differing(got["tokens"], want["tokens"]) == []
+        for name in want:
+            assert ulps(got[name], want[name]) <= 4, name
+    lazy = shardinit.open(program, key)
+    assert differing(lazy["embed"][5:9, 60:], np.asarray(got["embed"])[5:9, 60:]) == []
