@@ -60,7 +60,8 @@ def pytree_dataclass(
 ) -> Callable[[C], C]: ...
 
 
-@typing.dataclass_transform(field_specifiers=(dataclasses.field,), frozen_default=True)
+# Not frozen_default=True: a type checker would then refuse assignments in __init__ too.
+@typing.dataclass_transform(field_specifiers=(dataclasses.field,))
 def pytree_dataclass(
     cls: Any = None,
     /,
