@@ -18,7 +18,8 @@ BENCH ?=
 # Tests run in this many processes; each has its own simulated devices.
 JOBS ?= 2
 
-.PHONY: help venv demo test lint format types contracts proto-check bench clean
+.PHONY: help venv demo test lint format types contracts proto-check deploy-check interop \
+	bench clean
 
 help:
 	@echo "make demo         plan and initialise a 1.1B model on 8 simulated devices"
@@ -27,7 +28,9 @@ help:
 	@echo "make format       rewrite the code as ruff would have it"
 	@echo "make types        pyright"
 	@echo "make contracts    which package may import which"
-	@echo "make proto-check  is the generated protobuf code current?"
+	@echo "make proto-check  is the generated protobuf code current, the wire unbroken?"
+	@echo "make deploy-check Dockerfile and Kubernetes manifests, offline"
+	@echo "make interop      install the Node client that the tests try; needs npm"
 	@echo "make bench        measure, side by side with plain jax.jit"
 	@echo "make clean        remove the virtual environment and all caches"
 
@@ -82,6 +85,15 @@ contracts: $(VENV)/.dev
 
 proto-check: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
+	$(BIN)/buf lint protos
+	$(BIN)/buf breaking protos --against protos/first-release.binpb
+
+deploy-check: $(VENV)/.dev
+	$(BIN)/hadolint deploy/Dockerfile
+	$(BIN)/python deploy/check.py
+
+interop:
+	cd tests/interop && npm ci --no-audit --no-fund --ignore-scripts
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m shardinit.bench $(BENCH)
