@@ -31,7 +31,9 @@ def rules():
 
 def path_rules():
     entry = spec_pb2.Dimension(mesh_axes=["model"])
-    rule = spec_pb2.PathRule(pattern="kernel$", dimensions=[entry, spec_pb2.Dimension()])
+    rule = spec_pb2.PathRule(
+        pattern="kernel$", dimensions=[entry, spec_pb2.Dimension()]
+    )
     return spec_pb2.ShardingRules(path_rules=spec_pb2.PathRules(rules=[rule]))
 
 
