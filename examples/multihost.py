@@ -1,4 +1,4 @@
-"""A training job on many hosts: every process ends with its shards of the same arrays.
+r"""A training job on many hosts: every process ends with its shards of the same arrays.
 
 On one machine, four processes with two simulated CPU devices each, no service:
 
@@ -9,7 +9,8 @@ by bytes, from one server or from several in turns:
 
     python examples/multihost.py --processes 4 --server 127.0.0.1:50051
     python examples/multihost.py --processes 4 --server 127.0.0.1:50051 --via stream
-    python examples/multihost.py --processes 4 --server ipv4:127.0.0.1:50051,127.0.0.1:50052
+    python examples/multihost.py --processes 4 \
+        --server ipv4:127.0.0.1:50051,127.0.0.1:50052
 
 With a checkpoint that all write, and that one process then restores alone:
 

@@ -113,7 +113,7 @@ def audit(
     chips = read_topology(topology)
     axes = arguments.parse_mesh(mesh or f"device={chips.devices}")
     check_installed(chips)
-    _on_cpu()
+    serving.on_cpu()
     arguments.load_modules(models or [])
     spec = arguments.read_spec(config, model)
     import shardinit

@@ -111,16 +111,16 @@ def test_two_processes_receive_the_bytes_of_their_shards_alone(
 
 
 JOB = """
-import os, sys
+import json, os, sys
 import jax
-port, rank, server, mode = sys.argv[1:]
+port, rank, server, mode, config = sys.argv[1:]
 jax.distributed.initialize(
     f"127.0.0.1:{port}", 2, int(rank),
     heartbeat_timeout_seconds=6, shutdown_timeout_seconds=6,
 )
 import shardinit
 from shardinit.models import ModelSpec
-config = %r
+config = json.loads(config)
 if mode != "killed" and rank == "1":
     config = {**config, "hidden_size": 128}
 dispatched = []
@@ -142,17 +142,17 @@ with shardinit.connect(server) as client:
         os._exit(0)
 print("ready", flush=True)
 print(shardinit.digest(params).root, flush=True)
-""" % (dict(SPEC.config),)
+"""
 
 
 def pair(tmp_path, server, mode):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    code = "import shardinit.errors\n" + JOB
+    code, config = "import shardinit.errors\n" + JOB, json.dumps(dict(SPEC.config))
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code, port, rank, server, mode],
+            [sys.executable, "-c", code, port, rank, server, mode, config],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
