@@ -87,6 +87,7 @@ def messages():
         x64=True,
         fingerprint="ab" * 32,
         name="model",
+        calling_convention=9,
         nodes=nodes,
         leaves=[leaf, host],
         key_nodes=key_nodes,

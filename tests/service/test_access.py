@@ -2,7 +2,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import grpc
@@ -267,16 +266,15 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, tokens)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("lisen = 1", "'lisen' is none of"), ("listen =", "TOML")]
+    ("text", "said"),
+    [("lisen = 1", "'lisen' is none of"), ("listen =", "Invalid value")],
 )
 def test_a_faulty_config_file_is_said(tmp_path, text, said):
     file = tmp_path / "serve.toml"
     file.write_text(text)
     command = [sys.executable, "-m", "shardinit", "serve", "--config", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    wide = os.environ | {"COLUMNS": "1000"}  # the message is not broken into lines
+    done = subprocess.run(command, capture_output=True, text=True, env=wide)
     assert done.returncode == 2
     assert "serve.toml" in done.stderr
-    begin = time.monotonic()
-    missing = [*command[:-1], str(tmp_path / "none.toml")]
-    assert subprocess.run(missing, capture_output=True).returncode == 2
-    assert time.monotonic() - begin < 60
+    assert said in done.stderr
