@@ -116,10 +116,8 @@ class ReceiptMismatchError(ShardinitError, ValueError):
         self.differences = tuple(differences)
 
 
-class CheckpointError(ShardinitError, OSError):
+class CheckpointError(ShardinitError, RuntimeError):
     """A checkpoint that cannot be written or read as it was asked for."""
-
-    __str__ = Exception.__str__  # OSError shows its own attributes
 
 
 class DuplicateNamesError(ShardinitError, ValueError):

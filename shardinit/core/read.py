@@ -140,6 +140,13 @@ class LazyTree(Mapping[str, LazyArray]):
         return self.cut.fingerprint
 
     @property
+    def identity(self) -> str:
+        """Names the values: the function, the key and what computes them."""
+        words = self._key_words.tobytes().hex()
+        where = f"{self._device.platform}, JAX {jax.__version__}"
+        return f"{self.fingerprint} at {self.cut.impl} {words} on {where}"
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all leaves."""
         return sum(leaf.nbytes for leaf in self.values())

@@ -1,0 +1,1 @@
+"""Checkpoints: Orbax for jobs, safetensors for everyone."""

@@ -1,0 +1,417 @@
+"""safetensors: written by windows, so that a model larger than memory can be written.
+
+Where every tensor lies is known beforehand (``layout``), so a checkpoint is filled
+window by window: each is computed or copied, checksummed, written to its place and
+forgotten. Windows are whole rows of a leaf, equal in shape as far as they can be, since
+windows of one shape share one executable.
+
+The folder has its name when it is complete and not before, and a writer that was killed
+is taken over by the next (``unfinished``).
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from shardinit.core import sharding as sh
+from shardinit.core.jaxpr import is_key
+from shardinit.core.paths import path_str
+from shardinit.core.read import LazyTree
+from shardinit.errors import CheckpointError
+from shardinit.storage.layout import (
+    INDEX,
+    File,
+    Tensor,
+    index_json,
+    parse_size,
+    plan_files,
+    read_files,
+    tensor_name,
+)
+from shardinit.storage.unfinished import Unfinished, check_free, unfinished
+
+_WORKERS = 2
+# Windows in memory at a time: computed or waiting to be seen, and their temporaries.
+_HELD = 4 * _WORKERS
+_LARGEST_WINDOW = 64 << 20
+
+OnWindow = Callable[[str, tuple[int, ...], np.ndarray], None]
+
+
+class Leaf(Protocol):
+    """What a leaf must be to be written: a ``LazyArray`` is one."""
+
+    path: str
+    whole: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def read(self, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+        """The window of ``shape`` that begins at ``start``."""
+        ...
+
+
+def write(
+    folder: str | os.PathLike[str],
+    source: Any,
+    *,
+    max_shard_size: int | str = "5GB",
+    max_memory: int | str = "1GiB",
+    name: Callable[[str], str] = tensor_name,
+    on_window: OnWindow | None = None,
+    before_publish: Callable[[], None] | None = None,
+) -> None:
+    """Writes a checkpoint; takes over where an earlier call was killed.
+
+    Args:
+      folder: the checkpoint's folder; it must not be there, or be empty.
+      source: a ``LazyTree`` from ``shardinit.open``, which may be larger than memory;
+        or a pytree of jax or numpy arrays. Typed keys are kept as their key data.
+      max_shard_size: bytes of tensors in a file.
+      max_memory: bytes that the windows in memory may take, beyond what the process
+        and ``source`` hold already.
+      name: from a leaf's path to the tensor's name; default: dots between the keys.
+      on_window: called in this thread with path, start and elements of every window,
+        those of an earlier call too, such as ``Digester.add``.
+      before_publish: called when all is written, before the folder gets its name.
+
+    Raises:
+      CheckpointError: the folder exists, is being written by another process or was
+        begun with something else; a leaf whose dtype the format lacks, that is not
+        there in full in this process, or needs more memory; the disk is full.
+    """
+    target = Path(os.path.abspath(folder))
+    window_bytes = min(parse_size(max_memory, "max_memory") // _HELD, _LARGEST_WINDOW)
+    shard = parse_size(max_shard_size, "max_shard_size")
+    leaves = _leaves(source)
+    for leaf in leaves:
+        if leaf.whole and _nbytes(leaf) > parse_size(max_memory, "max_memory"):
+            raise CheckpointError(
+                f"leaf {leaf.path!r}",
+                f"any window of it needs the whole leaf ({leaf.whole}), "
+                f"{_nbytes(leaf):,} bytes",
+                f"at most max_memory={max_memory}",
+            )
+    files = plan_files([(x.path, x.shape, x.dtype) for x in leaves], shard, name)
+    by_path = {leaf.path: leaf for leaf in leaves}
+    check_free(target)
+    lazy = isinstance(source, LazyTree)
+    what = _identity(files, source.identity if lazy else "arrays")
+    try:
+        with unfinished(target, what) as begun:
+            _check_room(begun.folder, files)
+            writer = _Writer(begun, by_path, window_bytes, trusted=lazy)
+            for file in files:
+                writer.write(file, on_window)
+            if len(files) > 1:
+                _write_index(begun.folder, files)
+            if before_publish is not None:
+                before_publish()
+            begun.publish()
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"it cannot be written ({error.strerror or error})",
+            remedy="What is written so far is kept; the next call goes on",
+        ) from error
+
+
+class _Writer:
+    """Writes file after file, with a few windows under way at a time."""
+
+    def __init__(
+        self,
+        begun: Unfinished,
+        leaves: Mapping[str, Leaf],
+        window_bytes: int,
+        *,
+        trusted: bool,
+    ):
+        self._begun = begun
+        self._leaves = leaves
+        self._window_bytes = window_bytes
+        self._trusted = trusted
+
+    def write(self, file: File, on_window: OnWindow | None) -> None:
+        """Writes what is not there yet of one file, and syncs it."""
+        path = self._begun.folder / file.name
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        pending: deque[tuple[Window, Future[np.ndarray]]] = deque()
+        pool = ThreadPoolExecutor(_WORKERS)
+        try:
+            _write_at(handle, 0, memoryview(file.header))
+            os.truncate(handle, file.size)
+            for window in _windows(file, self._window_bytes):
+                pending.append((window, pool.submit(self._one, handle, file, window)))
+                while len(pending) >= 2 * _WORKERS:
+                    _see(*pending.popleft(), on_window)
+            while pending:
+                _see(*pending.popleft(), on_window)
+            os.fsync(handle)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            os.close(handle)
+
+    def _one(self, handle: int, file: File, window: Window) -> np.ndarray:
+        """Writes one window if it is not there; its elements.
+
+        Of a lazy source what is there can be believed, as its values have a name.
+        """
+        tensor = window.tensor
+        if (
+            self._trusted
+            and (file.name, window.offset, window.nbytes) in self._begun.done
+        ):
+            held = bytearray(window.nbytes)
+            _read_at(handle, window.offset, memoryview(held))
+            if self._begun.holds(file.name, window.offset, memoryview(held)):
+                return np.frombuffer(held, tensor.dtype).reshape(window.shape)
+        array = _read(self._leaves[tensor.path], window)
+        data = array.reshape(-1).view(np.uint8).data
+        _write_at(handle, window.offset, data)
+        self._begun.note(file.name, window.offset, data)
+        return array
+
+
+def _see(
+    window: Window, pending: Future[np.ndarray], on_window: OnWindow | None
+) -> None:
+    array = pending.result()
+    if on_window is not None:
+        on_window(window.tensor.path, window.start, array)
+
+
+def _read(leaf: Leaf, window: Window) -> np.ndarray:
+    """A window's elements, contiguous and little-endian."""
+    array = np.ascontiguousarray(leaf.read(window.start, window.shape))
+    return array.reshape(window.shape)
+
+
+def _write_at(handle: int, offset: int, data: memoryview) -> None:
+    while data:
+        done = os.pwrite(handle, data, offset)
+        offset, data = offset + done, data[done:]
+
+
+def _read_at(handle: int, offset: int, data: memoryview) -> None:
+    while data:
+        done = os.preadv(handle, [data], offset)
+        if not done:
+            return  # shorter than it was: its checksum will say so
+        offset, data = offset + done, data[done:]
+
+
+def _write_index(folder: Path, files: Sequence[File]) -> None:
+    with builtins.open(folder / INDEX, "w", encoding="utf-8") as index:
+        index.write(index_json(files))
+        index.flush()
+        os.fsync(index.fileno())
+
+
+def _check_room(folder: Path, files: Sequence[File]) -> None:
+    held = sum(x.stat().st_blocks * 512 for x in folder.iterdir())
+    needed = sum(file.size for file in files) - held
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r}",
+            f"{needed:,} bytes are still to be written",
+            f"no more than the {free:,} that are free",
+        )
+
+
+def _identity(files: Sequence[File], source: str) -> str:
+    """What is being written: the layout and, where it is known, the values."""
+    hashed = hashlib.sha256(source.encode())
+    for file in files:
+        hashed.update(json.dumps(file.name).encode() + file.header)
+    return hashed.hexdigest()
+
+
+# ---- windows -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a tensor that is one run of bytes in its file."""
+
+    tensor: Tensor
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the window."""
+        return math.prod(self.shape) * self.tensor.dtype.itemsize
+
+
+def _windows(file: File, most: int) -> Iterator[Window]:
+    """The windows of a file's tensors, each of at most ``most`` bytes, in order."""
+    for tensor in file.tensors:
+        if not tensor.nbytes:
+            continue
+        # Trailing axes are kept whole as long as they fit; the next one is cut.
+        axis, run = len(tensor.shape), tensor.dtype.itemsize
+        while axis and run * tensor.shape[axis - 1] <= most:
+            axis -= 1
+            run *= tensor.shape[axis]
+        rows = _rows(tensor.shape[axis - 1], max(1, most // run)) if axis else 1
+        tail = tensor.shape[axis:]
+        offset = tensor.offset
+        for outer in np.ndindex(*tensor.shape[: max(axis - 1, 0)]):
+            whole = tensor.shape[axis - 1] if axis else 1
+            for row in range(0, whole, rows):
+                count = min(rows, whole - row)
+                middle = ((row,), (count,)) if axis else ((), ())
+                start = (*map(int, outer), *middle[0], *[0] * len(tail))
+                shape = (*[1] * len(outer), *middle[1], *tail)
+                yield Window(tensor, start, shape, offset)
+                offset += count * run
+
+
+def _rows(whole: int, most: int) -> int:
+    """Rows of a window: a divisor, so that all are equal, unless it is far smaller."""
+    for parts in range(-(-whole // most), min(whole, -(-whole // most) * 4) + 1):
+        if whole % parts == 0:
+            return whole // parts
+    return min(whole, most)
+
+
+# ---- sources -------------------------------------------------------------------------
+
+
+class _Held:
+    """A leaf that is there as an array: windows are copied from its shards."""
+
+    whole = ""
+
+    def __init__(self, path: str, array: Any):
+        if isinstance(array, jax.Array) and is_key(array.dtype):
+            array = jax.random.key_data(array)
+        if isinstance(array, jax.ShapeDtypeStruct):
+            raise CheckpointError(
+                f"leaf {path!r}", "it has a shape and no values", "an array"
+            )
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            raise CheckpointError(
+                f"leaf {path!r}",
+                "this process holds a part of it",
+                "leaves that one process can reach in full",
+                "In a job of several processes use the orbax format",
+            )
+        self.path = path
+        if isinstance(array, jax.Array):
+            parts = [s for s in array.addressable_shards if s.replica_id == 0]
+            self._parts = [(part.index, part.data) for part in parts]
+        else:
+            array = np.asarray(array)
+            self._parts = [((slice(None),) * array.ndim, array)]
+        self.shape = tuple(array.shape)
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
+
+    def read(self, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+        """The window of ``shape`` that begins at ``start``."""
+        window = np.empty(tuple(shape), self.dtype)
+        for index, data in self._parts:
+            inner, outer = [], []
+            for part, size, first, count in zip(
+                index, self.shape, start, shape, strict=True
+            ):
+                low, high, _ = part.indices(size)
+                begin, end = max(low, first), min(high, first + count)
+                inner.append(slice(begin - low, max(end, begin) - low))
+                outer.append(slice(begin - first, max(end, begin) - first))
+            if all(s.stop > s.start for s in outer):
+                window[tuple(outer)] = np.asarray(data)[tuple(inner)]
+        return window
+
+
+def _leaves(source: Any) -> list[Leaf]:
+    if isinstance(source, LazyTree):
+        return list(source.values())
+    named = jax.tree_util.tree_leaves_with_path(source)
+    return [_Held(path_str(path), leaf) for path, leaf in named]
+
+
+def _nbytes(leaf: Leaf) -> int:
+    return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+# ---- reading -------------------------------------------------------------------------
+
+
+def open(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint by path, mapped into memory: nothing is read yet.
+
+    Raises:
+      CheckpointError: the folder has no whole checkpoint.
+    """
+    found: dict[str, np.ndarray] = {}
+    for file in read_files(folder):
+        path = os.path.join(os.fspath(folder), file.name)
+        mapped = np.memmap(path, np.uint8, "r")
+        for tensor in file.tensors:
+            data = mapped[tensor.offset : tensor.offset + tensor.nbytes]
+            if tensor.offset % tensor.dtype.itemsize:
+                data = np.array(data)  # of another writer, who did not align
+            found[tensor.path] = data.view(tensor.dtype).reshape(tensor.shape)
+    return found
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    mesh: Any = None,
+    rules: sh.Rules | None = None,
+) -> dict[str, Any]:
+    """A checkpoint as sharded arrays; each device reads its own shard from the files.
+
+    Args:
+      folder: of any checkpoint in this format.
+      mesh: the devices; default the first one.
+      rules: ``PathRules`` or ``fsdp(...)``; default ``fsdp()`` over all axes.
+
+    Returns:
+      Nested dicts of jax arrays, a level for each key of the paths.
+
+    Raises:
+      CheckpointError: the folder has no whole checkpoint, or paths that are no tree.
+      ShardingError: rules that do not fit.
+    """
+    arrays = open(folder)
+    if mesh is None:
+        mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("device",))
+    infos = [
+        sh.LeafInfo(path, array.shape, array.dtype.itemsize)
+        for path, array in arrays.items()
+    ]
+    shardings = sh.resolve(infos, mesh, rules)
+    tree: dict[str, Any] = {}
+    for (path, array), sharding in zip(arrays.items(), shardings, strict=True):
+        *outer, last = path.split("/")
+        node = tree
+        for part in outer:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or last in node:
+            raise CheckpointError(f"tensor {path!r}", "it lies inside another tensor")
+        node[last] = jax.make_array_from_callback(
+            array.shape, sharding, lambda index, array=array: np.array(array[index])
+        )
+    return tree

@@ -1,0 +1,181 @@
+"""Unfinished: a folder that is being written, and what of it is done.
+
+A checkpoint is written in ``NAME.unfinished`` beside its place and gets its name when
+it is complete, in one step of the file system; so a folder of that name is a whole
+checkpoint, always. The unfinished folder keeps a journal: what is being written, then
+a line with place and checksum for every part that is. A writer that is killed at any
+point leaves a folder that the next one takes over: it believes only parts whose bytes
+still have the journal's checksum.
+
+The folder itself is locked, and the system drops the lock of a dead process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from shardinit.errors import CheckpointError
+
+_JOURNAL = "journal.jsonl"
+
+
+class Unfinished:
+    """The folder, while this process writes it.
+
+    Attributes:
+      folder: where the files are, under the name for the time being.
+      done: checksums by (file, first byte, bytes), as an earlier writer noted them.
+    """
+
+    def __init__(self, folder: Path, target: Path, done: dict, journal: int):
+        self.folder = folder
+        self.done: dict[tuple[str, int, int], int] = done
+        self._target = target
+        self._journal = journal
+
+    def note(self, file: str, offset: int, data: memoryview) -> None:
+        """Notes that ``data`` was written to a file at ``offset``."""
+        line = json.dumps([file, offset, len(data), checksum(data)]) + "\n"
+        os.write(self._journal, line.encode())
+
+    def holds(self, file: str, offset: int, data: memoryview) -> bool:
+        """Whether ``data`` is what was noted for its place."""
+        return self.done.get((file, offset, len(data))) == checksum(data)
+
+    def publish(self) -> None:
+        """Gives the folder its name; all files must have been synced.
+
+        Raises:
+          CheckpointError: there is something of that name by now.
+        """
+        sync_folder(self.folder)
+        try:
+            os.rename(self.folder, self._target)
+        except OSError as error:
+            raise exists(self._target) from error
+        os.unlink(self._target / _JOURNAL)
+        sync_folder(self._target.parent)
+
+
+def checksum(data: memoryview) -> int:
+    """CRC-32C, which the processor computes as fast as memory gives."""
+    view = np.frombuffer(data, np.uint8)  # a buffer of a kind that it accepts
+    return google_crc32c.value(view)  # pyright: ignore[reportArgumentType]
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def exists(target: Path) -> CheckpointError:
+    """The refusal to overwrite."""
+    return CheckpointError(
+        f"checkpoint {str(target)!r}",
+        "something of that name is there",
+        "a name that is free",
+        "Nothing is overwritten: remove it or choose another name",
+    )
+
+
+def check_free(target: Path) -> None:
+    """Refuses a target that exists; an empty folder will do.
+
+    Raises:
+      CheckpointError: there is something of that name.
+    """
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
+        raise exists(target)
+
+
+@contextmanager
+def unfinished(target: Path, what: str) -> Iterator[Unfinished]:
+    """Opens the unfinished folder of ``target``, new or as it was left.
+
+    Args:
+      target: the checkpoint's name.
+      what: what is to be written; the same text for whoever may go on with it.
+
+    Raises:
+      CheckpointError: the target exists, another process is writing it, or what was
+        left is something else.
+    """
+    check_free(target)
+    folder = target.with_name(target.name + ".unfinished")
+    os.makedirs(folder, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(handle, folder, target)
+        try:
+            check_free(target)
+        except CheckpointError:  # a writer before us has just finished
+            with suppress(OSError):
+                os.rmdir(folder)
+            raise
+        done = _read_journal(folder, what)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        journal = os.open(folder / _JOURNAL, flags, 0o644)
+        try:
+            if done is None:
+                os.write(journal, (json.dumps({"writes": what}) + "\n").encode())
+            yield Unfinished(folder, target, done or {}, journal)
+        finally:
+            os.close(journal)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path, target: Path) -> None:
+    """Locks the folder, which must still be the one of that name."""
+    mine = False
+    with suppress(BlockingIOError, FileNotFoundError):
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine = os.path.samestat(os.fstat(handle), os.stat(folder))
+    if not mine:
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            "another process is writing it",
+            "one writer at a time",
+        )
+
+
+def _read_journal(folder: Path, what: str) -> dict | None:
+    """What the journal notes as done; None if there is none yet."""
+    path = folder / _JOURNAL
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        if any(folder.iterdir()):
+            raise exists(folder) from None
+        return None
+    # A line that the end of its writer cut short is not there.
+    whole = text[: text.rfind(b"\n") + 1]
+    os.truncate(path, len(whole))
+    if not whole:
+        return None
+    try:
+        head, *lines = [json.loads(line) for line in whole.splitlines()]
+        done = {(str(f), int(at), int(size)): int(crc) for f, at, size, crc in lines}
+        same = head["writes"] == what
+    except (ValueError, TypeError, KeyError):
+        done, same = {}, False
+    if not same:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r}",
+            "what was begun there is something else",
+            "the same model, key and settings",
+            "Remove it to begin anew, or go on with what it was begun with",
+        )
+    return done
