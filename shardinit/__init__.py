@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shardinit import deferred as deferred
     from shardinit import module as module
+    from shardinit import storage as storage
     from shardinit.core.compiled import CompiledPlan as CompiledPlan
     from shardinit.core.compiled import compile_plan as compile_plan
     from shardinit.core.compiled import init as init
@@ -57,6 +58,7 @@ _HOMES = {
     "plan": "core.plan",
     "read": "core.read",
     "receipt": "verify.receipt",
+    "storage": "storage",
     "verify_receipt": "verify.receipt",
 }
 
