@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shardinit.core.compiled import compile_plan as compile_plan
     from shardinit.core.compiled import init as init
     from shardinit.core.init_fn import InitFn as InitFn
+    from shardinit.core.missing import init_missing as init_missing
     from shardinit.core.plan import Plan as Plan
     from shardinit.core.plan import plan as plan
     from shardinit.core.program import InitProgram as InitProgram
@@ -52,6 +53,7 @@ _HOMES = {
     "export_plan": "core.program",
     "fsdp": "core.sharding",
     "init": "core.compiled",
+    "init_missing": "core.missing",
     "load_program": "core.program",
     "module": "module",
     "open": "core.read",

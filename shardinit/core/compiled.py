@@ -56,6 +56,11 @@ class CompiledPlan:
         Raises:
           TypeError: the key has another type than the plan's.
         """
+        tree = jax.tree.unflatten(self.plan.cut.tree, self.leaves(key, progress))
+        return self.plan.init_fn.rebuild(tree)
+
+    def leaves(self, key: Any, progress: Progress | None = None) -> list[Any]:
+        """The leaves alone, in the order of the pytree (see ``__call__``)."""
         cut = self.plan.cut
         words = operands.key_words(key, cut)
         leaves: list[Any] = [None] * len(cut.leaves)
@@ -88,8 +93,7 @@ class CompiledPlan:
             done += 1
             if progress is not None:
                 progress(done, total)
-        tree = jax.tree.unflatten(cut.tree, leaves)
-        return self.plan.init_fn.rebuild(tree)
+        return leaves
 
     def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> list[Any]:
         """All operands onto their meshes in one transfer, which costs a tenth."""

@@ -96,6 +96,14 @@ class Plan:
     init_fn: InitFn = field(repr=False)
     whole_mode: str = "replicate"
 
+    def as_cut(self) -> slicing.Cut:
+        """The cut function: a plan can be planned again, for another mesh."""
+        return self.cut
+
+    def as_init_fn(self) -> InitFn:
+        """The init function that was planned."""
+        return self.init_fn
+
     @cached_property
     def total_bytes(self) -> int:
         """Bytes of all selected leaves, each counted once."""
@@ -209,7 +217,8 @@ def plan(
     """Cuts ``fn`` and says where each leaf will lie; allocates nothing.
 
     Args:
-      fn: ``key -> pytree of arrays``, an ``InitFn`` or an ``InitProgram``.
+      fn: ``key -> pytree of arrays``, an ``InitFn``, an ``InitProgram`` or a ``Plan``
+        (which is not traced again).
       key: a key whose type counts (its value does not); default
         ``jax.random.key(0)``.
       mesh: a ``Mesh`` or ``AbstractMesh``; None plans without shardings.

@@ -255,7 +255,7 @@ def _read_leaf(
 def _dtype(name: str) -> np.dtype:
     dtype = np.dtype(jax.numpy.dtype(name))
     kinds = (np.number, np.bool_)
-    if not any(jax.dtypes.issubdtype(dtype, kind) for kind in kinds):
+    if not any(jax.numpy.issubdtype(dtype, kind) for kind in kinds):
         raise ValueError(f"the dtype {name!r}")
     return dtype
 

@@ -24,7 +24,7 @@ import numpy as np
 from shardinit.core import keys, operands, slicing
 from shardinit.core.indexing import covering
 from shardinit.core.jaxpr import is_key, key_impl, no_mesh
-from shardinit.core.plan import Plan, gather_results, plan
+from shardinit.core.plan import gather_results, plan
 from shardinit.errors import SelectError, WholeLeafError
 
 EXECUTABLES = 256
@@ -278,8 +278,7 @@ def open(
       TypeError: the key is none, or of another type than the plan's.
     """
     key = operands.as_key(key)
-    made = fn if isinstance(fn, Plan) else plan(fn, key=key)
-    return LazyTree(made.cut, key, memory_limit, device)
+    return LazyTree(plan(fn, key=key).cut, key, memory_limit, device)
 
 
 def read(
