@@ -219,3 +219,32 @@ def test_a_demo_of_a_faulty_config_is_one_message(tmp_path):
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(TINY | {"hidden_size": -1}))
     assert "hidden_size" in shardinit("demo", "--config", str(path), code=1)
+
+
+def test_export_and_read(config, tmp_path, fails):
+    path = str(tmp_path / "tiny.program")
+    said = shardinit("export", config, "--out", path)
+    assert "leaves" in said
+    assert "sha256" in said
+    paths = [line.split("\t")[0] for line in shardinit("read", path).splitlines()]
+    assert paths == [
+        line.split("\t")[0] for line in shardinit("read", config).splitlines()
+    ]
+    leaf = next(p for p in paths if "embed" in p)
+    npy = str(tmp_path / "window.npy")
+    shardinit("read", path, leaf, "3:9,::2", "--seed", "5", "--out", npy)
+    import numpy as np
+
+    from shardinit import load_program, open
+
+    want = open(load_program(path), 5)[leaf][3:9, ::2]
+    assert np.load(npy).tobytes() == np.ascontiguousarray(want).tobytes()
+    assert "[6, 32]" in shardinit("read", path, leaf, "3:9,::2")
+    assert "it exists" in fails("export", config, "--out", path)
+    assert "it exists" not in shardinit("export", config, "--out", path, "--force")
+    assert "none of the" in fails("read", path, "no/such/leaf")
+    assert "out of bounds" in fails("read", path, leaf, "99999")
+    assert "'a' in '1,a'" in fails("read", path, leaf, "1,a")
+    (tmp_path / "broken").write_bytes(b"not a program")
+    assert "init program" in fails("read", str(tmp_path / "broken"))
+    assert "File exists" in fails("read", path, leaf, "--out", npy)

@@ -67,11 +67,12 @@ class Row:
       case: name of the case.
       name: what was measured.
       value: the figure that counts, in ``unit``: a ratio of the two sides ("x"), or
-        seconds ("s").
+        seconds ("s")
+        or kilobytes ("KB", 1e3 bytes).
       ours: shardinit's own figures, in ``side_unit``.
       baseline: those of the other side; None without one.
       against: what the other side is.
-      side_unit: "s" or "GB" (1e9 bytes).
+      side_unit: "s", "KB" (1e3) or "GB" (1e9 bytes).
       target: what ``value`` must reach; None where nothing was set.
       note: what the reader must know to read the row right.
     """

@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-from shardinit.cli import serving
+from shardinit.cli import programs, serving
+from shardinit.cli.programs import ModelName, Modules
 from shardinit.errors import ShardinitError
 
 app = typer.Typer(
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
 app.command()(serving.health)
+app.command()(programs.export)
+app.command()(programs.read)
 
 Config = Annotated[
     str,
@@ -39,13 +42,6 @@ Rules = Annotated[
         help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins mesh "
         "axes, nothing keeps an axis whole."
     ),
-]
-ModelName = Annotated[
-    str, typer.Option("--model", help="Name of the registered model to configure.")
-]
-Modules = Annotated[
-    list[str] | None,
-    typer.Option("--models", help="Module that registers models; may be repeated."),
 ]
 
 

@@ -92,6 +92,28 @@ def read_spec(config: str, model: str = "decoder") -> Any:
         raise SpecError(model, [("config", fault)]) from error
 
 
+def read_source(source: str, model: str, modules: list[str]) -> Any:
+    """What to initialise: a program file, or the model of a config.
+
+    Args:
+      source: a program file, a config.json or the name of an example.
+      model: name of the registered model that a config is for.
+      modules: modules that register models.
+
+    Raises:
+      SpecError: there is no such example, or the config is faulty.
+      ProgramFormatError: the file is neither a config nor a program.
+    """
+    if os.path.isfile(source) and not source.endswith(".json"):
+        from shardinit.core.program import load_program
+
+        return load_program(source)
+    from shardinit.models import build
+
+    load_modules(modules)
+    return build(read_spec(source, model))
+
+
 def load_modules(modules: list[str]) -> None:
     """Imports the operator's modules, so that they register their models.
 

@@ -146,7 +146,7 @@ def _grow(fresh: jax.Array, old: Any, sharding: NamedSharding) -> jax.Array:
     """The fresh leaf with the old one in its low corner, in the fresh one's memory."""
     # The compiler places the copy; explicit axes would have to be told how.
     mesh = sharding.mesh
-    auto = Mesh(mesh.devices, mesh.axis_names)
+    auto = Mesh(np.asarray(mesh.devices), mesh.axis_names)
     old = jax.device_put(old, NamedSharding(auto, _dividing(sharding, np.shape(old))))
     fresh = jax.device_put(fresh, NamedSharding(auto, sharding.spec), donate=True)
 

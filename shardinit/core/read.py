@@ -188,7 +188,7 @@ class LazyTree(Mapping[str, LazyArray]):
         if program.whole:
             group = self._groups[number]
             return np.array(self._evaluate_whole(group, program, words, number)[place])
-        run = _executable(program, (shape,), self._device)
+        run = executable(program, (shape,), self._device)
         (out,) = run(words, np.asarray(start, np.uint32))
         return _to_numpy(out)
 
@@ -201,7 +201,7 @@ class LazyTree(Mapping[str, LazyArray]):
                 leaves = [self.cut.leaves[i] for i in group]
                 self._check_limit(leaves[0], sum(map(_bytes, leaves)))
                 shapes = tuple(leaf.shape for leaf in leaves)
-                run = _executable(program, shapes, self._device)
+                run = executable(program, shapes, self._device)
                 self._check_limit(leaves[0], _memory(run))
                 zeros = np.zeros(sum(map(len, shapes)), np.uint32)
                 # The programs before this one are let go: at most one is held.
@@ -237,7 +237,7 @@ def _to_numpy(array: Any) -> np.ndarray:
 
 
 @lru_cache(maxsize=EXECUTABLES)
-def _executable(program: Any, shapes: tuple[tuple[int, ...], ...], device: Any) -> Any:
+def executable(program: Any, shapes: tuple[tuple[int, ...], ...], device: Any) -> Any:
     """Compiled ``(words, starts) -> windows`` of the given shapes, on one device."""
     lanes = device.platform == "cpu"
 

@@ -95,8 +95,8 @@ def test_shards_are_windows(program, mesh):
             assert raw(source[shard.index]) == raw(shard.data)
 
 
-def test_windows_of_one_shape_share_one_executable():
-    reading._executable.cache_clear()
+def test_windows_of_one_shape_share_oneexecutable():
+    reading.executable.cache_clear()
     lazy = shardinit.open(
         lambda key: [jax.random.normal(k, (64, 96)) for k in jax.random.split(key, 9)],
         0,
@@ -104,7 +104,7 @@ def test_windows_of_one_shape_share_one_executable():
     for path in lazy:
         for row in range(0, 64, 16):
             lazy[path][row : row + 16, 32:64]
-    assert reading._executable.cache_info().misses == 1
+    assert reading.executable.cache_info().misses == 1
 
 
 def test_a_whole_leaf_is_evaluated_once_and_within_the_limit():

@@ -1,0 +1,132 @@
+"""``shardinit export`` and ``read``: weights as a program, and looked into."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from shardinit.cli import serving
+from shardinit.errors import ShardinitError
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A config.json, the name of an example such as gpt2, or a program file."
+    ),
+]
+ModelName = Annotated[
+    str, typer.Option("--model", help="Name of the registered model to configure.")
+]
+Modules = Annotated[
+    list[str] | None,
+    typer.Option("--models", help="Module that registers models; may be repeated."),
+]
+
+
+def export(
+    source: Source,
+    out: Annotated[str, typer.Option("--out", "-o", help="The program file to write.")],
+    model: ModelName = "decoder",
+    models: Modules = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+) -> None:
+    """Writes a model's initial weights as one small program."""
+    if os.path.exists(out) and not force:
+        raise ShardinitError(
+            f"--out {out}", "it exists", "a new file", "Pass --force to replace it"
+        )
+    serving.on_cpu()
+    from shardinit.cli import arguments
+    from shardinit.core.program import export_plan
+
+    program = export_plan(arguments.read_source(source, model, models or []))
+    try:
+        program.save(out)
+    except OSError as error:
+        raise ShardinitError(f"--out {out}", error.strerror or str(error)) from error
+    size = os.path.getsize(out)
+    print(
+        f"{out}: {len(program.paths):,} leaves, {size:,} bytes, "
+        f"fingerprint {program.fingerprint}, sha256 {program.sha256}"
+    )
+
+
+def read(
+    source: Source,
+    path: Annotated[
+        str | None, typer.Argument(help="The leaf's path; none lists all.")
+    ] = None,
+    window: Annotated[
+        str, typer.Argument(help="A numpy index, such as '0:4,::2' or '...,-1'.")
+    ] = "...",
+    seed: Annotated[int, typer.Option(help="Seed of the root key.")] = 0,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Write the window as a .npy file.")
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(help="Bytes that a leaf may take that must be made whole.")
+    ] = 1 << 32,
+    model: ModelName = "decoder",
+    models: Modules = None,
+) -> None:
+    """Prints one window of one leaf, computed alone."""
+    serving.on_cpu()
+    import numpy as np
+
+    import shardinit
+    from shardinit.cli import arguments
+
+    index = parse_window(window)
+    lazy = shardinit.open(
+        arguments.read_source(source, model, models or []), seed, memory_limit=limit
+    )
+    if path is None:
+        for leaf in lazy.values():
+            print(f"{leaf.path}\t{leaf.dtype}\t{list(leaf.shape)}")
+        return
+    try:
+        values = np.asarray(lazy[path][index])
+    except IndexError as error:
+        raise ShardinitError("window", str(error)) from error
+    if out is None:
+        print(f"{path} [{window}] {values.dtype}{list(values.shape)}")
+        print(np.array2string(values, threshold=200))
+        return
+    try:
+        with open(out, "xb") as file:
+            # numpy's format has no name for bfloat16 and its kin: their bytes as ints.
+            plain = values.dtype.kind in "biufc"
+            width = f"u{values.dtype.itemsize}"
+            np.save(file, values if plain else values.view(width), allow_pickle=False)
+    except OSError as error:
+        raise ShardinitError(f"--out {out}", error.strerror or str(error)) from error
+    print(f"{out}: {path} [{window}] {values.dtype}{list(values.shape)}")
+
+
+def parse_window(text: str) -> tuple[Any, ...]:
+    """``0:4,::2`` or ``...,-1`` as a numpy index of ints, slices and ``...``.
+
+    Raises:
+      ShardinitError: it does not read like that.
+    """
+    index: list[Any] = []
+    for part in text.strip("[] ").split(","):
+        pieces = [piece.strip() for piece in part.split(":")]
+        try:
+            if pieces == ["..."]:
+                index.append(...)
+            elif len(pieces) == 1:
+                index.append(int(pieces[0]))
+            elif len(pieces) <= 3:
+                index.append(slice(*(int(p) if p else None for p in pieces)))
+            else:
+                raise ValueError
+        except ValueError:
+            raise ShardinitError(
+                "window", f"{part.strip()!r} in {text!r}", "such as '0:4,::2' or '-1'"
+            ) from None
+        if isinstance(index[-1], slice) and index[-1].step == 0:
+            raise ShardinitError("window", f"a step of 0 in {text!r}")
+    return tuple(index)
