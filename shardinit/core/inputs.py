@@ -1,9 +1,9 @@
-"""Which leaves of an init function depend on the values of example inputs.
+"""Which values a leaf of an init function depends on, beside its key.
 
 Lazily initialised modules are shown an input, of which an initialiser sees the shape
 and hardly ever the values. Whether they matter is not guessed: the function is traced
-with its inputs as arguments, and a leaf depends on them if the walk back from it meets
-one. Where none does, the inputs need not exist.
+with its inputs as arguments, and a leaf depends on those that the walk back from it
+meets. An input that no leaf depends on need not exist.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from shardinit.core.graph import Value, leaves
 from shardinit.core.paths import path_str
 
 
-def dependent_leaves(
+def dependencies(
     fn: Callable[[Any], Any], key: Any, inputs: Sequence[Any]
-) -> list[str]:
-    """Paths of the leaves that depend on the value of an input.
+) -> dict[int, str]:
+    """The inputs that leaves depend on, each with the path of one such leaf.
 
     Args:
       fn: from a pair of a key and a list of arrays to a pytree of arrays.
@@ -36,10 +36,11 @@ def dependent_leaves(
         values = [Value(x.shape, x.dtype) for x in inputs]
         given = [root, *values]
         outs = Builder(fold=True, opaque=False).read(*jx.opened(closed), given)
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-    wanted = set(values)
-    return [
-        path_str(path)
-        for path, out in zip(paths, outs, strict=True)
-        if not wanted.isdisjoint(leaves([out], ()))
-    ]
+    number_of = {value: number for number, value in enumerate(values)}
+    found: dict[int, str] = {}
+    paths = jax.tree_util.tree_leaves_with_path(shapes)
+    for (path, _), out in zip(paths, outs, strict=True):
+        for value in leaves([out], ()):
+            if value in number_of:
+                found.setdefault(number_of[value], path_str(path))
+    return found

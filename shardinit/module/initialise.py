@@ -15,11 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
 from shardinit.core import compiled
 from shardinit.core.init_fn import InitFn
-from shardinit.core.inputs import dependent_leaves
-from shardinit.core.jaxpr import is_tracer
+from shardinit.core.inputs import dependencies
+from shardinit.core.jaxpr import is_key, is_tracer, key_impl
 from shardinit.core.plan import as_key
 from shardinit.errors import InitFnError, ModuleStateError
 from shardinit.module import context, steps, walk
@@ -29,6 +31,9 @@ from shardinit.module.walk import Hole, Path
 
 class Initialisation:
     """One module, one set of inputs: what ``init`` and ``init_fn`` have in common.
+
+    Arrays that are given, the inputs and those which the module holds already, enter
+    the trace as zeros where no leaf depends on their values.
 
     Args:
       module: it is copied, not changed.
@@ -50,37 +55,40 @@ class Initialisation:
         *,
         traced: bool = False,
     ):
+        walk.modules(module)  # refuses one that contains itself
         self.name = type(module).__name__
-        self._template, self._copies = walk.copy(module)
-        self._given = inputs is not MISSING
+        self._asked = inputs is not MISSING
         self._call_method, self._policy = call_method, key_policy
-        asked = Inputs.from_value(inputs) if self._given else Inputs()
-        self._kept, self._structure = jax.tree.flatten((asked.args, asked.kwargs))
-        self._places = [i for i, x in enumerate(self._kept) if _has_values(x)]
-        arrays = [self._kept[i] for i in self._places]
+        asked = Inputs.from_value(inputs) if self._asked else Inputs()
+        self._given: list[Any] = []
+        self._numbers: dict[int, Hole] = {}
+        self._arguments = jax.tree.map(self._hole, (asked.args, asked.kwargs))
+        self._template, self._copies = walk.copy(module, self._hole)
+        self._abstract = jax.eval_shape(lambda xs: xs, self._given)
         key = jax.eval_shape(jax.random.key, 0)
         if traced:
-            self._values: list[Any] | None = arrays
-            jax.eval_shape(lambda k: self._describe(k, arrays), key)
+            self._values = dict(enumerate(self._given))
+            jax.eval_shape(lambda k: self._describe(k, self._given), key)
             return
-        self._shapes = jax.eval_shape(lambda xs: xs, arrays)
-        depends = dependent_leaves(lambda a: self._describe(*a), key, self._shapes)
-        if depends and any(isinstance(x, jax.ShapeDtypeStruct) for x in arrays):
-            raise InitFnError(
-                f"leaf {depends[0]!r}",
-                f"its value depends on the values of the inputs of {self.name}, of "
-                f"which only shapes were given ({len(depends)} such leaves)",
-                "arrays, or leaves that depend on the shapes alone",
-                "Pass arrays instead of jax.ShapeDtypeStruct",
-            )
-        self._values = arrays if depends else None
+        needed = dependencies(lambda a: self._describe(*a), key, self._abstract)
+        for number, path in needed.items():
+            if isinstance(self._given[number], jax.ShapeDtypeStruct):
+                raise InitFnError(
+                    f"leaf {path!r}",
+                    f"its value depends on the values of an input of {self.name}, of "
+                    "which only the shape was given",
+                    "an array, or a leaf that depends on the shape alone",
+                    "Pass an array instead of jax.ShapeDtypeStruct",
+                )
+        self._values = {n: _on_host(self._given[n]) for n in needed}
 
     def fn(self, key: jax.Array) -> Any:
         """The leaves that ``init`` makes, as nested dicts; traceable."""
-        values = self._values
-        if values is None:  # no leaf reads them: they are never computed
-            values = [jnp.zeros(x.shape, x.dtype) for x in self._shapes]
-        made = self._made(self._run(key, values)[0])
+        values = [
+            self._values[n] if n in self._values else _zeros(x)
+            for n, x in enumerate(self._abstract)
+        ]
+        made = self._made(self._run(key, values)[0], values)
         return _nest(self._paths, [leaf for _, leaf, _ in made])
 
     def rebuild(self, tree: Any, onto: Any = None) -> Any:
@@ -116,10 +124,19 @@ class Initialisation:
         """The function for the engine."""
         return InitFn(self.fn, axes=self.axes, rebuild=self.rebuild, name=self.name)
 
+    def _hole(self, value: Any) -> Any:
+        """Takes an array out of what is given, once for all its places."""
+        if not is_array(value):
+            return value
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = Hole(len(self._given))
+            self._given.append(value)
+        return self._numbers[id(value)]
+
     def _describe(self, key: jax.Array, values: Sequence[Any]) -> Any:
         """The first trace: ``fn``, and it keeps the skeleton and the paths."""
         root, self._skeletons = self._run(key, values)
-        made = self._made(root)
+        made = self._made(root, values)
         self._skeleton = root
         self._paths = [path for path, _, _ in made]
         self.axes = _nest(self._paths, [axes for _, _, axes in made])
@@ -129,7 +146,11 @@ class Initialisation:
 
     def _run(self, key: Any, values: Sequence[Any]) -> tuple[Any, dict[int, Any]]:
         """Initialises a copy; also returns its modules by the template's ids."""
-        root, copies = walk.copy(self._template)
+
+        def fill(value: Any) -> Any:
+            return values[value.number] if isinstance(value, Hole) else value
+
+        root, copies = walk.copy(self._template, fill)
         now = context.Scope(
             keys=context.key_source(key, self._policy),
             initializing=True,
@@ -139,48 +160,68 @@ class Initialisation:
         )
         with context.entered(now):
             steps.initialise(root)
-            if self._given:
-                filled = list(self._kept)
-                for place, value in zip(self._places, values, strict=True):
-                    filled[place] = value
-                args, kwargs = jax.tree.unflatten(self._structure, filled)
+            if self._asked:
+                args, kwargs = jax.tree.map(fill, self._arguments)
                 steps.forward(root, self._call_method, Inputs(*args, **kwargs))
+        held = {id(m) for _, m in walk.modules(root) if m._initialized}
+        self._held = held
         for _, module in walk.modules(root):
-            if self._given or steps.complete(module):
+            if self._asked or steps.complete(module):
                 module.__dict__["_initialized"] = True
         steps.refuse_static_tracers(root)
         return root, copies
 
-    def _made(self, root: Any) -> list[tuple[Path, Any, Any]]:
-        """Takes out the arrays that were made, leaving holes.
+    def _made(self, root: Any, values: Sequence[Any]) -> list[tuple[Path, Any, Any]]:
+        """Takes out the arrays that were made, leaving holes; puts back those given.
 
-        Those of modules that were initialised before are not made, unless they are
-        others than before.
+        An array that the module held already is given, not made, if its module was
+        initialised or it has its place on devices; others are constants of the
+        function.
 
         Returns:
           path, array and axis names (or None) of each, in the order of the pytree.
         """
-        held: set[int] = set()
-        for _, module in walk.modules(self._template):
-            if module._initialized:
-                for name in walk.node_names(module):
-                    held.update(map(id, jax.tree.leaves(getattr(module, name))))
+        given = {id(value): self._given[n] for n, value in enumerate(values)}
         made: list[tuple[Path, Any, Any]] = []
 
         def punch(path: Path, owner: Any, name: str, leaf: Any) -> Any:
-            if not is_array(leaf) or id(leaf) in held:
+            if not is_array(leaf):
                 return leaf
-            whole = getattr(owner, name) is leaf
-            made.append((path, leaf, owner.field_axes().get(name) if whole else None))
+            axes = (
+                owner.field_axes().get(name) if getattr(owner, name) is leaf else None
+            )
+            if id(leaf) in given:
+                leaf = given[id(leaf)]
+                if id(owner) in self._held or _is_placed(leaf):
+                    return leaf
+            made.append((path, leaf, axes))
             return Hole(len(made) - 1)
 
         walk.map_leaves(root, punch)
         return made
 
 
-def _has_values(x: Any) -> bool:
-    """Whether zeros may stand for an input; scalars and keys are passed as they are."""
-    return is_array(x) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+def _is_placed(x: Any) -> bool:
+    """Whether an array lies where somebody wanted it, or is only a shape."""
+    sharded = isinstance(getattr(x, "sharding", None), NamedSharding)
+    return sharded or isinstance(x, jax.ShapeDtypeStruct)
+
+
+def _zeros(x: Any) -> Any:
+    """What stands for an array of which nobody reads the values."""
+    if not is_key(x.dtype):
+        return jnp.zeros(x.shape, x.dtype)
+    impl = key_impl(x.dtype)
+    words = jax.eval_shape(jax.random.key_data, x)
+    return jax.random.wrap_key_data(jnp.zeros(words.shape, words.dtype), impl=impl)
+
+
+def _on_host(x: Any) -> Any:
+    """An array without its devices, whose mesh may not be that of the trace."""
+    if not is_key(x.dtype):
+        return np.asarray(x)
+    words = np.asarray(jax.random.key_data(x))
+    return jax.random.wrap_key_data(words, impl=key_impl(x.dtype))
 
 
 def _nest(paths: Sequence[Path], values: Sequence[Any]) -> Any:
@@ -244,11 +285,14 @@ def init(
 ) -> Any:
     """What ``Module.init`` does; see there."""
     key = as_key(key)
+    walk.modules(module)  # refuses one that contains itself, before JAX walks it
     traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
     traced = traced or any(map(is_tracer, jax.tree.leaves((key, module, inputs))))
     made = Initialisation(module, inputs, call_method, key_policy, traced=traced)
     if not traced:
         arrays = compiled.init(InitFn(made.fn, made.axes), key, mesh=mesh, rules=rules)
+        if mesh is None:  # plain arrays: no mesh of one device shall follow them
+            arrays = jax.device_put(arrays, jax.devices()[0])
     elif mesh is None and rules is None:
         arrays = jax.jit(made.fn)(key)
     else:

@@ -266,7 +266,7 @@ def flatten_with_keys(
     names = node_names(module)
     fields = vars(module)
     rest = {name: v for name, v in fields.items() if name not in names}
-    rest["_nodes"] = module._nodes
+    rest.update((name, getattr(module, name)) for name in PRIVATE)
     children = [(GetAttrKey(name), fields[name]) for name in names]
     return children, Aux(tuple(names), rest)
 

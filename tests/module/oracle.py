@@ -13,4 +13,7 @@ def sequence(key):
 
 def uniform(key, *shape):
     """One draw, as plain ``jax.jit`` compiles it."""
-    return jax.jit(lambda k: jax.random.uniform(k, shape))(key)
+    return _uniform(key, shape)
+
+
+_uniform = jax.jit(jax.random.uniform, static_argnums=1)

@@ -1,0 +1,216 @@
+"""Submodules constructed where they are used."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shardinit import module as tx
+from shardinit.errors import ModuleFieldError, ModuleStateError
+from tests.core.bits import differing
+from tests.module.oracle import sequence, uniform
+
+X = jnp.ones((2, 3))
+
+
+class Draws(tx.Module):
+    u: jax.Array | tx.Initializer = tx.Parameter.node()
+    v: jax.Array | None = tx.Parameter.node()
+    w: jax.Array | None = tx.Parameter.node()
+
+    def __init__(self):
+        self.u = tx.Initializer(lambda key: jax.random.uniform(key, (4,)))
+        self.v = None
+        self.w = None
+
+    def rng_init(self):
+        self.v = jax.random.uniform(tx.next_key(), (4,))
+
+    def __call__(self, x):
+        if self.initializing():
+            self.w = jax.random.uniform(tx.next_key(), (4,))
+        return x
+
+
+class Two(tx.Module):
+    @tx.compact
+    def __call__(self, x):
+        x = Draws()(x)
+        return Draws()(x)
+
+
+def test_one_key_begins_a_sequence_of_the_submodules_own():
+    made = Two().init(42, X)
+    keys = sequence(42)
+    for sub in (made.draws, made.draws2):
+        own = sequence(next(keys))
+        assert np.array_equal(sub.u, uniform(next(own), 4))
+        assert np.array_equal(sub.v, uniform(next(own), 4))
+        assert np.array_equal(sub.w, uniform(next(keys), 4))  # in the forward call
+
+
+def test_names_are_those_of_the_classes_with_numbers():
+    class Net(tx.Module):
+        @tx.compact
+        def __call__(self, x):
+            x = tx.Linear(4)(x)
+            x = tx.Linear(4, name="head")(x)
+            x = tx.BatchNorm()(x)
+            x = tx.Linear(4)(x)
+            x = tx.MLP([4])(x)
+            return tx.Linear(4, name="head")(x)
+
+    made = Net().init(1, X)
+    names = {k for k, v in vars(made).items() if isinstance(v, tx.Module)}
+    assert names == {"linear", "head", "batch_norm", "linear2", "mlp", "head2"}
+    assert all(getattr(made, name).initialized for name in names)
+
+
+def test_later_runs_use_the_same_modules():
+    class Net(tx.Module):
+        runs = 0
+
+        @tx.compact
+        def __call__(self, x):
+            assert self.first_run == (not self.initialized)
+            return tx.Linear(4)(x)
+
+    made = Net().init(1, X)
+    expected = X @ made.linear.kernel
+    assert np.allclose(made(X), expected)
+    assert np.allclose(jax.jit(lambda m, x: m(x))(made, X), expected)
+    made.linear.bias = jnp.ones(4)
+    assert np.allclose(made(X), expected + 1)
+    assert differing(made.init(2, X), made) == []
+    with pytest.raises(ModuleStateError, match="outside of a compact method"):
+        _ = made.first_run
+
+
+def test_a_module_called_twice_in_a_forward_pass_is_one():
+    class Net(tx.Module):
+        def __init__(self):
+            self.two = tx.MLP([3])
+
+        def __call__(self, x):
+            return self.two(self.two(x))
+
+    made = Net().init(1, X)
+    assert {k for k, v in vars(made.two).items() if isinstance(v, tx.Module)} == {
+        "linear"
+    }
+
+
+def test_several_compact_methods():
+    class Net(tx.Module):
+        @tx.compact
+        def encode(self, x):
+            return tx.Linear(5)(x)
+
+        @tx.compact
+        def decode(self, x):
+            return tx.Linear(3)(x)
+
+        def __call__(self, x):
+            return self.decode(self.encode(x))
+
+    made = Net().init(1, X)
+    assert made.linear.kernel.shape == (3, 5)
+    assert made.linear2.kernel.shape == (5, 3)
+    assert np.allclose(made.decode(made.encode(X)), made(X))
+
+
+def test_without_inputs_a_compact_module_waits():
+    part = tx.Sequential(tx.MLP([4]), tx.Dropout(0.5)).init(1)
+    assert not part.layers[0].initialized
+    assert part.layers[1].initialized
+    assert part.init(2, X).layers[0].linear.kernel.shape == (3, 4)
+
+
+def test_key_policy_name_reaches_into_compact_methods():
+    class Net(tx.Module):
+        def __init__(self, **fields):
+            for name, value in fields.items():
+                setattr(self, name, value)
+
+        def __call__(self, x):
+            for name in sorted(k for k, v in vars(self).items() if k in "abz"):
+                x = getattr(self, name)(x)
+            return x
+
+    one = Net(a=Two(), b=Two()).init(1, X, key_policy="name")
+    two = Net(z=Two(), b=Two()).init(1, X, key_policy="name")
+    assert differing(one.b, two.b) == []
+    leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(one)]
+    assert len(set(leaves)) == len(leaves) == 12
+
+
+def test_compact_module():
+    @tx.compact_module
+    def Block(x, features):
+        """A block."""
+        return jax.nn.relu(tx.Linear(features)(x))
+
+    assert issubclass(Block, tx.Module)
+    assert Block.__name__ == "Block"
+    made = Block().init(42, tx.Inputs(X, features=8))
+    assert made.linear.kernel.shape == (3, 8)
+    plain = jax.nn.relu(X @ made.linear.kernel)
+    assert np.allclose(made(X, 8), plain)
+
+    class Net(tx.Module):
+        @tx.compact
+        def __call__(self, x):
+            x = Block()(x, 8)
+            return Block()(x, 4)
+
+    net = Net().init(42, X)
+    assert net.block2.linear.kernel.shape == (8, 4)
+
+
+def test_misuse_of_compact_methods():
+    with pytest.raises(ModuleStateError, match="'layers/0' .*constructs a Linear"):
+        tx.Sequential(tx.MLP([2]))(X)
+
+    class Changing(tx.Module):
+        @tx.compact
+        def __call__(self, x, layers=(tx.Linear,)):
+            for layer in layers:
+                x = layer(3)(x)
+            return x
+
+    made = tx.Sequential(Changing()).init(1, X)
+    with pytest.raises(ModuleStateError, match="after all 1 modules of its first run"):
+        made.layers[0](X, (tx.Linear, tx.Linear))
+    with pytest.raises(ModuleStateError, match="where its first run made 'linear'"):
+        made.layers[0](X, (tx.Dropout,))
+
+    class Recursive(tx.Module):
+        @tx.compact
+        def __call__(self, x):
+            return self(x)
+
+    with pytest.raises((ModuleStateError, RecursionError)):
+        Recursive().init(1, X)
+
+    class Taken(tx.Module):
+        linear: int = tx.static(3)
+
+        @tx.compact
+        def __call__(self, x):
+            return tx.Linear(3)(x)
+
+    assert Taken().init(1, X).linear2.kernel.shape == (3, 3)
+
+    class Same(tx.Module):
+        linear: tx.Linear = tx.static()
+
+        def __init__(self):
+            self.linear = tx.Linear(3)
+            del self.linear
+
+        @tx.compact
+        def __call__(self, x):
+            return tx.Linear(3)(x)
+
+    with pytest.raises(ModuleFieldError, match="without a value"):
+        Same()
