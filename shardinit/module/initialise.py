@@ -220,7 +220,7 @@ def _on_host(x: Any) -> Any:
     """An array without its devices, whose mesh may not be that of the trace."""
     if not is_key(x.dtype):
         return np.asarray(x)
-    words = np.asarray(jax.random.key_data(x))
+    words = jnp.asarray(np.asarray(jax.random.key_data(x)))
     return jax.random.wrap_key_data(words, impl=key_impl(x.dtype))
 
 

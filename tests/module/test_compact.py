@@ -168,7 +168,7 @@ def test_compact_module():
 
 
 def test_misuse_of_compact_methods():
-    with pytest.raises(ModuleStateError, match="'layers/0' .*constructs a Linear"):
+    with pytest.raises(ModuleStateError, match=r"'layers/0' .*constructs a Linear"):
         tx.Sequential(tx.MLP([2]))(X)
 
     class Changing(tx.Module):

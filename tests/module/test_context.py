@@ -227,5 +227,5 @@ def test_names_with_one_hash_are_refused(monkeypatch):
 
 
 def test_a_mesh_inside_of_jit(mesh):
-    with pytest.raises(ModuleStateError, match="a mesh inside jax.jit"):
+    with pytest.raises(ModuleStateError, match=r"a mesh inside jax\.jit"):
         jax.jit(lambda: Draws(2).init(1, jnp.ones(2), mesh=mesh))()

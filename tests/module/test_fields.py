@@ -125,8 +125,10 @@ def test_a_module_may_be_a_dataclass():
     @dataclass
     class Net(tx.Module):
         size: int
-        w: Any = tx.Parameter.node(None)
-        linear: Any = tx.node(default_factory=lambda: tx.Linear(3))
+        w: Any = tx.Parameter.node(None)  # noqa: RUF009
+        linear: Any = tx.node(  # noqa: RUF009
+            default_factory=lambda: tx.Linear(3)
+        )
 
         def __call__(self, x):
             if self.initializing():
@@ -198,7 +200,7 @@ def test_modules_that_do_not_match_are_named_by_path():
     one = tx.Sequential(tx.Linear(4), tx.Linear(4))
     with pytest.raises(ModuleFieldError, match="at 'layers/1'"):
         one.merge(tx.Sequential(tx.Linear(4), tx.LayerNorm()))
-    with pytest.raises(ModuleFieldError, match="at 'layers'.*3 items"):
+    with pytest.raises(ModuleFieldError, match=r"at 'layers'.*3 items"):
         one.merge(tx.Sequential(*one.layers, tx.Linear(4)))
 
 
