@@ -16,8 +16,11 @@ from typing import Annotated
 
 import typer
 
-from shardinit.cli import programs, serving
+from shardinit.cli import checkpoints, programs, serving
 from shardinit.cli.programs import ModelName, Modules
+=======
+from shardinit.cli import checkpoints, serving
+>>>>>>> 40665ab (shardinit init, digest and verify: checkpoints and receipts from the command line)
 from shardinit.errors import ShardinitError
 
 app = typer.Typer(
@@ -29,6 +32,7 @@ app = typer.Typer(
 )
 app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
 app.command()(serving.health)
+<<<<<<< HEAD
 app.command()(programs.export)
 app.command()(programs.read)
 
@@ -152,7 +156,7 @@ def main() -> None:
     """Runs the command line; ends the process with its exit code."""
     try:
         app()
-    except ShardinitError as error:
+    except (ShardinitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -48,7 +48,7 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
                 "an array",
                 "Initialise it, or leave it out of the tree",
             )
-    _check_free(target)
+    check_free(target)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(target, tree)
 
@@ -121,7 +121,12 @@ def _plain(tree: Any) -> Any:
     return root
 
 
-def _check_free(target: Path) -> None:
+def check_free(target: Path) -> None:
+    """Refuses a target that exists.
+
+    Raises:
+      CheckpointError: there is something of that name.
+    """
     if os.path.lexists(target):
         raise CheckpointError(
             f"checkpoint {str(target)!r}",

@@ -20,7 +20,6 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +34,6 @@ from shardinit.errors import CheckpointError
 from shardinit.storage.layout import (
     INDEX,
     File,
-    Tensor,
     index_json,
     parse_size,
     plan_files,
@@ -43,6 +41,7 @@ from shardinit.storage.layout import (
     tensor_name,
 )
 from shardinit.storage.unfinished import Unfinished, check_free, unfinished
+from shardinit.storage.windows import Window, windows
 
 _WORKERS = 2
 # Windows in memory at a time: computed or waiting to be seen, and their temporaries.
@@ -155,7 +154,7 @@ class _Writer:
         try:
             _write_at(handle, 0, memoryview(file.header))
             os.truncate(handle, file.size)
-            for window in _windows(file, self._window_bytes):
+            for window in windows(file, self._window_bytes):
                 pending.append((window, pool.submit(self._one, handle, file, window)))
                 while len(pending) >= 2 * _WORKERS:
                     _see(*pending.popleft(), on_window)
@@ -242,56 +241,6 @@ def _identity(files: Sequence[File], source: str) -> str:
     return hashed.hexdigest()
 
 
-# ---- windows -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Window:
-    """A part of a tensor that is one run of bytes in its file."""
-
-    tensor: Tensor
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the window."""
-        return math.prod(self.shape) * self.tensor.dtype.itemsize
-
-
-def _windows(file: File, most: int) -> Iterator[Window]:
-    """The windows of a file's tensors, each of at most ``most`` bytes, in order."""
-    for tensor in file.tensors:
-        if not tensor.nbytes:
-            continue
-        # Trailing axes are kept whole as long as they fit; the next one is cut.
-        axis, run = len(tensor.shape), tensor.dtype.itemsize
-        while axis and run * tensor.shape[axis - 1] <= most:
-            axis -= 1
-            run *= tensor.shape[axis]
-        rows = _rows(tensor.shape[axis - 1], max(1, most // run)) if axis else 1
-        tail = tensor.shape[axis:]
-        offset = tensor.offset
-        for outer in np.ndindex(*tensor.shape[: max(axis - 1, 0)]):
-            whole = tensor.shape[axis - 1] if axis else 1
-            for row in range(0, whole, rows):
-                count = min(rows, whole - row)
-                middle = ((row,), (count,)) if axis else ((), ())
-                start = (*map(int, outer), *middle[0], *[0] * len(tail))
-                shape = (*[1] * len(outer), *middle[1], *tail)
-                yield Window(tensor, start, shape, offset)
-                offset += count * run
-
-
-def _rows(whole: int, most: int) -> int:
-    """Rows of a window: a divisor, so that all are equal, unless it is far smaller."""
-    for parts in range(-(-whole // most), min(whole, -(-whole // most) * 4) + 1):
-        if whole % parts == 0:
-            return whole // parts
-    return min(whole, most)
-
-
 # ---- sources -------------------------------------------------------------------------
 
 
@@ -371,6 +320,22 @@ def open(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                 data = np.array(data)  # of another writer, who did not align
             found[tensor.path] = data.view(tensor.dtype).reshape(tensor.shape)
     return found
+
+
+def read_windows(
+    folder: str | os.PathLike[str], max_bytes: int = _LARGEST_WINDOW
+) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
+    """The tensors of a checkpoint as windows: path, start and elements.
+
+    Raises:
+      CheckpointError: the folder has no whole checkpoint.
+    """
+    arrays = open(folder)
+    for file in read_files(folder):
+        for window in windows(file, max_bytes):
+            box = zip(window.start, window.shape, strict=True)
+            part = arrays[window.tensor.path][tuple(slice(a, a + n) for a, n in box)]
+            yield window.tensor.path, window.start, part
 
 
 def load(

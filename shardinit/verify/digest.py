@@ -296,7 +296,10 @@ def _bits(array: Any) -> Any:
 
 
 class Digester(digest_numpy.Digester):
-    """``digest_numpy.Digester``, with large windows added up by JAX on the CPU."""
+    """``digest_numpy.Digester``, with large windows added up by JAX on the CPU.
+
+    Windows of one shape share one executable; streams are added up by numpy.
+    """
 
     def _window_sums(self, window: np.ndarray, start: Sequence[int]) -> np.ndarray:
         if window.size < _SMALL:

@@ -31,7 +31,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,6 +260,15 @@ class Digester:
         Raises:
           DigestError: an unknown leaf, or a window that does not lie in it.
         """
+        self._add(path, start, window, self._window_sums)
+
+    def _add(
+        self,
+        path: str,
+        start: Sequence[int],
+        window: np.ndarray,
+        sums: Callable[[np.ndarray, Sequence[int]], np.ndarray],
+    ) -> None:
         shape = self._shape(path)
         if window.dtype != self._dtypes[path]:
             raise DigestError(
@@ -277,7 +286,7 @@ class Digester:
                 f"a window of shape {window.shape} at {tuple(start)}",
                 f"one inside {shape}",
             )
-        self._sums[path] += self._window_sums(window, start)
+        self._sums[path] += sums(window, start)
         self._seen[path] += window.size
 
     def feed(self, path: str, data: bytes | memoryview) -> None:
@@ -302,7 +311,7 @@ class Digester:
         flat = np.frombuffer(data, dtype, count)
         for start, size in _boxes(shape, self._seen[path], count):
             taken = math.prod(size)
-            self.add(path, start, flat[:taken].reshape(size))
+            self._add(path, start, flat[:taken].reshape(size), window_sums)
             flat = flat[taken:]
 
     def digest(self) -> Digest:

@@ -19,6 +19,8 @@ import shardinit
 from shardinit.errors import CheckpointError
 from shardinit.storage import layout
 from shardinit.storage import safetensors as st
+from shardinit.storage.windows import windows
+from shardinit.verify.digest_numpy import digest_windows
 from tests.core.bits import raw
 
 
@@ -62,8 +64,14 @@ def assert_holds(folder, tree):
 def test_the_official_library_reads_a_model_written_by_windows(tmp_path, shard, memory):
     lazy = shardinit.open(model, 3)
     st.write(tmp_path / "out", lazy, max_shard_size=shard, max_memory=memory)
-    assert_holds(tmp_path / "out", shardinit.init(model, 3))
+    expected = shardinit.init(model, 3)
+    assert_holds(tmp_path / "out", expected)
     assert os.listdir(tmp_path) == ["out"]
+    seen = digest_windows(
+        {path: (x.shape, x.dtype) for path, x in lazy.items()},
+        st.read_windows(tmp_path / "out", 512),
+    )
+    assert seen.root == shardinit.digest(expected).root
 
 
 @pytest.mark.parametrize("memory", ["1GiB", 8 * 512])
@@ -160,7 +168,7 @@ def test_windows_cover_each_tensor_once_in_order_of_its_bytes(most):
     for tensor in file.tensors:
         array = np.arange(tensor.nbytes // 2, dtype=np.int16).reshape(tensor.shape)
         data = b""
-        for window in st._windows(file, most):
+        for window in windows(file, most):
             if window.tensor is tensor:
                 box = [
                     slice(a, a + n)
@@ -245,7 +253,7 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
     lazy = shardinit.open(model, 3)
     st.write(tmp_path / "out", lazy, **options)
     (file,) = layout.plan_files([(p, x.shape, x.dtype) for p, x in lazy.items()], 1e9)
-    assert 0 < len(reads) <= len(list(st._windows(file, 512))) - 40
+    assert 0 < len(reads) <= len(list(windows(file, 512))) - 40
 
 
 def test_damage_to_what_was_written_is_found_on_going_on(tmp_path):
@@ -274,6 +282,8 @@ import os, random, signal, sys
 import numpy as np
 import shardinit
 from shardinit.storage import safetensors as st
+from shardinit.storage.windows import windows
+from shardinit.verify.digest_numpy import digest_windows
 
 folder, rounds = sys.argv[1], int(sys.argv[2])
 OPERATIONS = ("pwrite", "write", "fsync", "rename", "unlink", "truncate", "open")
@@ -320,7 +330,7 @@ def content(target):
     return {n: open(os.path.join(target, n), "rb").read() for n in os.listdir(target)}
 
 rng = random.Random(7)
-for kind, rounds in (("arrays", rounds), ("lazy", 3)):
+for kind, rounds in (("arrays", rounds), ("lazy", 2)):
     reference = os.path.join(folder, kind)
     assert write(reference, kind) == 0
     expected = content(reference)
@@ -340,7 +350,7 @@ for kind, rounds in (("arrays", rounds), ("lazy", 3)):
         assert content(target).items() >= expected.items()
         assert not os.path.exists(target + ".unfinished")
     print(kind, "killed", killed, "of", rounds)
-    assert killed >= rounds * 2 // 3
+    assert killed >= rounds // 2
 """
 
 
@@ -349,7 +359,7 @@ def test_a_writer_killed_at_any_point_is_taken_over(tmp_path):
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
     environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
     done = subprocess.run(
-        [sys.executable, "-c", KILLS, str(tmp_path), "24"],
+        [sys.executable, "-c", KILLS, str(tmp_path), "20"],
         capture_output=True,
         text=True,
         env=environment,

@@ -1,0 +1,220 @@
+"""Checkpoints on the command line: write one, digest one, hold one against a receipt.
+
+A checkpoint is written with its receipt beside it, ``NAME.receipt.json``: safetensors
+by windows, so that the model may be larger than memory; Orbax from sharded arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from shardinit.cli import serving
+from shardinit.cli.programs import ModelName, Modules, Source
+from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
+
+if TYPE_CHECKING:
+    from shardinit.verify.digest_numpy import Digest
+
+Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either format.")]
+
+
+def init(
+    source: Source,
+    out: Annotated[str, typer.Option(help="The checkpoint's folder; must be free.")],
+    layout: Annotated[
+        Literal["orbax", "safetensors"],
+        typer.Option("--format", help="safetensors is written by windows."),
+    ] = "safetensors",
+    seed: Annotated[int, typer.Option(help="Of the key.")] = 0,
+    mesh: Annotated[
+        str | None,
+        typer.Option(help="orbax: axes and sizes, such as data=2,model=4."),
+    ] = None,
+    rules: Annotated[
+        str | None, typer.Option(help="orbax: logical axes to mesh axes.")
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(help="safetensors: bytes of windows in memory; default 1GiB."),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="safetensors: bytes of a file; default 5GB.")
+    ] = None,
+    model: ModelName = "decoder",
+    models: Modules = None,
+) -> None:
+    """Initialises a model into a checkpoint, with its receipt beside it."""
+    from shardinit.cli import arguments
+
+    windowed = {"--max-memory": max_memory, "--max-shard-size": max_shard_size}
+    sharded = {"--mesh": mesh, "--rules": rules}
+    for option, value in (sharded if layout == "safetensors" else windowed).items():
+        if value is not None:
+            other = "orbax" if layout == "safetensors" else "safetensors"
+            raise ShardinitError(
+                option, f"it is no matter of --format {layout}", f"--format {other}"
+            )
+    target = Path(os.path.abspath(out))
+    beside = target.with_name(target.name + ".receipt.json")
+    _check_receipt(target, beside)
+    axes = arguments.parse_mesh(mesh) if mesh is not None else None
+    if axes is not None:
+        arguments.simulate(axes)
+    fn = arguments.read_source(source, model, models or [])
+    if layout == "safetensors":
+        _write_windows(fn, seed, target, beside, max_memory, max_shard_size)
+    else:
+        _write_arrays(fn, seed, target, beside, axes, arguments.parse_rules(rules))
+
+
+def digest(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Digests a checkpoint: every leaf, and the root."""
+    serving.on_cpu()
+    found = digest_folder(folder)
+    if as_json:
+        print(json.dumps({"root": found.root, "leaves": found.leaves}, indent=1))
+        return
+    for path, value in found.leaves.items():
+        print(f"{value}  {path}")
+    print(f"{found.root}  root")
+
+
+def verify(
+    receipt: Annotated[str, typer.Argument(help="A receipt, as init wrote it.")],
+    folder: Folder,
+) -> None:
+    """Checks that a checkpoint holds the weights of a receipt; exit code 1 if not."""
+    serving.on_cpu()
+    from shardinit.verify.receipt import Receipt, verify_receipt
+
+    wanted = Receipt.load(receipt)
+    try:
+        found = verify_receipt(wanted, digest_folder(folder))
+    except ReceiptMismatchError as error:
+        for difference in error.differences:
+            print(difference)
+        raise
+    print(f"{len(found.leaves)} leaves are those of {wanted.name}, root {found.root}")
+
+
+def digest_folder(folder: str) -> Digest:
+    """The digest of a checkpoint of either format.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    from shardinit.storage.layout import INDEX, SINGLE
+
+    if any(os.path.exists(os.path.join(folder, name)) for name in (INDEX, SINGLE)):
+        return _digest_windows(folder)
+    from shardinit.storage import orbax
+    from shardinit.verify.digest import digest
+
+    return digest(orbax.restore(folder))
+
+
+def _digest_windows(folder: str) -> Digest:
+    from shardinit.storage import safetensors
+    from shardinit.verify.digest import Digester
+
+    arrays = safetensors.open(folder)
+    digester = Digester({path: (x.shape, x.dtype) for path, x in arrays.items()})
+    for path, start, window in safetensors.read_windows(folder):
+        digester.add(path, start, window)
+    return digester.digest()
+
+
+def _check_receipt(target: Path, beside: Path) -> None:
+    """Refuses to replace a receipt, unless its checkpoint is still being written."""
+    if os.path.lexists(beside) and not os.path.lexists(f"{target}.unfinished"):
+        raise CheckpointError(
+            f"receipt {str(beside)!r}",
+            "something of that name is there",
+            "a name that is free",
+            "Nothing is overwritten: remove it or choose another --out",
+        )
+
+
+def _write_windows(
+    fn: Any,
+    seed: int,
+    target: Path,
+    beside: Path,
+    max_memory: str | None,
+    max_shard_size: str | None,
+) -> None:
+    import shardinit
+    from shardinit.storage import safetensors
+    from shardinit.storage.layout import parse_size
+    from shardinit.verify.digest import Digester
+
+    memory = parse_size(max_memory or "1GiB", "--max-memory")
+    shard = parse_size(max_shard_size or "5GB", "--max-shard-size")
+    plan = shardinit.plan(fn)
+    lazy = shardinit.open(plan, seed, memory_limit=memory)
+    digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
+    with _progress(lazy.nbytes) as advance:
+
+        def on_window(path: str, start: tuple[int, ...], window: Any) -> None:
+            digester.add(path, start, window)
+            advance(window.nbytes)
+
+        def before_publish() -> None:
+            shardinit.receipt(plan, seed, digester.digest()).save(beside)
+
+        safetensors.write(
+            target,
+            lazy,
+            max_memory=memory,
+            max_shard_size=shard,
+            on_window=on_window,
+            before_publish=before_publish,
+        )
+    _say(target, beside, digester.digest().root)
+
+
+def _write_arrays(
+    fn: Any, seed: int, target: Path, beside: Path, axes: Any, rules: Any
+) -> None:
+    import shardinit
+    from shardinit.cli import arguments
+    from shardinit.storage import orbax
+
+    orbax.check_free(target)
+    mesh = arguments.real_mesh(axes or {"device": 1})
+    plan = shardinit.plan(fn, mesh=mesh, rules=rules)
+    params = shardinit.compile_plan(plan)(seed)
+    receipt = shardinit.receipt(plan, seed, params)
+    orbax.save(target, params)
+    receipt.save(beside)
+    _say(target, beside, receipt.root)
+
+
+def _say(target: Path, beside: Path, root: str) -> None:
+    print(f"wrote {target}\nreceipt {beside}\nroot {root}")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of bytes on a terminal; nothing elsewhere."""
+    if not sys.stdout.isatty():
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    with Progress(
+        BarColumn(), DownloadColumn(), TimeRemainingColumn(), transient=True
+    ) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,150 @@
+"""`shardinit init`, `digest` and `verify`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import shardinit as lib
+from shardinit import cli
+from shardinit.models import ModelSpec, build
+from shardinit.storage import orbax
+
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+
+
+def shardinit(*args, code=0):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-m", "shardinit", *args],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture
+def says(monkeypatch, capsys):
+    """Runs the command line in this process; what it says, by its exit code."""
+
+    def run(*args, code=0):
+        monkeypatch.setattr(sys, "argv", ["shardinit", *args])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert (caught.value.code or 0) == code
+        captured = capsys.readouterr()
+        if code == 1:
+            assert captured.err.startswith("error: ")
+        return captured.out if code == 0 else captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(TINY))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return lib.init(build(ModelSpec("decoder", TINY)).fn, 5)
+
+
+def test_both_formats_hold_the_weights_of_one_receipt(tmp_path, config, expected, says):
+    st, oc = str(tmp_path / "st"), str(tmp_path / "oc")
+    said = says("init", config, "--out", st, "--seed", "5", "--max-shard-size", "100kB")
+    root = lib.digest(expected).root
+    assert root in said
+    said = shardinit(
+        "init", config, "--out", oc, "--seed", "5", "--format", "orbax",
+        "--mesh", "data=2,model=4", "--rules", "embed=data,mlp=model",
+    )  # fmt: skip
+    assert root in said
+    receipts = [json.loads(Path(f"{x}.receipt.json").read_text()) for x in (st, oc)]
+    assert receipts[0]["leaves"] == receipts[1]["leaves"]
+    assert receipts[0]["seed"] == 5
+    for receipt in (st, oc):
+        for folder in (st, oc):
+            assert root in says("verify", f"{receipt}.receipt.json", folder)
+    tensors = {}
+    for name in os.listdir(st):
+        if name.endswith(".safetensors"):
+            tensors |= safetensors.numpy.load_file(os.path.join(st, name))
+    kernel = expected["embed"]["embedding"]
+    assert np.array_equal(tensors["embed.embedding"], np.asarray(kernel))
+    assert lib.digest(orbax.restore(oc)).root == root
+
+
+def test_digest_lists_every_leaf_and_the_root(tmp_path, config, expected, says):
+    out = str(tmp_path / "out")
+    says("init", config, "--out", out, "--seed", "5")
+    want = lib.digest(expected)
+    lines = [line.split("  ") for line in says("digest", out).splitlines()]
+    assert {path: value for value, path in lines} == {**want.leaves, "root": want.root}
+    data = json.loads(says("digest", out, "--json"))
+    assert data == {"root": want.root, "leaves": data["leaves"]}
+    assert data["leaves"] == want.leaves
+
+
+def test_a_program_is_initialised_as_its_model(tmp_path, config, expected, says):
+    program = lib.export_plan(build(ModelSpec("decoder", TINY)))
+    program.save(tmp_path / "model.init")
+    out = str(tmp_path / "out")
+    said = says("init", str(tmp_path / "model.init"), "--out", out, "--seed", "5")
+    assert lib.digest(expected).root in said
+
+
+def test_verify_names_the_leaves_that_differ(tmp_path, config, says, capsys):
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    says("init", config, "--out", a, "--seed", "5")
+    says("init", config, "--out", b, "--seed", "6")
+    said = says("verify", f"{a}.receipt.json", b, code=1)
+    assert "'embed/embedding' has other values" in said
+    assert "norm" not in said.split("and")[0]  # ones under every seed
+
+
+def test_what_goes_wrong_is_one_line(tmp_path, config, says):
+    out = str(tmp_path / "out")
+    (tmp_path / "other").write_text("{}")
+    says("init", config, "--out", out)
+    before = jax.tree.map(str, sorted(os.walk(tmp_path)))
+    for args, message in [
+        (["init", config, "--out", out], "Nothing is overwritten"),
+        (["init", config, "--out", out, "--format", "orbax"], "Nothing is overwritten"),
+        (["init", config, "--out", out + "2", "--mesh", "a=2"], "--mesh"),
+        (["init", config, "--out", out + "2", "--max-memory", "9XB"], "--max-memory"),
+        (["init", "nope", "--out", out + "2"], "no example config"),
+        (["init", str(tmp_path / "other"), "--out", out + "2"], "init program"),
+        (
+            ["init", config, "--out", out, "--format", "orbax", "--max-memory", "1GB"],
+            "--max-memory",
+        ),
+        (["digest", out + "2"], "cannot be read"),
+        (["verify", out + "2.json", out], "No such file"),
+        (["verify", str(tmp_path / "other"), out], "receipt"),
+        (["verify", config, out], "receipt"),
+    ]:
+        said = says(*args, code=1)
+        assert message in said
+        assert said.count("\n") == 1 + ("fault" in said)  # a line for each fault
+    assert jax.tree.map(str, sorted(os.walk(tmp_path))) == before
