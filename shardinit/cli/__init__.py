@@ -18,9 +18,6 @@ import typer
 
 from shardinit.cli import checkpoints, programs, serving
 from shardinit.cli.programs import ModelName, Modules
-=======
-from shardinit.cli import checkpoints, serving
->>>>>>> 40665ab (shardinit init, digest and verify: checkpoints and receipts from the command line)
 from shardinit.errors import ShardinitError
 
 app = typer.Typer(
@@ -32,9 +29,11 @@ app = typer.Typer(
 )
 app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
 app.command()(serving.health)
-<<<<<<< HEAD
 app.command()(programs.export)
 app.command()(programs.read)
+app.command()(checkpoints.init)
+app.command()(checkpoints.digest)
+app.command()(checkpoints.verify)
 
 Config = Annotated[
     str,
