@@ -101,6 +101,9 @@ def serve(
         int,
         typer.Option(min=0, help="Most bytes of a leaf that must be computed whole."),
     ] = 256 << 20,
+    model_bytes: Annotated[
+        int, typer.Option(min=0, help="Most bytes of a model that Orbax writes.")
+    ] = 4 << 30,
     allow_upload: Annotated[
         bool, typer.Option("--allow-upload", help="Clients may register programs.")
     ] = False,

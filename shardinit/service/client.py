@@ -21,7 +21,7 @@ import numpy as np
 
 from shardinit.core.indexing import covering
 from shardinit.errors import SelectError
-from shardinit.service import description, transfer, wire
+from shardinit.service import description, transfer, wire, writing
 from shardinit.service.connection import Connection, Credentials
 from shardinit.service.limits import Limits
 from shardinit.service.programs import Programs
@@ -286,6 +286,46 @@ class Client:
         piece = transfer.Piece(path, start, size, dtype)
         (array,) = self._receive(spec, key, [piece])
         return np.asarray(array[rest])
+
+    def write_checkpoint(
+        self,
+        spec: Any,
+        key: Any,
+        uri: Path,
+        *,
+        format: str = "safetensors",
+        detach: bool = False,
+        progress: Progress | None = None,
+    ) -> writing.Written:
+        """Has the service write a checkpoint on its own storage.
+
+        Args:
+          spec: a `ModelSpec`, or the sha256 of a program in hex.
+          key: a JAX key, its words or an int seed.
+          uri: where, below a folder that the operator allows; nothing may be there.
+          format: ``"safetensors"`` or ``"orbax"``.
+          detach: the write goes on when this client goes away; ask again to see it.
+          progress: called with (bytes written, bytes in all); without it, a bar on a
+            terminal.
+
+        Returns:
+          where it is, and its receipt.
+
+        Raises:
+          SpecError: the spec has faults.
+          ServiceError: the place is not allowed or taken, or the write failed.
+        """
+        if format not in writing.FORMATS:
+            raise ValueError(f"format={format!r}; expected 'safetensors' or 'orbax'")
+        request = service_pb2.WriteCheckpointRequest(
+            spec=wire.spec_to_proto(spec),
+            key=wire.key_to_proto(key),
+            uri=os.fspath(uri),
+            format=writing.FORMATS[format],
+            detach=detach,
+        )
+        with shown("write", progress, "bytes") as report:
+            return writing.write(self._connection, request, report)
 
     def close(self) -> None:
         """Ends running calls and the connection; a second time does nothing."""

@@ -40,6 +40,7 @@ class Config:
       block_bytes: bytes of a leaf that one stream computes at a time.
       whole_bytes: bytes that a leaf which cannot be windowed may take in one stream;
         a larger one is refused.
+      model_bytes: bytes that a model may take which is written whole, by Orbax.
       allow_upload: clients may register programs of their own (`UploadProgram`). A
         program is code for XLA that this process compiles and runs: allow it only to
         clients that you trust as much as you trust the models you installed.
@@ -61,6 +62,7 @@ class Config:
     cache_bytes: int = 256 << 20
     block_bytes: int = 4 << 20
     whole_bytes: int = 256 << 20
+    model_bytes: int = 4 << 30
     allow_upload: bool = False
     checkpoint_roots: tuple[Path, ...] = ()
     limits: Limits = field(default_factory=Limits)

@@ -174,8 +174,15 @@ class Connection:
         return self._call(name, request)
 
     @contextmanager
-    def stream(self, name: str, request: Any) -> Iterator[Iterator[Any]]:
+    def stream(
+        self, name: str, request: Any, *, endless: bool = False
+    ) -> Iterator[Iterator[Any]]:
         """The answers of a call that has several; it is cancelled at the block's end.
+
+        Args:
+          name: of the call.
+          request: its request.
+          endless: without a deadline; a server that is gone is noticed all the same.
 
         Raises:
           SpecError: the request has faults.
@@ -184,7 +191,8 @@ class Connection:
         self._negotiate()
         with self._translated(name):
             method = getattr(self._stub, name)
-            answers = method(request, timeout=self._timeout, metadata=self._metadata())
+            timeout = None if endless else self._timeout
+            answers = method(request, timeout=timeout, metadata=self._metadata())
             try:
                 yield answers
             finally:

@@ -20,6 +20,7 @@ from shardinit.errors import ServiceError, SpecError
 from shardinit.service import description, streams, wire
 from shardinit.service.boundary import remaining
 from shardinit.service.cache import BuildCache
+from shardinit.service.checkpoints import Checkpoints
 from shardinit.service.config import Config
 from shardinit.service.service_pb2_grpc import InitServiceServicer
 from shardinit.service.sources import Sources
@@ -46,6 +47,7 @@ class Servicer(InitServiceServicer):
         self._described: BuildCache[service_pb2.DescribeModelResponse] = BuildCache(
             self._config.cache_bytes, lambda message: message.ByteSize()
         )
+        self._checkpoints = Checkpoints(self._config, self._sources)
         self._metrics.watch(
             "cache_bytes",
             "Bytes of plans, programs and descriptions that are kept",
@@ -55,6 +57,7 @@ class Servicer(InitServiceServicer):
     def hand_back(self) -> None:
         """Ends running streams and writes, so that clients go on elsewhere."""
         self._draining.set()
+        self._checkpoints.stop()
 
     def GetVersion(
         self, request: service_pb2.GetVersionRequest, context: grpc.ServicerContext
@@ -174,6 +177,15 @@ class Servicer(InitServiceServicer):
             yield message
             if isinstance(message, bytes):
                 sent.inc(len(message))
+
+    def WriteCheckpoint(
+        self, request: service_pb2.WriteCheckpointRequest, context: grpc.ServicerContext
+    ) -> Iterator[service_pb2.WriteCheckpointResponse]:
+        """Progress, then the receipt."""
+        faults = self._limits.check_spec(request.spec)
+        faults += self._limits.check_key(request.key)
+        _refuse(request.spec, faults)
+        yield from self._checkpoints.write(request, context)
 
     def UploadProgram(
         self,
