@@ -30,6 +30,7 @@ from shardinit.service.telemetry import Metrics, span
 log = logging.getLogger("shardinit.service")
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FOREVER = 1e8  # seconds
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
@@ -213,4 +214,5 @@ def remaining(context: grpc.ServicerContext) -> float | None:
     if not context.is_active():
         raise ServiceError("", "the caller has gone", code="CANCELLED")
     left = context.time_remaining()
-    return None if left is None else max(left, 0.0)
+    # Without a deadline some versions of gRPC give None, others centuries.
+    return None if left is None or left > _FOREVER else max(left, 0.0)

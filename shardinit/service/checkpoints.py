@@ -12,7 +12,6 @@ folders, through no symbolic link, over nothing that is there.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import threading
@@ -25,6 +24,7 @@ import numpy as np
 import shardinit
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service import wire
+from shardinit.service.boundary import remaining
 from shardinit.service.config import Config
 from shardinit.service.sources import Sources
 from shardinit.v1 import service_pb2
@@ -66,7 +66,7 @@ class Checkpoints:
         if request.format not in _FORMATS:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])
         plan = self._sources.plan(
-            wire.spec_from_proto(request.spec), context.time_remaining()
+            wire.spec_from_proto(request.spec), remaining(context)
         )
         key = wire.key_from_proto(request.key)
         job = self._started(_Job(target, request.format, plan, key, self._config))

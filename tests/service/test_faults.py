@@ -1,4 +1,5 @@
 import socket
+import threading
 import time
 
 import grpc
@@ -349,3 +350,32 @@ def test_a_cache_folder_that_cannot_be_written_is_named(server, tmp_path):
 def test_something_that_is_no_spec_is_a_type_error(client, spec):
     with pytest.raises(TypeError, match="expected a shardinit"):
         client.describe(spec)
+
+
+def test_callers_without_a_deadline_wait_for_one_build(server, monkeypatch):
+    inside, release = threading.Event(), threading.Event()
+    monkeypatch.setattr(shardinit, "plan", slow := _slow_plan(inside, release))
+    request = service_pb2.DescribeModelRequest(spec=named(width=96))
+    with grpc.insecure_channel(server.address) as channel:
+        call = InitServiceStub(channel).DescribeModel
+        first = call.future(request)
+        assert inside.wait(10)
+        others = [call.future(request) for _ in range(3)]
+        time.sleep(0.2)
+        release.set()
+        fingerprints = {f.result(timeout=20).fingerprint for f in (first, *others)}
+    assert len(fingerprints) == 1
+    assert slow.calls == 1
+
+
+def _slow_plan(inside, release):
+    plan = shardinit.plan
+
+    def slow(*args, **kwargs):
+        slow.calls += 1
+        inside.set()
+        release.wait(10)
+        return plan(*args, **kwargs)
+
+    slow.calls = 0
+    return slow

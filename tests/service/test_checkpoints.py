@@ -1,0 +1,276 @@
+import json
+import os
+import threading
+import time
+
+import grpc
+import jax
+import numpy as np
+import pytest
+
+import shardinit
+from shardinit.core.init_fn import InitFn
+from shardinit.errors import ServiceError, SpecError
+from shardinit.models import ModelSpec, build, register
+from shardinit.service import checkpoints
+from shardinit.service.config import Config
+from shardinit.service.server import Server
+from shardinit.service.service_pb2_grpc import InitServiceStub
+from shardinit.service.wire import key_to_proto, spec_to_proto
+from shardinit.storage import orbax, safetensors
+from shardinit.v1 import service_pb2
+
+
+@register("checkpoint-test")
+def build_checkpoint_test(config):
+    def init(key):
+        keys = jax.random.split(key, 8)
+        return {"w": [jax.random.normal(k, (16, 64)) for k in keys]}
+
+    return InitFn(init, name="checkpoint-test")
+
+
+SPEC = ModelSpec("checkpoint-test", {})
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "root"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def writer(root, tmp_path):
+    with (
+        Server(Config(checkpoint_roots=(root,))) as server,
+        shardinit.connect(
+            server.address, timeout=30, cache_dir=tmp_path / "cache"
+        ) as client,
+    ):
+        yield client
+
+
+def plain(seed=3):
+    return jax.jit(build(SPEC).fn)(jax.random.key(seed))
+
+
+@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+def test_a_checkpoint_holds_the_weights_and_comes_with_its_receipt(
+    writer, root, format
+):
+    seen = []
+    path = root / "new" / "folder" / "model"
+    written = writer.write_checkpoint(
+        SPEC, 3, path, format=format, progress=lambda *done: seen.append(done)
+    )
+    assert written.uri == str(path)
+    params = {"safetensors": safetensors.load, "orbax": orbax.restore}[format](path)
+    restored = jax.tree.leaves(params)
+    for a, b in zip(restored, jax.tree.leaves(plain()), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    shardinit.verify_receipt(written.receipt, plain())
+    assert written.receipt.root == shardinit.digest(plain()).root
+    assert seen[-1] == (8 * 16 * 64 * 4,) * 2
+    again = writer.write_checkpoint(SPEC, 3, f"file://{path}", format=format)
+    assert again.receipt_json == written.receipt_json
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("/etc/model", "no folder"),
+        ("relative/model", "plain absolute"),
+        ("s3://bucket/model", "plain absolute"),
+        ("{root}", "no folder"),
+        ("{root}/../model", "plain absolute"),
+        ("{root}/./model", "plain absolute"),
+        ("{root}//model", "plain absolute"),
+        ("{root}-other/model", "no folder"),
+        ("{root}/a\0b", "plain absolute"),
+        ("{root}/link/model", "link"),
+        ("{root}/dangling", "link"),
+        ("{root}/file/model", "link, or no folder"),
+        ("{root}/" + "x" * 300, "too long"),
+    ],
+)
+def test_nothing_is_written_anywhere_else(writer, root, tmp_path, uri, why):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (root / "link").symlink_to(outside)
+    (root / "dangling").symlink_to(outside / "model")
+    (root / "file").write_text("")
+    with pytest.raises(ServiceError, match=why) as caught:
+        writer.write_checkpoint(SPEC, 3, uri.format(root=root))
+    assert caught.value.code == "PERMISSION_DENIED"
+    assert not list(outside.iterdir())
+    assert sorted(p.name for p in root.iterdir()) == ["dangling", "file", "link"]
+
+
+def test_nothing_is_overwritten(writer, root):
+    writer.write_checkpoint(SPEC, 3, root / "model")
+    (root / "mine").mkdir()
+    (root / "mine" / "file").write_text("precious")
+    others = (
+        (SPEC, 4, "model", "safetensors"),
+        (SPEC, 3, "model", "orbax"),
+        (SPEC, 3, "mine", "safetensors"),
+    )
+    for spec, key, name, format in others:
+        with pytest.raises(ServiceError, match="there already") as caught:
+            writer.write_checkpoint(spec, key, root / name, format=format)
+        assert caught.value.code == "ALREADY_EXISTS"
+    assert (root / "mine" / "file").read_text() == "precious"
+    assert [p.name for p in (root / "mine").iterdir()] == ["file"]
+
+
+def test_a_server_without_folders_writes_nothing(client, spec, tmp_path):
+    with pytest.raises(ServiceError, match="allows no folder") as caught:
+        client.write_checkpoint(spec, 0, tmp_path / "model")
+    assert caught.value.code == "UNIMPLEMENTED"
+
+
+def test_a_model_too_large_for_orbax_is_refused(root, tmp_path):
+    with (
+        Server(Config(checkpoint_roots=(root,), model_bytes=1000)) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path / "cache") as client,
+    ):
+        with pytest.raises(ServiceError, match="Write safetensors") as caught:
+            client.write_checkpoint(SPEC, 3, root / "model", format="orbax")
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert client.write_checkpoint(SPEC, 3, root / "model").uri
+        key = jax.random.key(0, impl="rbg")
+        with pytest.raises(SpecError, match="key"):
+            client.write_checkpoint(SPEC, key, root / "other")
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Every window of a write waits until it is let go; counts them."""
+    gate, windows = threading.Event(), []
+    check = checkpoints._Job._check
+
+    def wait(job):
+        windows.append(job.target.name)
+        if len(windows) > 2:
+            for _ in range(400):
+                if gate.wait(0.05) or job.stopping:
+                    break
+        check(job)
+
+    monkeypatch.setattr(checkpoints._Job, "_check", wait)
+    yield gate, windows
+    gate.set()
+
+
+def begin(client, root, detach):
+    """A watch of a write that has begun, by a client that may go away."""
+    request = service_pb2.WriteCheckpointRequest(
+        spec=spec_to_proto(SPEC),
+        key=key_to_proto(3),
+        uri=str(root / "model"),
+        format=service_pb2.CHECKPOINT_FORMAT_SAFETENSORS,
+        detach=detach,
+    )
+    with grpc.insecure_channel(client.target) as channel:
+        answers = InitServiceStub(channel).WriteCheckpoint(request, timeout=60)
+        assert next(answers).progress.bytes_total == 8 * 16 * 64 * 4
+        answers.cancel()
+
+
+def until(condition):
+    for _ in range(400):
+        if condition():
+            return True
+        time.sleep(0.025)
+    return False
+
+
+def test_a_detached_write_goes_on_without_its_caller(writer, root, slow):
+    gate, _ = slow
+    begin(writer, root, detach=True)
+    gate.set()
+    assert until((root / "model").exists)
+    written = writer.write_checkpoint(SPEC, 3, root / "model")
+    shardinit.verify_receipt(written.receipt, plain())
+
+
+def test_another_write_stops_with_its_caller_and_the_next_goes_on(writer, root, slow):
+    gate, windows = slow
+    begin(writer, root, detach=False)
+    assert until(lambda: not any(t.name == "shardinit-checkpoint" for t in threads()))
+    assert len(windows) <= 3
+    assert not (root / "model").exists()
+    gate.set()
+    written = writer.write_checkpoint(SPEC, 3, root / "model")
+    shardinit.verify_receipt(written.receipt, plain())
+    assert sorted(p.name for p in root.iterdir()) == [
+        "model",
+        "model.safetensors.receipt.json",
+    ]
+
+
+def threads():
+    return threading.enumerate()
+
+
+def test_two_callers_watch_one_write_and_a_third_model_is_kept_out(writer, root, slow):
+    gate, windows = slow
+    got = []
+
+    def ask():
+        got.append(writer.write_checkpoint(SPEC, 3, root / "model").receipt_json)
+
+    both = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    assert until(lambda: len(windows) > 2)
+    with pytest.raises(ServiceError, match="being written") as caught:
+        writer.write_checkpoint(SPEC, 4, root / "model")
+    assert caught.value.code == "ALREADY_EXISTS"
+    gate.set()
+    for thread in both:
+        thread.join()
+    assert got[0] == got[1]
+    assert len(windows) == 8
+
+
+def test_a_stopping_server_hands_a_write_to_the_next(root, tmp_path, slow):
+    gate, windows = slow
+    config = Config(checkpoint_roots=(root,))
+    first = Server(config)
+    first.start()
+    got = []
+    with shardinit.connect(first.address, cache_dir=tmp_path / "cache") as client:
+        thread = threading.Thread(
+            target=lambda: got.append(client.write_checkpoint(SPEC, 3, root / "model"))
+        )
+        thread.start()
+        assert until(lambda: len(windows) > 2)
+        first.stop(grace=0.5)
+        assert not (root / "model").exists()
+        gate.set()
+        with Server(Config(first.address, checkpoint_roots=(root,))):
+            thread.join(30)
+    shardinit.verify_receipt(got[0].receipt, plain())
+
+
+def test_a_write_that_fails_says_why_and_leaves_no_checkpoint(
+    writer, root, monkeypatch
+):
+    def full(*args, **kwargs):
+        raise shardinit.errors.CheckpointError("checkpoint", "the disk is full")
+
+    monkeypatch.setattr(safetensors, "write", full)
+    with pytest.raises(ServiceError, match="the disk is full") as caught:
+        writer.write_checkpoint(SPEC, 3, root / "model")
+    assert caught.value.code == "FAILED_PRECONDITION"
+    assert not list(root.iterdir())
+
+
+def test_the_receipt_is_json_that_anybody_reads(writer, root):
+    written = writer.write_checkpoint(SPEC, 3, root / "model")
+    data = json.loads(written.receipt_json)
+    assert data["seed"] == 3
+    assert [leaf["path"] for leaf in data["leaves"]] == [f"w/{i}" for i in range(8)]
+    assert os.path.isdir(written.uri)
