@@ -77,12 +77,11 @@ def test_four_processes_are_served_by_two_replicas_and_write_one_checkpoint(
     import orbax.checkpoint as ocp
 
     one, two, target = replicas
-    before = served(one), served(two)
+    before = served(one) + served(two)
     folder = tmp_path / "checkpoint"
     lines = job(4, tmp_path, "--server", target, "--checkpoint", str(folder))
     assert {line["root"] for line in lines} == {alone[0]}
-    assert served(one) > before[0]
-    assert served(two) > before[1]
+    assert served(one) + served(two) >= before + 8  # version and program, each
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     key = jax.random.key(0)
     abstract = jax.tree.map(
@@ -121,7 +120,7 @@ jax.distributed.initialize(
 import shardinit
 from shardinit.models import ModelSpec
 config = json.loads(config)
-if mode != "killed" and rank == "1":
+if mode in ("program", "stream") and rank == "1":
     config = {**config, "hidden_size": 128}
 dispatched = []
 
@@ -135,7 +134,7 @@ with shardinit.connect(server) as client:
     try:
         params = client.init(
             ModelSpec("decoder", config), 0, mesh=mesh, progress=progress,
-            via="program" if mode == "killed" else mode,
+            via="stream" if mode == "stream" else "program",
         )
     except shardinit.errors.FingerprintMismatchError as error:
         print("REFUSED", len(dispatched), error, flush=True)
@@ -145,14 +144,14 @@ print(shardinit.digest(params).root, flush=True)
 """
 
 
-def pair(tmp_path, server, mode):
+def pair(tmp_path, servers, mode):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     code, config = "import shardinit.errors\n" + JOB, json.dumps(dict(SPEC.config))
     return [
         subprocess.Popen(
-            [sys.executable, "-c", code, port, rank, server, mode, config],
+            [sys.executable, "-c", code, port, rank, servers[int(rank)], mode, config],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -163,11 +162,36 @@ def pair(tmp_path, server, mode):
 
 
 @pytest.mark.timeout(200)
+def test_half_the_hosts_ask_one_replica_and_half_the_other(tmp_path, alone, replicas):
+    one, two, _ = replicas
+    before = served(one), served(two)
+    jobs = pair(tmp_path, (one.address, two.address), "same")
+    for job in jobs:
+        out, err = job.communicate(timeout=120)
+        assert out.splitlines()[-1] == alone[0], err
+    assert served(one) > before[0]
+    assert served(two) > before[1]
+
+
+def test_one_client_uses_all_replicas_in_turns(tmp_path, replicas):
+    one, two, target = replicas
+    before = served(one), served(two)
+    with shardinit.connect(target, cache_dir=tmp_path) as client:
+        for _ in range(100):  # until both connections are there
+            client.models()
+            if served(one) > before[0] and served(two) > before[1]:
+                break
+            time.sleep(0.05)
+    assert served(one) > before[0]
+    assert served(two) > before[1]
+
+
+@pytest.mark.timeout(200)
 @pytest.mark.parametrize("via", ["program", "stream"])
 def test_a_process_that_asks_for_another_model_stops_all_before_dispatch(
     tmp_path, replicas, via
 ):
-    jobs = pair(tmp_path, replicas[2], via)
+    jobs = pair(tmp_path, replicas[2:] * 2, via)
     done = [job.communicate(timeout=120) for job in jobs]
     ours = shardinit.plan(build(SPEC)).fingerprint
     for out, err in done:
@@ -180,7 +204,7 @@ def test_a_process_that_asks_for_another_model_stops_all_before_dispatch(
 
 @pytest.mark.timeout(200)
 def test_a_process_killed_during_init_takes_the_others_down_in_time(tmp_path, replicas):
-    survivor, victim = pair(tmp_path, replicas[2], "killed")
+    survivor, victim = pair(tmp_path, replicas[2:] * 2, "killed")
     victim.communicate(timeout=120)
     begin = time.monotonic()
     assert victim.returncode == -signal.SIGKILL
