@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,8 +26,15 @@ from shardinit.core.init_fn import InitFn
 from shardinit.core.paths import path_str
 from shardinit.errors import DuplicateNamesError, NameClashError, ShardinitError
 
-# inlined: the same one equation in a trace, without the checks of its arguments
-_fold_in = jax.jit(jax.random.fold_in, inline=True)
+
+def _fold_all(key: jax.Array, *words: Any) -> jax.Array:
+    for word in words:
+        key = jax.random.fold_in(key, word)
+    return key
+
+
+# inlined: the same few equations in a trace, without the checks of their arguments
+_fold_in = jax.jit(_fold_all, inline=True)
 
 _WIDE_TAG = b"shardinit wide name\x00"
 
@@ -43,9 +50,7 @@ def words_of(name: str, *, wide: bool = False) -> tuple[int, ...]:
 
 def key_for(key: jax.Array, name: str, *, wide: bool = False) -> jax.Array:
     """The key of the leaf called ``name``: its words folded into ``key``, in order."""
-    for word in words_of(name, wide=wide):
-        key = _fold_in(key, np.uint32(word))
-    return key
+    return _fold_in(key, *map(np.uint32, words_of(name, wide=wide)))
 
 
 def check_unique(names: Sequence[str], paths: Callable[[], Sequence[str]]) -> None:
@@ -65,18 +70,27 @@ def check_unique(names: Sequence[str], paths: Callable[[], Sequence[str]]) -> No
         raise DuplicateNamesError(repeated, at)
 
 
-def check_distinct(names: Iterable[str], *, wide: bool = False) -> None:
+def check_distinct(
+    names: Sequence[str], paths: Callable[[], Sequence[str]], *, wide: bool = False
+) -> None:
     """Refuses two names from which the same key would be derived.
 
+    Args:
+      names: of the parameters to be drawn, all different.
+      paths: their paths in the model, made only for the error.
+      wide: whether keys derive from 128 bits of a name or from 32.
+
     Raises:
-      NameClashError: with both names.
+      NameClashError: with both names and paths.
     """
-    seen: dict[tuple[int, ...], str] = {}
-    for name in names:
-        other = seen.setdefault(words_of(name, wide=wide), name)
-        if other != name:
+    seen: dict[tuple[int, ...], int] = {}
+    for number, name in enumerate(names):
+        other = seen.setdefault(words_of(name, wide=wide), number)
+        if names[other] != name:
+            at = paths()
             raise NameClashError(
-                f"parameters {other!r} and {name!r}",
+                f"parameters {names[other]!r} at {at[other]!r} and {name!r} at "
+                f"{at[number]!r}",
                 f"{'128' if wide else '32'} bits of the hashes of their names are "
                 f"equal, so both would be drawn from one key",
                 "names that give different keys",
@@ -123,7 +137,9 @@ def fill_slots(
     nodes, treedef = jax.tree.flatten(tree, is_leaf=is_slot)
     slots = {number: node for number, node in enumerate(nodes) if is_slot(node)}
     names = {number: name_of(node) for number, node in slots.items()}
-    check_distinct(names.values(), wide=wide_names)
+    check_distinct(
+        list(names.values()), lambda: paths_of(tree, is_slot), wide=wide_names
+    )
 
     def among(parts: dict[int, Any], rest: Sequence[Any]) -> Any:
         return treedef.unflatten([parts.get(i, node) for i, node in enumerate(rest)])

@@ -115,7 +115,7 @@ def pytree_dataclass(
         written = cls.__dict__.get("__init__")
         if init and written is None and not overwrite_parent_init:
             _keep_parent_init(cls)
-        hashed = "__hash__" in cls.__dict__
+        hashed = cls.__dict__.get("__hash__") is not None
         is_struct = hasattr(cls, "from_attributes")
         wanted = not is_struct if repr == "auto" else repr
         cls = dataclasses.dataclass(frozen=True, repr=wanted, **options)(cls)

@@ -56,11 +56,12 @@ def check_no_duplicated_parameters(model: Any) -> None:
     Raises:
       DuplicateNamesError: with all repeated names, and the paths of the parameters.
     """
-    found = select(model).at_instances_of(_PARAMETERS).get_sequence()
-    names.check_unique(
-        [parameter.name for parameter in found],
-        lambda: names.paths_of(model, _is_parameter),
-    )
+    with collector_paused():
+        found = select(model).at_instances_of(_PARAMETERS).get_sequence()
+        names.check_unique(
+            [parameter.name for parameter in found],
+            lambda: names.paths_of(model, _is_parameter),
+        )
 
 
 def assert_no_uninitialized(model: Any) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Generic, TypeVar
 
+from shardinit.core.paths import path_str
 from shardinit.deferred.dataclass import pytree_dataclass
 from shardinit.deferred.parameters import (
     FrozenParameter,
@@ -151,22 +152,27 @@ def attach_shared_parameters(
     """
     uses = select(submodel).at_instances_of(ShareableUninitializedParameter)
     owned: dict[str, UninitializedParameter[Any]] = {}
-    for use in uses.get_sequence():
+
+    def where(number: int) -> str:
+        path = path_str(uses.get_keypaths()[number])
+        return f"shared parameter {uses.get_sequence()[number].name!r} at {path!r}"
+
+    for number, use in enumerate(uses.get_sequence()):
         first = owned.get(use.name)
         if first is None:
             fields = use.attributes_dict()
             owned[use.name] = UninitializedParameter.from_attributes(**fields)
         elif first.value_structure != use.value_structure:
             raise SharedParameterError(
-                f"shared parameter {use.name!r}",
-                f"one use has the structure {use.value_structure}",
+                where(number),
+                f"this use has the structure {use.value_structure}",
                 f"that of the first use, {first.value_structure}",
                 "Give different parameters different names",
             )
         elif strict and first.initializer != use.initializer:
             raise SharedParameterError(
-                f"shared parameter {use.name!r}",
-                "two uses have different initializers",
+                where(number),
+                "this use and the first have different initializers",
                 "one parameter, marked once and used twice",
                 "Give different parameters different names, or pass strict=False to "
                 "take the first initializer",

@@ -148,3 +148,18 @@ def test_children_see_the_devices_asked_for(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"--other=1 {flag}=3")
     flags = child_environment(5)["XLA_FLAGS"].split()
     assert flags == ["--other=1", f"{flag}=5"]
+
+
+def test_the_deferred_case_times_every_step_and_how_each_grows(tmp_path):
+    out = tmp_path / "out.json"
+    done = bench("--case", "deferred", "--quick", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert [run["figures"]["parameters"] for run in found["runs"]] == [100, 400]
+    assert {run["figures"]["programs"] for run in found["runs"]} == {1}
+    names = [row["name"] for row in found["rows"]]
+    assert [name.split(",")[0] for name in names] == [
+        *(step for step in ("build", "names", "plan", "rename") for _ in range(2)),
+        "all four",
+    ]
+    assert all(row["value"] > 0 for row in found["rows"])

@@ -91,6 +91,7 @@ def test_two_names_with_the_same_hash_are_found_before_anything_runs(mesh):
         with pytest.raises(NameClashError) as caught:
             start()
         assert all(name in str(caught.value) for name in CLASH)
+        assert "at '0'" in str(caught.value)
         assert "wide_names=True" in str(caught.value)
     assert ran == []
     made = deferred.initialize_parameters(model, jax.random.key(0), wide_names=True)

@@ -1,5 +1,7 @@
 """Selections: which part of a tree, then what becomes of it."""
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -181,3 +183,31 @@ def test_a_selection_is_a_pytree_itself():
     assert doubled.deselect() == [2.0, 4.0]
     inner = select({"s": found}).at(lambda t: t["s"]).apply(lambda s: s.deselect())
     assert inner == {"s": [1.0, 2.0]}
+
+
+trees = st.recursive(
+    st.integers(0, 9) | st.none(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.builds(lambda x: deferred.Parameter(x, "p"), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@hypothesis.given(trees, st.integers(0, 9), st.booleans())
+def test_partitions_combine_to_the_tree_and_inversion_takes_the_rest(tree, n, dicts):
+    found = select(tree).at_subtrees_where(
+        lambda node: node == n or (dicts and isinstance(node, dict))
+    )
+    left, right = found.partition()
+    assert deferred.combine(left, right) == tree
+    both = len(jax.tree.leaves(left)) + len(jax.tree.leaves(right))
+    assert both == len(jax.tree.leaves(tree))
+    assert found.deselect() == found.invert().deselect() == tree
+    assert jax.tree.leaves(left) == jax.tree.leaves(found.get_sequence())
+    rest = found.invert().get_sequence()
+    assert jax.tree.leaves(right) == jax.tree.leaves(rest)
+    assert found.set_by_path(found.get_by_path()) == tree

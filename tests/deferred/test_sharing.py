@@ -121,7 +121,7 @@ def test_structures_must_match_always_and_initializers_when_strict():
         mark_shareable(UninitializedParameter(f, "w")) for f in (draw, other, draw)
     )
     assert attach_shared_parameters([first, third]).parameters["w"].initializer is draw
-    with pytest.raises(SharedParameterError, match=r"'w'.*different initializers"):
+    with pytest.raises(SharedParameterError, match=r"'w' at '1'.*different init"):
         attach_shared_parameters([first, second])
     loose = attach_shared_parameters([first, second], strict=False)
     assert loose.parameters["w"].initializer is draw

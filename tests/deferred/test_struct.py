@@ -1,5 +1,6 @@
 """Struct: the pytree dataclass, its decorator, and what they refuse."""
 
+import abc
 import copy
 import dataclasses
 import subprocess
@@ -291,9 +292,34 @@ def test_a_static_field_that_cannot_be_hashed_is_named():
         hash(aux)
 
 
+def test_a_class_keeps_the_hash_that_it_writes_itself():
+    @pytree_dataclass
+    class Own(Struct):
+        a: list
+
+        def __hash__(self):
+            return 42
+
+    @pytree_dataclass
+    class ByLength(Struct):
+        a: list
+
+        def __eq__(self, other):
+            return len(self.a) == len(other.a)
+
+    assert hash(Own([1])) == 42
+    assert ByLength([1]) == ByLength([2])
+    assert hash(ByLength([1])) == hash(ByLength([1]))
+
+
+def test_a_parametrised_class_makes_instances():
+    made = deferred.Parameter[jax.Array](jnp.ones(3), "p")
+    assert type(made) is deferred.Parameter
+
+
 def test_abstract_methods_hold():
     class Layer(Struct):
-        @deferred.struct.abc.abstractmethod
+        @abc.abstractmethod
         def __call__(self, x): ...
 
     @pytree_dataclass
