@@ -47,7 +47,7 @@ def window(shape: list[int], window: list[int]) -> Figures:
     lazy.read(start, tuple(window))
     end = time.perf_counter()
     (program,) = shardinit.plan(lambda key: fn(key, tuple(shape))).cut.programs
-    run = executable(program, (tuple(window),), jax.devices()[0])
+    run: Any = executable(program, (tuple(window),), jax.devices()[0])
     temporaries = run.memory_analysis().temp_size_in_bytes
     return {"seconds": end - begin, "temporary_bytes": temporaries}
 
@@ -59,7 +59,7 @@ def whole(shape: list[int], window: list[int]) -> Figures:
 
     fn = jax.nn.initializers.lecun_normal()
     key = jax.random.key(0)
-    run = jax.jit(lambda key: fn(key, tuple(shape))).lower(key).compile()
+    run: Any = jax.jit(lambda key: fn(key, tuple(shape))).lower(key).compile()
     at = tuple(slice(n - w, n) for n, w in zip(shape, window, strict=True))
     begin = time.perf_counter()
     np.array(np.asarray(run(key))[at])
