@@ -17,9 +17,11 @@ def print_plan(plan: Any) -> None:
     if not sys.stdout.isatty():
         print(plan)
         return
+    from shardinit.core.plan_table import HEADER
+
     rows = plan.rows()
-    last = -1 if any(row[-1] for row in rows) else len(plan.HEADER) - 1
-    shown = plan.HEADER[:last] if last != -1 else plan.HEADER
+    last = -1 if any(row[-1] for row in rows) else len(HEADER) - 1
+    shown = HEADER[:last] if last != -1 else HEADER
     table = Table(caption=Text(plan.summary()), caption_justify="left")
     for name in shown:
         justify = "right" if name in _RIGHT else "left"

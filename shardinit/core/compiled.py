@@ -284,6 +284,7 @@ def init(
     select: Any = None,
     strict: bool = False,
     whole: str = "replicate",
+    memory_limit: int | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Initialises ``fn`` on a mesh, every device making its own shard.
@@ -300,6 +301,7 @@ def init(
       select: as for ``plan``.
       strict: as for ``plan``.
       whole: as for ``plan``.
+      memory_limit: as for ``plan``.
       progress: called with (leaves dispatched, leaves in all).
 
     Returns:
@@ -315,5 +317,6 @@ def init(
         select=select,
         strict=strict,
         whole=whole,
+        memory_limit=memory_limit,
     )
     return compile_plan(made)(key, progress)

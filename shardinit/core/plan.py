@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from shardinit.core import plan_table, slicing, table
 from shardinit.core import sharding as sh
-from shardinit.core import slicing
 from shardinit.core.init_fn import InitFn, as_init_fn
 from shardinit.core.jaxpr import is_key, setting
 from shardinit.core.operands import as_key
@@ -128,39 +128,7 @@ class Plan:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The plan as a table: one row for each program and shape, with an example."""
-        groups: dict[Any, list[PlanLeaf]] = {}
-        for leaf in self.leaves:
-            if leaf.selected:
-                spec = str(leaf.sharding.spec) if leaf.sharding is not None else "-"
-                kind = (leaf.program, leaf.shape, str(leaf.dtype), spec)
-                groups.setdefault(kind, []).append(leaf)
-        rows = []
-        for (program, shape, dtype, spec), leaves in groups.items():
-            size = leaves[0].bytes_per_device
-            rows.append(
-                (
-                    str(program) if program >= 0 else "host",
-                    str(len(leaves)),
-                    leaves[0].path + (" …" if len(leaves) > 1 else ""),
-                    "x".join(map(str, shape)) or "scalar",
-                    dtype,
-                    spec.replace("PartitionSpec", "P"),
-                    f"{size * len(leaves):,}",
-                    leaves[0].whole,
-                )
-            )
-        return rows
-
-    HEADER = (
-        "program",
-        "leaves",
-        "first path",
-        "shape",
-        "dtype",
-        "sharding",
-        "bytes a device",
-        "whole because of",
-    )
+        return plan_table.rows(self.leaves)
 
     def summary(self) -> str:
         """One line: counts and bytes."""
@@ -174,25 +142,11 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        table = [self.HEADER, *self.rows()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(self.HEADER))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        return "\n".join([self.summary(), *lines])
+        return f"{self.summary()}\n{table.as_text(plan_table.HEADER, self.rows())}"
 
     def _repr_html_(self) -> str:
-        def cells(row: Iterable[str], tag: str) -> str:
-            inner = "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row)
-            return f"<tr>{inner}</tr>"
-
-        body = "".join(cells(row, "td") for row in self.rows())
-        head = cells(self.HEADER, "th")
-        return (
-            f"<p>{html.escape(self.summary())}</p>"
-            f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-        )
+        body = table.as_html(plan_table.HEADER, self.rows())
+        return f"<p>{html.escape(self.summary())}</p>{body}"
 
 
 def itemsize(dtype: Any) -> int:
@@ -213,6 +167,7 @@ def plan(
     select: str | Iterable[str] | Callable[[str], bool] | None = None,
     strict: bool = False,
     whole: str = "replicate",
+    memory_limit: int | None = None,
 ) -> Plan:
     """Cuts ``fn`` and says where each leaf will lie; allocates nothing.
 
@@ -230,11 +185,14 @@ def plan(
       whole: how such leaves are computed: ``"replicate"`` (whole on every device, the
         same bits on every mesh) or ``"gspmd"`` (partitioned by the compiler: less
         memory where it finds a way, bits that depend on the mesh).
+      memory_limit: bytes that the leaves of one whole program may take together on
+        every device while it runs, temporaries not counted; None for no limit.
 
     Raises:
       InitFnError: the function cannot be cut.
       ShardingError: rules or shardings that do not fit.
-      WholeLeafError: ``strict`` and there are whole leaves.
+      WholeLeafError: ``strict`` and there are whole leaves, or some take more than
+        ``memory_limit``.
       UnsupportedConfigError: ``jax_threefry_partitionable`` is off.
     """
     if whole not in ("replicate", "gspmd"):
@@ -276,6 +234,11 @@ def plan(
         init_fn,
         whole,
     )
+    _check_whole(made, strict, memory_limit)
+    return made
+
+
+def _check_whole(made: Plan, strict: bool, memory_limit: int | None) -> None:
     if strict and made.whole_leaves:
         first = made.whole_leaves[0]
         raise WholeLeafError(
@@ -285,7 +248,21 @@ def plan(
             "initialisers that shard (strict=True)",
             "Use another initialiser, or strict=False and pay for the full leaf",
         )
-    return made
+    if memory_limit is None:
+        return
+    for group in gather_results(made.cut):
+        first = made.leaves[group[0]]
+        needed = sum(
+            math.prod(made.leaves[i].shape) * itemsize(made.leaves[i].dtype)
+            for i in group
+        )
+        if first.whole and first.program >= 0 and needed > memory_limit:
+            raise WholeLeafError(
+                f"leaf {first.path!r}",
+                f"every device must compute it whole ({first.whole}): {needed:,} bytes",
+                f"at most memory_limit={memory_limit:,} bytes",
+                "Raise memory_limit, or use an initialiser that can be windowed",
+            )
 
 
 def _check_config() -> None:

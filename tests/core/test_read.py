@@ -146,3 +146,15 @@ def test_bad_windows_are_refused_by_name():
         shardinit.open(model, "seed")
     assert lazy["w"][None, 1, ..., ::-3].shape == (1, 3)
     assert lazy["w"][4:].shape == (0, 8)
+
+
+def test_a_plan_refuses_whole_leaves_beyond_the_limit(mesh):
+    def model(key):
+        return {
+            "w": jax.random.normal(key, (512, 512)),
+            "t": jax.random.gamma(key, 2.0, (64,)),
+        }
+
+    assert shardinit.plan(model, mesh=mesh, memory_limit=256).whole_leaves
+    with pytest.raises(WholeLeafError, match=r"'t'.*256 bytes.*memory_limit=255"):
+        shardinit.init(model, 0, mesh=mesh, memory_limit=255)
