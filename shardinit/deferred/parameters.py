@@ -140,7 +140,11 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
             Left out, it is inferred by ``jax.eval_shape`` on a key.
         """
         if value_structure is _INFER:
-            inferred = structure.infer(initializer)
+            try:
+                inferred = structure.infer(initializer)
+            except Exception as error:
+                error.add_note(f"in the initializer of parameter {name!r}")
+                raise
         else:
             inferred = structure.structure_of(value_structure)
         object.__setattr__(self, "initializer", initializer)

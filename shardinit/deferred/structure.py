@@ -60,6 +60,8 @@ class AbstractArray(jax.ShapeDtypeStruct):
         axes = "" if self.axes is None else f", axes={self.axes}"
         return f"AbstractArray({self.shape}, {self.dtype}{axes})"
 
+    __str__ = __repr__
+
 
 @dataclass(frozen=True)
 class WithAxes(Generic[T]):

@@ -118,6 +118,14 @@ def test_the_structure_is_inferred_without_running_anything():
     }
 
 
+def test_an_initializer_that_cannot_be_traced_is_told_by_its_parameter():
+    for wrong in (lambda key: "text", lambda key: 1 / 0):
+        with pytest.raises((TypeError, ZeroDivisionError)) as caught:
+            UninitializedParameter(wrong, "layer_0.w")
+        note = "in the initializer of parameter 'layer_0.w'"
+        assert note in caught.value.__notes__
+
+
 def test_a_given_structure_is_taken_and_nothing_is_traced():
     def never(key):
         raise AssertionError
