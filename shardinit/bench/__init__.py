@@ -12,4 +12,14 @@ as a `shardinit.bench.case.Case`. This process never imports JAX, only its child
 the peak memory of a child counts what its parent had when it was started.
 """
 
-FAMILIES = ("cold", "warm", "planning", "parts", "deferred", "keeping")
+FAMILIES = (
+    "cold",
+    "again",
+    "warm",
+    "draws",
+    "planning",
+    "parts",
+    "peers",
+    "deferred",
+    "keeping",
+)

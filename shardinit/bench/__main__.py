@@ -6,13 +6,14 @@ import argparse
 import shlex
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
 from shardinit.bench import case as cases
 from shardinit.bench import report
-from shardinit.bench.runner import Runner
+from shardinit.bench.runner import Runner, count_devices
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -33,11 +34,13 @@ def _parser(known: dict[str, cases.Case]) -> argparse.ArgumentParser:
     every = ",".join(known)
     parser.add_argument("--case", default=every, help=f"default: {every}")
     parser.add_argument("--layers", type=_numbers, help="depths of cold, as in 4,16")
-    parser.add_argument("--devices", type=int, default=8, help="simulated CPU devices")
+    parser.add_argument("--platform", default="cpu", help="cpu (default), tpu or cuda")
+    parser.add_argument("--devices", type=int, help="simulated CPU devices; default 8")
     parser.add_argument("--repeats", type=int, help="runs a side; default 3, quick 1")
     parser.add_argument("--quick", action="store_true", help="small sizes, one run")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     parser.add_argument("--markdown", type=Path, help="also write the table to it")
+    parser.add_argument("--plot", type=Path, help="also draw the ratios, as .png")
     return parser
 
 
@@ -51,13 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
     for name in names:
         if name not in known:
             parser.error(f"no case is named {name!r}; there are {', '.join(known)}")
-    if chosen.devices < 1 or (chosen.repeats or 1) < 1:
+    if (chosen.devices or 1) < 1 or (chosen.repeats or 1) < 1:
         parser.error("--devices and --repeats are positive numbers")
+    if chosen.plot and find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'shardinit[bench]'")
+    devices = chosen.devices or 8
+    if chosen.platform != "cpu":
+        try:
+            devices = count_devices(chosen.platform)
+        except RuntimeError as error:
+            parser.error(str(error))
     options = cases.Options(
         layers=chosen.layers or ((4, 16) if chosen.quick else (4, 16, 64, 126)),
-        devices=chosen.devices,
+        devices=devices,
         repeats=chosen.repeats or (1 if chosen.quick else 3),
         quick=chosen.quick,
+        platform=chosen.platform,
     )
     # An end that is asked for unwinds like any other, and takes the child along.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -75,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
         report.write_json(chosen.json, about, rows, runner.log)
     if chosen.markdown:
         chosen.markdown.write_text(report.markdown(about, rows))
+    if chosen.plot:
+        report.plot(chosen.plot, rows)
     return 0
 
 

@@ -72,7 +72,7 @@ class Row:
       ours: shardinit's own figures, in ``side_unit``.
       baseline: those of the other side; None without one.
       against: what the other side is.
-      side_unit: "s", "KB" (1e3) or "GB" (1e9 bytes).
+      side_unit: "s", "KB" (1e3 bytes), "GB" (1e9 bytes) or "GB/s".
       target: what ``value`` must reach; None where nothing was set.
       note: what the reader must know to read the row right.
     """
@@ -100,15 +100,17 @@ class Options:
 
     Attributes:
       layers: depths of the models of a cold start.
-      devices: simulated CPU devices.
+      devices: simulated CPU devices, or all that the platform has.
       repeats: runs a side.
       quick: small sizes, for a look and for tests; targets do not apply to them.
+      platform: ``"cpu"``, ``"tpu"`` or ``"cuda"``, as JAX calls it.
     """
 
     layers: tuple[int, ...]
     devices: int
     repeats: int
     quick: bool
+    platform: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Runner:
             said, out = Path(folder) / "said", Path(folder) / "figures.json"
             command = [sys.executable, "-m", "shardinit.bench.child"]
             command += [case.name, job.side, json.dumps(dict(job.parameters)), str(out)]
-            environment = child_environment(self.options.devices)
+            environment = child_environment(self.options.devices, self.options.platform)
             with open(said, "wb") as file:
                 process = subprocess.Popen(
                     command, env=environment, stdout=file, stderr=file
@@ -132,17 +132,41 @@ def available_bytes() -> int | None:
     return None
 
 
-def child_environment(devices: int) -> dict[str, str]:
-    """This process's environment with simulated CPU devices and no cached code."""
+def child_environment(devices: int, platform: str = "cpu") -> dict[str, str]:
+    """This process's environment on a platform, with no cached code.
+
+    On CPU the devices are simulated; elsewhere they are those that are there.
+    """
     name = "--xla_force_host_platform_device_count"
     flags = os.environ.get("XLA_FLAGS", "").split()
     flags = [flag for flag in flags if not flag.startswith(name)]
+    if platform == "cpu":
+        flags.append(f"{name}={devices}")
     return dict(
         os.environ,
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS=" ".join([*flags, f"{name}={devices}"]),
+        JAX_PLATFORMS=platform,
+        XLA_FLAGS=" ".join(flags),
         JAX_ENABLE_COMPILATION_CACHE="false",
     )
+
+
+def count_devices(platform: str) -> int:
+    """How many devices a platform has here, as a child of its own sees them.
+
+    Raises:
+      RuntimeError: JAX finds none; with what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", "import jax; print(len(jax.devices()))"],
+        env=child_environment(0, platform),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise RuntimeError(f"no {platform} device: {said[-1]}")
+    return int(done.stdout)
 
 
 def _name(case: Case, job: Job) -> str:

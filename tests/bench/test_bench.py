@@ -163,3 +163,31 @@ def test_the_deferred_case_times_every_step_and_how_each_grows(tmp_path):
         "all four",
     ]
     assert all(row["value"] > 0 for row in found["rows"])
+
+
+def test_a_plot_is_drawn_of_the_ratios(tmp_path):
+    pytest.importorskip("matplotlib")
+    seconds = Sample((1.0, 1.2))
+    rows = [
+        Row("cold", "fast", 12.0, "x", seconds, seconds, "jit", target=Target(8, 15)),
+        Row("cold", "slow", 0.5, "x", seconds, seconds, "jit", target=Target(8, 15)),
+        Row("plan", "plan", 3.0, "s", seconds, None, ""),
+    ]
+    report.plot(tmp_path / "plot.png", rows)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_platform_that_is_not_there_is_one_line():
+    done = bench("--case", "cold", "--platform", "rocm")
+    assert done.returncode == 2
+    assert "no rocm device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_second_process_reads_what_the_first_compiled(tmp_path):
+    out = tmp_path / "out.json"
+    done = bench("--case", "again", "--quick", "--devices", "2", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["against"] == "first process"
+    assert row["shardinit"]["median"] > 0
