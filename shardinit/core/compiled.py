@@ -227,7 +227,7 @@ def lower(
     argument = jax.ShapeDtypeStruct(
         (leaf.words,), np.uint32, sharding=_replicated(mesh)
     )
-    with no_mesh():
+    with jax.set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
         return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
 
 

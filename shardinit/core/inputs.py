@@ -16,8 +16,9 @@ import jax
 from shardinit.core import jaxpr as jx
 from shardinit.core import keys
 from shardinit.core.builder import Builder
-from shardinit.core.graph import Value, leaves
+from shardinit.core.graph import Value, leaves, topological
 from shardinit.core.paths import path_str
+from shardinit.errors import InitFnError
 
 
 def dependencies(
@@ -29,6 +30,9 @@ def dependencies(
       fn: from a pair of a key and a list of arrays to a pytree of arrays.
       key: an abstract typed key.
       inputs: abstract arrays.
+
+    Raises:
+      InitFnError: a leaf is a value of another trace, inside this one.
     """
     with jx.collector_paused(), jx.no_mesh():
         closed, shapes = jx.trace(fn, (key, list(inputs)))
@@ -40,7 +44,21 @@ def dependencies(
     found: dict[int, str] = {}
     paths = jax.tree_util.tree_leaves_with_path(shapes)
     for (path, _), out in zip(paths, outs, strict=True):
+        _refuse_foreign(path_str(path), out)
         for value in leaves([out], ()):
             if value in number_of:
                 found.setdefault(number_of[value], path_str(path))
     return found
+
+
+def _refuse_foreign(path: str, out: Value) -> None:
+    read = [out, *(v for node in topological([out]) for v in node.inputs)]
+    if any(jx.is_tracer(v.const) for v in read):
+        raise InitFnError(
+            f"leaf {path!r}",
+            "it was made inside jax.jit, jax.checkpoint, jax.lax.scan or another "
+            "transformation, and kept after that ended",
+            "values made outside of transformations",
+            "While self.initializing(), call submodules directly, and under the "
+            "transformation otherwise",
+        )

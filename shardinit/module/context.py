@@ -32,7 +32,7 @@ KEY_POLICIES = ("sequence", "name")
 
 # inlined: the same few equations in a trace, without the checks of their arguments
 _halves = jax.jit(lambda key: tuple(jax.random.split(key)), inline=True)
-_fold_in = jax.jit(jax.random.fold_in, inline=True)
+fold_in = jax.jit(jax.random.fold_in, inline=True)
 
 
 class KeySource(Protocol):
@@ -89,7 +89,7 @@ class NamedKeys:
                 "names that tell all keys apart",
                 "Rename one of the fields, or use key_policy='sequence'",
             )
-        return _fold_in(self._root, np.uint32(number))
+        return fold_in(self._root, np.uint32(number))
 
     def part(self, path: str) -> NamedKeys:
         """The same source: the path tells the module apart."""

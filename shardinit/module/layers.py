@@ -19,7 +19,7 @@ from jax import lax
 from jax.nn import initializers
 
 from shardinit.module.base import Module
-from shardinit.module.context import next_key
+from shardinit.module.context import fold_in, next_key
 from shardinit.module.fields import Parameter
 
 Init = Callable[[jax.Array, Sequence[int], Any], jax.Array]
@@ -34,7 +34,7 @@ default_embedding_init = initializers.variance_scaling(
 def parameter_key(key: jax.Array, number: int) -> jax.Array:
     """The key of a layer's n-th parameter, counted from 1, as Flax derives it."""
     digest = hashlib.sha1(bytes([number])).digest()
-    return jax.random.fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
+    return fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
 
 
 class Linear(Module):

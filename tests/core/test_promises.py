@@ -363,3 +363,20 @@ def test_inside_a_mesh_context(kind):
         got = shardinit.compile_plan(plan)(3)
     assert plan.fingerprint == outside.fingerprint
     assert differing(got, shardinit.compile_plan(outside)(3)) == []
+
+
+@pytest.mark.parametrize("devices", [None, 4])
+def test_inside_the_context_of_another_mesh(mesh, devices):
+    """The mesh that counts is the one that is given, or one device."""
+    other = None
+    if devices is not None:
+        other = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("x",))
+
+    def fn(key):
+        return jax.random.normal(key, (8, 64))
+
+    outside = shardinit.init(fn, 3, mesh=other)
+    with jax.set_mesh(mesh):
+        inside = shardinit.init(fn, 3, mesh=other)
+    assert inside.sharding == outside.sharding
+    assert differing(inside, outside) == []

@@ -84,6 +84,48 @@ def test_float64_inputs_are_seen_as_jit_sees_them():
     assert Late().init(1, np.ones((2, 4))).w.dtype == np.float32
 
 
+@pytest.mark.parametrize("transform", [jax.jit, jax.checkpoint])
+def test_a_value_made_inside_of_a_transformation_is_refused(transform):
+    class Wrapped(tx.Module):
+        def __init__(self, always):
+            self.sub = tx.Linear(4)
+            self.always = always
+
+        def __call__(self, x):
+            if self.initializing() and not self.always:
+                return self.sub(x)
+            return transform(lambda x: self.sub(x))(x)
+
+    x = jnp.ones((2, 4))
+    with pytest.raises(InitFnError, match=r"'sub/bias'.*call submodules directly"):
+        Wrapped(always=True).init(1, x)
+    made = Wrapped(always=False).init(1, x)
+    assert np.allclose(made(x), x @ made.sub.kernel, rtol=1e-5)
+    assert tx.Sequential(jax.vmap(made.sub), tx.Linear(2)).init(1, x).initialized
+
+
+def test_vmap_inside_of_a_forward_call():
+    class Mapped(tx.Module):
+        def __init__(self):
+            self.sub = tx.Linear(32)
+
+        def __call__(self, x):
+            return jax.vmap(self.sub)(x)
+
+    x = jnp.ones((2, 4))
+    plain = tx.Linear(32).init(1, x)
+    assert differing(Mapped().init(1, x).sub.kernel, plain.kernel) == []
+
+
+def test_init_in_the_context_of_a_mesh(mesh):
+    x = jnp.ones((2, 4))
+    net = tx.Sequential(tx.Linear(32), tx.MLP([32, 32]))
+    plain = net.init(1, x)
+    with jax.set_mesh(mesh):
+        assert differing(net.init(1, x), plain) == []
+        assert differing(net.init(1, x, mesh=mesh), plain) == []
+
+
 def test_an_initializer_passes_through_jit():
     initializer = tx.Initializer(jax.random.uniform)
     assert jax.jit(lambda i: i)(initializer) is initializer
