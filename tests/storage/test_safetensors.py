@@ -1,6 +1,7 @@
 """safetensors: what the official library reads, written by windows, surviving kills."""
 
 import fcntl
+import functools
 import json
 import os
 import subprocess
@@ -38,6 +39,16 @@ def model(key):
     }
 
 
+@functools.cache
+def lazy(seed):
+    return shardinit.open(model, seed)
+
+
+@functools.cache
+def weights(seed):
+    return shardinit.init(model, seed)
+
+
 def official(folder):
     """All tensors as the official library reads them."""
     found = {}
@@ -62,13 +73,13 @@ def assert_holds(folder, tree):
 @pytest.mark.parametrize("shard", ["1GB", 20_000, 1000])
 @pytest.mark.parametrize("memory", ["1GiB", 8 * 512])
 def test_the_official_library_reads_a_model_written_by_windows(tmp_path, shard, memory):
-    lazy = shardinit.open(model, 3)
-    st.write(tmp_path / "out", lazy, max_shard_size=shard, max_memory=memory)
-    expected = shardinit.init(model, 3)
+    source = lazy(3)
+    st.write(tmp_path / "out", source, max_shard_size=shard, max_memory=memory)
+    expected = weights(3)
     assert_holds(tmp_path / "out", expected)
     assert os.listdir(tmp_path) == ["out"]
     seen = digest_windows(
-        {path: (x.shape, x.dtype) for path, x in lazy.items()},
+        {path: (x.shape, x.dtype) for path, x in source.items()},
         st.read_windows(tmp_path / "out", 512),
     )
     assert seen.root == shardinit.digest(expected).root
@@ -78,14 +89,14 @@ def test_the_official_library_reads_a_model_written_by_windows(tmp_path, shard, 
 def test_arrays_with_any_sharding_are_written(tmp_path, mesh, memory):
     params = shardinit.init(model, 3, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
     st.write(tmp_path / "out", params, max_memory=memory)
-    assert_holds(tmp_path / "out", shardinit.init(model, 3))
+    assert_holds(tmp_path / "out", weights(3))
     st.write(tmp_path / "host", {"x": np.arange(30).reshape(5, 6)[:, ::2]})
     assert official(tmp_path / "host")["x"].tolist()[1] == [6, 8, 10]
 
 
 def test_files_and_index_as_hugging_face_has_them(tmp_path):
-    lazy = shardinit.open(model, 3)
-    st.write(tmp_path / "out", lazy, max_shard_size=20_000)
+    source = lazy(3)
+    st.write(tmp_path / "out", source, max_shard_size=20_000)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     count = len(files)
@@ -93,7 +104,7 @@ def test_files_and_index_as_hugging_face_has_them(tmp_path):
     assert files == [
         f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)
     ]
-    assert index["metadata"]["total_size"] == lazy.nbytes
+    assert index["metadata"]["total_size"] == source.nbytes
     assert sorted(os.listdir(tmp_path / "out")) == [
         *files,
         "model.safetensors.index.json",
@@ -141,8 +152,8 @@ def test_two_leaves_of_one_name_are_refused(tmp_path):
 
 
 def test_it_loads_sharded(tmp_path, mesh):
-    st.write(tmp_path / "out", shardinit.open(model, 3), max_shard_size=20_000)
-    expected = shardinit.init(model, 3)
+    st.write(tmp_path / "out", lazy(3), max_shard_size=20_000)
+    expected = weights(3)
     rules = shardinit.PathRules([("embed", PartitionSpec("model", "data"))])
     got = st.load(tmp_path / "out", mesh=mesh, rules=rules)
     sharding = NamedSharding(mesh, PartitionSpec("model", "data"))
@@ -155,10 +166,10 @@ def test_it_loads_sharded(tmp_path, mesh):
 def test_windows_can_be_seen_as_they_are_written(tmp_path):
     from shardinit.verify.digest import Digester
 
-    lazy = shardinit.open(model, 3)
-    digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
-    st.write(tmp_path / "out", lazy, max_memory=8 * 512, on_window=digester.add)
-    assert digester.digest().root == shardinit.digest(shardinit.init(model, 3)).root
+    source = lazy(3)
+    digester = Digester({path: (x.shape, x.dtype) for path, x in source.items()})
+    st.write(tmp_path / "out", source, max_memory=8 * 512, on_window=digester.add)
+    assert digester.digest().root == shardinit.digest(weights(3)).root
 
 
 @pytest.mark.parametrize("most", [1, 100, 512, 4096, 1 << 30])
@@ -230,18 +241,18 @@ def stopped(target, source, after, **options):
 
 def test_only_the_same_model_and_key_go_on(tmp_path):
     options = {"max_memory": 8 * 512}
-    stopped(tmp_path / "out", shardinit.open(model, 3), 5, **options)
+    stopped(tmp_path / "out", lazy(3), 5, **options)
     assert os.listdir(tmp_path) == ["out.unfinished"]
-    for other in (shardinit.open(model, 4), shardinit.init(model, 3)):
+    for other in (lazy(4), weights(3)):
         with pytest.raises(CheckpointError, match="what was begun there"):
             st.write(tmp_path / "out", other, **options)
-    st.write(tmp_path / "out", shardinit.open(model, 3), max_memory=8 * 300)
-    assert_holds(tmp_path / "out", shardinit.init(model, 3))
+    st.write(tmp_path / "out", lazy(3), max_memory=8 * 300)
+    assert_holds(tmp_path / "out", weights(3))
 
 
 def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
     options = {"max_memory": 8 * 512}
-    stopped(tmp_path / "out", shardinit.open(model, 3), 40, **options)
+    stopped(tmp_path / "out", lazy(3), 40, **options)
     reads = []
     real = st._read
 
@@ -250,29 +261,29 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
         return real(leaf, window)
 
     monkeypatch.setattr(st, "_read", read)
-    lazy = shardinit.open(model, 3)
-    st.write(tmp_path / "out", lazy, **options)
-    (file,) = layout.plan_files([(p, x.shape, x.dtype) for p, x in lazy.items()], 1e9)
+    source = lazy(3)
+    st.write(tmp_path / "out", source, **options)
+    (file,) = layout.plan_files([(p, x.shape, x.dtype) for p, x in source.items()], 1e9)
     assert 0 < len(reads) <= len(list(windows(file, 512))) - 40
 
 
 def test_damage_to_what_was_written_is_found_on_going_on(tmp_path):
     options = {"max_memory": 8 * 512}
-    stopped(tmp_path / "out", shardinit.open(model, 3), 40, **options)
+    stopped(tmp_path / "out", lazy(3), 40, **options)
     path = tmp_path / "out.unfinished" / "model.safetensors"
     data = bytearray(path.read_bytes())
     for at in range(0, len(data), 777):
         data[at] ^= 1
     path.write_bytes(data)
-    st.write(tmp_path / "out", shardinit.open(model, 3), **options)
-    assert_holds(tmp_path / "out", shardinit.init(model, 3))
+    st.write(tmp_path / "out", lazy(3), **options)
+    assert_holds(tmp_path / "out", weights(3))
 
 
 def test_other_arrays_never_mix_with_those_of_a_writer_that_stopped(tmp_path):
     options = {"max_memory": 8 * 512}
-    stopped(tmp_path / "out", shardinit.init(model, 3), 40, **options)
-    st.write(tmp_path / "out", shardinit.init(model, 4), **options)
-    assert_holds(tmp_path / "out", shardinit.init(model, 4))
+    stopped(tmp_path / "out", weights(3), 40, **options)
+    st.write(tmp_path / "out", weights(4), **options)
+    assert_holds(tmp_path / "out", weights(4))
 
 
 # Each round forks a writer that kills itself with SIGKILL at some file operation, once
