@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from shardinit.cli import checkpoints, programs, serving
+from shardinit.cli import checkpoints, devices, programs, serving
 from shardinit.cli.programs import ModelName, Modules
 from shardinit.errors import ShardinitError
 
@@ -65,7 +65,7 @@ def plan(
     from shardinit.cli import arguments
 
     wanted = arguments.parse_mesh(mesh)
-    serving.on_cpu()
+    devices.on_cpu()
     arguments.load_modules(models or [])
     spec = arguments.read_spec(config, model)
     import shardinit
@@ -112,7 +112,7 @@ def audit(
     chips = read_topology(topology)
     axes = arguments.parse_mesh(mesh or f"device={chips.devices}")
     check_installed(chips)
-    serving.on_cpu()
+    devices.on_cpu()
     arguments.load_modules(models or [])
     spec = arguments.read_spec(config, model)
     import shardinit
@@ -132,7 +132,7 @@ def audit(
 @app.command()
 def models(models: Modules = None) -> None:
     """Lists the installed models with their config keys."""
-    serving.on_cpu()
+    devices.on_cpu()
     from shardinit.cli import arguments, tables
 
     arguments.load_modules(models or [])

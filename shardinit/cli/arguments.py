@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from typing import Any
 
@@ -131,35 +130,3 @@ def load_modules(modules: list[str]) -> None:
             raise ShardinitError(
                 f"--models {module}", " ".join(text.split()), "a module with models"
             ) from error
-
-
-def simulate(axes: dict[str, int]) -> None:
-    """Where JAX is told to use the CPU, makes it have as many devices as the mesh.
-
-    Only before JAX is imported.
-    """
-    if os.environ.get("JAX_PLATFORMS") == "cpu":
-        from shardinit.cli.demo import simulate_devices
-
-        simulate_devices(math.prod(axes.values()))
-
-
-def real_mesh(axes: dict[str, int]) -> Any:
-    """A mesh of the first devices that are there.
-
-    Raises:
-      ShardingError: there are fewer devices.
-    """
-    import jax
-    import numpy as np
-
-    wanted, devices = math.prod(axes.values()), jax.devices()
-    if wanted > len(devices):
-        raise ShardingError(
-            "--mesh",
-            f"{wanted} devices in {axes}",
-            f"no more than the {len(devices)} that are there",
-            "With JAX_PLATFORMS=cpu they are simulated",
-        )
-    shape = tuple(axes.values())
-    return jax.sharding.Mesh(np.array(devices[:wanted]).reshape(shape), tuple(axes))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from shardinit.cli import serving
+from shardinit.cli import devices
 from shardinit.cli.programs import ModelName, Modules, Source
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
 
@@ -67,7 +67,7 @@ def init(
     _check_receipt(target, beside)
     axes = arguments.parse_mesh(mesh) if mesh is not None else None
     if axes is not None:
-        arguments.simulate(axes)
+        devices.simulate_where_asked(axes)
     fn = arguments.read_source(source, model, models or [])
     if layout == "safetensors":
         _write_windows(fn, seed, target, beside, max_memory, max_shard_size)
@@ -80,7 +80,7 @@ def digest(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Digests a checkpoint: every leaf, and the root."""
-    serving.on_cpu()
+    devices.on_cpu()
     found = digest_folder(folder)
     if as_json:
         print(json.dumps({"root": found.root, "leaves": found.leaves}, indent=1))
@@ -95,7 +95,7 @@ def verify(
     folder: Folder,
 ) -> None:
     """Checks that a checkpoint holds the weights of a receipt; exit code 1 if not."""
-    serving.on_cpu()
+    devices.on_cpu()
     from shardinit.verify.receipt import Receipt, verify_receipt
 
     wanted = Receipt.load(receipt)
@@ -188,11 +188,10 @@ def _write_arrays(
     fn: Any, seed: int, target: Path, beside: Path, axes: Any, rules: Any
 ) -> None:
     import shardinit
-    from shardinit.cli import arguments
     from shardinit.storage import orbax
 
     orbax.check_free(target)
-    mesh = arguments.real_mesh(axes or {"device": 1})
+    mesh = devices.real_mesh(axes or {"device": 1})
     plan = shardinit.plan(fn, mesh=mesh, rules=rules)
     params = shardinit.compile_plan(plan)(seed)
     receipt = shardinit.receipt(plan, seed, params)

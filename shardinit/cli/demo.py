@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from shardinit.cli import devices
 from shardinit.errors import ServiceError, ShardinitError
 
 MESH = {"data": 2, "model": 4}
@@ -37,7 +38,7 @@ def run(config: str) -> None:
     """
     begin = time.monotonic()
     served = dict(os.environ, JAX_PLATFORMS="cpu")
-    simulate_devices(8)
+    devices.simulate(8)
     job = dict(os.environ)
     print(f"1. Plan {config} on 8 simulated CPU devices, data=2 x model=4", flush=True)
     _show_plan(config)
@@ -59,18 +60,6 @@ def run(config: str) -> None:
         if code:
             raise ShardinitError("demo", f"the job ended with exit code {code}")
     print(f"Done in {time.monotonic() - begin:.1f} s; nothing is left running.")
-
-
-def simulate_devices(count: int) -> None:
-    """Makes this process, and its children, see ``count`` CPU devices.
-
-    Only before JAX is imported.
-    """
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    name = "--xla_force_host_platform_device_count"
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    flags = [flag for flag in flags if not flag.startswith(name)]
-    os.environ["XLA_FLAGS"] = " ".join([*flags, f"{name}={count}"])
 
 
 def demo_mesh() -> Any:

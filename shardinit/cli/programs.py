@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shardinit.cli import serving
+from shardinit.cli import devices
 from shardinit.errors import ShardinitError
 
 Source = Annotated[
@@ -37,7 +37,7 @@ def export(
         raise ShardinitError(
             f"--out {out}", "it exists", "a new file", "Pass --force to replace it"
         )
-    serving.on_cpu()
+    devices.on_cpu()
     from shardinit.cli import arguments
     from shardinit.core.program import export_plan
 
@@ -72,7 +72,7 @@ def read(
     models: Modules = None,
 ) -> None:
     """Prints one window of one leaf, computed alone."""
-    serving.on_cpu()
+    devices.on_cpu()
     import numpy as np
 
     import shardinit

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import sys
 import tomllib
 from pathlib import Path
@@ -17,12 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from shardinit.cli import devices
 from shardinit.errors import ServiceError, ShardinitError
-
-
-def on_cpu() -> None:
-    """These commands trace and never need an accelerator: they must not take one."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def _read_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -126,7 +121,7 @@ def serve(
 
     Options may also be given in the environment (SHARDINIT_LISTEN=...) or in a file.
     """
-    on_cpu()
+    devices.on_cpu()
     from shardinit.cli import arguments
     from shardinit.service.config import Config
 
