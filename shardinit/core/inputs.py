@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from shardinit.core import jaxpr as jx
 from shardinit.core import keys
@@ -62,3 +64,20 @@ def _refuse_foreign(path: str, out: Value) -> None:
             "While self.initializing(), call submodules directly, and under the "
             "transformation otherwise",
         )
+
+
+def stand_in(x: Any) -> Any:
+    """What enters a trace for an array of which nobody reads the values."""
+    if not jx.is_key(x.dtype):
+        return jnp.zeros(x.shape, x.dtype)
+    words = jax.eval_shape(jax.random.key_data, x)
+    zeros = jnp.zeros(words.shape, words.dtype)
+    return jax.random.wrap_key_data(zeros, impl=jx.key_impl(x.dtype))
+
+
+def off_devices(x: Any) -> Any:
+    """An array without its devices, whose mesh may not be that of the trace."""
+    if not jx.is_key(x.dtype):
+        return np.asarray(x)
+    words = jnp.asarray(np.asarray(jax.random.key_data(x)))
+    return jax.random.wrap_key_data(words, impl=jx.key_impl(x.dtype))

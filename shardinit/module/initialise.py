@@ -15,13 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import NamedSharding
 
 from shardinit.core import compiled
 from shardinit.core.init_fn import InitFn
-from shardinit.core.inputs import dependencies
-from shardinit.core.jaxpr import is_key, is_tracer, key_impl
+from shardinit.core.inputs import dependencies, off_devices, stand_in
+from shardinit.core.jaxpr import is_tracer
 from shardinit.core.plan import as_key
 from shardinit.errors import InitFnError, ModuleStateError
 from shardinit.module import context, steps, walk
@@ -80,15 +79,16 @@ class Initialisation:
                     "an array, or a leaf that depends on the shape alone",
                     "Pass an array instead of jax.ShapeDtypeStruct",
                 )
-        self._values = {n: _on_host(self._given[n]) for n in needed}
+        self._values = {n: off_devices(self._given[n]) for n in needed}
 
     def fn(self, key: jax.Array) -> Any:
         """The leaves that ``init`` makes, as nested dicts; traceable."""
         values = [
-            self._values[n] if n in self._values else _zeros(x)
+            self._values[n] if n in self._values else stand_in(x)
             for n, x in enumerate(self._abstract)
         ]
-        made = self._made(self._run(key, values)[0], values)
+        root, _, held = self._run(key, values)
+        made = self._made(root, values, held)
         return _nest(self._paths, [leaf for _, leaf, _ in made])
 
     def rebuild(self, tree: Any, onto: Any = None) -> Any:
@@ -135,8 +135,8 @@ class Initialisation:
 
     def _describe(self, key: jax.Array, values: Sequence[Any]) -> Any:
         """The first trace: ``fn``, and it keeps the skeleton and the paths."""
-        root, self._skeletons = self._run(key, values)
-        made = self._made(root, values)
+        root, self._skeletons, held = self._run(key, values)
+        made = self._made(root, values, held)
         self._skeleton = root
         self._paths = [path for path, _, _ in made]
         self.axes = _nest(self._paths, [axes for _, _, axes in made])
@@ -144,8 +144,15 @@ class Initialisation:
         self._order, self._result = jax.tree.flatten(numbers)
         return _nest(self._paths, [leaf for _, leaf, _ in made])
 
-    def _run(self, key: Any, values: Sequence[Any]) -> tuple[Any, dict[int, Any]]:
-        """Initialises a copy; also returns its modules by the template's ids."""
+    def _run(
+        self, key: Any, values: Sequence[Any]
+    ) -> tuple[Any, dict[int, Any], set[int]]:
+        """Initialises a copy.
+
+        Returns:
+          the copy; its modules by the template's ids; the ids of those that were
+          initialised before.
+        """
 
         def fill(value: Any) -> Any:
             return values[value.number] if isinstance(value, Hole) else value
@@ -164,14 +171,15 @@ class Initialisation:
                 args, kwargs = jax.tree.map(fill, self._arguments)
                 steps.forward(root, self._call_method, Inputs(*args, **kwargs))
         held = {id(m) for _, m in walk.modules(root) if m._initialized}
-        self._held = held
         for _, module in walk.modules(root):
             if self._asked or steps.complete(module):
                 module.__dict__["_initialized"] = True
         steps.refuse_static_tracers(root)
-        return root, copies
+        return root, copies, held
 
-    def _made(self, root: Any, values: Sequence[Any]) -> list[tuple[Path, Any, Any]]:
+    def _made(
+        self, root: Any, values: Sequence[Any], held: set[int]
+    ) -> list[tuple[Path, Any, Any]]:
         """Takes out the arrays that were made, leaving holes; puts back those given.
 
         An array that the module held already is given, not made, if its module was
@@ -192,7 +200,7 @@ class Initialisation:
             )
             if id(leaf) in given:
                 leaf = given[id(leaf)]
-                if id(owner) in self._held or _is_placed(leaf):
+                if id(owner) in held or _is_placed(leaf):
                     return leaf
             made.append((path, leaf, axes))
             return Hole(len(made) - 1)
@@ -205,23 +213,6 @@ def _is_placed(x: Any) -> bool:
     """Whether an array lies where somebody wanted it, or is only a shape."""
     sharded = isinstance(getattr(x, "sharding", None), NamedSharding)
     return sharded or isinstance(x, jax.ShapeDtypeStruct)
-
-
-def _zeros(x: Any) -> Any:
-    """What stands for an array of which nobody reads the values."""
-    if not is_key(x.dtype):
-        return jnp.zeros(x.shape, x.dtype)
-    impl = key_impl(x.dtype)
-    words = jax.eval_shape(jax.random.key_data, x)
-    return jax.random.wrap_key_data(jnp.zeros(words.shape, words.dtype), impl=impl)
-
-
-def _on_host(x: Any) -> Any:
-    """An array without its devices, whose mesh may not be that of the trace."""
-    if not is_key(x.dtype):
-        return np.asarray(x)
-    words = jnp.asarray(np.asarray(jax.random.key_data(x)))
-    return jax.random.wrap_key_data(words, impl=key_impl(x.dtype))
 
 
 def _nest(paths: Sequence[Path], values: Sequence[Any]) -> Any:
