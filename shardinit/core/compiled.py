@@ -161,7 +161,7 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
 def _on_devices(plan: Plan, mesh: Mesh | None) -> list[NamedSharding]:
     fallback = mesh or plan.mesh
     if fallback is None:
-        fallback = Mesh(np.asarray(jax.devices()[:1]), ("device",))
+        fallback = Mesh(np.asarray(jax.local_devices()[:1]), ("device",))
     if isinstance(fallback, AbstractMesh):
         raise ShardingError(
             "mesh",

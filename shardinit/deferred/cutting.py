@@ -14,7 +14,7 @@ import jax
 
 from shardinit.core.paths import path_str
 from shardinit.deferred.dataclass import pytree_dataclass
-from shardinit.deferred.struct import Struct, one_level
+from shardinit.deferred.node import TreeNode, one_level
 from shardinit.errors import SelectionError
 
 KeyPath = tuple[Any, ...]
@@ -80,7 +80,7 @@ def _is_childless(node: Any) -> bool:
 
 
 @pytree_dataclass
-class NotInThisPartition(Struct):
+class NotInThisPartition(TreeNode):
     """Stands for a subtree that is in the other tree of a partition."""
 
 

@@ -26,7 +26,7 @@ from shardinit.deferred.cutting import (
     mark_where,
 )
 from shardinit.deferred.dataclass import pytree_dataclass
-from shardinit.deferred.struct import Struct
+from shardinit.deferred.node import TreeNode
 from shardinit.errors import SelectionError
 
 S = TypeVar("S")
@@ -44,7 +44,7 @@ def _at_marks(marked: Any) -> Selection[Any]:
 
 
 @pytree_dataclass
-class Selection(Struct, Generic[S]):
+class Selection(TreeNode, Generic[S]):
     """Some nodes of a tree, to be looked at or replaced.
 
     Attributes:

@@ -20,7 +20,7 @@ import numpy as np
 
 from shardinit.core.jaxpr import setting
 from shardinit.core.paths import path_str
-from shardinit.deferred.struct import one_level
+from shardinit.deferred.node import one_level
 from shardinit.errors import StructureMismatchError
 
 T = TypeVar("T")

@@ -283,7 +283,7 @@ def init(
     if not traced:
         arrays = compiled.init(InitFn(made.fn, made.axes), key, mesh=mesh, rules=rules)
         if mesh is None:  # plain arrays: no mesh of one device shall follow them
-            arrays = jax.device_put(arrays, jax.devices()[0])
+            arrays = jax.device_put(arrays, jax.local_devices()[0])
     elif mesh is None and rules is None:
         arrays = jax.jit(made.fn)(key)
     else:

@@ -59,7 +59,7 @@ def from_windows(
         infos = [sh.LeafInfo(x.path, x.shape, 1, None) for x in leaves]
         shardings = sh.from_tree(out_shardings, infos, structure, mesh)
     else:
-        devices = mesh or Mesh(np.asarray(jax.devices()[:1]), ("device",))
+        devices = mesh or Mesh(np.asarray(jax.local_devices()[:1]), ("device",))
         specs = [PartitionSpec(*(_entry(e) for e in x.spec or ())) for x in leaves]
         shardings = [NamedSharding(devices, spec) for spec in specs]
     picked = chosen(select, [leaf.path for leaf in leaves])

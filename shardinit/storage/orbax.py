@@ -91,7 +91,7 @@ def restore(
             for path, leaf in paths
         ]
         if mesh is None:
-            mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("device",))
+            mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("device",))
         if out_shardings is not None:
             shardings = sh.from_tree(out_shardings, infos, structure, mesh)
         else:
