@@ -22,7 +22,7 @@ all else that takes one: plans, programs, windows, the service.
 """
 
 from shardinit.module.base import Module, ModuleMeta
-from shardinit.module.containers import MLP, Dropout, Lambda, Sequential
+from shardinit.module.containers import MLP, Dropout, Lambda, Sequential, compact_module
 from shardinit.module.context import next_key, rng_key
 from shardinit.module.fields import (
     MISSING,
@@ -46,7 +46,7 @@ from shardinit.module.fields import (
 from shardinit.module.initialise import init_fn
 from shardinit.module.layers import Conv, Embed, Linear
 from shardinit.module.norms import BatchNorm, LayerNorm, RMSNorm
-from shardinit.module.submodules import compact, compact_module
+from shardinit.module.submodules import compact
 
 __all__ = [
     "MISSING",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -154,3 +156,26 @@ class Dropout(Module):
         kept = jax.random.bernoulli(parameter_key(rng, 1), 1.0 - self.rate, shape)
         kept = jnp.broadcast_to(kept, x.shape)
         return jnp.where(kept, x / (1.0 - self.rate), jnp.zeros_like(x))
+
+
+def compact_module(fn: Callable[..., Any]) -> Any:
+    """Makes a module class of a function, its body one compact method.
+
+    ::
+
+        @compact_module
+        def block(x, features):
+            return jax.nn.relu(Linear(features)(x))
+
+        m = block().init(42, Inputs(x, 8))
+    """
+
+    @compact
+    @functools.wraps(fn)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    setattr(__call__, "__name__", "__call__")  # noqa: B010
+    name = getattr(fn, "__name__", "compact_module")
+    body = {"__call__": __call__, "__doc__": fn.__doc__, "__module__": fn.__module__}
+    return types.new_class(name, (Module,), exec_body=lambda ns: ns.update(body))

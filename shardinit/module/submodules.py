@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -199,27 +198,3 @@ def adopt(module: Any) -> None:
     now.tree.add(path, module)
     with context.entered(context.sub_scope(path, module)):
         initialise(module, prefix=path)
-
-
-def compact_module(fn: Callable[..., Any]) -> Any:
-    """Makes a module class of a function, its body one compact method.
-
-    ::
-
-        @compact_module
-        def block(x, features):
-            return jax.nn.relu(Linear(features)(x))
-
-        m = block().init(42, Inputs(x, 8))
-    """
-    from shardinit.module.base import Module
-
-    @compact
-    @functools.wraps(fn)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return fn(*args, **kwargs)
-
-    setattr(__call__, "__name__", "__call__")  # noqa: B010
-    name = getattr(fn, "__name__", "compact_module")
-    body = {"__call__": __call__, "__doc__": fn.__doc__, "__module__": fn.__module__}
-    return types.new_class(name, (Module,), exec_body=lambda ns: ns.update(body))
