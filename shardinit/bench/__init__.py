@@ -15,6 +15,7 @@ the peak memory of a child counts what its parent had when it was started.
 FAMILIES = (
     "cold",
     "again",
+    "deviceless",
     "warm",
     "draws",
     "planning",

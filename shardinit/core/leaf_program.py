@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from shardinit.core import jaxpr as jx
-from shardinit.core import keys, window
+from shardinit.core import keys, rules, window
 from shardinit.core.builder import Builder
 from shardinit.core.graph import Detached, Node, Value, detach, topological
 
@@ -138,7 +138,8 @@ def _operand_words(value: Value) -> int:
 def flatten(outs: list[Value], operands: list[Value]) -> Detached:
     """A leaf program's graph with every call inlined and every map vmapped.
 
-    Short loops over integers (``choice`` searches its table in one) are unrolled.
+    A map whose steps no rule covers stays: it is windowed by the step. Short loops over
+    integers (``choice`` searches its table in one) are unrolled.
     """
     inliner = Builder(fold=True, opaque=False)
 
@@ -148,7 +149,8 @@ def flatten(outs: list[Value], operands: list[Value]) -> Detached:
             return inliner.read(jaxpr, consts, inputs)
         if node.name == "map":
             body, consts = jx.opened(_vmapped(node))
-            return inliner.read(body, consts, inputs)
+            flat = inliner.read(body, consts, inputs)
+            return flat if _ruled(flat, inputs) else None
         if node.name == "scan":
             parts = jx.scan_parts(node, node.inputs, node.outputs)
             return inliner.unrolled(parts, inputs, len(node.outputs))
@@ -159,6 +161,18 @@ def flatten(outs: list[Value], operands: list[Value]) -> Detached:
         return None
 
     return detach(outs, operands, expand)
+
+
+def _ruled(outs: list[Value], inputs: list[Value]) -> bool:
+    """Whether all between the inputs and the results windows or derives keys."""
+    order = topological(outs, set(inputs))
+    constant: set[Value] = set()
+    for node in order:
+        if all(v.const is not None or v in constant for v in node.inputs):
+            constant.update(node.outputs)
+        elif node.name not in jx.KEY_DERIVATIONS and rules.rule_of(node) is None:
+            return False
+    return True
 
 
 def lift_scale(graph: Detached) -> tuple[Detached, list[Value]]:

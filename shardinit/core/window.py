@@ -39,6 +39,8 @@ MAX_WHOLE_KEYS = 1 << 24
 MAX_TABLE = 1 << 20
 # An axis is folded (argmax) once an element of the node, or a little more.
 MAX_FOLD_REPEATS = 2
+# What to use instead of an equation that makes a leaf whole.
+ADVICE = {"qr": "shardinit.initializers.orthogonal shards"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def analyse(graph: Detached) -> Analysis:
             if rule.folds and out.size > MAX_FOLD_REPEATS * node.outputs[0].size:
                 return Analysis(_describe(node))
             tables = [node.inputs[i] for i in rule.table(node)]
-            if not all(v.const is not None or v in known for v in tables):
+            if not all(
+                v.const is not None or v in known or (rule.keyed and _of_keys(v, known))
+                for v in tables
+            ):
                 return Analysis(_describe(node))
             pulled.update(v for v in node.inputs if v.const is None)
             pulled.difference_update(tables)
@@ -93,6 +98,14 @@ def analyse(graph: Detached) -> Analysis:
             return Analysis(_describe(node))
     found = Analysis("", tuple(inputs))
     return Analysis("", tuple(inputs), _key_axes(graph, found))
+
+
+def _of_keys(value: Value, known: set[Value]) -> bool:
+    """Whether a value is an operand, or derived from operands as keys are."""
+    return all(
+        node.name in jx.KEY_DERIVATIONS or known.issuperset(node.outputs)
+        for node in topological([value])
+    )
 
 
 def _constants(order: Sequence[Node]) -> set[Value]:
@@ -117,7 +130,8 @@ def _describe(node: Node) -> str:
     if node.name == "random_bits":
         return f"random_bits of {jx.key_impl(node.inputs[0].dtype)} keys"
     shapes = ", ".join(str(list(v.shape)) for v in node.inputs[:2])
-    return f"{node.name} of {shapes}" if shapes else node.name
+    what = f"{node.name} of {shapes}" if shapes else node.name
+    return f"{what}; {ADVICE[node.name]}" if node.name in ADVICE else what
 
 
 def _key_axes(graph: Detached, analysis: Analysis) -> int:

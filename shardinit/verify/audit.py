@@ -179,6 +179,7 @@ def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> Au
         bytes_moved=figures["bytes_moved"],
         seconds=figures["bytes_moved"] / bandwidth if bandwidth else 0.0,
         whole=program.whole,
+        blockwise=figures["blockwise"],
         faults=(),
     )
     expected = [

@@ -109,6 +109,7 @@ def measure(program: PlanProgram, compiled: Any) -> dict[str, Any]:
         "collectives": module.collectives(),
         "full_size": full_size(module, smallest),
         "bytes_moved": module.bytes_moved(),
+        "blockwise": bool(module.loops()) and not program.whole,
     }
 
 

@@ -133,6 +133,10 @@ class Module:
                     found.append(f"{opcode} of {shapes}")
         return found
 
+    def loops(self) -> int:
+        """How many loops there are."""
+        return sum(i.opcode == "while" for b in self.computations.values() for i in b)
+
     def materialised(self) -> Iterator[tuple[Instruction, int, dict[str, Instruction]]]:
         """Values that take memory, how often each is made, and their neighbours."""
         for name, times in self._run_counts().items():

@@ -3,7 +3,9 @@
 The promise that is audited: a device makes its own shard and nothing else. So a program
 fails when its output is not the shard in the chip's layout, when its temporaries exceed
 a mebibyte plus a tenth of the shard, when devices talk to each other, or when a value
-as large as the whole leaf exists anywhere. The plan fails when a large leaf lies whole
+as large as the whole leaf exists anywhere. A program that makes its leaf block by block
+(an orthogonal matrix) may hold blocks: half of the whole leaf, and the report
+says how much it is. The plan fails when a large leaf lies whole
 on every device, which nobody means, or when the chip's memory does not hold it all.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from typing import Any
 
 FLOOR_BYTES = 1 << 20  # below this nothing is large
 SHARE = 10  # temporaries may take one part in so many of the shard beyond the floor
+BLOCKS = 2  # a blockwise program: one part in so many of the whole leaf in float32
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class AuditRow:
       bytes_moved: through main memory, at least, in one run.
       seconds: of one run, at the chip's published bandwidth; 0 if that is unknown.
       whole: why every device computes the full leaf; empty if it does not.
+      blockwise: whether it makes its shard in a loop over blocks.
       faults: what is wrong with it; empty if nothing is.
     """
 
@@ -57,7 +62,17 @@ class AuditRow:
     bytes_moved: int
     seconds: float
     whole: str
+    blockwise: bool
     faults: tuple[str, ...]
+
+    @property
+    def allowed_temporary_bytes(self) -> int:
+        """What its temporaries may take."""
+        allowed = self.shard_bytes // SHARE
+        if self.blockwise:
+            full = 4 * sum(math.prod(shape) for shape in self.shapes)
+            allowed = max(allowed, full // BLOCKS)
+        return FLOOR_BYTES + allowed
 
     @property
     def ok(self) -> bool:
@@ -171,6 +186,12 @@ class AuditReport:
         ]
         if self.host_leaves:
             lines.append(f"made on the host, not compiled: {self.host_leaves} leaves")
+        lines += [
+            f"made block by block: {row.paths[0]}, {row.temporary_bytes:,} bytes of "
+            f"blocks at a time"
+            for row in self.rows
+            if row.blockwise
+        ]
         lines += [f"cannot be sharded: {path} ({why})" for path, why in self.whole]
         lines += [f"fault: {fault}" for fault in self.faults]
         count = len(self.faults)
@@ -215,11 +236,11 @@ def faults_of(
             f"allocates {row.output_bytes:,} bytes for a shard that takes "
             f"{row.padded_bytes:,} in its layout"
         )
-    allowed = FLOOR_BYTES + row.shard_bytes // SHARE
-    if row.temporary_bytes > allowed:
+    if row.temporary_bytes > row.allowed_temporary_bytes:
+        share = "half of the leaf" if row.blockwise else "a tenth of its shard"
         faults.append(
             f"holds {row.temporary_bytes:,} bytes of temporaries, more than "
-            f"{allowed:,} (1 MiB and a tenth of its shard)"
+            f"{row.allowed_temporary_bytes:,} (1 MiB and {share})"
         )
     if row.collectives:
         kinds = Counter(text.split(" ")[0] for text in row.collectives)

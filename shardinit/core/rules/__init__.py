@@ -16,12 +16,20 @@ from shardinit.core.graph import Node
 from shardinit.core.rules.elementwise import ELEMENTWISE
 from shardinit.core.rules.indexed import INDEXED
 from shardinit.core.rules.joins import JOINS
+from shardinit.core.rules.maps import MAPS
 from shardinit.core.rules.moves import MOVES
 from shardinit.core.rules.rule import Rule
 from shardinit.core.rules.sources import SOURCES
 from shardinit.core.rules.sources import elements as elements
 
-RULES: dict[str, Rule] = {**ELEMENTWISE, **MOVES, **JOINS, **INDEXED, **SOURCES}
+RULES: dict[str, Rule] = {
+    **ELEMENTWISE,
+    **MOVES,
+    **JOINS,
+    **INDEXED,
+    **MAPS,
+    **SOURCES,
+}
 
 
 def rule_of(node: Node) -> Rule | None:

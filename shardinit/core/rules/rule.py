@@ -16,9 +16,10 @@ class Rule:
 
     Most operands are wanted at coordinates that are known when the sweep goes down;
     their values are arrays. Two kinds are not. A *table* is read at places that depend
-    on other operands: it must be made of constants alone, is evaluated whole and comes
-    as that array. A *later* operand is wanted at places that only the way up can say,
-    once for each step of a loop: it comes as a function from coordinates to values.
+    on other operands: it must be made of constants alone (``keyed``: or of keys), is
+    evaluated whole and comes as that array. A *later* operand is wanted at places that
+    only the way up can say, once for each step of a loop: it comes as a function from
+    coordinates to values.
 
     Attributes:
       pull: ``(node, which result, coords) -> coords of each operand`` (None: unused,
@@ -26,6 +27,7 @@ class Rule:
       push: ``(node, which result, coords, operand values) -> value``.
       accepts: whether this equation is one that the rule covers.
       table: which operands are tables.
+      keyed: whether tables may also be keys, or derived from keys.
       later: which operands are wanted later.
       folds: whether an element costs a whole axis of the later operand, which does
         not pay where the result is broadcast along that axis again.
@@ -35,6 +37,7 @@ class Rule:
     push: Callable[[Node, int, Coords, Sequence[Any]], Any]
     accepts: Callable[[Node], bool] = lambda node: True
     table: Callable[[Node], tuple[int, ...]] = lambda node: ()
+    keyed: bool = False
     later: tuple[int, ...] = ()
     folds: bool = False
 
