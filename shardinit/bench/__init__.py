@@ -23,4 +23,5 @@ FAMILIES = (
     "peers",
     "deferred",
     "keeping",
+    "serving",
 )

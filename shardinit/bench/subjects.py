@@ -81,9 +81,14 @@ def tinyllama(layers: int) -> InitFn:
     return build(ModelSpec("decoder", {**config, **changed}))
 
 
+def narrow_spec(layers: int) -> ModelSpec:
+    """The spec of a decoder of 9 leaves a layer, unrolled, narrow, in float32."""
+    return ModelSpec("decoder", {**NARROW, "num_hidden_layers": layers})
+
+
 def narrow(layers: int) -> InitFn:
-    """A decoder of 9 leaves a layer, unrolled, narrow, in float32."""
-    return build(ModelSpec("decoder", {**NARROW, "num_hidden_layers": layers}))
+    """The model of that spec."""
+    return build(narrow_spec(layers))
 
 
 def subject(init_fn: InitFn, devices: int) -> Subject:

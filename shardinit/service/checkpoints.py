@@ -5,15 +5,11 @@ same model, key and place watches the same job; when the last watcher of a job t
 not detached goes away, the job stops, and what it wrote stays for the next to go on
 with. A checkpoint has its name when it is complete, and its receipt beside it, so that
 asking once more gives the receipt again and writes nothing.
-
-Where a client may write is decided component by component: below one of the operator's
-folders, through no symbolic link, over nothing that is there.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +22,7 @@ from shardinit.errors import ServiceError, SpecError
 from shardinit.service import wire
 from shardinit.service.boundary import remaining
 from shardinit.service.config import Config
+from shardinit.service.places import resolve
 from shardinit.service.sources import Sources
 from shardinit.v1 import service_pb2
 
@@ -62,7 +59,7 @@ class Checkpoints:
           ServiceError: no folder is allowed, the place is not, or is taken; too many
             writes run; the model is too large for the format.
         """
-        target = self._target(request.uri)
+        target = resolve(request.uri, self._config.checkpoint_roots)
         if request.format not in _FORMATS:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])
         plan = self._sources.plan(
@@ -113,57 +110,6 @@ class Checkpoints:
                 job.start()
             job.watchers += 1
             return job
-
-    def _target(self, uri: str) -> Path:
-        """The place that a URI names, if it is one where a client may write.
-
-        Raises:
-          ServiceError: it is not.
-        """
-        if not self._config.checkpoint_roots:
-            raise ServiceError(
-                "WriteCheckpoint",
-                "the operator allows no folder",
-                remedy="Serve with --checkpoint-root, or write it in the job",
-                code="UNIMPLEMENTED",
-            )
-        text = uri.removeprefix("file://")
-        parts = text.split("/")
-        plain = all(p not in ("", ".", "..") for p in parts[1:])
-        if not text.startswith("/") or not plain or not text.isprintable():
-            raise _refused(uri, "it is no plain absolute path")
-        if len(text) > 1024 or len(parts[-1].encode()) > 200:
-            raise _refused(uri, "it is too long")
-        path = Path(text)
-        for root in self._config.checkpoint_roots:
-            base = Path(os.path.abspath(root))
-            if path != base and path.is_relative_to(base):
-                _walk(uri, base, path.relative_to(base).parts)
-                return path
-        raise _refused(uri, "it is below no folder that the operator allows")
-
-
-def _walk(uri: str, base: Path, parts: tuple[str, ...]) -> None:
-    """Looks at every component below ``base``; makes the folders that are missing."""
-    here = base
-    for part in parts[:-1]:
-        here = here / part
-        if not os.path.lexists(here):
-            here.mkdir(exist_ok=True)
-        if not stat.S_ISDIR(os.lstat(here).st_mode):
-            raise _refused(uri, f"{part!r} is a link, or no folder")
-    for name in (parts[-1], f"{parts[-1]}.unfinished"):
-        if os.path.islink(here / name):
-            raise _refused(uri, f"{name!r} is a link")
-
-
-def _refused(uri: str, why: str) -> ServiceError:
-    return ServiceError(
-        f"uri {uri[:200]!r}",
-        why,
-        "an absolute path, or file:// URI, below a folder that the operator allows",
-        code="PERMISSION_DENIED",
-    )
 
 
 def _taken(target: Path, why: str) -> ServiceError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -43,6 +44,7 @@ class Servicer(InitServiceServicer):
         self._limits = self._config.limits
         self._metrics = metrics or Metrics()
         self._draining = threading.Event()
+        self._ahead = ThreadPoolExecutor(self._config.streams, "shardinit-ahead")
         self._sources = Sources(self._limits, self._config.cache_bytes)
         self._described: BuildCache[service_pb2.DescribeModelResponse] = BuildCache(
             self._config.cache_bytes, lambda message: message.ByteSize()
@@ -172,7 +174,12 @@ class Servicer(InitServiceServicer):
         windows = streams.read_windows(request, tree)
         sent = self._metrics.sent
         for message in streams.send(
-            windows, request.resume, self._limits, self._config.block_bytes, self._alive
+            windows,
+            request.resume,
+            self._limits,
+            self._config.block_bytes,
+            self._ahead,
+            self._alive,
         ):
             yield message
             if isinstance(message, bytes):

@@ -3,9 +3,9 @@
 A window may be larger than this machine's memory, so it is computed in blocks of a few
 megabytes: whole rows in row-major order, all blocks of one shape (the last one begins
 earlier and gives up what it shares with the one before), so that one executable makes
-them all. A block is computed when the one before it has been handed to the transport,
-and the transport takes no more than its flow control allows: a reader that is slow or
-asleep costs one block and what the connection buffers, and nothing of it grows.
+them all. One block is computed while the one before it is handed to the transport, and
+the transport takes no more than its flow control allows: a reader that is slow or
+asleep costs two blocks and what the connection buffers, and nothing of it grows.
 
 The wire form of a chunk is put together here by hand, a few bytes in front of the
 data, since a message object would copy every byte twice more.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,7 @@ def send(
     resume: service_pb2.ShardPosition,
     limits: Limits,
     block_bytes: int,
+    pool: Executor,
     check: Callable[[], None],
 ) -> Iterator[Any]:
     """The messages of a stream, from ``resume`` on; chunks come serialised.
@@ -98,6 +100,7 @@ def send(
       resume: where to begin.
       limits: caps on chunks.
       block_bytes: bytes to compute at a time.
+      pool: threads that compute a block ahead.
       check: called before every block; raises to end the stream.
     """
     for number in range(resume.window, len(windows)):
@@ -112,7 +115,10 @@ def send(
         )
         yield service_pb2.StreamShardsResponse(header=header)
         digest, done = xxhash.xxh3_128(), 0
-        for block in blocks(window, block_bytes):
+        computed = blocks(window, block_bytes)
+        if window.nbytes > block_bytes:
+            computed = _ahead(computed, pool)
+        for block in computed:
             check()
             digest.update(block)
             for first in range(max(offset - done, 0), len(block), limits.chunk_bytes):
@@ -134,6 +140,14 @@ def blocks(window: Wanted, block_bytes: int) -> Iterator[memoryview]:
     for start, shape, skip in cut(window.shape, block_bytes // leaf.dtype.itemsize):
         place = [a + b for a, b in zip(origin, start, strict=True)]
         yield _bytes(leaf.read(place, shape))[skip * leaf.dtype.itemsize :]
+
+
+def _ahead(items: Iterator[Any], pool: Executor) -> Iterator[Any]:
+    """The same items, each made while the one before it is used."""
+    coming = pool.submit(next, items, None)
+    while (item := coming.result()) is not None:
+        coming = pool.submit(next, items, None)
+        yield item
 
 
 def cut(

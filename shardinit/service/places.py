@@ -1,0 +1,71 @@
+"""Places: where on the server's storage a client may write.
+
+Decided component by component: below one of the operator's folders, through no
+symbolic link, over nothing that is there. What a client names is a name and nothing
+else; it is never expanded, and a folder outside is never even looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from shardinit.errors import ServiceError
+
+
+def resolve(uri: str, roots: Sequence[Path]) -> Path:
+    """The place that a URI names; makes the folders that are missing above it.
+
+    Args:
+      uri: an absolute path, or a ``file://`` URI.
+      roots: the folders that the operator allows.
+
+    Raises:
+      ServiceError: a client may not write there.
+    """
+    if not roots:
+        raise ServiceError(
+            "WriteCheckpoint",
+            "the operator allows no folder",
+            remedy="Serve with --checkpoint-root, or write it in the job",
+            code="UNIMPLEMENTED",
+        )
+    text = uri.removeprefix("file://")
+    parts = text.split("/")
+    plain = all(p not in ("", ".", "..") for p in parts[1:])
+    if not text.startswith("/") or not plain or not text.isprintable():
+        raise _refused(uri, "it is no plain absolute path")
+    if len(text) > 1024 or len(parts[-1].encode()) > 200:
+        raise _refused(uri, "it is too long")
+    path = Path(text)
+    for root in roots:
+        base = Path(os.path.abspath(root))
+        if path != base and path.is_relative_to(base):
+            _walk(uri, base, path.relative_to(base).parts)
+            return path
+    raise _refused(uri, "it is below no folder that the operator allows")
+
+
+def _walk(uri: str, base: Path, parts: tuple[str, ...]) -> None:
+    """Looks at every component below ``base``; makes the folders that are missing."""
+    here = base
+    for part in parts[:-1]:
+        here = here / part
+        if not os.path.lexists(here):
+            here.mkdir(exist_ok=True)
+        if not stat.S_ISDIR(os.lstat(here).st_mode):
+            raise _refused(uri, f"{part!r} is a link, or no folder")
+    for name in (parts[-1], f"{parts[-1]}.unfinished"):
+        if os.path.islink(here / name):
+            raise _refused(uri, f"{name!r} is a link")
+
+
+def _refused(uri: str, why: str) -> ServiceError:
+    return ServiceError(
+        f"uri {uri[:200]!r}",
+        why,
+        "an absolute path, or file:// URI, below a folder that the operator allows",
+        code="PERMISSION_DENIED",
+    )
