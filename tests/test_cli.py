@@ -11,6 +11,8 @@ from shardinit import cli
 from shardinit.cli import arguments
 from shardinit.errors import ShardingError
 
+pytestmark = pytest.mark.once
+
 TINY = {
     "model_type": "llama",
     "vocab_size": 256,

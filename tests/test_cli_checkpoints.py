@@ -16,6 +16,8 @@ from shardinit import cli
 from shardinit.models import ModelSpec, build
 from shardinit.storage import orbax
 
+pytestmark = pytest.mark.once
+
 TINY = {
     "model_type": "llama",
     "vocab_size": 256,

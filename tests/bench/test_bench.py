@@ -11,6 +11,8 @@ from shardinit.bench import report
 from shardinit.bench.case import Case, Job, Options, OutOfMemory, Row, Sample, Target
 from shardinit.bench.runner import Runner, child_environment
 
+pytestmark = pytest.mark.once
+
 
 def bench(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "shardinit.bench", *words]

@@ -13,6 +13,8 @@ import shardinit
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
+pytestmark = pytest.mark.once
+
 FILES = 100_000
 CONTENTS = 20_000
 

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardinit
@@ -48,6 +48,7 @@ def indices(draw, shape):
     return tuple(index)
 
 
+@settings(max_examples=12)
 @given(st.data())
 def test_any_window_of_any_leaf_is_that_slice_of_the_whole(data):
     model = data.draw(models(data.draw(st.sampled_from((WIDE, NARROW)))))

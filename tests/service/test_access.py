@@ -13,6 +13,8 @@ from shardinit.errors import ServiceError
 from shardinit.service.config import Config
 from shardinit.service.server import SERVICE, Server
 
+pytestmark = pytest.mark.once
+
 ONE, TWO, THREE = "first-token-of-many", "second-token-of-many", "third-token-of-many"
 
 

@@ -9,6 +9,8 @@ from shardinit.service.cache import BuildCache
 from shardinit.service.store import Store, digest_of
 from shardinit.v1 import program_pb2
 
+pytestmark = pytest.mark.once
+
 
 def test_the_least_recently_used_goes_first():
     cache = BuildCache(10, len)

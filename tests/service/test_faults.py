@@ -15,6 +15,8 @@ from shardinit.service.server import Server
 from shardinit.service.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2, spec_pb2
 
+pytestmark = pytest.mark.once
+
 MESH = {"data": 2, "model": 4}
 
 

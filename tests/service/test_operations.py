@@ -27,6 +27,8 @@ from shardinit.service.server import SERVICE, Server
 from shardinit.service.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2
 
+pytestmark = pytest.mark.once
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
