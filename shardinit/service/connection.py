@@ -14,13 +14,14 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc.experimental import ChannelOptions
 
 from shardinit.errors import ServiceError
 from shardinit.service.config import is_local
@@ -159,6 +160,8 @@ class Connection:
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.min_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # Whoever reads a stream also polls for it: no thread hands messages over.
+            (ChannelOptions.SingleThreadedUnaryStream, 1),
         )
         self._channel = credentials.channel(target, options)
         self._stub = InitServiceStub(self._channel)
@@ -175,7 +178,12 @@ class Connection:
 
     @contextmanager
     def stream(
-        self, name: str, request: Any, *, endless: bool = False
+        self,
+        name: str,
+        request: Any,
+        *,
+        endless: bool = False,
+        read: Callable[[bytes], Any] | None = None,
     ) -> Iterator[Iterator[Any]]:
         """The answers of a call that has several; it is cancelled at the block's end.
 
@@ -183,6 +191,7 @@ class Connection:
           name: of the call.
           request: its request.
           endless: without a deadline; a server that is gone is noticed all the same.
+          read: makes an answer of its bytes; default what protobuf makes of them.
 
         Raises:
           SpecError: the request has faults.
@@ -191,6 +200,12 @@ class Connection:
         self._negotiate()
         with self._translated(name):
             method = getattr(self._stub, name)
+            if read is not None:
+                method = self._channel.unary_stream(
+                    f"/shardinit.v1.InitService/{name}",
+                    request_serializer=type(request).SerializeToString,
+                    response_deserializer=read,
+                )
             timeout = None if endless else self._timeout
             answers = method(request, timeout=timeout, metadata=self._metadata())
             try:

@@ -6,9 +6,6 @@ earlier and gives up what it shares with the one before), so that one executable
 them all. One block is computed while the one before it is handed to the transport, and
 the transport takes no more than its flow control allows: a reader that is slow or
 asleep costs two blocks and what the connection buffers, and nothing of it grows.
-
-The wire form of a chunk is put together here by hand, a few bytes in front of the
-data, since a message object would copy every byte twice more.
 """
 
 from __future__ import annotations
@@ -19,11 +16,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import xxhash
 
 from shardinit.errors import SelectError, SpecError
+from shardinit.service import frames
 from shardinit.service.limits import Limits
 from shardinit.v1 import service_pb2
 
@@ -122,8 +119,8 @@ def send(
             check()
             digest.update(block)
             for first in range(max(offset - done, 0), len(block), limits.chunk_bytes):
-                data = bytes(block[first : first + limits.chunk_bytes])
-                yield frame(done + first, data)
+                chunk = block[first : first + limits.chunk_bytes]
+                yield frames.write(done + first, chunk)
             done += len(block)
         end = service_pb2.ShardEnd(xxh3_128=digest.digest())
         yield service_pb2.StreamShardsResponse(end=end)
@@ -184,20 +181,3 @@ def cut(
 def _bytes(array: np.ndarray) -> memoryview:
     flat = np.ascontiguousarray(array).reshape(-1)
     return flat.view(np.uint8).data
-
-
-def frame(offset: int, data: bytes) -> bytes:
-    """A ``StreamShardsResponse`` with one chunk, serialised."""
-    chunk = service_pb2.ShardChunk(offset=offset, crc32c=google_crc32c.value(data))
-    inner = chunk.SerializeToString() + b"\x1a" + _varint(len(data))  # field 3, bytes
-    outer = b"\x12" + _varint(len(inner) + len(data))  # field 2, a message
-    return b"".join((outer, inner, data))
-
-
-def _varint(number: int) -> bytes:
-    out = bytearray()
-    while number > 127:
-        out.append(number & 127 | 128)
-        number >>= 7
-    out.append(number)
-    return bytes(out)

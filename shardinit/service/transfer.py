@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
+import crc32c
 import numpy as np
 import xxhash
 
 from shardinit.errors import ServiceError
+from shardinit.service import frames
 from shardinit.service.connection import Connection
 from shardinit.service.limits import Limits
 from shardinit.v1 import service_pb2, spec_pb2
@@ -121,7 +122,9 @@ class _Incoming:
             self._request.resume.window = self._at
             self._request.resume.offset = self._offset
             try:
-                with self._connection.stream("StreamShards", self._request) as messages:
+                with self._connection.stream(
+                    "StreamShards", self._request, read=frames.read
+                ) as messages:
                     for message in messages:
                         array = self._take(message)
                         if array is not None:
@@ -137,14 +140,14 @@ class _Incoming:
                 reached = max(place, reached)
                 time.sleep(min(0.1 * 2**failures, 2.0) if failures else 0.0)
 
-    def _take(self, message: service_pb2.StreamShardsResponse) -> np.ndarray | None:
+    def _take(self, message: Any) -> np.ndarray | None:
         if self._at >= len(self._pieces):
             raise self._damaged("more windows than were asked for")
         piece = self._pieces[self._at]
-        kind = message.WhichOneof("part")
-        if kind == "chunk":
-            self._chunk(message.chunk)
+        if isinstance(message, frames.Chunk):
+            self._chunk(message)
             return None
+        kind = message.WhichOneof("part")
         if kind == "header":
             header = message.header
             said = (header.window, tuple(header.shape), header.dtype, header.offset)
@@ -164,12 +167,12 @@ class _Incoming:
         self._at += 1
         return buffer.view(piece.dtype).reshape(piece.shape)
 
-    def _chunk(self, chunk: service_pb2.ShardChunk) -> None:
+    def _chunk(self, chunk: frames.Chunk) -> None:
         data, buffer = chunk.data, self._buffer
         end = self._offset + len(data)
         if buffer is None or chunk.offset != self._offset or not data:
             raise self._damaged(f"a chunk does not follow at byte {self._offset:,}")
-        if end > buffer.size or google_crc32c.value(data) != chunk.crc32c:
+        if end > buffer.size or crc32c.crc32c(data) != chunk.crc32c:
             raise self._damaged(f"the chunk at byte {self._offset:,} is damaged")
         buffer[self._offset : end] = np.frombuffer(data, np.uint8)
         self._digest.update(data)

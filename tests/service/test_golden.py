@@ -1,7 +1,7 @@
 import base64
 import json
 
-import google_crc32c
+import crc32c
 import pytest
 from google.protobuf import (
     descriptor_pool,
@@ -9,8 +9,11 @@ from google.protobuf import (
     message_factory,
     unknown_fields,
 )
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
 
-from shardinit.service import streams
+from shardinit.service import frames
 from shardinit.v1 import service_pb2
 from tests.service import golden
 
@@ -48,8 +51,29 @@ def test_every_message_that_travels_is_kept():
 @pytest.mark.parametrize("offset", [0, 1, 1 << 40])
 def test_a_chunk_put_together_by_hand_is_what_protobuf_writes(size, offset):
     data = bytes(size)
-    chunk = service_pb2.ShardChunk(
-        offset=offset, crc32c=google_crc32c.value(data), data=data
-    )
+    chunk = service_pb2.ShardChunk(offset=offset, crc32c=crc32c.crc32c(data), data=data)
     message = service_pb2.StreamShardsResponse(chunk=chunk)
-    assert streams.frame(offset, data) == message.SerializeToString(deterministic=True)
+    written = frames.write(offset, memoryview(data))
+    assert written == message.SerializeToString(deterministic=True)
+    assert frames.read(written) == (offset, crc32c.crc32c(data), data)
+
+
+@given(st.data())
+def test_a_frame_reads_as_protobuf_reads_it(data):
+    """Also one that somebody else wrote, with fields in another order or twice."""
+    chunk = frames.write(data.draw(st.integers(0, 300)), memoryview(b"some bytes"))
+    place = data.draw(st.integers(0, len(chunk) - 1))
+    other = data.draw(st.binary(max_size=4))
+    message = chunk[:place] + other + chunk[place + len(other) :]
+    try:
+        want = service_pb2.StreamShardsResponse.FromString(message)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            frames.read(message)
+        return
+    got = frames.read(message)
+    if want.WhichOneof("part") != "chunk":
+        assert got == want
+        return
+    fields = (want.chunk.offset, want.chunk.crc32c, want.chunk.data)
+    assert (got.offset, got.crc32c, bytes(got.data)) == fields
