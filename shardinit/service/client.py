@@ -13,7 +13,7 @@ reading into numpy, imports neither JAX nor Flax.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +207,7 @@ class Client:
         with shown("receive", progress) as report:
             return from_windows(
                 described,
-                lambda pieces: self._receive(spec, key, pieces),
+                lambda pieces: self.receive(spec, key, pieces),
                 mesh=mesh,
                 out_shardings=out_shardings,
                 select=select,
@@ -256,7 +256,7 @@ class Client:
                 done += count
                 report(done, total)
 
-            arrays = self._receive(spec, key, pieces, moved)
+            arrays = self.receive(spec, key, pieces, moved)
             names = [piece.path for piece in pieces]
             return dict(zip(names, arrays, strict=True))
 
@@ -284,7 +284,7 @@ class Client:
         shape, dtype = transfer.leaf_array(leaves[path])
         start, size, rest = covering(window, shape, f"leaf {path!r}")
         piece = transfer.Piece(path, start, size, dtype)
-        (array,) = self._receive(spec, key, [piece])
+        (array,) = self.receive(spec, key, [piece])
         return np.asarray(array[rest])
 
     def write_checkpoint(
@@ -331,14 +331,29 @@ class Client:
         """Ends running calls and the connection; a second time does nothing."""
         self._connection.close()
 
-    def _receive(
+    def receive(
         self,
         spec: Any,
         key: Any,
         pieces: Sequence[transfer.Piece],
         moved: Callable[[int], None] = lambda count: None,
-    ) -> Any:
-        return transfer.receive(
+    ) -> Iterator[np.ndarray]:
+        """Many windows, one after the other, in streams as long as requests allow.
+
+        Args:
+          spec: the model.
+          key: a key or an int seed.
+          pieces: what is wanted, in order.
+          moved: called with the number of bytes whenever some have come.
+
+        Yields:
+          each window when it is complete and checked.
+
+        Raises:
+          SpecError: the service finds faults in the request.
+          ServiceError: the windows could not be had.
+        """
+        yield from transfer.receive(
             self._connection,
             wire.spec_to_proto(spec),
             wire.key_to_proto(key),
