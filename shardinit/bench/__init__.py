@@ -24,4 +24,5 @@ FAMILIES = (
     "deferred",
     "keeping",
     "serving",
+    "streaming",
 )

@@ -1,21 +1,15 @@
-"""Serving: what the service adds to an init, how fast it streams, what load costs.
+"""Serving: what the service adds to an init, and what load costs.
 
-The server is a process of its own, as in life. A stream of constant leaves is held
-against raw TCP on the same loopback (what the wire could carry), one of random leaves
-against the same windows computed in this process (what the arithmetic gives). The load
-is 64 clients that each ask once a second at random moments; the latency that counts
-is that of one more client, against its own when the others are silent.
+The server is a process of its own, as in life. The load is 64 clients that each ask
+once a second at random moments; the latency that counts is that of one more client,
+against its own when the others are silent.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -32,34 +26,7 @@ from shardinit.bench.case import (
     register,
     sample,
 )
-
-_ROW_BYTES = 4096 * 4
-_MIB = 1 << 20
-_PIECE_MIB = 16
-
-
-@contextlib.contextmanager
-def _server(*options: str) -> Iterator[tuple[str, int]]:
-    """A server process: its address and its id."""
-    command = [sys.executable, "-m", "shardinit", "serve", "--listen", "127.0.0.1:0"]
-    command += ["--log-level", "warning", "--grace", "0", *options]
-    command += ["--models", "shardinit.bench.serving_models"]
-    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=kept)
-    assert process.stdout is not None
-    try:
-        yield process.stdout.readline().split()[-1], process.pid
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def _memory(pid: int, field: str) -> int:
-    """Bytes of a field of ``/proc/PID/status``."""
-    with open(f"/proc/{pid}/status") as file:
-        (line,) = [line for line in file if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024
-
+from shardinit.bench.server import server
 
 # ---- what the service adds to an init -----------------------------------------------
 
@@ -88,7 +55,7 @@ def by_client(layers: int, devices: int) -> Figures:
     from shardinit.bench import subjects
 
     mesh, spec = subjects.mesh(devices), subjects.narrow_spec(layers)
-    with _server() as (address, _), tempfile.TemporaryDirectory() as folder:
+    with server() as (address, _), tempfile.TemporaryDirectory() as folder:
         with shardinit.connect(address, cache_dir=f"{folder}/other") as other:
             begin = time.perf_counter()
             other.program(spec)
@@ -125,127 +92,6 @@ def init_rows(bench: Bench) -> Iterator[Row]:
     )
 
 
-# ---- streams ------------------------------------------------------------------------
-
-
-def tcp(mebibytes: int) -> Figures:
-    """Raw bytes over loopback from one process to another."""
-    code = (
-        "import socket, sys\n"
-        "with socket.create_connection(('127.0.0.1', int(sys.argv[1]))) as s:\n"
-        "    data = bytes(1 << 20)\n"
-        "    for _ in range(int(sys.argv[2])): s.sendall(data)\n"
-    )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
-        command = [sys.executable, "-c", code, port, str(mebibytes)]
-        with subprocess.Popen(command):
-            connection, _ = listener.accept()
-            buffer = bytearray(_MIB)
-            begin, count = time.perf_counter(), 0
-            while got := connection.recv_into(buffer):
-                count += got
-            seconds = time.perf_counter() - begin
-            connection.close()
-    return {"bytes_per_second": count / seconds}
-
-
-def stream(mebibytes: int, model: str) -> Figures:
-    """Windows of one leaf from a server into numpy arrays here, one stream.
-
-    Each window is let go when it is complete, as the baselines let go of what they
-    have: otherwise this measures how fast the machine hands out fresh memory.
-    """
-    import numpy as np
-
-    import shardinit
-    from shardinit.models import ModelSpec
-    from shardinit.service.transfer import Piece
-
-    rows, step = mebibytes * _MIB // _ROW_BYTES, _PIECE_MIB * _MIB // _ROW_BYTES
-    spec = ModelSpec(model, {"rows": rows})
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        _server() as (address, pid),
-        shardinit.connect(address, cache_dir=folder) as client,
-    ):
-        (leaf,) = client.describe(spec).leaves
-        width = leaf.shape[1]
-        pieces = [
-            Piece(leaf.path, (first, 0), (step, width), np.dtype(leaf.dtype))
-            for first in range(0, rows, step)
-        ]
-        for _ in client.receive(spec, 0, pieces[:1]):  # compiles the block
-            pass
-        before = _memory(pid, "VmRSS")
-        begin = time.perf_counter()
-        count = sum(array.nbytes for array in client.receive(spec, 0, pieces))
-        seconds = time.perf_counter() - begin
-        grown = _memory(pid, "VmHWM") - before
-    return {"bytes_per_second": count / seconds, "grown_bytes": grown}
-
-
-def windows(mebibytes: int) -> Figures:
-    """The same blocks of normals, computed in this process."""
-    import shardinit
-    from shardinit.bench import serving_models
-    from shardinit.service import streams
-
-    fn = serving_models.build_random({"rows": mebibytes * _MIB // _ROW_BYTES})
-    leaf = shardinit.open(fn, 0)["w"]
-    window = streams.Wanted(leaf, (0, 0), leaf.shape)
-    blocks = streams.blocks(window, 4 * _MIB)
-    next(blocks)  # compiles it
-    begin = time.perf_counter()
-    count = sum(len(block) for block in blocks)
-    return {"bytes_per_second": count / (time.perf_counter() - begin)}
-
-
-def stream_rows(bench: Bench) -> Iterator[Row]:
-    """Speeds as ratios, and the growth of the server."""
-    size = 32 if bench.options.quick else 2048
-    repeats, quick = bench.options.repeats, bench.options.quick
-    parameters = {"mebibytes": size}
-    constant, raw, drawn, computed = bench.measure(
-        STREAM,
-        Job("shardinit", {**parameters, "model": "bench-constant"}, repeats),
-        Job("tcp", parameters, repeats),
-        Job("shardinit", {**parameters, "model": "bench-random"}, repeats),
-        Job("windows", parameters, repeats),
-    )
-    for name, mine, theirs, against in (
-        ("constant", constant, raw, "raw TCP"),
-        ("random", drawn, computed, "windows in process"),
-    ):
-        value = sample(mine, "bytes_per_second", 1e-9)
-        baseline = sample(theirs, "bytes_per_second", 1e-9)
-        yield Row(
-            STREAM.name,
-            f"StreamShards, {name} leaves, {size} MiB",
-            value.median / baseline.median,
-            "x",
-            value,
-            baseline,
-            against,
-            side_unit="GB",
-            target=None if quick else STREAM.targets[name],
-            note=f"GB a second, in windows of {_PIECE_MIB} MiB",
-        )
-    grown = sample([*constant, *drawn], "grown_bytes", 1e-9)
-    yield Row(
-        STREAM.name,
-        f"server RSS growth while it streams {size} MiB",
-        max(grown.values) / 0.256,
-        "x",
-        grown,
-        None,
-        "256 MB",
-        side_unit="GB",
-        target=None if quick else STREAM.targets["memory"],
-        note="peak over what it had before the stream, the worst of all runs",
-    )
-
-
 # ---- load ---------------------------------------------------------------------------
 
 
@@ -276,7 +122,7 @@ def load(layers: int, clients: int, seconds: float) -> Figures:
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        address, _ = stack.enter_context(_server())
+        address, _ = stack.enter_context(server())
         made = [
             stack.enter_context(shardinit.connect(address, cache_dir=folder))
             for _ in range(clients + 1)
@@ -336,21 +182,6 @@ INIT = register(
         sides={"shardinit": by_client, "in process": in_process},
         rows=init_rows,
         targets={"added": Target(0.2, 0.05, higher=False)},
-    )
-)
-
-STREAM = register(
-    Case(
-        name="service-stream",
-        measures="bytes of a leaf from a server into numpy, and the server's memory",
-        baseline="raw TCP on loopback; windows computed in process; 256 MB",
-        sides={"shardinit": stream, "tcp": tcp, "windows": windows},
-        rows=stream_rows,
-        targets={
-            "constant": Target(0.5, 0.65),
-            "random": Target(0.8, 0.95),
-            "memory": Target(1.0, 0.5, higher=False),
-        },
     )
 )
 

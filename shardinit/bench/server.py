@@ -1,0 +1,32 @@
+"""A server as a process of its own, for the cases that ask one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def server(*options: str) -> Iterator[tuple[str, int]]:
+    """A server process: its address and its id."""
+    command = [sys.executable, "-m", "shardinit", "serve", "--listen", "127.0.0.1:0"]
+    command += ["--log-level", "warning", "--grace", "0", *options]
+    command += ["--models", "shardinit.bench.serving_models"]
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=kept)
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().split()[-1], process.pid
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def memory(pid: int, field: str) -> int:
+    """Bytes of a field of ``/proc/PID/status``."""
+    with open(f"/proc/{pid}/status") as file:
+        (line,) = [line for line in file if line.startswith(f"{field}:")]
+    return int(line.split()[1]) * 1024
