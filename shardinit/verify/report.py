@@ -15,9 +15,11 @@ import dataclasses
 import html
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from shardinit.core import table
 
 FLOOR_BYTES = 1 << 20  # below this nothing is large
 SHARE = 10  # temporaries may take one part in so many of the shard beyond the floor
@@ -199,23 +201,12 @@ class AuditReport:
         return lines
 
     def __str__(self) -> str:
-        table = [self.HEADER, *self.table()]
-        widths = [max(len(row[i]) for row in table) for i in range(len(self.HEADER))]
-        lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        return "\n".join([*lines, *self.summary()])
+        body = table.as_text(self.HEADER, self.table())
+        return "\n".join([body, *self.summary()])
 
     def _repr_html_(self) -> str:
-        def cells(row: Iterable[str], tag: str) -> str:
-            inner = "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in row)
-            return f"<tr>{inner}</tr>"
-
-        head = cells(self.HEADER, "th")
-        body = "".join(cells(row, "td") for row in self.table())
         lines = "".join(f"<p>{html.escape(line)}</p>" for line in self.summary())
-        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{lines}"
+        return table.as_html(self.HEADER, self.table()) + lines
 
 
 def faults_of(
