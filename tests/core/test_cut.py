@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import shardinit
 from shardinit.errors import InitFnError, UnsupportedConfigError
 
-from .bits import differing
+from .bits import differing, unlike_jit
 
 SHAPE = (4, 32)
 
@@ -86,7 +86,7 @@ PAIRS = {
     "closure": (closure(1.5), closure(2.5)),
     "literal inside a nested jit": (threshold(0.5), threshold(0.25)),
     "dtype": (normal, lambda k: normal(k, dtype=jnp.bfloat16)),
-    "shape": (normal, lambda k: jax.random.normal(k, (32, 4))),
+    "shape": (normal, lambda k: jax.random.normal(k, (8, 32))),
     "bit width": (
         lambda k: jax.random.bits(k, SHAPE, "uint8").astype("uint32"),
         lambda k: jax.random.bits(k, SHAPE, "uint16").astype("uint32"),
@@ -280,7 +280,7 @@ def test_windows_through_moves_of_elements(mesh):
     plan = shardinit.plan(fn, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
     assert not plan.whole_leaves
     key = jax.random.key(8)
-    assert differing(shardinit.compile_plan(plan)(key), jax.jit(fn)(key)) == []
+    assert unlike_jit(shardinit.compile_plan(plan)(key), jax.jit(fn)(key)) == []
 
 
 def test_calls_of_every_kind_and_small_floats(mesh):
