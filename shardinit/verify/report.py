@@ -181,7 +181,7 @@ class AuditReport:
             f"{self.peak_bytes:,}{fits} with the largest temporaries{share}",
             f"bytes moved a device: {self.bytes_moved:,} at least"
             + (
-                f", {self.seconds:.4f} s at the published bandwidth"
+                f", {self.seconds:.3g} s at the published bandwidth"
                 if self.seconds
                 else ""
             ),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -193,3 +194,16 @@ def test_the_second_process_reads_what_the_first_compiled(tmp_path):
     (row,) = json.loads(out.read_text())["rows"]
     assert row["against"] == "first process"
     assert row["shardinit"]["median"] > 0
+
+
+def test_every_peer_that_is_installed_initialises_as_many_bytes(tmp_path):
+    out = tmp_path / "out.json"
+    words = ["--case", "peers", "--quick", "--devices", "2", "--json", str(out)]
+    done = bench(*words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    packages = {"jit": "jax", "nnx": "flax"}
+    names = [*packages, "penzai", "equinox", "torch"]
+    there = [name for name in names if find_spec(packages.get(name, name))]
+    assert [row["against"] for row in found["rows"]] == there
+    assert len({run["figures"]["bytes"] for run in found["runs"]}) == 1
