@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from shardinit.core.sharding import fsdp as fsdp
     from shardinit.models import ModelSpec as ModelSpec
     from shardinit.service.client import connect as connect
+    from shardinit.storage.executables import load_executables as load_executables
+    from shardinit.storage.executables import save_executables as save_executables
     from shardinit.verify.audit import audit as audit
     from shardinit.verify.digest import digest as digest
     from shardinit.verify.receipt import receipt as receipt
@@ -54,12 +56,14 @@ _HOMES = {
     "fsdp": "core.sharding",
     "init": "core.compiled",
     "init_missing": "core.missing",
+    "load_executables": "storage.executables",
     "load_program": "core.program",
     "module": "module",
     "open": "core.read",
     "plan": "core.plan",
     "read": "core.read",
     "receipt": "verify.receipt",
+    "save_executables": "storage.executables",
     "storage": "storage",
     "verify_receipt": "verify.receipt",
 }

@@ -120,6 +120,14 @@ class CheckpointError(ShardinitError, RuntimeError):
     """A checkpoint that cannot be written or read as it was asked for."""
 
 
+class ExecutablesError(ShardinitError, RuntimeError):
+    """Executables that cannot be written, or are not for what would run them here."""
+
+
+class ExecutablesWarning(UserWarning):
+    """Executables were loaded, and some programs had to be compiled all the same."""
+
+
 class DuplicateNamesError(ShardinitError, ValueError):
     """Several parameters of one model have the same name.
 

@@ -1,5 +1,6 @@
 """`shardinit init`, `digest` and `verify`."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -150,3 +151,29 @@ def test_what_goes_wrong_is_one_line(tmp_path, config, says):
         assert message in said
         assert said.count("\n") == 1 + ("fault" in said)  # a line for each fault
     assert jax.tree.map(str, sorted(os.walk(tmp_path))) == before
+
+
+def test_init_starts_from_executables_that_compile_wrote(tmp_path, config, says):
+    code, plain, loaded = (str(tmp_path / name) for name in ("code", "plain", "loaded"))
+    placed = ("--mesh", "data=2,model=4", "--rules", "embed=data,mlp=model")
+    said = says("compile", config, "--out", code, *placed)
+    digest = said.split()[-1]
+    assert digest == hashlib.sha256(Path(code).read_bytes()).hexdigest()
+    assert "something of that name" in says(
+        "compile", config, "--out", code, *placed, code=1
+    )
+    init = ("init", config, "--format", "orbax", *placed)
+    said = says(*init, "--out", plain)
+    given = ("--executables", code, "--executables-sha256", digest)
+    assert says(*init, "--out", loaded, *given).split()[-1] == said.split()[-1]
+    wrong = (*given[:-1], digest[::-1])
+    for arguments, error in (
+        (wrong, "its SHA-256 is"),
+        (given[:2], "both or neither"),
+        ((*given, "--seed", "1", "--mesh", "data=4,model=2"), "made for the mesh"),
+    ):
+        out = str(tmp_path / "none")
+        assert error in says(*init, "--out", out, *arguments, code=1)
+    said = says("init", config, "--out", out, *given, code=1)
+    assert "it is no matter of --format safetensors" in said
+    assert not os.path.exists(out)

@@ -30,6 +30,7 @@ app = typer.Typer(
 app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
 app.command()(serving.health)
 app.command()(programs.export)
+app.command("compile")(programs.compile_for_here)
 app.command()(programs.read)
 app.command()(checkpoints.init)
 app.command()(checkpoints.digest)

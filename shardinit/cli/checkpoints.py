@@ -48,6 +48,16 @@ def init(
     max_shard_size: Annotated[
         str | None, typer.Option(help="safetensors: bytes of a file; default 5GB.")
     ] = None,
+    executables: Annotated[
+        str | None,
+        typer.Option(
+            help="orbax: a file that compile wrote; machine code, so only"
+            " from whom you would let install software."
+        ),
+    ] = None,
+    executables_sha256: Annotated[
+        str | None, typer.Option(help="orbax: its SHA-256, as its maker told you.")
+    ] = None,
     model: ModelName = "decoder",
     models: Modules = None,
 ) -> None:
@@ -55,13 +65,22 @@ def init(
     from shardinit.cli import arguments
 
     windowed = {"--max-memory": max_memory, "--max-shard-size": max_shard_size}
-    sharded = {"--mesh": mesh, "--rules": rules}
+    sharded = {
+        "--mesh": mesh,
+        "--rules": rules,
+        "--executables": executables,
+        "--executables-sha256": executables_sha256,
+    }
     for option, value in (sharded if layout == "safetensors" else windowed).items():
         if value is not None:
             other = "orbax" if layout == "safetensors" else "safetensors"
             raise ShardinitError(
                 option, f"it is no matter of --format {layout}", f"--format {other}"
             )
+    if (executables is None) != (executables_sha256 is None):
+        raise ShardinitError(
+            "--executables and --executables-sha256", "one was given", "both or neither"
+        )
     target = Path(os.path.abspath(out))
     beside = target.with_name(target.name + ".receipt.json")
     _check_receipt(target, beside)
@@ -72,7 +91,9 @@ def init(
     if layout == "safetensors":
         _write_windows(fn, seed, target, beside, max_memory, max_shard_size)
     else:
-        _write_arrays(fn, seed, target, beside, axes, arguments.parse_rules(rules))
+        placed = (axes, arguments.parse_rules(rules))
+        code = (executables, executables_sha256)
+        _write_arrays(fn, seed, target, beside, *placed, *code)
 
 
 def digest(
@@ -185,7 +206,14 @@ def _write_windows(
 
 
 def _write_arrays(
-    fn: Any, seed: int, target: Path, beside: Path, axes: Any, rules: Any
+    fn: Any,
+    seed: int,
+    target: Path,
+    beside: Path,
+    axes: Any,
+    rules: Any,
+    executables: str | None,
+    sha256: str | None,
 ) -> None:
     import shardinit
     from shardinit.storage import orbax
@@ -193,7 +221,11 @@ def _write_arrays(
     orbax.check_free(target)
     mesh = devices.real_mesh(axes or {"device": 1})
     plan = shardinit.plan(fn, mesh=mesh, rules=rules)
-    params = shardinit.compile_plan(plan)(seed)
+    if executables is None or sha256 is None:
+        compiled = shardinit.compile_plan(plan)
+    else:
+        compiled = shardinit.load_executables(executables, plan, sha256=sha256)
+    params = compiled(seed)
     receipt = shardinit.receipt(plan, seed, params)
     orbax.save(target, params)
     receipt.save(beside)

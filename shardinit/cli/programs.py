@@ -1,4 +1,4 @@
-"""``shardinit export`` and ``read``: weights as a program, and looked into."""
+"""``shardinit export``, ``compile`` and ``read``: weights as a program, and as code."""
 
 from __future__ import annotations
 
@@ -51,6 +51,34 @@ def export(
         f"{out}: {len(program.paths):,} leaves, {size:,} bytes, "
         f"fingerprint {program.fingerprint}, sha256 {program.sha256}"
     )
+
+
+def compile_for_here(
+    source: Source,
+    out: Annotated[str, typer.Option("--out", "-o", help="The file; must be free.")],
+    mesh: Annotated[
+        str, typer.Option(help="Axes and sizes, such as data=2,model=4.")
+    ] = "device=1",
+    rules: Annotated[
+        str | None, typer.Option(help="Logical axes to mesh axes, as for plan.")
+    ] = None,
+    model: ModelName = "decoder",
+    models: Modules = None,
+) -> None:
+    """Writes executables for init --executables, on a machine just like this one."""
+    from shardinit.cli import arguments
+
+    axes = arguments.parse_mesh(mesh)
+    devices.simulate_where_asked(axes)
+    import shardinit
+
+    fn = arguments.read_source(source, model, models or [])
+    plan = shardinit.plan(
+        fn, mesh=devices.real_mesh(axes), rules=arguments.parse_rules(rules)
+    )
+    digest = shardinit.save_executables(plan, out)
+    print(f"{out}: {len(plan.programs)} programs, {os.path.getsize(out):,} bytes")
+    print(f"sha256 {digest}")
 
 
 def read(

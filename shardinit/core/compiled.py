@@ -140,7 +140,7 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
         differs from ``mesh``.
       FingerprintMismatchError: another process of the job planned something else.
     """
-    shardings = _on_devices(plan, mesh)
+    shardings = on_devices(plan, mesh)
     agree(
         plan.fingerprint,
         [leaf.sharding for leaf in plan.leaves if leaf.selected],
@@ -158,7 +158,8 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
     return CompiledPlan(plan, executables, tuple(shardings))
 
 
-def _on_devices(plan: Plan, mesh: Mesh | None) -> list[NamedSharding]:
+def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
+    """The sharding of each leaf on devices that are there; see ``compile_plan``."""
     fallback = mesh or plan.mesh
     if fallback is None:
         fallback = Mesh(np.asarray(jax.local_devices()[:1]), ("device",))

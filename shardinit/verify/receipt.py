@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
 import tempfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,7 +23,7 @@ import jax
 import numpy as np
 
 import shardinit
-from shardinit.core import keys
+from shardinit.core import keys, machine
 from shardinit.core.jaxpr import setting
 from shardinit.core.operands import key_words
 from shardinit.core.plan import Plan
@@ -33,7 +32,6 @@ from shardinit.verify.digest import digest
 from shardinit.verify.digest_numpy import ALGORITHM, Digest, root_digest
 
 FORMAT = 1
-_FEATURES = ("sse4", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve")
 _SHOWN = 5
 
 
@@ -186,14 +184,14 @@ def receipt(plan: Plan, key: Any, params: Any) -> Receipt:
         key_impl=plan.cut.impl,
         platform=device.platform,
         device=device.device_kind,
-        processor=_processor(device.platform),
+        processor=machine.processor(device.platform),
         versions={
             "jax": jax.__version__,
             "jaxlib": metadata.version("jaxlib"),
             "shardinit": shardinit.__version__,
         },
         x64=bool(setting("jax_enable_x64")),
-        xla_flags=_xla_flags(),
+        xla_flags=machine.xla_flags(),
         not_mesh_free=_not_mesh_free(plan),
         leaves=tuple(
             LeafReceipt(path, *found.kinds[path], value)
@@ -267,23 +265,3 @@ def _device(params: Any) -> Any:
         if isinstance(leaf, jax.Array):
             return next(iter(leaf.sharding.device_set))
     return jax.local_devices()[0]
-
-
-def _processor(platform_name: str) -> tuple[str, ...]:
-    machine = platform.machine()
-    if platform_name != "cpu":
-        return (machine,)
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [x for x in file if x.lower().startswith(("flags", "features"))]
-    except OSError:
-        lines = []
-    features = lines[0].partition(":")[2].split() if lines else []
-    return (machine, *sorted(x for x in features if x.startswith(_FEATURES)))
-
-
-def _xla_flags() -> tuple[str, ...]:
-    """Flags of the platforms' compilers; not where to write dumps and the like."""
-    wanted = ("--xla_cpu_", "--xla_gpu_", "--xla_tpu_", "--xla_allow_")
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    return tuple(sorted(flag for flag in flags if flag.startswith(wanted)))

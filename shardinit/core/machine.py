@@ -1,0 +1,34 @@
+"""Machine: what decides which code a compiler writes here, in words that compare.
+
+Bits belong to what computed them, and so does an executable: beside the platform and
+the versions, on CPU to the features of the processor, and to the flags that were given
+to the compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+
+_FEATURES = ("sse4", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve")
+
+
+def processor(platform_name: str) -> tuple[str, ...]:
+    """The machine's architecture and, on CPU, the features that decide the code."""
+    machine = platform.machine()
+    if platform_name != "cpu":
+        return (machine,)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = [x for x in file if x.lower().startswith(("flags", "features"))]
+    except OSError:
+        lines = []
+    features = lines[0].partition(":")[2].split() if lines else []
+    return (machine, *sorted(x for x in features if x.startswith(_FEATURES)))
+
+
+def xla_flags() -> tuple[str, ...]:
+    """Flags of the platforms' compilers; not where to write dumps and the like."""
+    wanted = ("--xla_cpu_", "--xla_gpu_", "--xla_tpu_", "--xla_allow_")
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return tuple(sorted(flag for flag in flags if flag.startswith(wanted)))
