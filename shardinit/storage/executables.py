@@ -184,7 +184,7 @@ def _facts(plan: Plan, mesh: Mesh | None) -> dict[str, Any]:
             "executables",
             f"a job of {jax.process_count()} processes",
             "one process",
-            "Give JAX's own cache a folder that all see (jax_compilation_cache_dir)",
+            "JAX stores the executables of process 0 only: start from the program",
         )
     shardings = on_devices(plan, mesh)
     if not plan.programs:
