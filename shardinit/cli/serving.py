@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -146,6 +147,11 @@ def serve(
         print(f"shardinit serves on {running.address}", flush=True)
 
     server.serve(made, announce=announce, grace=grace)
+    # What still runs now is a build that nobody waits for. Python would wait for its
+    # thread, and the supervisor that sent the signal would kill the process.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _log(level: int, form: str) -> None:

@@ -17,6 +17,8 @@ from shardinit.models.checks import close_to, read_values, refuse_unknown
 from shardinit.models.keys import FAMILIES
 from shardinit.models.rope import Rope, read_rope
 
+MAX_ROTARY = 1 << 16
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -180,9 +182,12 @@ def _resolve(
             fault(field, f"{heads} does not divide the width {width}")
         head_dim = width // heads
     rotary = v["rope_dim"] if deepseek else head_dim
+    field = "qk_rope_head_dim" if deepseek else "head_dim"
     if not gpt2 and rotary and rotary % 2:
-        field = "qk_rope_head_dim" if deepseek else "head_dim"
         fault(field, f"{rotary} is odd; rotary positions turn pairs")
+    if not gpt2 and rotary and rotary > MAX_ROTARY:  # there is a number for each pair
+        fault(field, f"{rotary} rotary positions; at most {MAX_ROTARY}")
+        rotary = None
     rope = None if gpt2 else read_rope(v, bool(v.get("interleave")), rotary, fault)
     experts = _experts(family, v, fault) if v.get("num_experts") else None
     windows = _windows(family, v, config, fault)

@@ -2,7 +2,8 @@
 
 Each call gets a request id (the caller's, if it gave one), a line in the log, a count
 and a span when it ends, and a status for whatever was raised inside. A request that
-does not parse is the caller's fault and says so. Calls wait for a thread of their own
+does not parse, or is beyond the limits, is the caller's fault and says so: a handler
+sees none of these. Calls wait for a thread of their own
 kind, short or long, in a queue that is bounded: one more is refused, by threads that
 do nothing else. The servicer behind all this is left with its subject.
 """
@@ -24,11 +25,15 @@ from google.protobuf.message import DecodeError
 
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.auth import refusal
+from shardinit.service.config import Config
 from shardinit.service.status import REQUEST_ID, code_of, to_status
 from shardinit.service.telemetry import Metrics, span
+from shardinit.v1 import service_pb2
 
 log = logging.getLogger("shardinit.service")
 
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["InitService"].full_name
+_LONG_CALLS = frozenset({"StreamShards", "WriteCheckpoint", "UploadProgram"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FOREVER = 1e8  # seconds
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
@@ -58,36 +63,27 @@ class Pool(ThreadPoolExecutor):
 
 
 class Boundary(grpc.ServerInterceptor):
-    """Wraps the handlers of one service; other services pass through.
+    """Wraps the handlers of the init service; other services pass through.
 
     Args:
-      service: full name of the service.
-      short: threads of short calls.
-      long: threads of the calls that ``long_calls`` names.
-      spare: threads that say refusals.
-      long_calls: names of methods that send or write bytes.
-      queue: calls that may wait for each pool.
+      config: how many threads there are, how many calls may wait, what they may ask.
       metrics: where calls are counted.
+
+    Attributes:
+      short: threads of short calls.
+      long: threads of the calls that send or write bytes.
+      spare: threads that say refusals.
     """
 
-    def __init__(
-        self,
-        service: str,
-        *,
-        short: Pool,
-        long: Pool,
-        spare: Pool,
-        long_calls: frozenset[str],
-        queue: int,
-        metrics: Metrics,
-    ):
-        self._prefix = f"/{service}/"
-        self._pools = (short, long)
-        self._long_calls = long_calls
-        self._queue = queue
+    def __init__(self, config: Config, metrics: Metrics):
+        self.short = Pool(config.workers, "call")
+        self.long = Pool(config.streams, "stream")
+        self.spare = Pool(1, "spare")
+        self._queue = config.queue
+        self._limits = config.limits
         self._metrics = metrics
         self._busy = refusal(
-            spare,
+            self.spare,
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "too many calls wait already; ask again later",
         )
@@ -97,57 +93,60 @@ class Boundary(grpc.ServerInterceptor):
     ) -> Any:
         """Returns the handler of a call, wrapped if it is the service's own."""
         handler = continuation(handler_call_details)
-        method = handler_call_details.method
-        if handler is None or not method.startswith(self._prefix):
+        service, _, name = handler_call_details.method.strip("/").rpartition("/")
+        if handler is None or service != SERVICE:
             return handler
-        name = method.removeprefix(self._prefix)
-        pool = self._pools[name in self._long_calls]
+        pool = self.long if name in _LONG_CALLS else self.short
         if pool.waiting >= self._queue:
             self._metrics.calls.labels(name, "RESOURCE_EXHAUSTED").inc()
             return self._busy
         kind = next(k for k in _KINDS if getattr(handler, k) is not None)
-        behaviour = getattr(handler, kind)
         wrap = self._streaming if handler.response_streaming else self._unary
-        wrapped = wrap(method, behaviour)
+        wrapped = wrap(name, getattr(handler, kind), handler.request_streaming)
         wrapped.experimental_thread_pool = pool  # type: ignore[attr-defined]
-        make = getattr(grpc, f"{kind}_rpc_method_handler")
-        return make(
+        return getattr(grpc, f"{kind}_rpc_method_handler")(
             wrapped,
             _tolerant(handler.request_deserializer),
             _as_it_is(handler.response_serializer),
         )
 
-    def _unary(self, method: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    def _unary(self, name: str, behaviour: Callable[..., Any], many: bool) -> Any:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
-            with self._watched(method, request, context):
-                return behaviour(request, context)
+            with self._watched(name, context):
+                return behaviour(self._checked(request, many), context)
 
         return call
 
-    def _streaming(
-        self, method: str, behaviour: Callable[..., Any]
-    ) -> Callable[..., Any]:
+    def _streaming(self, name: str, behaviour: Callable[..., Any], many: bool) -> Any:
         def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._watched(method, request, context):
-                yield from behaviour(request, context)
+            with self._watched(name, context):
+                yield from behaviour(self._checked(request, many), context)
 
         return call
+
+    def _checked(self, request: Any, many: bool) -> Any:
+        """The request, or the requests of a stream as they come, within the limits."""
+        if many:
+            return (self._checked(message, False) for message in request)
+        if isinstance(request, Exception):
+            raise request
+        faults = self._limits.check(request)
+        if faults:
+            spec = getattr(request, "spec", None)
+            model = spec.named.model[: self._limits.name] if spec is not None else ""
+            raise SpecError(model or "request", faults)
+        return request
 
     @contextmanager
-    def _watched(
-        self, method: str, request: Any, context: grpc.ServicerContext
-    ) -> Iterator[None]:
-        name = method.removeprefix(self._prefix)
+    def _watched(self, name: str, context: grpc.ServicerContext) -> Iterator[None]:
         request_id = _request_id(context)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         active = self._metrics.active.labels(name)
         active.inc()
         begin = time.monotonic()
         status, outcome = None, "OK"
-        with span(method.strip("/"), context.invocation_metadata()) as ended:
+        with span(f"{SERVICE}/{name}", context.invocation_metadata()) as ended:
             try:
-                if isinstance(request, Exception):
-                    raise request
                 yield
             except GeneratorExit:
                 outcome = "CANCELLED"

@@ -4,6 +4,9 @@ A thousand hosts of one job ask for the same program within a second. The first 
 builds it; the others wait for that very build. What was built is kept while it is
 used, within a bound in bytes, the least recently used going first. A failed build is
 told to all that waited for it, and forgotten.
+
+Who waits for a turn to build has begun nothing yet: a caller whose time is up leaves
+those behind it undisturbed.
 """
 
 from __future__ import annotations
@@ -32,19 +35,20 @@ class BuildCache(Generic[Value]):
     def __init__(self, capacity: int, size: Callable[[Value], int], builds: int = 2):
         self._capacity = capacity
         self._size = size
-        self._slots = threading.BoundedSemaphore(builds)
-        self._lock = threading.Lock()
+        self._builds = builds
+        self._changed = threading.Condition()
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._running: dict[Hashable, Future[Value]] = {}
         self._bytes = 0
 
-    def find(self, key: Hashable) -> Value | None:
-        """The value of ``key`` if it is there."""
-        with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key]
+    def find(self, wanted: Callable[[Value], bool]) -> Value | None:
+        """A value that is there and wanted."""
+        with self._changed:
+            for key, value in self._values.items():
+                if wanted(value):
+                    self._values.move_to_end(key)
+                    return value
+        return None
 
     def get(
         self, key: Hashable, build: Callable[[], Value], timeout: float | None = None
@@ -53,13 +57,23 @@ class BuildCache(Generic[Value]):
 
         Args:
           key: what the value is of.
-          build: makes it; runs in the calling thread.
-          timeout: seconds to wait for another thread's build, or for a free slot.
+          build: makes it; runs in the calling thread, to its end.
+          timeout: seconds to wait for another thread's build, or for a turn.
 
         Raises:
           ServiceError: the wait was too long (DEADLINE_EXCEEDED).
         """
-        with self._lock:
+        with self._changed:
+            free = self._changed.wait_for(
+                lambda: (
+                    key in self._values
+                    or key in self._running
+                    or len(self._running) < self._builds
+                ),
+                timeout,
+            )
+            if not free:
+                raise _too_long()
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
@@ -68,45 +82,38 @@ class BuildCache(Generic[Value]):
             if future is None:
                 future = self._running[key] = Future()
         if not mine:
-            return self._wait(future, timeout)
-        try:
-            if not self._slots.acquire(timeout=-1 if timeout is None else timeout):
-                raise _too_long()
             try:
-                value = build()
-            finally:
-                self._slots.release()
+                return future.result(timeout)
+            except FutureTimeoutError:
+                raise _too_long() from None
+        try:
+            value = build()
         except BaseException as error:
-            with self._lock:
-                del self._running[key]
+            self._end(key)
             future.set_exception(error)
             raise
-        with self._lock:
-            del self._running[key]
-            self._keep(key, value)
+        self._end(key, value)
         future.set_result(value)
         return value
 
-    def _wait(self, future: Future[Value], timeout: float | None) -> Value:
-        try:
-            return future.result(timeout)
-        except FutureTimeoutError:
-            raise _too_long() from None
-
-    def _keep(self, key: Hashable, value: Value) -> None:
-        size = self._size(value)
-        if size > self._capacity:
-            return
-        self._values[key] = value
-        self._bytes += size
-        while self._bytes > self._capacity:
-            _, oldest = self._values.popitem(last=False)
-            self._bytes -= self._size(oldest)
+    def _end(self, key: Hashable, *made: Value) -> None:
+        """Lets the next one build; keeps what was made, if it fits."""
+        with self._changed:
+            del self._running[key]
+            self._changed.notify_all()
+            for value in made:
+                size = self._size(value)
+                if size <= self._capacity:
+                    self._values[key] = value
+                    self._bytes += size
+            while self._bytes > self._capacity:
+                _, oldest = self._values.popitem(last=False)
+                self._bytes -= self._size(oldest)
 
     @property
     def bytes(self) -> int:
         """Bytes of all values that are kept."""
-        with self._lock:
+        with self._changed:
             return self._bytes
 
 

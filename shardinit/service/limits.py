@@ -4,17 +4,24 @@ A request is small, yet what it asks for may not be: a config nested a thousand 
 mesh of 2^60 devices, a pattern that backtracks for an hour. So every part of a request
 is held against a cap while it is still nothing but a parsed message. All faults of a
 request are gathered and told at once, each by its field.
+
+What holds for a field stands in one of two tables under the field's name: how many
+entries a list may have, and what else is asked of a value. One walk over a message
+holds all of it against the tables.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf import struct_pb2
+
 from shardinit.errors import SpecError
+from shardinit.service.versions import numbers
 
 Faults = list[tuple[str, str]]
 
@@ -23,14 +30,12 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
 
 # Words of a key by implementation; without a name, of raw ones.
-KEY_WORDS = {
-    "": (2, 4),
-    "threefry2x32": (2,),
-    "rbg": (4,),
-    "unsafe_rbg": (4,),
-}
+_KEY_WORDS = {"": (2, 4), "threefry2x32": (2,), "rbg": (4,), "unsafe_rbg": (4,)}
 
+_PACKAGE = "shardinit.v1."
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NEEDED = ("spec", "key")  # messages that a request must have
+_TRANSPARENT = ("spec", "named")  # their fields are known by their own names
 
 
 @dataclass(frozen=True)
@@ -79,101 +84,44 @@ class Limits:
     pattern: int = 256
     pattern_repeats: int = 3
 
-    def check_spec(self, spec: Any) -> Faults:
-        """Faults of a ``ModelSpec`` message."""
-        kind = spec.WhichOneof("spec")
-        if kind is None:
-            return [("spec", "missing; give a model by name or a program's sha256")]
-        if kind == "program_sha256":
-            size = len(spec.program_sha256)
-            text = f"{size} bytes; a SHA-256 has 32"
-            return [] if size == 32 else [("program_sha256", text)]
-        faults = self._name("model", spec.named.model)
-        size = spec.named.config.ByteSize()
-        if size > self.config_bytes:
-            faults.append(("config", f"{size} bytes; at most {self.config_bytes}"))
-        else:
-            faults += self._config(spec.named.config)
-            faults += self._counts(spec.named.config)
-        return faults
+    def check(self, message: Any, where: str = "") -> Faults:
+        """The faults of a message and of all that is inside it.
 
-    def check_mesh(self, mesh: Any) -> Faults:
-        """Faults of a ``MeshSpec`` message."""
-        count = len(mesh.axes)
-        if not 1 <= count <= self.mesh_axes:
-            return [("mesh.axes", f"{count} axes; 1 to {self.mesh_axes} are allowed")]
+        Args:
+          message: any message of a request.
+          where: the field that it is; what is inside is named after it.
+        """
         faults: Faults = []
-        seen: set[str] = set()
-        for i, axis in enumerate(mesh.axes):
-            faults += self._name(f"mesh.axes[{i}].name", axis.name)
-            if axis.name in seen:
-                faults.append((f"mesh.axes[{i}].name", f"{axis.name!r} comes twice"))
-            seen.add(axis.name)
-            if axis.size < 1:
-                text = f"{axis.size}; an axis has 1 device or more"
-                faults.append((f"mesh.axes[{i}].size", text))
-        devices = math.prod(max(axis.size, 1) for axis in mesh.axes)
-        if devices > self.mesh_devices:
-            text = f"{devices} devices; at most {self.mesh_devices}"
-            faults.append(("mesh.axes", text))
-        return faults
-
-    def check_rules(self, rules: Any) -> Faults:
-        """Faults of a ``ShardingRules`` message."""
-        kind = rules.WhichOneof("rules")
-        if kind is None:
-            return [("rules", "empty; give axis rules, path rules or fsdp")]
-        if kind == "fsdp":
-            return self._mesh_axes("rules.fsdp.mesh_axes", rules.fsdp.mesh_axes)
-        where = f"rules.{kind}.rules"
-        listed = getattr(rules, kind).rules
-        if len(listed) > self.rules:
-            return [(where, f"{len(listed)} rules; at most {self.rules}")]
-        faults: Faults = []
-        for i, rule in enumerate(listed):
-            here = f"{where}[{i}]"
-            if kind == "axis_rules":
-                faults += self._name(f"{here}.logical", rule.logical)
-                faults += self._mesh_axes(f"{here}.mesh_axes", rule.mesh_axes)
+        for oneof in message.DESCRIPTOR.oneofs:
+            if message.WhichOneof(oneof.name) is None:
+                choices = " or ".join(field.name for field in oneof.fields)
+                faults.append((where or oneof.name, f"missing; give {choices}"))
+        for field in message.DESCRIPTOR.fields:
+            name, full = field.name, field.full_name.removeprefix(_PACKAGE)
+            optional = field.has_presence and name not in _NEEDED
+            if optional and not message.HasField(name):
                 continue
-            faults += self._pattern(f"{here}.pattern", rule.pattern)
-            if len(rule.dimensions) > self.rank:
-                text = f"{len(rule.dimensions)} entries; at most {self.rank}"
-                faults.append((f"{here}.dimensions", text))
-                continue
-            for j, entry in enumerate(rule.dimensions):
-                inner = f"{here}.dimensions[{j}].mesh_axes"
-                faults += self._mesh_axes(inner, entry.mesh_axes)
+            value = getattr(message, name)
+            here = where if name in _TRANSPARENT else f"{where}.{name}".lstrip(".")
+            if full in _COUNTS:
+                least, cap = _COUNTS[full]
+                most = getattr(self, cap)
+                if not least <= len(value) <= most:
+                    text = f"{len(value)} of them; {least} to {most} are allowed"
+                    faults.append((here, text))
+                    continue
+            items = [(here, value)]
+            if field.is_repeated:
+                items = [(f"{here}[{i}]", item) for i, item in enumerate(value)]
+            rule = _RULES.get(full)
+            for place, item in items:
+                if rule is not None and (text := rule(self, item, message)):
+                    faults.append((place, text))
+                elif full == "NamedModel.config":
+                    faults += self._config(item)
+                elif field.message_type is not None:
+                    faults += self.check(item, place)
         return faults
-
-    def check_key(self, key: Any) -> Faults:
-        """Faults of a ``RootKey`` message."""
-        kind = key.WhichOneof("key")
-        if kind == "seed":
-            return []
-        if kind is None:
-            return [("key", "missing; give a seed or the words of a key")]
-        impl, count = key.data.impl[:64], len(key.data.words)
-        if impl not in KEY_WORDS:
-            known = ", ".join(filter(None, KEY_WORDS))
-            return [("key.data.impl", f"{impl!r} is none of {known}")]
-        if count not in KEY_WORDS[impl]:
-            return [("key.data.words", f"{count} words; a key has {KEY_WORDS[impl]}")]
-        return []
-
-    def check_windows(self, windows: Any) -> Faults:
-        """Faults of ``Window`` messages that show without the model."""
-        if not 1 <= len(windows) <= self.windows:
-            text = f"{len(windows)} windows; 1 to {self.windows} are allowed"
-            return [("windows", text)]
-        faults: Faults = []
-        for i, window in enumerate(windows):
-            if len(window.path) > self.path:
-                text = f"{len(window.path)} characters; at most {self.path}"
-                faults.append((f"windows[{i}].path", text))
-            if max(len(window.start), len(window.shape)) > self.rank:
-                faults.append((f"windows[{i}]", f"more than {self.rank} dimensions"))
-        return faults[:64]
 
     def check_leaves(self, model: str, shapes: Sequence[tuple[int, ...]]) -> None:
         """Holds a traced model against the caps on leaves, elements and rank.
@@ -193,60 +141,36 @@ class Limits:
         if faults:
             raise SpecError(model, faults)
 
-    def _name(self, where: str, name: str) -> Faults:
-        if not name:
-            return [(where, "empty; a name is expected")]
-        if len(name) > self.name:
-            return [(where, f"{len(name)} characters; at most {self.name}")]
-        if _CONTROL.search(name):
-            return [(where, f"{name!r} has control characters")]
-        return []
-
-    def _mesh_axes(self, where: str, names: Any) -> Faults:
-        if len(names) > self.mesh_axes:
-            return [(where, f"{len(names)} axes; at most {self.mesh_axes}")]
-        pairs = [self._name(f"{where}[{i}]", name) for i, name in enumerate(names)]
-        return [fault for faults in pairs for fault in faults]
-
-    def _config(self, config: Any) -> Faults:
+    def _config(self, config: struct_pb2.Struct) -> Faults:
         """Walks a Struct with a list for a stack, so that depth costs no recursion."""
+        size = config.ByteSize()
+        if size > self.config_bytes:
+            return [("config", f"{size} bytes; at most {self.config_bytes}")]
         faults: Faults = []
-        waiting: list[tuple[str, Any, int]] = [("", config, 1)]
+        waiting = [("", struct_pb2.Value(struct_value=config), 1)]
         while waiting:
-            where, node, depth = waiting.pop()
-            if depth > self.config_depth:
-                text = f"nested deeper than {self.config_depth}"
-                faults.append((where or "config", text))
-                continue
-            if hasattr(node, "fields"):
-                for key in sorted(node.fields):
-                    if len(key) > self.name:
-                        text = f"{len(key)} characters; at most {self.name}"
+            where, value, depth = waiting.pop()
+            kind = value.WhichOneof("kind")
+            if kind in ("struct_value", "list_value") and depth > self.config_depth:
+                faults.append((where, f"nested deeper than {self.config_depth}"))
+            elif kind == "struct_value":
+                for key, item in sorted(value.struct_value.fields.items()):
+                    if text := _longer(key, self.name):
                         faults.append((f"config key {key[:16]!r}…", text))
                         continue
-                    inner = f"{where}.{key}" if where else key
-                    faults += self._value(inner, node.fields[key], depth, waiting)
-            else:
-                for i, value in enumerate(node.values):
-                    faults += self._value(f"{where}[{i}]", value, depth, waiting)
-        return faults
+                    waiting.append((f"{where}.{key}".lstrip("."), item, depth + 1))
+            elif kind == "list_value":
+                for i, item in enumerate(value.list_value.values):
+                    waiting.append((f"{where}[{i}]", item, depth + 1))
+            elif kind == "string_value" and _longer(value.string_value, self.text):
+                faults.append((where, _longer(value.string_value, self.text)))
+            elif kind == "number_value" and not math.isfinite(value.number_value):
+                faults.append((where, f"{value.number_value} is not a finite number"))
+            elif kind is None:
+                faults.append((where, "no value"))
+        return faults + self._multiplied(config)
 
-    def _value(
-        self, where: str, value: Any, depth: int, waiting: list[tuple[str, Any, int]]
-    ) -> Faults:
-        kind = value.WhichOneof("kind")
-        if kind in ("struct_value", "list_value"):
-            waiting.append((where, getattr(value, kind), depth + 1))
-        elif kind is None:
-            return [(where, "no value")]
-        elif kind == "string_value" and len(value.string_value) > self.text:
-            text = f"{len(value.string_value)} characters; at most {self.text}"
-            return [(where, text)]
-        elif kind == "number_value" and not math.isfinite(value.number_value):
-            return [(where, f"{value.number_value} is not a finite number")]
-        return []
-
-    def _counts(self, config: Any) -> Faults:
+    def _multiplied(self, config: Any) -> Faults:
         """A trace takes time for every leaf, so their number is bounded beforehand."""
 
         def largest(names: tuple[str, ...]) -> tuple[str, float]:
@@ -263,18 +187,109 @@ class Limits:
             return [(experts_key, f"{text} together")]
         return []
 
-    def _pattern(self, where: str, pattern: str) -> Faults:
-        """A regular expression from a stranger, in a subset that cannot run away."""
-        if len(pattern) > self.pattern:
-            return [(where, f"{len(pattern)} characters; at most {self.pattern}")]
-        try:
-            re.compile(pattern)
-        except (re.error, OverflowError, RecursionError) as error:
-            return [(where, f"{pattern!r} is no regular expression ({error})")]
-        bare = re.sub(r"\\[^0-9A-Z]|\[\^?\]?[^\]]*\]", "x", pattern)
-        if re.search(r"\)[*+?{]|\\\d|\(\?P=", bare):
-            return [(where, f"{pattern!r} repeats a group or refers back to one")]
-        if len(re.findall(r"[*+]|\{\d*,?\d*\}", bare)) > self.pattern_repeats:
-            text = f"{pattern!r} has more than {self.pattern_repeats} repetitions"
-            return [(where, text)]
-        return []
+
+def _longer(text: str, most: int) -> str:
+    return f"{len(text)} characters; at most {most}" if len(text) > most else ""
+
+
+def _name(limits: Limits, name: str, _: Any) -> str:
+    if not name:
+        return "empty; a name is expected"
+    if _CONTROL.search(name[: limits.name]):
+        return f"{name[: limits.name]!r} has control characters"
+    return _longer(name, limits.name)
+
+
+def _sha256(limits: Limits, digest: bytes, _: Any) -> str:
+    return "" if len(digest) == 32 else f"{len(digest)} bytes; a SHA-256 has 32"
+
+
+def _mesh(limits: Limits, mesh: Any, _: Any) -> str:
+    if len(mesh.axes) > limits.mesh_axes:
+        return ""  # said of the list, before anything is multiplied
+    names = [axis.name for axis in mesh.axes]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        return f"{twice[0][: limits.name]!r} comes twice"
+    devices = math.prod(max(axis.size, 1) for axis in mesh.axes)
+    most = limits.mesh_devices
+    return f"{devices} devices; at most {most}" if devices > most else ""
+
+
+def _key(limits: Limits, data: Any, _: Any) -> str:
+    impl, count = data.impl[:64], len(data.words)
+    if impl not in _KEY_WORDS:
+        return f"{impl!r} is none of {', '.join(filter(None, _KEY_WORDS))}"
+    known = _KEY_WORDS[impl]
+    return "" if count in known else f"{count} words; a key has {known}"
+
+
+def _pattern(limits: Limits, pattern: str, _: Any) -> str:
+    """A regular expression from a stranger, in a subset that cannot run away."""
+    if len(pattern) > limits.pattern:
+        return _longer(pattern, limits.pattern)
+    try:
+        verbose = re.compile(pattern).flags & re.VERBOSE
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"{pattern!r} is no regular expression ({error})"
+    bare = re.sub(r"\\[^0-9A-Z]|\[\^?\]?[^\]]*\]", "x", pattern)
+    # Where white space does not count, a repetition may stand apart from its group.
+    if verbose or re.search(r"\(\?[a-zA-Z]*x", bare):
+        return f"{pattern!r} is verbose; its white space must count"
+    if re.search(r"\)[*+?{]|\\\d|\(\?P=", bare):
+        return f"{pattern!r} repeats a group or refers back to one"
+    if len(re.findall(r"[*+]|\{\d*,?\d*\}", bare)) > limits.pattern_repeats:
+        return f"{pattern!r} has more than {limits.pattern_repeats} repetitions"
+    return ""
+
+
+# Of a list: the least number of entries, and the cap on them.
+_COUNTS = {
+    "MeshSpec.axes": (1, "mesh_axes"),
+    "AxisRules.rules": (0, "rules"),
+    "AxisRule.mesh_axes": (0, "mesh_axes"),
+    "PathRules.rules": (0, "rules"),
+    "PathRule.dimensions": (0, "rank"),
+    "Dimension.mesh_axes": (0, "mesh_axes"),
+    "FsdpRule.mesh_axes": (0, "mesh_axes"),
+    "StreamShardsRequest.windows": (1, "windows"),
+    "Window.start": (0, "rank"),
+    "Window.shape": (0, "rank"),
+}
+
+# Of a value, or of each entry of a list: from the limits, the value and the message
+# that it is in to what is wrong with it; empty if nothing is.
+_RULES: dict[str, Callable[[Limits, Any, Any], str]] = {
+    "NamedModel.model": _name,
+    "ModelSpec.program_sha256": _sha256,
+    "DescribeModelRequest.mesh": _mesh,
+    "DescribeModelRequest.rules": lambda _, rules, request: (
+        "" if request.HasField("mesh") else "given without a mesh"
+    ),
+    "MeshAxis.name": _name,
+    "MeshAxis.size": lambda _, size, axis: (
+        "" if size >= 1 else f"{size}; an axis has 1 device or more"
+    ),
+    "AxisRule.logical": _name,
+    "AxisRule.mesh_axes": _name,
+    "PathRule.pattern": _pattern,
+    "Dimension.mesh_axes": _name,
+    "FsdpRule.mesh_axes": _name,
+    "RootKey.data": _key,
+    "Window.path": lambda limits, path, _: _longer(path, limits.path),
+    "GetVersionRequest.min": lambda _, least, request: (
+        "" if 1 <= least <= request.max else f"{least} to {request.max} is no range"
+    ),
+    "GetProgramRequest.jax_version": lambda _, version, request: (
+        "" if not version or numbers(version) else f"{version[:32]!r} is no version"
+    ),
+    "GetProgramRequest.known_sha256": lambda limits, digest, _: (
+        _sha256(limits, digest, _) if digest else ""
+    ),
+    "UploadHeader.size": lambda limits, size, _: (
+        ""
+        if 0 < size <= limits.program_bytes
+        else f"{size} bytes; the cap is {limits.program_bytes}"
+    ),
+    "UploadHeader.sha256": _sha256,
+}

@@ -8,7 +8,6 @@ for again from its beginning, and nothing that is damaged gets past the digest.
 from __future__ import annotations
 
 import hashlib
-from importlib import metadata
 from typing import Any
 
 from shardinit.errors import ServiceError
@@ -16,6 +15,7 @@ from shardinit.service import wire
 from shardinit.service.connection import Connection
 from shardinit.service.limits import Limits
 from shardinit.service.store import Store, digest_of
+from shardinit.service.versions import jax_version
 from shardinit.v1 import service_pb2, spec_pb2
 
 
@@ -83,7 +83,7 @@ class Programs:
     ) -> tuple[bytes, str]:
         """The program's bytes, checked, and its digest."""
         request = service_pb2.GetProgramRequest(
-            spec=spec, jax_version=_jax_version(), known_sha256=known
+            spec=spec, jax_version=jax_version(), known_sha256=known
         )
         with self._connection.stream("GetProgram", request) as messages:
             first = next(messages, None)
@@ -107,11 +107,3 @@ class Programs:
     def _damaged(self, came: str) -> ServiceError:
         where = f"GetProgram from {self._connection.target}"
         return ServiceError(where, came, "an undamaged program", code="DATA_LOSS")
-
-
-def _jax_version() -> str:
-    """Version of the installed JAX, without importing it; empty if there is none."""
-    try:
-        return metadata.version("jax")
-    except metadata.PackageNotFoundError:
-        return ""

@@ -16,6 +16,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -25,17 +26,13 @@ from grpc_reflection.v1alpha import reflection
 
 from shardinit.errors import ServiceError
 from shardinit.service import auth
-from shardinit.service.boundary import Boundary, Pool
+from shardinit.service.boundary import SERVICE, Boundary, Pool
 from shardinit.service.config import Config, split_address
 from shardinit.service.service_pb2_grpc import add_InitServiceServicer_to_server
 from shardinit.service.servicer import Servicer
 from shardinit.service.telemetry import Metrics
-from shardinit.v1 import service_pb2
 
 log = logging.getLogger("shardinit.service")
-
-SERVICE = service_pb2.DESCRIPTOR.services_by_name["InitService"].full_name
-LONG_CALLS = frozenset({"StreamShards", "WriteCheckpoint", "UploadProgram"})
 
 _HAND_BACK = 0.2  # part of the grace that is left to say goodbye
 
@@ -64,21 +61,12 @@ class Server:
         credentials = auth.server_credentials(config)
         self.metrics = Metrics()
         self._servicer = servicer or Servicer(config, self.metrics)
-        short, long = Pool(config.workers, "call"), Pool(config.streams, "stream")
-        spare, probes = Pool(1, "spare"), Pool(2, "health")
-        self._pools = (short, long, spare, probes)
-        boundary = Boundary(
-            SERVICE,
-            short=short,
-            long=long,
-            spare=spare,
-            long_calls=LONG_CALLS,
-            queue=config.queue,
-            metrics=self.metrics,
-        )
-        access = [auth.Access(tokens, spare)] if tokens else []
+        boundary = Boundary(config, self.metrics)
+        probes = Pool(2, "health")
+        self._pools = (boundary.short, boundary.long, boundary.spare, probes)
+        access = [auth.Access(tokens, boundary.spare)] if tokens else []
         self._server = grpc.server(
-            short,
+            boundary.short,
             interceptors=[*access, boundary],
             options=(
                 ("grpc.so_reuseport", 0),  # a port in use is an error, not a share
@@ -111,6 +99,9 @@ class Server:
                 exported = self.metrics.serve(config.metrics_listen)
                 self.metrics_address, self._stop_metrics = exported
         except ServiceError:
+            for server in filter(None, (self._server, self._probes)):
+                server.start()  # only a server that ran gives its port back
+                server.stop(None).wait()
             self._close()
             raise
 
@@ -169,21 +160,11 @@ class _Health(health.HealthServicer):
 
     def __init__(self, pool: Pool):
         super().__init__()
-        methods = health.HealthServicer
-
-        def check(request: Any, context: Any) -> Any:
-            return methods.Check(self, request, context)
-
-        def watch(
-            request: Any, context: Any, send_response_callback: Any = None
-        ) -> Any:
-            return methods.Watch(self, request, context, send_response_callback)
-
-        check.experimental_thread_pool = pool  # type: ignore[attr-defined]
-        watch.experimental_thread_pool = pool  # type: ignore[attr-defined]
-        watch.experimental_non_blocking = True  # type: ignore[attr-defined]
-        self.Check = check
-        self.Watch = watch  # type: ignore[assignment]
+        for name in ("Check", "Watch"):
+            method: Any = partial(getattr(health.HealthServicer, name), self)
+            method.experimental_thread_pool = pool
+            method.experimental_non_blocking = name == "Watch"
+            setattr(self, name, method)
 
 
 def _add_channelz(server: grpc.Server) -> list[str]:

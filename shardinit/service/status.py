@@ -10,7 +10,7 @@ request's id, since an unforeseen message may hold anything.
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -20,6 +20,11 @@ from shardinit import errors
 
 DOMAIN = "shardinit"
 REQUEST_ID = "x-request-id"
+_DETAILS = (
+    error_details_pb2.BadRequest,
+    error_details_pb2.RequestInfo,
+    error_details_pb2.ErrorInfo,
+)
 _PARTS = ("where", "came", "expected", "remedy")
 
 # Metadata is limited to 8 KiB by every gRPC client unless told otherwise.
@@ -33,20 +38,13 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 )
 
 
-class _Fields(NamedTuple):
-    code: grpc.StatusCode
-    details: str
-    trailing_metadata: tuple[tuple[str, str | bytes], ...]
-
-
-class AbortStatus(_Fields, grpc.Status):
-    """What ``context.abort_with_status`` takes."""
-
-
 def one_line(text: Any, limit: int = 500) -> str:
-    """``text`` with every run of white space as one space, cut at ``limit``."""
+    """``text`` with every run of white space as one space, cut at ``limit`` bytes."""
     line = " ".join(str(text).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    data = line.encode(errors="replace")
+    if len(data) <= limit:
+        return line
+    return data[: limit - 3].decode(errors="ignore") + "…"
 
 
 def code_of(error: Exception) -> grpc.StatusCode:
@@ -59,7 +57,7 @@ def code_of(error: Exception) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
-def to_status(error: Exception, request_id: str) -> AbortStatus:
+def to_status(error: Exception, request_id: str) -> grpc.Status:
     """An exception of the server as a status for the client."""
     code = code_of(error)
     if code is grpc.StatusCode.INTERNAL:
@@ -73,11 +71,9 @@ def to_status(error: Exception, request_id: str) -> AbortStatus:
     status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
     if code is not grpc.StatusCode.INTERNAL:
         _add_details(status, error)
-    metadata = (
-        (REQUEST_ID, request_id),
-        *rpc_status.to_status(status).trailing_metadata,
-    )
-    return AbortStatus(code, text, metadata)
+    made: Any = rpc_status.to_status(status)
+    metadata = ((REQUEST_ID, request_id), *made.trailing_metadata)
+    return made._replace(trailing_metadata=metadata)
 
 
 def _add_details(status: status_pb2.Status, error: Exception) -> None:
@@ -120,40 +116,37 @@ def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
     """
     call: Any = error
     code = call.code()
-    info, faults, request_id = _read_details(call)
-    if info is not None and info.reason == "SpecError":
+    found = _details(call)
+    info = found.get("ErrorInfo", error_details_pb2.ErrorInfo())
+    ours = info.domain == DOMAIN
+    if ours and info.reason == "SpecError" and "BadRequest" in found:
+        violations = found["BadRequest"].field_violations
+        faults = [(v.field, v.description) for v in violations]
         return errors.SpecError(info.metadata["model"], faults)
-    parts = dict.fromkeys(_PARTS, "")
-    if info is not None and info.metadata.get("came"):
+    if ours and info.metadata.get("came"):
         parts = {part: info.metadata.get(part, "") for part in _PARTS}
         parts["where"] = f"{where}: {parts['where']}" if parts["where"] else where
     else:
-        parts |= {"where": where, "came": _explain(code, call.details())}
-    if request_id and code is not grpc.StatusCode.INTERNAL:
-        parts["remedy"] = f"{parts['remedy']} (request {request_id})".strip()
+        parts = {"where": where, "came": _explain(code, call.details()), "remedy": ""}
+    if "RequestInfo" in found and code is not grpc.StatusCode.INTERNAL:
+        asked = f"(request {found['RequestInfo'].request_id})"
+        parts["remedy"] = f"{parts['remedy']} {asked}".strip()
     return errors.ServiceError(**parts, code=code.name)
 
 
-def _read_details(call: Any) -> tuple[Any, list[tuple[str, str]], str]:
-    info, faults, request_id = None, [], ""
+def _details(call: Any) -> dict[str, Any]:
+    """The details of a failed call by the names of their messages."""
     try:
         status = rpc_status.from_call(call)
     except ValueError:  # the status contradicts its details: trust neither
         status = None
+    found: dict[str, Any] = {}
     for detail in status.details if status is not None else ():
-        if detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            request = error_details_pb2.BadRequest()
-            detail.Unpack(request)
-            faults = [(v.field, v.description) for v in request.field_violations]
-        elif detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR):
-            asked = error_details_pb2.RequestInfo()
-            detail.Unpack(asked)
-            request_id = asked.request_id
-        elif detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            found = error_details_pb2.ErrorInfo()
-            detail.Unpack(found)
-            info = found if found.domain == DOMAIN else None
-    return info, faults, request_id
+        for kind in _DETAILS:
+            message = kind()
+            if detail.Unpack(message):
+                found[kind.__name__] = message
+    return found
 
 
 def _explain(code: grpc.StatusCode, details: str | None) -> str:

@@ -21,11 +21,8 @@ import xxhash
 
 from shardinit.errors import SelectError, SpecError
 from shardinit.service import frames
-from shardinit.service.limits import Limits
+from shardinit.service.config import Config
 from shardinit.v1 import service_pb2
-
-Place = tuple[tuple[int, ...], tuple[int, ...]]
-"""Start and shape of a window."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +75,14 @@ def read_windows(request: service_pb2.StreamShardsRequest, tree: Any) -> list[Wa
             text = f"window {place.window}, byte {place.offset}: there is none"
             faults.append(("resume", text))
     if faults:
-        raise SpecError("windows", faults[:64])
+        raise SpecError("windows", faults)
     return found
 
 
 def send(
     windows: Sequence[Wanted],
     resume: service_pb2.ShardPosition,
-    limits: Limits,
-    block_bytes: int,
+    config: Config,
     pool: Executor,
     check: Callable[[], None],
 ) -> Iterator[Any]:
@@ -95,11 +91,11 @@ def send(
     Args:
       windows: what to send.
       resume: where to begin.
-      limits: caps on chunks.
-      block_bytes: bytes to compute at a time.
+      config: bytes to compute at a time, and of a chunk.
       pool: threads that compute a block ahead.
       check: called before every block; raises to end the stream.
     """
+    block_bytes, step = config.block_bytes, config.limits.chunk_bytes
     for number in range(resume.window, len(windows)):
         window = windows[number]
         offset = resume.offset if number == resume.window else 0
@@ -118,9 +114,8 @@ def send(
         for block in computed:
             check()
             digest.update(block)
-            for first in range(max(offset - done, 0), len(block), limits.chunk_bytes):
-                chunk = block[first : first + limits.chunk_bytes]
-                yield frames.write(done + first, chunk)
+            for first in range(max(offset - done, 0), len(block), step):
+                yield frames.write(done + first, block[first : first + step])
             done += len(block)
         end = service_pb2.ShardEnd(xxh3_128=digest.digest())
         yield service_pb2.StreamShardsResponse(end=end)

@@ -14,19 +14,20 @@ pytestmark = pytest.mark.once
 
 def test_the_least_recently_used_goes_first():
     cache = BuildCache(10, len)
-    for key, value in {"a": b"1234", "b": b"1234", "c": b"12"}.items():
+    for key, value in {"a": b"aaaa", "b": b"bbbb", "c": b"cc"}.items():
         cache.get(key, partial(bytes, value))
     assert cache.bytes == 10
-    assert cache.find("a")
-    cache.get("d", lambda: b"1234")
-    assert [key for key in "abcd" if cache.find(key)] == ["a", "c", "d"]
+    assert cache.find(b"aaaa".__eq__) == b"aaaa"
+    cache.get("d", lambda: b"dddd")
+    made = [b"aaaa", b"bbbb", b"cc", b"dddd"]
+    assert [v for v in made if cache.find(v.__eq__)] == [b"aaaa", b"cc", b"dddd"]
     assert cache.bytes == 10
 
 
 def test_a_value_larger_than_the_cache_is_given_and_not_kept():
     cache = BuildCache(3, len)
     assert cache.get("a", lambda: b"1234") == b"1234"
-    assert cache.find("a") is None
+    assert cache.find(lambda value: True) is None
     assert cache.bytes == 0
 
 
@@ -78,6 +79,40 @@ def test_builds_beyond_the_allowed_number_wait():
     release.set()
     thread.join()
     assert cache.get("b", lambda: b"b", timeout=0.01) == b"b"
+
+
+def test_a_caller_whose_time_is_up_leaves_those_behind_it_undisturbed():
+    cache = BuildCache(10, len, builds=1)
+    inside, release = threading.Event(), threading.Event()
+
+    def slow():
+        inside.set()
+        release.wait(10)
+        return b"a"
+
+    first = threading.Thread(target=cache.get, args=("a", slow))
+    first.start()
+    assert inside.wait(10)
+    late, got = [], []
+
+    def hurried():
+        with pytest.raises(ServiceError) as caught:
+            cache.get("b", lambda: b"b", timeout=0.3)
+        late.append(caught.value.code)
+
+    def patient():
+        got.append(cache.get("b", lambda: b"b", timeout=20))
+
+    threads = [threading.Thread(target=hurried), threading.Thread(target=patient)]
+    threads[0].start()
+    threads[0].join(0.1)
+    threads[1].start()
+    threads[0].join()
+    release.set()
+    threads[1].join()
+    first.join()
+    assert late == ["DEADLINE_EXCEEDED"]
+    assert got == [b"b"]
 
 
 def program(content):

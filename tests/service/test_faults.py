@@ -9,7 +9,7 @@ from grpc_status import rpc_status
 
 import shardinit
 from shardinit.errors import ServiceError, SpecError
-from shardinit.models import ModelSpec, build, example_config
+from shardinit.models import ModelSpec, build, builder, example_config
 from shardinit.service import servicer as servicing
 from shardinit.service.server import Server
 from shardinit.service.service_pb2_grpc import InitServiceStub
@@ -98,13 +98,21 @@ def deep(levels):
         ({"a": deep(20)}, "a" + ".a" * 15),
         ({"num_hidden_layers": 1e9}, "num_hidden_layers"),
         ({"n_routed_experts": 4000, "num_hidden_layers": 100}, "n_routed_experts"),
+        ({"a": [1.0, float("inf")]}, "a[1]"),
     ],
-    ids=["text", "size", "key", "depth", "layers", "experts"],
+    ids=["text", "size", "key", "depth", "layers", "experts", "infinite"],
 )
 def test_a_config_beyond_the_limits_is_refused(client, config, field):
     with pytest.raises(SpecError) as caught:
         client.describe(ModelSpec("decoder", config))
     assert [f for f, _ in caught.value.faults] == [field]
+
+
+def test_a_width_that_would_fill_the_memory_is_refused_at_once(client):
+    config = example_config("tinyllama-1.1b") | {"hidden_size": 2**53}
+    with pytest.raises(SpecError, match="rotary") as caught:
+        client.describe(ModelSpec("decoder", config))
+    assert [field for field, _ in caught.value.faults] == ["head_dim"]
 
 
 def test_a_name_beyond_the_limits_is_refused(client):
@@ -151,7 +159,7 @@ def test_a_request_of_megabytes_is_not_read(server):
     [
         ({}, "mesh.axes"),
         ({"data": 0}, "mesh.axes[0].size"),
-        ({"data": 1 << 40}, "mesh.axes"),
+        ({"data": 1 << 40}, "mesh"),
         ({"x" * 200: 2}, "mesh.axes[0].name"),
         ({f"a{i}": 1 for i in range(40)}, "mesh.axes"),
     ],
@@ -164,7 +172,11 @@ def test_a_faulty_mesh_is_refused_by_field(client, spec, mesh, field):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(", r"(a)\1", ".*.*.*.*x", "x" * 300, "(a|a)?(a|a)?"]
+    "pattern",
+    [
+        *("(a+)+$", "(", r"(a)\1", ".*.*.*.*x", "x" * 300, "(a|a)?(a|a)?"),
+        *("(?x)(a+) +$", "(?ix)(a+) +$", "(?x:(a+) +)$"),
+    ],
 )
 def test_a_pattern_that_could_run_away_is_refused(stub, pattern):
     rules = spec_pb2.ShardingRules()
@@ -184,6 +196,26 @@ def test_a_spec_of_nothing_and_rules_without_a_mesh_are_refused(stub):
     with pytest.raises(grpc.RpcError) as caught:
         stub.DescribeModel(request, timeout=10)
     assert set(violations(caught.value)) == {"spec", "rules"}
+
+
+def test_a_fault_in_letters_of_many_bytes_still_fits_into_the_answer(client, spec):
+    axes = {f"{i}" + "\u6f22" * 100: 1 for i in range(8)}
+    rules = shardinit.AxisRules([("out", "\u5b57" * 120)])
+    with pytest.raises(ServiceError) as caught:
+        client.describe(spec, axes, rules)
+    assert caught.value.code == "INVALID_ARGUMENT"
+
+
+def test_a_model_that_cannot_be_loaded_does_not_hide_the_others(client, monkeypatch):
+    def broken(name):
+        if name == "decoder":
+            raise RuntimeError("its package is broken")
+        return builder(name)
+
+    monkeypatch.setattr("shardinit.models.builder", broken)
+    models = client.models()
+    assert models["decoder"] == {}
+    assert models["service-test"]["required"] == ["width"]
 
 
 def test_rules_that_do_not_fit_the_mesh_name_the_axis(client, spec):
@@ -208,8 +240,8 @@ def test_a_config_too_deep_to_be_sent_is_refused_here(client):
 def test_an_older_jax_than_the_producer_s_is_told_so(
     client, spec, monkeypatch, version
 ):
-    monkeypatch.setattr("shardinit.service.programs._jax_version", lambda: version)
-    monkeypatch.setattr(servicing, "_jax_version", lambda: "0.10.2")
+    monkeypatch.setattr("shardinit.service.programs.jax_version", lambda: version)
+    monkeypatch.setattr("shardinit.service.versions.jax_version", lambda: "0.10.2")
     with pytest.raises(
         ServiceError, match=rf"client has {version}.*0\.10\.2"
     ) as caught:

@@ -152,6 +152,44 @@ def test_a_signal_drains_the_server_and_it_exits_with_0(number, spec, tmp_path):
     assert "ListModels OK" in err
 
 
+SLOW = """
+import time
+from shardinit.models import register
+
+@register("slow-to-build")
+def build(config):
+    print("building", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_build_that_runs_does_not_hold_up_the_end(tmp_path):
+    (tmp_path / "slow_to_build.py").write_text(SLOW)
+    command = [sys.executable, "-m", "shardinit", "serve", "--listen", "127.0.0.1:0"]
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    with subprocess.Popen(
+        [*command, "--models", "slow_to_build", "--grace", "0.5"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=kept | {"PYTHONPATH": path},
+    ) as process:
+        try:
+            address = process.stdout.readline().split()[-1]
+            with grpc.insecure_channel(address) as channel:
+                request = service_pb2.DescribeModelRequest()
+                request.spec.named.model = "slow-to-build"
+                call = InitServiceStub(channel).DescribeModel.future(request)
+                assert process.stdout.readline() == "building\n"
+                process.terminate()
+                process.wait(timeout=20)
+                call.cancel()
+        finally:
+            process.kill()
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     "listen", ["0.0.0.0:1", "[::]:1", "10.1.2.3:1", "example.com:1", "192.168.0.1:0"]
 )
@@ -172,6 +210,17 @@ def test_an_address_that_is_none_is_refused(listen):
 def test_a_port_in_use_is_a_clear_error(server):
     with pytest.raises(ServiceError, match="cannot be bound"):
         Server(Config(server.address))
+
+
+def test_a_server_that_cannot_begin_gives_its_port_back(server):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "{}:{}".format(*free.getsockname())
+    for busy in ({"health_listen": server.address}, {"metrics_listen": server.address}):
+        with pytest.raises(ServiceError):
+            Server(Config(address, **busy))
+    with Server(Config(address)) as other:
+        assert other.address == address
 
 
 def test_a_unix_socket_serves(tmp_path):
@@ -381,6 +430,47 @@ def test_a_program_is_registered_and_then_asked_for_by_digest(mesh, tmp_path):
             ours = other.init(digest, 1, mesh=mesh, via=via)
             assert np.asarray(ours["w"]).tobytes() == plain.tobytes()
         assert other.numpy(digest, 1)["w"].tobytes() == plain.tobytes()
+
+
+def test_a_program_that_would_not_be_kept_is_refused(tmp_path):
+    program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
+    with (
+        Server(Config(allow_upload=True, cache_bytes=1000)) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path) as client,
+        pytest.raises(ServiceError, match="would not be kept") as caught,
+    ):
+        client.upload(program)
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
+
+
+def test_a_program_of_most_of_the_cache_is_built_once(spec, tmp_path, monkeypatch):
+    size = len(shardinit.export_plan(shardinit.plan(build(spec))).to_bytes())
+    exports, export = [], shardinit.export_plan
+    monkeypatch.setattr(
+        shardinit, "export_plan", lambda plan: exports.append(plan) or export(plan)
+    )
+    with Server(Config(cache_bytes=max(size + 1000, 40_000))) as server:
+        assert server is not None
+        for number in range(3):
+            folder = tmp_path / str(number)
+            with shardinit.connect(server.address, cache_dir=folder) as client:
+                digest = client.program(spec).sha256
+            with shardinit.connect(server.address, cache_dir=folder / "x") as client:
+                assert client.program(digest).sha256 == digest
+    assert len(exports) == 1
+
+
+def test_what_is_kept_of_a_program_counts_its_functions(tmp_path):
+    program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
+    with (
+        Server(Config(allow_upload=True)) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path) as client,
+    ):
+        digest = client.upload(program)
+        uploaded = server._servicer._sources.bytes
+        client.numpy(digest, 0)
+        plan = server._servicer._sources.bytes - uploaded
+    assert plan > len(program.content)
 
 
 def test_an_upload_is_refused_unless_the_operator_allows_it(client):
