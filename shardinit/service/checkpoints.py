@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,26 @@ class Checkpoints:
         target = resolve(request.uri, self._config.checkpoint_roots)
         if request.format not in _FORMATS:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])
-        plan = self._sources.plan(
-            wire.spec_from_proto(request.spec), remaining(context)
-        )
+        spec = wire.spec_from_proto(request.spec)
+        plan = self._sources.plan(spec, remaining(context))
         key = wire.key_from_proto(request.key)
-        job = self._started(_Job(target, request.format, plan, key, self._config))
-        yield from job.watch(context, request.detach)
-        done = job.result()
-        answer = service_pb2.CheckpointReceipt(uri=str(target), receipt_json=done)
-        yield service_pb2.WriteCheckpointResponse(receipt=answer)
+        new = _Job(target, request.format, plan, key, self._config)
+        with self._lock:
+            job = self._joined(new)
+            job.watchers += 1
+            job.detached |= request.detach
+        try:
+            yield from job.watch(context)
+        finally:
+            with self._lock:
+                job.watchers -= 1
+                if not job.watchers and not job.detached:
+                    job.cancel("its caller has gone")
+        if job.done.done():
+            receipt = service_pb2.CheckpointReceipt(
+                uri=str(target), receipt_json=job.done.result()
+            )
+            yield service_pb2.WriteCheckpointResponse(receipt=receipt)
 
     def stop(self) -> None:
         """Ends all writes and waits a little for them."""
@@ -79,37 +91,30 @@ class Checkpoints:
             jobs = list(self._jobs.values())
         for job in jobs:
             job.cancel("the server is stopping")
-        for job in jobs:
-            job.join(_STOP_SECONDS)
+        wait([job.done for job in jobs], _STOP_SECONDS)
 
-    def _started(self, new: _Job) -> _Job:
-        with self._lock:
-            running = {p: job for p, job in self._jobs.items() if job.running}
-            self._jobs = running
-            job = running.get(new.target)
-            if job is not None and job.identity != new.identity:
-                raise _taken(new.target, "another model or key is being written there")
-            if job is None and new.is_done():
+    def _joined(self, new: _Job) -> _Job:
+        """The job to watch: an equal one that runs, or the new one, started."""
+        running = {p: job for p, job in self._jobs.items() if not job.done.done()}
+        self._jobs = running
+        job = running.get(new.target)
+        if job is None:
+            if new.is_done():
                 return new
-            if job is not None and job.stopping:
+            if self._stopping or len(running) >= self._config.streams:
                 raise ServiceError(
                     "WriteCheckpoint",
-                    "an earlier write to that place is about to stop",
-                    remedy="Ask again: the next goes on where it was",
-                    code="UNAVAILABLE",
+                    f"{len(running)} writes run already, or the server is stopping",
+                    remedy="Ask again later",
+                    code="UNAVAILABLE" if self._stopping else "RESOURCE_EXHAUSTED",
                 )
-            if job is None:
-                if self._stopping or len(running) >= self._config.streams:
-                    raise ServiceError(
-                        "WriteCheckpoint",
-                        f"{len(running)} writes run already, or the server is stopping",
-                        remedy="Ask again later",
-                        code="UNAVAILABLE" if self._stopping else "RESOURCE_EXHAUSTED",
-                    )
-                job = self._jobs[new.target] = new
-                job.start()
-            job.watchers += 1
-            return job
+            job = running[new.target] = new
+            job.start()
+        if job.identity != new.identity:
+            raise _taken(new.target, "another model or key is being written there")
+        if job.stopping:
+            raise job.stopped()
+        return job
 
 
 def _taken(target: Path, why: str) -> ServiceError:
@@ -122,12 +127,15 @@ def _taken(target: Path, why: str) -> ServiceError:
     )
 
 
-class _Stopped(Exception):
-    """Raised inside a write to end it."""
-
-
 class _Job:
-    """One write. Made for every call, started only if no equal one runs."""
+    """One write. Made for every call, started only if no equal one runs.
+
+    Attributes:
+      target: the checkpoint's name.
+      identity: what is written: format, function and key.
+      done: its receipt, when it is there, or what it failed with.
+      watchers, detached: who is interested; under the lock of all jobs.
+    """
 
     def __init__(self, target: Path, form: int, plan: Any, key: Any, config: Config):
         from shardinit.core.operands import key_words
@@ -136,26 +144,26 @@ class _Job:
             words = np.asarray(key_words(key, plan.cut)).tobytes().hex()
         except TypeError as error:  # a key of another kind than the model's
             raise SpecError("checkpoint", [("key", str(error))]) from error
+        size, most = plan.total_bytes, config.model_bytes
+        if form == service_pb2.CHECKPOINT_FORMAT_ORBAX and size > most:
+            raise ServiceError(
+                "WriteCheckpoint",
+                f"Orbax needs the whole model in memory, {size:,} bytes",
+                f"at most {most:,}",
+                "Write safetensors, which are written by windows",
+                code="RESOURCE_EXHAUSTED",
+            )
         self.target = target
         self.identity = (form, plan.fingerprint, words)
+        self.done: Future[str] = Future()
+        self.watchers = 0
+        self.detached = False
         self._form, self._plan, self._key = form, plan, key
-        self._config = config
+        self._memory = config.whole_bytes
         suffix = service_pb2.CheckpointFormat.Name(form).rpartition("_")[2].lower()
         self._receipt_path = target.with_name(f"{target.name}.{suffix}.receipt.json")
-        self.watchers = 0
-        self._lock = threading.Lock()
-        self._detached = False
         self._written = 0
         self._stop = ""
-        self._receipt: str | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="shardinit-checkpoint")
-        self._thread.daemon = True
-
-    @property
-    def running(self) -> bool:
-        """Whether it has started and not ended."""
-        return self._thread.is_alive()
 
     @property
     def stopping(self) -> bool:
@@ -180,74 +188,55 @@ class _Job:
         words = np.array(found.key, np.uint32).tobytes().hex()
         if (found.fingerprint, words) != self.identity[1:]:
             raise _taken(self.target, "another model or key is there already")
-        self._receipt = text
+        self._written = self._plan.total_bytes
+        self.done.set_result(text)
         return True
 
     def start(self) -> None:
         """Begins to write."""
-        self._thread.start()
+        name = "shardinit-checkpoint"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def watch(
-        self, context: Any, detach: bool
-    ) -> Iterator[service_pb2.WriteCheckpointResponse]:
-        """Progress until the job has ended; counted in ``watchers`` beforehand."""
-        self._detached |= detach
-        total, said = self._plan.total_bytes, -1
-        try:
-            while self._thread.is_alive() and context.is_active():
-                self._thread.join(_SECONDS)
-                if self._written != said:
-                    said = self._written
-                    progress = service_pb2.CheckpointProgress(
-                        bytes_done=said, bytes_total=total
-                    )
-                    yield service_pb2.WriteCheckpointResponse(progress=progress)
-        finally:
-            with self._lock:
-                self.watchers -= 1
-                if not self.watchers and not self._detached:
-                    self.cancel("its caller has gone")
-
-    def result(self) -> str:
-        """The receipt of a job that has ended.
-
-        Raises:
-          ServiceError: it was stopped.
-          Exception: whatever it failed with.
-        """
-        if self._receipt is not None:
-            return self._receipt
-        if self._error is None or isinstance(self._error, _Stopped):
-            raise ServiceError(
-                f"checkpoint {str(self.target)!r}",
-                f"the write was stopped: {self._stop or 'its caller has gone'}",
-                remedy="Ask again: it goes on where it was",
-                code="UNAVAILABLE",
-            )
-        raise self._error
+    def watch(self, context: Any) -> Iterator[service_pb2.WriteCheckpointResponse]:
+        """Progress until the job has ended, or its caller has gone."""
+        said, ended = -1, False
+        while not ended and context.is_active():
+            ended = bool(wait([self.done], _SECONDS).done)
+            if self._written != said:
+                said = self._written
+                progress = service_pb2.CheckpointProgress(
+                    bytes_done=said, bytes_total=self._plan.total_bytes
+                )
+                yield service_pb2.WriteCheckpointResponse(progress=progress)
 
     def cancel(self, why: str) -> None:
         """Has the job end at the next window."""
         self._stop = self._stop or why
 
-    def join(self, seconds: float) -> None:
-        """Waits for the end of a job that has started."""
-        if self._thread.ident is not None:
-            self._thread.join(seconds)
+    def stopped(self) -> ServiceError:
+        """What a write that was told to end has to say."""
+        return ServiceError(
+            f"checkpoint {str(self.target)!r}",
+            f"the write was stopped: {self._stop}",
+            remedy="Ask again: it goes on where it was",
+            code="UNAVAILABLE",
+        )
+
+    def check(self) -> None:
+        """Goes on unless it was told to end."""
+        if self.stopping:
+            raise self.stopped()
 
     def _run(self) -> None:
         try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
             if self._form == service_pb2.CHECKPOINT_FORMAT_ORBAX:
                 self._orbax()
             else:
                 self._safetensors()
-            self._receipt = self._receipt_path.read_text()
+            self.done.set_result(self._receipt_path.read_text())
         except BaseException as error:  # told to whoever watches
-            self._error = error
-
-    def _check(self) -> None:
-        if self._stop:
-            raise _Stopped
+            self.done.set_exception(error)
 
     def _sign(self, values: Any) -> None:
         """Writes the receipt: before the checkpoint has its name, never after."""
@@ -257,19 +246,18 @@ class _Job:
         from shardinit.storage import safetensors
         from shardinit.verify.digest_numpy import Digester
 
-        memory = self._config.whole_bytes
-        tree = shardinit.open(self._plan, self._key, memory_limit=memory)
+        tree = shardinit.open(self._plan, self._key, memory_limit=self._memory)
         digester = Digester({x.path: (x.shape, x.dtype) for x in tree.values()})
 
         def seen(path: str, start: tuple[int, ...], window: np.ndarray) -> None:
-            self._check()
+            self.check()
             digester.add(path, start, window)
             self._written += window.nbytes
 
         safetensors.write(
             self.target,
             tree,
-            max_memory=memory,
+            max_memory=self._memory,
             on_window=seen,
             before_publish=lambda: self._sign(digester.digest()),
         )
@@ -277,18 +265,10 @@ class _Job:
     def _orbax(self) -> None:
         from shardinit.storage import orbax
 
-        size, most = self._plan.total_bytes, self._config.model_bytes
-        if size > most:
-            raise ServiceError(
-                "WriteCheckpoint",
-                f"Orbax needs the whole model in memory, {size:,} bytes",
-                f"at most {most:,}",
-                "Write safetensors, which are written by windows",
-                code="RESOURCE_EXHAUSTED",
-            )
+        size = self._plan.total_bytes
 
         def made(done: int, total: int) -> None:
-            self._check()
+            self.check()
             self._written = size * done // (2 * total)  # then they are to be written
 
         params = shardinit.compile_plan(self._plan)(self._key, made)

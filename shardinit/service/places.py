@@ -16,7 +16,7 @@ from shardinit.errors import ServiceError
 
 
 def resolve(uri: str, roots: Sequence[Path]) -> Path:
-    """The place that a URI names; makes the folders that are missing above it.
+    """The place that a URI names; only looks, makes nothing.
 
     Args:
       uri: an absolute path, or a ``file://`` URI.
@@ -43,19 +43,17 @@ def resolve(uri: str, roots: Sequence[Path]) -> Path:
     for root in roots:
         base = Path(os.path.abspath(root))
         if path != base and path.is_relative_to(base):
-            _walk(uri, base, path.relative_to(base).parts)
+            _look(uri, base, path.relative_to(base).parts)
             return path
     raise _refused(uri, "it is below no folder that the operator allows")
 
 
-def _walk(uri: str, base: Path, parts: tuple[str, ...]) -> None:
-    """Looks at every component below ``base``; makes the folders that are missing."""
+def _look(uri: str, base: Path, parts: tuple[str, ...]) -> None:
+    """Looks at every component below ``base``."""
     here = base
     for part in parts[:-1]:
         here = here / part
-        if not os.path.lexists(here):
-            here.mkdir(exist_ok=True)
-        if not stat.S_ISDIR(os.lstat(here).st_mode):
+        if os.path.lexists(here) and not stat.S_ISDIR(os.lstat(here).st_mode):
             raise _refused(uri, f"{part!r} is a link, or no folder")
     for name in (parts[-1], f"{parts[-1]}.unfinished"):
         if os.path.islink(here / name):

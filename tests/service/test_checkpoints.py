@@ -107,6 +107,17 @@ def test_nothing_is_written_anywhere_else(writer, root, tmp_path, uri, why):
     assert sorted(p.name for p in root.iterdir()) == ["dangling", "file", "link"]
 
 
+def test_a_write_that_is_refused_leaves_no_folder(writer, root):
+    wrong = (
+        (ModelSpec("no-such-model", {}), 3, SpecError),
+        (SPEC, jax.random.key(3, impl="rbg"), SpecError),
+    )
+    for spec, key, error in wrong:
+        with pytest.raises(error):
+            writer.write_checkpoint(spec, key, root / "new" / "folder" / "model")
+    assert not list(root.iterdir())
+
+
 def test_nothing_is_overwritten(writer, root):
     writer.write_checkpoint(SPEC, 3, root / "model")
     (root / "mine").mkdir()
@@ -148,7 +159,7 @@ def test_a_model_too_large_for_orbax_is_refused(root, tmp_path):
 def slow(monkeypatch):
     """Every window of a write waits until it is let go; counts them."""
     gate, windows = threading.Event(), []
-    check = checkpoints._Job._check
+    check = checkpoints._Job.check
 
     def wait(job):
         windows.append(job.target.name)
@@ -158,7 +169,7 @@ def slow(monkeypatch):
                     break
         check(job)
 
-    monkeypatch.setattr(checkpoints._Job, "_check", wait)
+    monkeypatch.setattr(checkpoints._Job, "check", wait)
     yield gate, windows
     gate.set()
 
