@@ -8,6 +8,7 @@ devices and for no others, each distinct shard once however many devices hold it
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from shardinit.core.compiled import agree
 from shardinit.core.paths import chosen
 from shardinit.core.tree import read_tree
 from shardinit.service.description import Description
-from shardinit.service.transfer import Piece, leaf_array
+from shardinit.service.transfer import Piece, whole
 
 Receive = Callable[[Sequence[Piece]], Iterator[np.ndarray]]
 
@@ -78,7 +79,7 @@ def from_windows(
         leaves, shardings, picked, plans, strict=True
     ):
         if not taken:
-            dtype = _key_dtype(leaf) or leaf_array(leaf)[1]
+            dtype = _key_dtype(leaf) or whole(leaf).dtype
             made: Any = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
         else:
             made = _assemble(leaf, sharding, blocks, places)
@@ -105,14 +106,16 @@ def _words(leaf: Any, sharding: NamedSharding) -> NamedSharding:
 
 def _pieces(leaf: Any, sharding: NamedSharding) -> dict[Piece, list[Any]]:
     """The distinct windows of this process's devices, and the devices of each."""
-    shape, dtype = leaf_array(leaf)
-    where = _words(leaf, sharding).addressable_devices_indices_map(shape)
+    full = whole(leaf)
+    where = _words(leaf, sharding).addressable_devices_indices_map(full.shape)
     found: dict[Piece, list[Any]] = {}
     for device, index in where.items():
-        bounds = [s.indices(n)[:2] for s, n in zip(index or (), shape, strict=True)]
+        axes = zip(index or (), full.shape, strict=True)
+        bounds = [s.indices(n)[:2] for s, n in axes]
         start = tuple(low for low, _ in bounds)
         size = tuple(high - low for low, high in bounds)
-        found.setdefault(Piece(leaf.path, start, size, dtype), []).append(device)
+        piece = replace(full, start=start, shape=size)
+        found.setdefault(piece, []).append(device)
     return found
 
 
@@ -125,9 +128,8 @@ def _assemble(
         for device in devices:
             # A copy for each device: its new owner may donate it.
             shards.append(jax.device_put(block.copy(), device))
-    shape, _ = leaf_array(leaf)
     array = jax.make_array_from_single_device_arrays(
-        shape, _words(leaf, sharding), shards
+        whole(leaf).shape, _words(leaf, sharding), shards
     )
     if not _key_dtype(leaf):
         return array

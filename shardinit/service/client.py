@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from shardinit.core.indexing import covering
-from shardinit.errors import SelectError
-from shardinit.service import description, transfer, wire, writing
+from shardinit.service import transfer, wire, writing
 from shardinit.service.connection import Connection, Credentials
-from shardinit.service.limits import Limits
+from shardinit.service.description import Description, description_from_proto
 from shardinit.service.programs import Programs
 from shardinit.service.progress import shown
 from shardinit.service.store import Store
@@ -68,52 +67,40 @@ def connect(
         would be sent in clear.
     """
     credentials = Credentials(tls, ca, cert, key, token, insecure)
-    return Client(target, timeout, cache_dir, credentials)
+    return Client(Store(cache_dir), Connection(target, timeout, credentials))
 
 
 class Client:
     """Calls of one service; made by `connect`, also a context manager.
 
-    Safe to use from several threads. Every failure is a `ServiceError` with the code's
-    name in ``code``; faults of a spec are a `SpecError`.
+    Safe to use from several threads. In every method ``spec`` is a `ModelSpec`, or the
+    sha256 in hex of a program that the service holds; ``key`` is a JAX key, its words
+    as a uint32 array, or an int seed; a job without JAX has the last two. ``progress``
+    is called with how much is done and how much there is; without it, a terminal shows
+    a bar.
+
+    Every failure is a `ServiceError` with the code's name in ``code``; faults of a
+    spec, a mesh or rules are a `SpecError`. What else a method raises, it says.
     """
 
-    def __init__(
-        self,
-        target: str,
-        timeout: float,
-        cache_dir: Path | None,
-        credentials: Credentials,
-    ):
-        self.target = target
-        self._limits = Limits()
-        store = Store(cache_dir)
-        self._connection = Connection(target, timeout, credentials, self._limits)
-        self._programs = Programs(self._connection, store, self._limits)
+    def __init__(self, store: Store, connection: Connection):
+        self.target = connection.target
+        self._connection = connection
+        self._programs = Programs(connection, store)
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """The models that the operator installed: config schema by name.
-
-        Raises:
-          ServiceError: the call failed.
-        """
+        """The models that the operator installed: config schema by name."""
         request = service_pb2.ListModelsRequest()
         response = self._connection.call("ListModels", request)
         return {m.name: wire.struct_to_dict(m.config_schema) for m in response.models}
 
-    def describe(
-        self, spec: Any, mesh: Any = None, rules: Any = None
-    ) -> description.Description:
+    def describe(self, spec: Any, mesh: Any = None, rules: Any = None) -> Description:
         """The leaves of a model, their bytes, and with a mesh where they lie.
 
         Args:
-          spec: a `ModelSpec`, or the sha256 of a program that the service holds.
+          spec: the model.
           mesh: a ``Mesh``, an ``AbstractMesh``, or a mapping of axis name to size.
           rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``.
-
-        Raises:
-          SpecError: the spec, the mesh or the rules have faults.
-          ServiceError: the call failed.
         """
         request = service_pb2.DescribeModelRequest(spec=wire.spec_to_proto(spec))
         if mesh is not None:
@@ -121,17 +108,12 @@ class Client:
         if rules is not None:
             request.rules.CopyFrom(wire.rules_to_proto(rules))
         response = self._connection.call("DescribeModel", request)
-        return description.description_from_proto(response, placed=mesh is not None)
+        return description_from_proto(response, placed=mesh is not None)
 
     def program(self, spec: Any) -> InitProgram:
         """The init program of a model, from the cache if it is there and current.
 
-        Args:
-          spec: a `ModelSpec`, or the sha256 of a program in hex.
-
         Raises:
-          SpecError: the spec has faults.
-          ServiceError: the call failed, or what came is damaged.
           ProgramFormatError: this version cannot run the program.
         """
         data = self._programs.get(spec)
@@ -142,11 +124,8 @@ class Client:
     def upload(self, program: InitProgram) -> str:
         """Registers the program of a model of one's own; returns its sha256 (hex).
 
-        The digest is a spec from then on, for every client of that server.
-
-        Raises:
-          SpecError: the service finds faults in the program.
-          ServiceError: the operator does not allow it, or the call failed.
+        The digest is a spec from then on, for every client of that server. The
+        operator must allow it; faults of the program are a `SpecError`.
         """
         self._programs.upload(program.to_bytes(), program.sha256)
         return program.sha256
@@ -166,41 +145,31 @@ class Client:
         """Initialises a model by spec, every device making its own shard.
 
         Args:
-          spec: a `ModelSpec`, or the sha256 of a program in hex.
-          key: a JAX key or an int seed.
+          spec: the model.
+          key: the root key.
           mesh: the mesh of devices; None for one device.
           rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``.
           out_shardings: a pytree of shardings instead of rules.
           select: globs over leaf paths: the leaves to initialise.
           via: ``"program"``, or ``"stream"`` to have the service compute the bytes and
             send them, each process asking for those of its own devices only.
-          progress: called with (leaves dispatched, leaves in all); without it, a bar
-            on a terminal.
+          progress: counts leaves that are dispatched.
 
         Returns:
           dicts, lists and tuples of arrays, sharded.
 
         Raises:
-          SpecError: the spec has faults.
-          ServiceError: the program or the bytes could not be fetched.
           ShardingError: the rules do not fit the leaves.
         """
         if via not in ("program", "stream"):
             raise ValueError(f"via={via!r}; expected 'program' or 'stream'")
+        where = {"mesh": mesh, "out_shardings": out_shardings, "select": select}
         if via == "program":
             program = self.program(spec)
             from shardinit.core.compiled import init
 
             with shown("initialise", progress) as report:
-                return init(
-                    program,
-                    key,
-                    mesh=mesh,
-                    rules=rules,
-                    out_shardings=out_shardings,
-                    select=select,
-                    progress=report,
-                )
+                return init(program, key, rules=rules, progress=report, **where)
         from shardinit.service.arrays import from_windows
 
         described = self.describe(spec, mesh if out_shardings is None else None, rules)
@@ -208,10 +177,8 @@ class Client:
             return from_windows(
                 described,
                 lambda pieces: self.receive(spec, key, pieces),
-                mesh=mesh,
-                out_shardings=out_shardings,
-                select=select,
                 progress=report,
+                **where,
             )
 
     def numpy(
@@ -224,30 +191,18 @@ class Client:
     ) -> dict[str, np.ndarray]:
         """The leaves of a model as numpy arrays by path, in the order of the pytree.
 
-        Needs no JAX. Leaves of keys come as their words.
+        Needs no JAX. Leaves of keys come as their words, in a last dimension.
 
         Args:
-          spec: a `ModelSpec`, or the sha256 of a program in hex.
-          key: an int seed, or the words of a key as a uint32 array.
+          spec: the model.
+          key: the root key.
           select: globs over leaf paths, or a predicate; None for all leaves.
-          progress: called with (bytes received, bytes in all); without it, a bar on a
-            terminal.
+          progress: counts bytes that are received.
 
         Raises:
           SelectError: a glob that matches no leaf.
-          SpecError: the spec has faults.
-          ServiceError: the bytes could not be fetched.
         """
-        from shardinit.core.paths import chosen
-
-        leaves = self.describe(spec).leaves
-        picked = chosen(select, [leaf.path for leaf in leaves])
-        pieces = []
-        for leaf, taken in zip(leaves, picked, strict=True):
-            if taken:
-                shape, dtype = transfer.leaf_array(leaf)
-                start = (0,) * len(shape)
-                pieces.append(transfer.Piece(leaf.path, start, shape, dtype))
+        pieces = [transfer.whole(x) for x in self.describe(spec).chosen(select)]
         total, done = sum(piece.nbytes for piece in pieces), 0
         with shown("receive", progress, "bytes") as report:
 
@@ -257,34 +212,26 @@ class Client:
                 report(done, total)
 
             arrays = self.receive(spec, key, pieces, moved)
-            names = [piece.path for piece in pieces]
-            return dict(zip(names, arrays, strict=True))
+            return dict(zip((x.path for x in pieces), arrays, strict=True))
 
     def read(self, spec: Any, key: Any, path: str, window: Any = ...) -> np.ndarray:
         """One window of one leaf as a numpy array; only its bytes are sent.
 
-        Needs no JAX. A leaf of keys reads as their words.
+        Needs no JAX. A leaf of keys reads as their words, in a last dimension.
 
         Args:
-          spec: a `ModelSpec`, or the sha256 of a program in hex.
-          key: an int seed, or the words of a key as a uint32 array.
+          spec: the model.
+          key: the root key.
           path: the leaf's key path.
           window: a numpy index of ints, slices and ``...``; default the whole leaf.
 
         Raises:
           SelectError: no leaf has that path.
           IndexError: the window does not lie inside the leaf.
-          SpecError: the spec has faults.
-          ServiceError: the bytes could not be fetched.
         """
-        leaves = {leaf.path: leaf for leaf in self.describe(spec).leaves}
-        if path not in leaves:
-            some = ", ".join(map(repr, list(leaves)[:3]))
-            raise SelectError(f"path {path!r}", "no such leaf", f"one such as {some}")
-        shape, dtype = transfer.leaf_array(leaves[path])
-        start, size, rest = covering(window, shape, f"leaf {path!r}")
-        piece = transfer.Piece(path, start, size, dtype)
-        (array,) = self.receive(spec, key, [piece])
+        whole = transfer.whole(self.describe(spec).leaf(path))
+        start, size, rest = covering(window, whole.shape, f"leaf {path!r}")
+        (array,) = self.receive(spec, key, [replace(whole, start=start, shape=size)])
         return np.asarray(array[rest])
 
     def write_checkpoint(
@@ -300,20 +247,15 @@ class Client:
         """Has the service write a checkpoint on its own storage.
 
         Args:
-          spec: a `ModelSpec`, or the sha256 of a program in hex.
-          key: a JAX key, its words or an int seed.
+          spec: the model.
+          key: the root key.
           uri: where, below a folder that the operator allows; nothing may be there.
           format: ``"safetensors"`` or ``"orbax"``.
           detach: the write goes on when this client goes away; ask again to see it.
-          progress: called with (bytes written, bytes in all); without it, a bar on a
-            terminal.
+          progress: counts bytes that are written.
 
         Returns:
           where it is, and its receipt.
-
-        Raises:
-          SpecError: the spec has faults.
-          ServiceError: the place is not allowed or taken, or the write failed.
         """
         if format not in writing.FORMATS:
             raise ValueError(f"format={format!r}; expected 'safetensors' or 'orbax'")
@@ -327,10 +269,6 @@ class Client:
         with shown("write", progress, "bytes") as report:
             return writing.write(self._connection, request, report)
 
-    def close(self) -> None:
-        """Ends running calls and the connection; a second time does nothing."""
-        self._connection.close()
-
     def receive(
         self,
         spec: Any,
@@ -342,33 +280,22 @@ class Client:
 
         Args:
           spec: the model.
-          key: a key or an int seed.
+          key: the root key.
           pieces: what is wanted, in order.
           moved: called with the number of bytes whenever some have come.
 
         Yields:
           each window when it is complete and checked.
-
-        Raises:
-          SpecError: the service finds faults in the request.
-          ServiceError: the windows could not be had.
         """
-        yield from transfer.receive(
-            self._connection,
-            wire.spec_to_proto(spec),
-            wire.key_to_proto(key),
-            pieces,
-            self._limits,
-            moved,
-        )
+        message, root = wire.spec_to_proto(spec), wire.key_to_proto(key)
+        yield from transfer.receive(self._connection, message, root, pieces, moved)
+
+    def close(self) -> None:
+        """Ends running calls and the connection; a second time does nothing."""
+        self._connection.close()
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()

@@ -24,8 +24,9 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from shardinit.errors import ServiceError
+from shardinit.service.auth import tokens_in
 from shardinit.service.config import is_local
-from shardinit.service.limits import Limits
+from shardinit.service.limits import DEFAULTS
 from shardinit.service.service_pb2_grpc import InitServiceStub
 from shardinit.service.status import REQUEST_ID, from_rpc_error
 from shardinit.v1 import service_pb2
@@ -102,8 +103,8 @@ class Credentials:
             return ()
         token = self.token
         if not isinstance(token, str):
-            text = (_content(token) or b"").decode().split("\n")
-            token = next((line for line in text if line and line[0] != "#"), "")
+            found = tokens_in(_content(token) or b"")
+            token = found[0].decode() if found else ""
         return (("authorization", f"Bearer {token.strip()}"),)
 
 
@@ -138,12 +139,9 @@ class Connection:
       target: what gRPC resolves.
       timeout: seconds that each call may take; a stream, between signs of life.
       credentials: how to connect.
-      limits: caps on messages.
     """
 
-    def __init__(
-        self, target: str, timeout: float, credentials: Credentials, limits: Limits
-    ):
+    def __init__(self, target: str, timeout: float, credentials: Credentials):
         self.target = target
         self._timeout = timeout
         self._credentials = credentials
@@ -153,8 +151,8 @@ class Connection:
         options = (
             ("grpc.enable_retries", 1),
             ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-            ("grpc.max_receive_message_length", limits.response_bytes),
-            ("grpc.max_send_message_length", limits.request_bytes),
+            ("grpc.max_receive_message_length", DEFAULTS.response_bytes),
+            ("grpc.max_send_message_length", DEFAULTS.request_bytes),
             ("grpc.keepalive_time_ms", 30_000),  # a server that is gone is noticed
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.initial_reconnect_backoff_ms", 200),

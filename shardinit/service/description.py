@@ -8,9 +8,11 @@ of nodes that init programs use too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
-from shardinit.errors import ServiceError
+from shardinit.core.paths import chosen
+from shardinit.errors import SelectError, ServiceError
 from shardinit.service.wire import mesh_axes
 from shardinit.v1 import service_pb2, spec_pb2
 
@@ -59,6 +61,27 @@ class Description:
     programs: int
     leaves: tuple[LeafDescription, ...]
     nodes: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    def chosen(self, select: Any) -> list[LeafDescription]:
+        """The leaves that globs over paths, or a predicate, take; None takes all.
+
+        Raises:
+          SelectError: a glob that matches no leaf.
+        """
+        taken = chosen(select, [leaf.path for leaf in self.leaves])
+        return list(compress(self.leaves, taken))
+
+    def leaf(self, path: str) -> LeafDescription:
+        """The leaf of that path.
+
+        Raises:
+          SelectError: there is none.
+        """
+        for leaf in self.leaves:
+            if leaf.path == path:
+                return leaf
+        some = ", ".join(repr(leaf.path) for leaf in self.leaves[:3])
+        raise SelectError(f"path {path!r}", "no such leaf", f"one such as {some}")
 
 
 def plan_to_proto(plan: Any) -> service_pb2.DescribeModelResponse:

@@ -188,6 +188,9 @@ class Limits:
         return []
 
 
+DEFAULTS = Limits()  # what a client keeps to, and asks of a server's answers
+
+
 def _longer(text: str, most: int) -> str:
     return f"{len(text)} characters; at most {most}" if len(text) > most else ""
 

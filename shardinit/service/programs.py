@@ -13,10 +13,13 @@ from typing import Any
 from shardinit.errors import ServiceError
 from shardinit.service import wire
 from shardinit.service.connection import Connection
-from shardinit.service.limits import Limits
+from shardinit.service.limits import DEFAULTS
 from shardinit.service.store import Store, digest_of
 from shardinit.service.versions import jax_version
 from shardinit.v1 import service_pb2, spec_pb2
+
+_ATTEMPTS = 3
+_AGAIN = ("UNAVAILABLE", "DATA_LOSS")
 
 
 class Programs:
@@ -25,13 +28,11 @@ class Programs:
     Args:
       connection: to the service.
       store: where they are kept.
-      limits: caps on what is accepted.
     """
 
-    def __init__(self, connection: Connection, store: Store, limits: Limits):
+    def __init__(self, connection: Connection, store: Store):
         self._connection = connection
         self._store = store
-        self._limits = limits
 
     def get(self, spec: Any) -> bytes:
         """The program of a ``ModelSpec``, or of a sha256 in hex.
@@ -48,16 +49,15 @@ class Programs:
         if held is not None and message.program_sha256:
             return held  # its digest is its name: nothing to ask
         known = bytes.fromhex(digest) if digest and held is not None else b""
-        for last in (False, False, True):
+        failures = 0
+        while True:
             try:
                 data, digest = self._fetch(message, known, held)
                 break
             except ServiceError as error:
-                # gRPC never resumes a stream that has begun.
-                if last or error.code not in ("UNAVAILABLE", "DATA_LOSS"):
+                failures += 1  # gRPC never resumes a stream that has begun
+                if error.code not in _AGAIN or failures == _ATTEMPTS:
                     raise
-        else:
-            raise AssertionError("the last attempt returns or raises")
         if data is not held:
             self._store.write(digest, data)
             self._store.remember(name, digest)
@@ -73,7 +73,7 @@ class Programs:
 
         def messages() -> Any:
             yield service_pb2.UploadProgramRequest(header=header)
-            for chunk in wire.chunks_to_proto(data, self._limits.request_bytes // 2):
+            for chunk in wire.chunks_to_proto(data, DEFAULTS.request_bytes // 2):
                 yield service_pb2.UploadProgramRequest(chunk=chunk)
 
         self._connection.call("UploadProgram", messages())
@@ -90,7 +90,7 @@ class Programs:
             if first is None or first.WhichOneof("part") != "header":
                 raise self._damaged("the stream has no header")
             header = first.header
-            if header.size > self._limits.program_bytes or len(header.sha256) != 32:
+            if header.size > DEFAULTS.program_bytes or len(header.sha256) != 32:
                 raise self._damaged(f"a header of {header.size:,} bytes")
             digest = header.sha256.hex()
             if held is not None and header.sha256 == known:

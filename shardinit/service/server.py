@@ -17,7 +17,6 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -142,12 +141,7 @@ class Server:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop(grace=1.0)
 
 

@@ -93,8 +93,8 @@ class Store:
 
     def write(self, digest: str, data: bytes) -> None:
         """Keeps a program whose digest has been checked."""
-        if self._put(f"{digest}.program", data):
-            self._prune()
+        self._put(f"{digest}.program", data)
+        self._prune()
 
     def remembered(self, spec: str) -> str | None:
         """The digest that the spec of this fingerprint had last time."""
@@ -108,24 +108,14 @@ class Store:
         """Notes the digest of a spec."""
         self._put(f"{spec}.spec", digest.encode())
 
-    def _put(self, name: str, data: bytes) -> bool:
-        try:
-            handle, temporary = tempfile.mkstemp(dir=self._folder, prefix=".new-")
-        except OSError:
-            return False
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, self._folder / name)
-        except OSError:  # a full disk: the run goes on without a cache
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            return False
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        return True
+    def _put(self, name: str, data: bytes) -> None:
+        # A full disk, or no folder: the run goes on without a cache.
+        with (
+            contextlib.suppress(OSError),
+            tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as new,
+        ):
+            (Path(new) / name).write_bytes(data)
+            os.replace(Path(new) / name, self._folder / name)
 
     def _prune(self) -> None:
         for suffix in ("program", "spec"):

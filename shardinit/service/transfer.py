@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ import xxhash
 from shardinit.errors import ServiceError
 from shardinit.service import frames
 from shardinit.service.connection import Connection
-from shardinit.service.limits import Limits
+from shardinit.service.description import LeafDescription
+from shardinit.service.limits import DEFAULTS
 from shardinit.v1 import service_pb2, spec_pb2
 
 _ATTEMPTS = 8  # without a byte between them
@@ -50,13 +51,17 @@ class Piece:
         """Bytes of the window."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def window(self) -> service_pb2.Window:
+        """As it is asked for."""
+        return service_pb2.Window(path=self.path, start=self.start, shape=self.shape)
+
 
 def receive(
     connection: Connection,
     spec: spec_pb2.ModelSpec,
     key: service_pb2.RootKey,
     pieces: Sequence[Piece],
-    limits: Limits,
     moved: Callable[[int], None] = lambda count: None,
 ) -> Iterator[np.ndarray]:
     """The windows in order, each when it is complete and checked.
@@ -66,29 +71,33 @@ def receive(
       spec: the model.
       key: the root key.
       pieces: what is wanted.
-      limits: caps on requests.
       moved: called with the number of bytes whenever some have come.
 
     Raises:
       SpecError: the service finds faults in the request.
       ServiceError: the windows could not be had.
     """
-    request = service_pb2.StreamShardsRequest(spec=spec, key=key)
-    room = limits.request_bytes // 2
-    batch: list[Piece] = []
-    for piece in pieces:
-        window = service_pb2.Window(
-            path=piece.path, start=piece.start, shape=piece.shape
-        )
-        room -= window.ByteSize() + 8
-        if batch and (room < 0 or len(batch) == limits.windows):
-            yield from _Incoming(connection, request, batch, moved)
-            request = service_pb2.StreamShardsRequest(spec=spec, key=key)
-            room, batch = limits.request_bytes // 2 - window.ByteSize() - 8, []
-        request.windows.append(window)
-        batch.append(piece)
-    if batch:
+    for batch in _batches(pieces):
+        request = service_pb2.StreamShardsRequest(spec=spec, key=key)
+        request.windows.extend(piece.window for piece in batch)
         yield from _Incoming(connection, request, batch, moved)
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """The pieces in as few requests as the limits allow."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        more = piece.window.ByteSize() + 8  # and what stands before it
+        if batch and (
+            size + more > DEFAULTS.request_bytes // 2 or len(batch) == DEFAULTS.windows
+        ):
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += more
+    if batch:
+        yield batch
 
 
 class _Incoming:
@@ -185,24 +194,20 @@ class _Incoming:
         return ServiceError(where, came, "undamaged windows", code="DATA_LOSS")
 
 
-def dtype_of(name: str) -> np.dtype:
-    """A dtype by name, those of ``ml_dtypes`` included.
+def whole(leaf: LeafDescription) -> Piece:
+    """All of a described leaf, of keys their words.
 
     Raises:
-      ServiceError: there is none of that name.
+      ServiceError: its element type is unknown here.
     """
     import ml_dtypes
 
+    shape, name = leaf.shape, leaf.dtype
+    if name.startswith("key<"):
+        shape, name = (*shape, 2 if name == "key<fry>" else 4), "uint32"
     try:
-        return np.dtype(getattr(ml_dtypes, name, name))
+        dtype = np.dtype(getattr(ml_dtypes, name, name))
     except TypeError as error:
         text = f"the element type {name!r} is unknown here"
         raise ServiceError("StreamShards", text, code="DATA_LOSS") from error
-
-
-def leaf_array(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of a described leaf as bytes: keys are their words."""
-    if leaf.dtype.startswith("key<"):
-        words = 2 if leaf.dtype == "key<fry>" else 4
-        return (*leaf.shape, words), np.dtype(np.uint32)
-    return leaf.shape, dtype_of(leaf.dtype)
+    return Piece(leaf.path, (0,) * len(shape), shape, dtype)

@@ -122,7 +122,7 @@ def test_every_token_of_the_file_opens_and_no_other(tokens, tmp_path):
 
 def test_tokens_are_replaced_without_a_restart_on_both_sides(tokens, tmp_path):
     mine = tmp_path / "mine"
-    mine.write_text(f"{ONE}\n")
+    mine.write_text(f"  \n  # mine\n\t{ONE}\n")  # as a server may read it
     with (
         Server(Config(token_file=tokens)) as server,
         shardinit.connect(server.address, cache_dir=tmp_path, token=mine) as client,
