@@ -21,6 +21,7 @@ from shardinit.core.paths import chosen
 from shardinit.core.tree import read_tree
 from shardinit.service.description import Description
 from shardinit.service.transfer import Piece, whole
+from shardinit.service.wire import entry
 
 Receive = Callable[[Sequence[Piece]], Iterator[np.ndarray]]
 
@@ -61,7 +62,7 @@ def from_windows(
         shardings = sh.from_tree(out_shardings, infos, structure, mesh)
     else:
         devices = mesh or Mesh(np.asarray(jax.local_devices()[:1]), ("device",))
-        specs = [PartitionSpec(*(_entry(e) for e in x.spec or ())) for x in leaves]
+        specs = [PartitionSpec(*(entry(e) for e in x.spec or ())) for x in leaves]
         shardings = [NamedSharding(devices, spec) for spec in specs]
     picked = chosen(select, [leaf.path for leaf in leaves])
     taken = [s for s, pick in zip(shardings, picked, strict=True) if pick]
@@ -89,10 +90,6 @@ def from_windows(
     for _ in blocks:  # lets the last stream come to its end
         raise AssertionError("more windows than pieces")
     return jax.tree.unflatten(structure, result)
-
-
-def _entry(axes: tuple[str, ...]) -> Any:
-    return None if not axes else axes[0] if len(axes) == 1 else axes
 
 
 def _words(leaf: Any, sharding: NamedSharding) -> NamedSharding:

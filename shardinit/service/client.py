@@ -76,8 +76,7 @@ class Client:
     Safe to use from several threads. In every method ``spec`` is a `ModelSpec`, or the
     sha256 in hex of a program that the service holds; ``key`` is a JAX key, its words
     as a uint32 array, or an int seed; a job without JAX has the last two. ``progress``
-    is called with how much is done and how much there is; without it, a terminal shows
-    a bar.
+    is called with (done, in all); without it, a terminal shows a bar.
 
     Every failure is a `ServiceError` with the code's name in ``code``; faults of a
     spec, a mesh or rules are a `SpecError`. What else a method raises, it says.
@@ -212,7 +211,7 @@ class Client:
                 report(done, total)
 
             arrays = self.receive(spec, key, pieces, moved)
-            return dict(zip((x.path for x in pieces), arrays, strict=True))
+            return {x.path: array for x, array in zip(pieces, arrays, strict=True)}
 
     def read(self, spec: Any, key: Any, path: str, window: Any = ...) -> np.ndarray:
         """One window of one leaf as a numpy array; only its bytes are sent.

@@ -29,9 +29,8 @@ from shardinit.service.config import is_local
 from shardinit.service.limits import DEFAULTS
 from shardinit.service.service_pb2_grpc import InitServiceStub
 from shardinit.service.status import REQUEST_ID, from_rpc_error
+from shardinit.service.versions import PROTOCOL
 from shardinit.v1 import service_pb2
-
-_VERSIONS = (1, 1)  # of the protocol: oldest and newest that this client speaks
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -146,7 +145,7 @@ class Connection:
         self._timeout = timeout
         self._credentials = credentials
         self._lock = threading.Lock()
-        self._version: service_pb2.GetVersionResponse | None = None
+        self._agreed = False
         self._closed = False
         options = (
             ("grpc.enable_retries", 1),
@@ -221,10 +220,10 @@ class Connection:
         if self._closed:
             raise ServiceError(self.target, "the client is closed", code="CANCELLED")
         with self._lock:
-            if self._version is None:
-                oldest, newest = _VERSIONS
-                request = service_pb2.GetVersionRequest(min=oldest, max=newest)
-                self._version = self._call("GetVersion", request)
+            if not self._agreed:
+                request = service_pb2.GetVersionRequest(min=PROTOCOL, max=PROTOCOL)
+                self._call("GetVersion", request)
+                self._agreed = True
 
     def _call(self, name: str, request: Any) -> Any:
         with self._translated(name):

@@ -27,8 +27,9 @@ _DETAILS = (
 )
 _PARTS = ("where", "came", "expected", "remedy")
 
-# Metadata is limited to 8 KiB by every gRPC client unless told otherwise.
-_DETAIL_BYTES = 4096
+# Metadata is limited to 8 KiB by every gRPC client unless told otherwise, and what it
+# takes is more than this: base64, and the same line once more, percent-encoded.
+_DETAIL_BYTES = 3072
 
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.SpecError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -64,7 +65,7 @@ def to_status(error: Exception, request_id: str) -> grpc.Status:
         text = f"internal error; the server's log has it under request {request_id}"
     elif isinstance(error, errors.SpecError):
         count = len(error.faults)
-        text = f"{error.where}: {count} fault{'' if count == 1 else 's'}"
+        text = one_line(f"{error.where}: {count} fault{'' if count == 1 else 's'}")
     else:
         text = one_line(error)
     status = status_pb2.Status(code=code.value[0], message=text)

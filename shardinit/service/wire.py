@@ -145,7 +145,8 @@ def mesh_axes(entry: Any) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _entry(axes: Any) -> str | tuple[str, ...] | None:
+def entry(axes: Any) -> str | tuple[str, ...] | None:
+    """One entry of a ``PartitionSpec`` from its mesh axes."""
     return None if not axes else axes[0] if len(axes) == 1 else tuple(axes)
 
 
@@ -158,13 +159,13 @@ def rules_from_proto(message: spec_pb2.ShardingRules) -> Any:
     kind = message.WhichOneof("rules")
     if kind == "axis_rules":
         return sharding.AxisRules(
-            (rule.logical, _entry(rule.mesh_axes)) for rule in message.axis_rules.rules
+            (rule.logical, entry(rule.mesh_axes)) for rule in message.axis_rules.rules
         )
     if kind == "path_rules":
         return sharding.PathRules(
             (
                 rule.pattern,
-                PartitionSpec(*(_entry(d.mesh_axes) for d in rule.dimensions)),
+                PartitionSpec(*(entry(d.mesh_axes) for d in rule.dimensions)),
             )
             for rule in message.path_rules.rules
         )
