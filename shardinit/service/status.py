@@ -32,6 +32,7 @@ _PARTS = ("where", "came", "expected", "remedy")
 _DETAIL_BYTES = 3072
 
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (grpc.RpcError, grpc.StatusCode.CANCELLED),  # its caller's stream has ended
     (errors.SpecError, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.ShardingError, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.SelectError, grpc.StatusCode.INVALID_ARGUMENT),

@@ -432,6 +432,32 @@ def test_a_program_is_registered_and_then_asked_for_by_digest(mesh, tmp_path):
         assert other.numpy(digest, 1)["w"].tobytes() == plain.tobytes()
 
 
+def test_an_upload_whose_caller_goes_is_no_fault_of_the_server(caplog):
+    go_on = threading.Event()
+
+    def messages():
+        header = service_pb2.UploadHeader(size=1000, sha256=bytes(32))
+        yield service_pb2.UploadProgramRequest(header=header)
+        go_on.wait(20)
+
+    with (
+        Server(Config(allow_upload=True)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = InitServiceStub(channel).UploadProgram.future(messages())
+        active = server.metrics.active.labels("UploadProgram")._value
+        counted = server.metrics.calls.labels("UploadProgram", "CANCELLED")._value
+        for figure in (active, counted):
+            for _ in range(200):
+                if figure.get() == 1:
+                    break
+                time.sleep(0.02)
+            assert figure.get() == 1
+            call.cancel()
+        go_on.set()
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
 def test_a_program_that_would_not_be_kept_is_refused(tmp_path):
     program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
     with (
