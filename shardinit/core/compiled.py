@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from shardinit.core import keys, operands, slicing
+from shardinit.core import constants, keys, operands, slicing
 from shardinit.core.jaxpr import is_key, key_impl, no_mesh
 from shardinit.core.plan import Plan, PlanProgram, gather_results, plan
 from shardinit.errors import FingerprintMismatchError, ShardingError
@@ -77,12 +77,12 @@ class CompiledPlan:
         derived = [cut.leaves[g[0]].operands for g in runs]
         derived += [cut.leaves[i].operands for i in hosted]
         vectors = operands.evaluate(derived, words)
+        arguments = [np.append(v, np.uint32(0)) for v in vectors[: len(runs)]]
         done, total = 0, sum(map(len, runs)) + len(hosted)
-        for group, operand in zip(
-            runs, self._put(runs, vectors[: len(runs)]), strict=True
-        ):
+        for group, argument in zip(runs, self._put(runs, arguments), strict=True):
             program = self.plan.leaves[group[0]].program
-            for i, array in zip(group, self.executables[program](operand), strict=True):
+            made = self.executables[program](argument)
+            for i, array in zip(group, made, strict=True):
                 if chosen[i]:
                     leaves[i] = array
             done += len(group)
@@ -96,7 +96,7 @@ class CompiledPlan:
         return leaves
 
     def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> list[Any]:
-        """All operands onto their meshes in one transfer, which costs a tenth."""
+        """All arguments onto their meshes in one transfer, which costs a tenth."""
         places = [_replicated(self.shardings[group[0]].mesh) for group in runs]
         if not all(p.is_fully_addressable for p in places):
             return vectors  # every process passes its own equal copy
@@ -104,9 +104,12 @@ class CompiledPlan:
 
 
 def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
-    """A leaf that is a constant or made of keys: each device gets its part."""
+    """A leaf that is a constant, a table or made of keys: each device gets its part."""
     if leaf.const is not None:
         return _from_numpy(leaf.const, sharding)
+    if leaf.table is not None:
+        device = min(sharding.addressable_devices, key=lambda device: device.id)
+        return _from_numpy(constants.values(leaf.table, device), sharding)
     if not is_key(leaf.dtype):
         return _from_numpy(words.reshape(leaf.shape), sharding)
     impl = key_impl(leaf.dtype)
@@ -194,7 +197,10 @@ def lower(
     """Lowers one program for its shardings; ``.compile()`` of it is what runs.
 
     The executable takes one replicated uint32 vector, the words of the leaf's
-    operands, and returns a tuple with the program's results.
+    operands and a zero, and returns a tuple with the program's results. The zero is
+    the origin of all windows: a place that the compiler knew would let it compute
+    numbers while it compiles, with other last places than the loops that run where
+    the place depends on the device.
     """
     mesh = shardings[0].mesh
     leaf = program.program
@@ -206,14 +212,14 @@ def lower(
 
     def leaf_program(words: Any) -> tuple[Any, ...]:
         starts = [
-            _starts(mesh, spec, shape)
+            _starts(mesh, spec, shape, words[-1])
             for spec, shape in zip(specs, shapes, strict=True)
         ]
-        return tuple(leaf.window(words, starts, shapes, lanes=lanes))
+        return tuple(leaf.window(words[:-1], starts, shapes, lanes=lanes))
 
     def whole_program(words: Any) -> tuple[Any, ...]:
         starts = [[0] * len(shape) for shape in program.shapes]
-        return tuple(leaf.window(words, starts, program.shapes, lanes=lanes))
+        return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
 
     if gspmd and leaf.whole:
         run = whole_program
@@ -226,13 +232,13 @@ def lower(
             check_vma=False,
         )
     argument = jax.ShapeDtypeStruct(
-        (leaf.words,), np.uint32, sharding=_replicated(mesh)
+        (leaf.words + 1,), np.uint32, sharding=_replicated(mesh)
     )
     with jax.set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
         return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
 
 
-def _starts(mesh: Any, spec: Any, shape: Sequence[int]) -> list[Any]:
+def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any]:
     """Where this device's window begins along each axis, as uint32 scalars."""
     starts: list[Any] = []
     for dim, size in enumerate(shape):
@@ -242,7 +248,7 @@ def _starts(mesh: Any, spec: Any, shape: Sequence[int]) -> list[Any]:
         for name in names:
             place = place * np.uint32(mesh.shape[name])
             place = place + lax.axis_index(name).astype(np.uint32)
-        starts.append(place * np.uint32(size))
+        starts.append(place * np.uint32(size) + origin)
     return starts
 
 

@@ -157,12 +157,7 @@ class ExportedProgram:
         ``lanes`` is decided inside the module, by the platform it is lowered for.
         """
         if self.whole:
-            (held,) = window.barrier([words])
-            outs = window.barrier(list(self._exported.call(held)))
-            return [
-                window.cut(o, s, n)
-                for o, s, n in zip(outs, starts, shapes, strict=True)
-            ]
+            return window.cut(lambda: self._exported.call(words), starts, shapes)
         start = [jax.numpy.asarray(s, np.uint32) for s in starts[0]]
         place = jax.numpy.stack(start) if start else np.zeros(0, np.uint32)
         sizes = np.zeros((0, *shapes[0]), np.uint8)

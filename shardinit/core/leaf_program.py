@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from shardinit.core import constants, keys, rules, window
 from shardinit.core import jaxpr as jx
-from shardinit.core import keys, rules, window
 from shardinit.core.builder import Builder
 from shardinit.core.graph import Detached, Node, Value, detach, topological
 
@@ -116,12 +116,10 @@ class LeafProgram:
           lanes: evaluate over flat lanes (CPU).
         """
         operands = self.operands(words)
+        if self.whole == constants.TABLE:
+            return constants.evaluate_table(self.graph)
         if self.whole:
-            outs = window.evaluate_whole(self.graph, operands)
-            return [
-                window.cut(o, s, n)
-                for o, s, n in zip(outs, starts, shapes, strict=True)
-            ]
+            return window.evaluate_whole(self.graph, operands, starts, shapes)
         return [
             window.evaluate_window(
                 self.graph, self.analysis, operands, starts[0], shapes[0], lanes=lanes

@@ -28,7 +28,7 @@ from shardinit.core import plan as planning
 from shardinit.core.exported import ExportedProgram, check_convention
 from shardinit.core.init_fn import InitFn
 from shardinit.core.program_codec import read_cut, write_cut
-from shardinit.core.slicing import Cut
+from shardinit.core.slicing import Cut, LeafCut
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
@@ -203,6 +203,9 @@ def _unpack(envelope: pb.InitProgram) -> bytes:
 
 def _check_functions(cut: Cut) -> None:
     """Holds every function against the leaves that it makes and what they give it."""
+    for leaf in cut.leaves:
+        if leaf.table is not None:
+            _check_table(leaf)
     seen: set[int] = set()
     for group in planning.gather_results(cut):
         leaves = [cut.leaves[i] for i in group]
@@ -218,6 +221,18 @@ def _check_functions(cut: Cut) -> None:
                 f"its operands have {given} words",
                 f"the {function.words} that its function takes",
             )
+
+
+def _check_table(leaf: LeafCut) -> None:
+    function = leaf.table
+    assert isinstance(function, ExportedProgram)
+    function.check([leaf.shape], [leaf.dtype])
+    if function.words:
+        raise ProgramFormatError(
+            f"leaf {leaf.path!r}",
+            f"it is a table and its function takes {function.words} words",
+            "a function without operands",
+        )
 
 
 def _check_version(producer: str) -> None:

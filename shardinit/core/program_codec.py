@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from shardinit.core import keys, slicing
+from shardinit.core.constants import TABLE
 from shardinit.core.exported import (
     ExportedProgram,
     current_convention,
@@ -51,10 +52,13 @@ def write_cut(
     )
     content.nodes.extend(write_tree(cut.tree))
     numbers = _write_keys(cut, content)
+    tables = dict.fromkeys(x.table for x in cut.leaves if x.table is not None)
+    functions = [*cut.programs, *tables]  # tables last: the rest keeps its numbers
+    numbers |= {id(table): functions.index(table) for table in tables}
     for leaf, names in zip(cut.leaves, axes, strict=True):
         _write_leaf(leaf, names, numbers, content)
-    for program in cut.programs:
-        _write_function(export_program(program), content)
+    for function in functions:
+        _write_function(export_program(function), content)
     return content
 
 
@@ -107,6 +111,8 @@ def _write_leaf(
         out.function = leaf.program
         for derived in leaf.operands:
             out.operands.add(key_node=numbers[id(derived)])
+    elif leaf.table is not None:
+        out.function = numbers[id(leaf.table)]
     elif leaf.const is not None:
         constant = out.host.constant
         constant.dtype, constant.data = str(leaf.const.dtype), leaf.const.tobytes()
@@ -149,13 +155,16 @@ def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
         )
     derived = _read_keys(content)
     functions = tuple(_read_function(f) for f in content.functions)
+    programs = tuple(f for f in functions if f.whole != TABLE)
+    if programs != functions[: len(programs)]:
+        raise ValueError("a table stands before other functions")
     leaves = [_read_leaf(leaf, derived, functions) for leaf in content.leaves]
     if len({leaf.path for leaf in leaves}) != len(leaves):
         raise ValueError("two leaves have one path")
     tree, order = read_tree(content.nodes, len(leaves))
     cut = slicing.Cut(
         tuple(leaves[i] for i in order),
-        functions,
+        programs,
         tree,
         content.key_impl,
         content.typed_key,
@@ -236,6 +245,9 @@ def _read_leaf(
     if source == "function":
         if leaf.function >= len(functions):
             raise ValueError(f"leaf {leaf.path!r} names function {leaf.function}")
+        function = functions[leaf.function]
+        if function.whole == TABLE:
+            return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (), table=function)
         return slicing.LeafCut(
             leaf.path, shape, dtype, leaf.function, leaf.result, operands
         )

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from shardinit.core import keys, operands, slicing
+from shardinit.core import constants, keys, operands, slicing
 from shardinit.core.indexing import covering
 from shardinit.core.jaxpr import is_key, key_impl, no_mesh
 from shardinit.core.plan import gather_results, plan
@@ -180,6 +180,8 @@ class LazyTree(Mapping[str, LazyArray]):
         place = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
         if leaf.const is not None:
             return np.array(leaf.const[place])
+        if leaf.table is not None:
+            return np.array(constants.values(leaf.table, self._device)[place])
         (words,) = operands.evaluate([leaf.operands], self._key_words)
         if leaf.program < 0:
             whole = words.reshape(LazyArray(self, number).shape)

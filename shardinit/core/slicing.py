@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from shardinit.core import constants, keys, window
 from shardinit.core import jaxpr as jx
-from shardinit.core import keys, window
 from shardinit.core.builder import Builder
 from shardinit.core.graph import Node, Value, detach, topological
 from shardinit.core.leaf_program import (
@@ -44,6 +44,7 @@ class LeafCut:
       operands: the derivations of the program's operands, shared by all leaves of one
         multi-result program; for a leaf that is itself keys, its derivation.
       const: contents of a leaf that is a captured or folded constant, or None.
+      table: the program of a leaf that is a table of constants, or None.
     """
 
     path: str
@@ -53,6 +54,7 @@ class LeafCut:
     result: int
     operands: tuple[keys.Derivation, ...]
     const: np.ndarray | None = None
+    table: Program | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +215,11 @@ class _Cutter:
                 leaves[number] = LeafCut(path, out.shape, out.dtype, -1, 0, (out.key,))
                 continue
             program, operands = self._one(out, path)
+            if program.whole == constants.TABLE:
+                leaves[number] = LeafCut(
+                    path, out.shape, out.dtype, -1, 0, (), table=program
+                )
+                continue
             if program.whole:
                 whole.append(number)
                 continue
@@ -284,7 +291,10 @@ class _Cutter:
         digest = digest_of(graph)
         if digest in self._windowed:
             return self._windowed[digest], operands + lifted
-        analysis = window.analyse(graph)
+        if constants.is_table(graph):
+            analysis = window.Analysis(constants.TABLE)
+        else:
+            analysis = window.analyse(graph)
         if analysis.whole:
             graph = detach(outs, operands)  # calls and loops as they were traced
             return LeafProgram(graph, digest_of(graph), analysis), operands
@@ -367,7 +377,8 @@ def _fingerprint(cuts: Cut) -> str:
         sha.update(repr((node.op, node.impl, node.words, parents, node.shape)).encode())
         sha.update(node.data.tobytes())
     for leaf in leaves:
-        program = cuts.programs[leaf.program].digest if leaf.program >= 0 else ""
+        made_by = cuts.programs[leaf.program] if leaf.program >= 0 else leaf.table
+        program = made_by.digest if made_by is not None else ""
         derived = [numbers[id(d)] for d in leaf.operands]
         facts = (leaf.path, leaf.shape, str(leaf.dtype), program, leaf.result, derived)
         sha.update(repr(facts).encode())

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -51,11 +51,13 @@ class Analysis:
       whole: why the program must be evaluated whole; empty when it can be windowed.
       inputs: the values that are computed whole before the sweeps (keys).
       key_axes: number of leading leaf axes that choose the key.
+      even: whether all numbers on the way depend on all axes of the leaf, or on none.
     """
 
     whole: str
     inputs: tuple[Value, ...] = ()
     key_axes: int = 0
+    even: bool = False
 
 
 def analyse(graph: Detached) -> Analysis:
@@ -97,7 +99,7 @@ def analyse(graph: Detached) -> Analysis:
         if node.name not in jx.KEY_DERIVATIONS and rules.rule_of(node) is None:
             return Analysis(_describe(node))
     found = Analysis("", tuple(inputs))
-    return Analysis("", tuple(inputs), _key_axes(graph, found))
+    return replace(found, **_probe(graph, found))
 
 
 def _of_keys(value: Value, known: set[Value]) -> bool:
@@ -134,22 +136,25 @@ def _describe(node: Node) -> str:
     return f"{what}; {ADVICE[node.name]}" if node.name in ADVICE else what
 
 
-def _key_axes(graph: Detached, analysis: Analysis) -> int:
-    """How many leading axes of the leaf choose the key, if rows pay.
+def _probe(graph: Detached, analysis: Analysis) -> dict[str, Any]:
+    """Which leading axes of the leaf choose the key, if rows pay; and evenness.
 
-    Found by running the sweeps abstractly on a grid of two a side: the coordinates
-    that reach a key are wide along the axes that choose it.
+    Found by running the sweeps abstractly on a grid of two a side: what depends on an
+    axis is wide along it.
     """
     (out,) = graph.outs
     seen: set[int] = set()
+    uneven = False
 
     def probe(*operands: Any) -> Any:
+        nonlocal uneven
         sweep = _Sweep(graph, analysis, operands)
         grid = axes_grid([crd.ZERO] * out.ndim, (2,) * out.ndim)
         value = sweep.run(grid)
         for coords in sweep.key_coords:
             for coord in coords:
                 seen.update(i for i, n in enumerate(np.shape(coord)) if n != 1)
+        uneven = any(1 < math.prod(n) < 1 << out.ndim for n in sweep.numbers)
         return value
 
     jax.eval_shape(
@@ -157,7 +162,8 @@ def _key_axes(graph: Detached, analysis: Analysis) -> int:
     )
     rows = len(seen)
     is_prefix = seen == set(range(rows))
-    return rows if is_prefix and math.prod(out.shape[rows:]) >= LANES else 0
+    pays = is_prefix and math.prod(out.shape[rows:]) >= LANES
+    return {"key_axes": rows if pays else 0, "even": not uneven}
 
 
 # ---- grids -------------------------------------------------------------------------
@@ -217,6 +223,7 @@ class _Sweep:
         self._whole = dict(zip(analysis.inputs, whole, strict=True))
         self._order = topological([self._out], self._whole)
         self.key_coords: list[crd.Coords] = []
+        self.numbers: list[tuple[Any, ...]] = []  # shapes of what was made of them
 
     def _later(self, value: Value) -> Callable[[crd.Coords], Any]:
         """The value at coordinates that only the way up can say."""
@@ -268,6 +275,11 @@ class _Sweep:
                     for i in rule.later:
                         args[i] = self._later(node.inputs[i])
                     values[out, name] = rule.push(node, which, at, args)
+        self.numbers += [
+            np.shape(made)
+            for (value, _), made in values.items()
+            if jax.dtypes.issubdtype(value.dtype, np.inexact)
+        ]
         return values
 
     def _gather(self, source: Any, value: Value, at: crd.Coords) -> Any:
@@ -309,7 +321,7 @@ def evaluate_window(
     sweep = _Sweep(graph, analysis, operands)
     if not lanes:
         return crd.spread_to(sweep.run(axes_grid(start, shape)), shape)
-    rows = _rows(analysis.key_axes, shape)
+    rows = _rows(analysis, shape)
     count = math.prod(shape[rows:])
     height = (math.prod(shape[:rows]),) if rows else ()
 
@@ -331,25 +343,65 @@ def evaluate_window(
     return lax.reshape(lax.optimization_barrier(flat), tuple(shape))
 
 
-def _rows(key_axes: int, shape: Sequence[Any]) -> int:
+def _rows(analysis: Analysis, shape: Sequence[Any]) -> int:
     """How many leading axes stand apart from the lanes.
 
     Those that choose the key do, and more where what is left still fills whole
-    vectors: then no lane has to be divided into coordinates.
+    vectors: then no lane has to be divided into coordinates. Not so beside numbers
+    that depend on some axes only (a row that the leaf is multiplied by): they would be
+    narrower than the grid, and XLA moves scalar factors to what is narrow.
     """
-    if not all(isinstance(n, int) for n in shape):
-        return key_axes
-    for rows in range(len(shape) - 1, key_axes, -1):
+    least = analysis.key_axes
+    if not analysis.even or not all(isinstance(n, int) for n in shape):
+        return least
+    for rows in range(len(shape) - 1, least, -1):
         count = math.prod(shape[rows:])
         if count % LANES == 0 and count >= MIN_ROW_LANES:
             return rows
-    return key_axes
+    return least
 
 
-def evaluate_whole(graph: Detached, operands: Sequence[Any]) -> list[Any]:
-    """All results of a whole program, as plain JAX computes them, behind barriers."""
-    known = dict(zip(graph.inputs, barrier(operands), strict=True))
-    return barrier(evaluate(graph.outs, known))
+def evaluate_whole(
+    graph: Detached,
+    operands: Sequence[Any],
+    starts: Sequence[Sequence[Any]],
+    shapes: Sequence[Sequence[int]],
+) -> list[Any]:
+    """Windows of all results of a whole program, cut from what plain JAX computes."""
+    known = dict(zip(graph.inputs, operands, strict=True))
+    return cut(lambda: evaluate(graph.outs, known), starts, shapes)
+
+
+def cut(
+    compute: Callable[[], Sequence[Any]],
+    starts: Sequence[Sequence[Any]],
+    shapes: Sequence[Sequence[int]],
+) -> list[Any]:
+    """Windows of arrays that are computed whole, as if nothing were cut from them.
+
+    A part would otherwise be fused with the computation, in loops that depend on the
+    part, and so would its last places: XLA's CPU compiler has taken all barriers away
+    by then. The branch of a condition is compiled by itself, and the compiler cannot
+    know that this one always holds: no window begins at 2^31 or beyond.
+
+    Args:
+      compute: makes the arrays, none of them keys.
+      starts: of the windows; literal zeros if they are all of their arrays.
+      shapes: of the windows.
+    """
+    first = next((start[0] for start in starts if start), 0)
+    if isinstance(first, int):
+        return list(compute())
+    likes = jax.eval_shape(compute)
+    wholes = lax.cond(
+        first < np.uint32(1 << 31),
+        lambda: list(compute()),
+        lambda: [lax.full(like.shape, 0, like.dtype) for like in likes],
+    )
+    return [
+        lax.dynamic_slice(whole, [crd.u32(s) for s in start], shape)
+        for whole, start, shape in zip(wholes, starts, shapes, strict=True)
+    ]
 
 
 def barrier(values: Sequence[Any]) -> list[Any]:
@@ -365,8 +417,3 @@ def barrier(values: Sequence[Any]) -> list[Any]:
         jax.random.wrap_key_data(h, impl=jx.key_impl(v.dtype)) if k else h
         for h, v, k in zip(held, values, keyed, strict=True)
     ]
-
-
-def cut(whole: Any, start: Sequence[Any], shape: Sequence[int]) -> Any:
-    """The window of an array that is there whole."""
-    return lax.dynamic_slice(whole, [crd.u32(s) for s in start], shape)
