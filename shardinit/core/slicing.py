@@ -287,14 +287,14 @@ class _Cutter:
 
     def _make(self, outs: list[Value], path: str) -> tuple[LeafProgram, list[Value]]:
         operands = _operands(outs, path)
-        graph, lifted = lift_scale(flatten(outs[:1], operands))
+        graph, lifted = flatten(outs[:1], operands), []
+        table = constants.is_table(graph)
+        if not table:
+            graph, lifted = lift_scale(graph)
         digest = digest_of(graph)
         if digest in self._windowed:
             return self._windowed[digest], operands + lifted
-        if constants.is_table(graph):
-            analysis = window.Analysis(constants.TABLE)
-        else:
-            analysis = window.analyse(graph)
+        analysis = window.Analysis(constants.TABLE) if table else window.analyse(graph)
         if analysis.whole:
             graph = detach(outs, operands)  # calls and loops as they were traced
             return LeafProgram(graph, digest_of(graph), analysis), operands

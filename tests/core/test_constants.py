@@ -20,6 +20,7 @@ TABLES = {
     "logspace": lambda n: jnp.logspace(-3, 0, n),
     "cosine of an index": lambda n: jnp.cos(jnp.arange(n) * 0.37),
     "window function": lambda n: 0.5 - 0.5 * jnp.cos(6.28 * jnp.arange(n) / (n - 1)),
+    "scaled": lambda n: 0.3 * jnp.cos(jnp.arange(n) * 0.37),
     "of captured data": lambda n: jnp.log(np.linspace(0.1, 1, n, dtype=np.float32)),
     "in bfloat16": lambda n: jnp.exp(-jnp.arange(n) / n).astype(jnp.bfloat16),
     "positions": lambda n: jnp.sin(
