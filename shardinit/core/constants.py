@@ -89,7 +89,7 @@ def _counted(const: Any) -> Any:
 
 
 def _is_number(dtype: Any) -> bool:
-    return jax.dtypes.issubdtype(dtype, np.inexact)
+    return jax.numpy.issubdtype(dtype, np.inexact)
 
 
 @lru_cache(maxsize=256)

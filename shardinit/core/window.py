@@ -278,7 +278,7 @@ class _Sweep:
         self.numbers += [
             np.shape(made)
             for (value, _), made in values.items()
-            if jax.dtypes.issubdtype(value.dtype, np.inexact)
+            if jax.numpy.issubdtype(value.dtype, np.inexact)
         ]
         return values
 
