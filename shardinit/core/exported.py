@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jax import export, lax
 
-from shardinit.core import window
+from shardinit.core import whole
 from shardinit.core.jaxpr import no_mesh, setting
 from shardinit.errors import ProgramFormatError
 
@@ -157,7 +157,7 @@ class ExportedProgram:
         ``lanes`` is decided inside the module, by the platform it is lowered for.
         """
         if self.whole:
-            return window.cut(lambda: list(self._exported.call(words)), starts, shapes)
+            return whole.cut(lambda: list(self._exported.call(words)), starts, shapes)
         start = [jax.numpy.asarray(s, np.uint32) for s in starts[0]]
         place = jax.numpy.stack(start) if start else np.zeros(0, np.uint32)
         sizes = np.zeros((0, *shapes[0]), np.uint8)

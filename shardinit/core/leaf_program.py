@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from shardinit.core import constants, keys, rules, window
+from shardinit.core import constants, keys, rules, whole, window
 from shardinit.core import jaxpr as jx
 from shardinit.core.builder import Builder
 from shardinit.core.graph import Detached, Node, Value, detach, topological
@@ -119,7 +119,7 @@ class LeafProgram:
         if self.whole == constants.TABLE:
             return constants.evaluate_table(self.graph)
         if self.whole:
-            return window.evaluate_whole(self.graph, operands, starts, shapes)
+            return whole.evaluate_whole(self.graph, operands, starts, shapes)
         return [
             window.evaluate_window(
                 self.graph, self.analysis, operands, starts[0], shapes[0], lanes=lanes

@@ -4,7 +4,7 @@ Two sweeps over a leaf program. From the leaf towards the random bits, ``pull`` 
 the coordinates of the wanted elements; from the bits back to the leaf, ``push`` makes
 values of them. What derives keys is evaluated whole (it is a few words); what no rule
 covers (QR, sorting, gamma, sums along the leaf) makes the program a *whole* one, which
-is evaluated entire behind a barrier and then cut.
+is evaluated entire and then cut (`whole.py`).
 
 On CPU a window is evaluated over flat lanes, in multiples of 128, behind a barrier.
 XLA's CPU code for narrow arrays takes other paths with other last places, so a window
@@ -215,7 +215,7 @@ class _Sweep:
         known = dict(zip(graph.inputs, operands, strict=True))
         whole = [
             # Computed tables look the same to the compiler in every window.
-            made if v in known or jx.is_key(v.dtype) else barrier([made])[0]
+            made if v in known or jx.is_key(v.dtype) else lax.optimization_barrier(made)
             for v, made in zip(
                 analysis.inputs, evaluate(analysis.inputs, known), strict=True
             )
@@ -359,61 +359,3 @@ def _rows(analysis: Analysis, shape: Sequence[Any]) -> int:
         if count % LANES == 0 and count >= MIN_ROW_LANES:
             return rows
     return least
-
-
-def evaluate_whole(
-    graph: Detached,
-    operands: Sequence[Any],
-    starts: Sequence[Sequence[Any]],
-    shapes: Sequence[Sequence[int]],
-) -> list[Any]:
-    """Windows of all results of a whole program, cut from what plain JAX computes."""
-    known = dict(zip(graph.inputs, operands, strict=True))
-    return cut(lambda: evaluate(graph.outs, known), starts, shapes)
-
-
-def cut(
-    compute: Callable[[], Sequence[Any]],
-    starts: Sequence[Sequence[Any]],
-    shapes: Sequence[Sequence[int]],
-) -> list[Any]:
-    """Windows of arrays that are computed whole, as if nothing were cut from them.
-
-    A part would otherwise be fused with the computation, in loops that depend on the
-    part, and so would its last places: XLA's CPU compiler has taken all barriers away
-    by then. The branch of a condition is compiled by itself, and the compiler cannot
-    know that this one always holds: no window begins at 2^31 or beyond.
-
-    Args:
-      compute: makes the arrays, none of them keys.
-      starts: of the windows; literal zeros if they are all of their arrays.
-      shapes: of the windows.
-    """
-    first = next((start[0] for start in starts if start), 0)
-    if isinstance(first, int):
-        return list(compute())
-    likes = jax.eval_shape(compute)
-    wholes = lax.cond(
-        first < np.uint32(1 << 31),
-        lambda: list(compute()),
-        lambda: [lax.full(like.shape, 0, like.dtype) for like in likes],
-    )
-    return [
-        lax.dynamic_slice(whole, [crd.u32(s) for s in start], shape)
-        for whole, start, shape in zip(wholes, starts, shapes, strict=True)
-    ]
-
-
-def barrier(values: Sequence[Any]) -> list[Any]:
-    """``optimization_barrier`` for arrays and typed keys alike."""
-    if not values:
-        return []
-    keyed = [jx.is_key(v.dtype) for v in values]
-    raw = [
-        jax.random.key_data(v) if k else v for v, k in zip(values, keyed, strict=True)
-    ]
-    held = lax.optimization_barrier(raw)
-    return [
-        jax.random.wrap_key_data(h, impl=jx.key_impl(v.dtype)) if k else h
-        for h, v, k in zip(held, values, keyed, strict=True)
-    ]
