@@ -133,7 +133,12 @@ def pytree_dataclass(
 
 
 def _keep_parent_init(cls: Any) -> None:
-    inherited = cls.__init__
+    inits = [
+        vars(c)["__init__"]
+        for c in cls.__mro__
+        if "__init__" in vars(c) and not getattr(c, "_is_protocol", False)
+    ]  # that of a Protocol was written by typing
+    inherited = inits[0]
     generated = getattr(cls, _INFO, None) or object.__init__
     if inherited is not generated:
         raise PyTreeDataclassSafetyError(

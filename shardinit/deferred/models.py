@@ -15,6 +15,7 @@ import jax
 from shardinit.core import names
 from shardinit.core.init_fn import InitFn
 from shardinit.core.jaxpr import collector_paused
+from shardinit.core.operands import as_key
 from shardinit.deferred import structure
 from shardinit.deferred.parameters import (
     FrozenParameter,
@@ -132,12 +133,13 @@ def initialize_parameters(
 
     Args:
       model: the model.
-      prng_key: the key of the whole model.
+      prng_key: the key of the whole model, or an int seed.
       wide_names: see `init_fn`.
 
     Raises:
+      TypeError: ``prng_key`` is none.
       DuplicateNamesError: two parameters have the same name.
       NameClashError: two names would give the same key.
       StructureMismatchError: an initializer returned what its parameter is not for.
     """
-    return init_fn(model, wide_names=wide_names)(prng_key)
+    return init_fn(model, wide_names=wide_names)(as_key(prng_key))

@@ -162,7 +162,7 @@ class StaticFields:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, StaticFields):
             return NotImplemented
-        return self.layout is other.layout and self.values == other.values
+        return self.layout == other.layout and self.values == other.values
 
     def __hash__(self) -> int:
         return _hash_fields(self.layout.cls, self.layout.static, self.values)

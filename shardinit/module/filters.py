@@ -67,6 +67,8 @@ def merged(root: Any, others: tuple[Any, ...], *, inplace: bool) -> Any:
     """
     result = root if inplace else walk.copy(root)[0]
     for other in others:
+        if type(other) is not type(result):
+            raise _mismatch((), result, other)
         _merge_module((), result, walk.copy(other)[0], set())
     return result
 
@@ -132,7 +134,7 @@ def _mismatch(path: Path, left: Any, right: Any) -> ModuleFieldError:
         return type(value).__name__ if isinstance(value, ModuleNode) else str(value)
 
     return ModuleFieldError(
-        f"merge at {path_str(path)!r}",
+        f"merge at {path_str(path)!r}" if path else "merge",
         f"{name(right)[:200]} does not fit",
         name(left)[:200],
         "Merge modules of one structure, such as what filter() made of this one",

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from shardinit.core import compiled
 from shardinit.core.init_fn import InitFn
@@ -169,7 +169,8 @@ class Initialisation:
             steps.initialise(root)
             if self._asked:
                 args, kwargs = jax.tree.map(fill, self._arguments)
-                steps.forward(root, self._call_method, Inputs(*args, **kwargs))
+                given = Inputs(*args, **kwargs)
+                steps.forward(root, self._call_method, given, copies.values())
         held = {id(m) for _, m in walk.modules(root) if m._initialized}
         for _, module in walk.modules(root):
             if self._asked or steps.complete(module):
@@ -283,7 +284,8 @@ def init(
     if not traced:
         arrays = compiled.init(InitFn(made.fn, made.axes), key, mesh=mesh, rules=rules)
         if mesh is None:  # plain arrays: no mesh of one device shall follow them
-            arrays = jax.device_put(arrays, jax.local_devices()[0])
+            first = SingleDeviceSharding(jax.local_devices()[0])
+            arrays = jax.device_put(arrays, first)
     elif mesh is None and rules is None:
         arrays = jax.jit(made.fn)(key)
     else:

@@ -7,6 +7,7 @@ the shape of its input. They change the modules they are given, in the scope und
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -47,8 +48,17 @@ def initialise(root: Any, prefix: Path = ()) -> None:
             module.__dict__["_rng_ran"] = True
 
 
-def forward(root: Any, call_method: str, inputs: Inputs) -> None:
-    """The forward call; what was initialised before stays as it was."""
+def forward(
+    root: Any, call_method: str, inputs: Inputs, others: Iterable[Any] = ()
+) -> None:
+    """The forward call; what was initialised before stays as it was.
+
+    Args:
+      root: the outermost module.
+      call_method: the method that is given ``inputs``.
+      inputs: its arguments.
+      others: modules that the call may reach through static fields.
+    """
     method = getattr(root, call_method, None)
     if not callable(method):
         raise ModuleFieldError(
@@ -59,7 +69,7 @@ def forward(root: Any, call_method: str, inputs: Inputs) -> None:
         )
     held = [
         (module, {k: v for k, v in vars(module).items() if k not in PRIVATE})
-        for _, module in walk.modules(root)
+        for module in [*(module for _, module in walk.modules(root)), *others]
         if module._initialized
     ]
     with context.calling(root):

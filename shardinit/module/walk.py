@@ -165,22 +165,27 @@ def map_leaves(root: ModuleNode, fn: Callable[[Path, Any, str, Any], Any]) -> No
     visit((), root)
 
 
+def _unchanged(value: Any) -> Any:
+    return value
+
+
 def copy(
     root: T,
-    leaf: Callable[[Any], Any] = lambda value: value,
+    leaf: Callable[[Any], Any] = _unchanged,
     onto: dict[int, Any] | None = None,
 ) -> tuple[T, dict[int, Any]]:
     """Copies a tree of modules; arrays and settings are shared, not copied.
 
     Args:
       root: the outermost module.
-      leaf: applied to every leaf of the pytree.
+      leaf: applied to every leaf of the pytree; modules in static fields keep theirs.
       onto: modules to fill instead of making new ones, by the id of their originals.
 
     Returns:
       the copy, and every copied module by the id of its original.
     """
     copies: dict[int, Any] = {}
+    statics: list[tuple[Any, str, Any]] = []
 
     def in_node(value: Any) -> Any:
         return one(value) if isinstance(value, ModuleNode) else leaf(value)
@@ -205,13 +210,17 @@ def copy(
             if name in nodes:
                 value = jax.tree.map(in_node, value, is_leaf=stops)
             elif name not in PRIVATE:
-                value = in_static(value)
+                statics.append((new, name, value))
             fields[name] = value
         new.__dict__.clear()
         new.__dict__.update(fields)
         return new
 
-    return in_node(root), copies
+    result = in_node(root)
+    leaf = _unchanged  # what is met from here on is no part of the pytree
+    for new, name, value in statics:  # grows as modules in static fields are copied
+        new.__dict__[name] = in_static(value)
+    return result, copies
 
 
 def same(left: Any, right: Any) -> bool:

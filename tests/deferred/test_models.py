@@ -47,6 +47,9 @@ def test_raw_keys_give_the_same_values():
     typed = deferred.initialize_parameters(model, jax.random.key(3))
     raw = deferred.initialize_parameters(model, jax.random.PRNGKey(3))
     assert differing(typed, raw) == []
+    assert differing(typed, deferred.initialize_parameters(model, 3)) == []
+    with pytest.raises(TypeError, match="key: got str; expected one key"):
+        deferred.initialize_parameters(model, "3")
 
 
 def test_a_value_depends_on_its_name_and_on_nobody_else():

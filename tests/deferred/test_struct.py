@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import subprocess
 import sys
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -225,6 +226,20 @@ def test_overwriting_a_hand_written_parent_init_is_refused_unless_asked_for():
     assert (Asked(1).a, Keeps().a) == (1, 7)
 
 
+def test_a_struct_may_say_which_protocol_it_follows():
+    class Layer(Protocol):
+        def __call__(self, x: float) -> float: ...
+
+    @pytree_dataclass
+    class Scale(Struct, Layer):
+        factor: float
+
+        def __call__(self, x):
+            return x * self.factor
+
+    assert jax.tree.map(lambda x: x + 1, Scale(2.0))(2.0) == 6.0
+
+
 def test_an_undecorated_subclass_is_abstract_and_says_so():
     class Layer(Struct):
         pass
@@ -281,6 +296,8 @@ def test_a_struct_can_be_a_static_argument_of_jit():
         lambda key: {"a": jnp.zeros(3), "b": [jnp.zeros(2)]}, "tree"
     )
     assert hash(tree) == hash(tree.with_renamed_parameters(lambda name: name))
+    structure = jax.tree.structure(Point(1.0, "a", 2.0))
+    assert copy.deepcopy(structure) == structure
 
 
 def test_a_static_field_that_cannot_be_hashed_is_named():

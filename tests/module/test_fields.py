@@ -202,6 +202,9 @@ def test_modules_that_do_not_match_are_named_by_path():
         one.merge(tx.Sequential(tx.Linear(4), tx.LayerNorm()))
     with pytest.raises(ModuleFieldError, match=r"at 'layers'.*3 items"):
         one.merge(tx.Sequential(*one.layers, tx.Linear(4)))
+    for other in (tx.Linear(4), one.layers, None):
+        with pytest.raises(ModuleFieldError, match="merge: .*expected Sequential"):
+            one.merge(other)
 
 
 def test_modes():

@@ -222,6 +222,26 @@ def test_static_modules_stay_as_they_are():
     assert len(jax.tree.leaves(made)) == 1
 
 
+def test_an_initialised_static_module_may_be_called_and_stays(mesh):
+    class Teacher(tx.Module):
+        teacher: tx.Module = tx.static()
+
+        def __init__(self, teacher):
+            self.teacher = teacher
+            self.own = Late()
+
+        def __call__(self, x):
+            return self.own(self.teacher(x))
+
+    x = jnp.arange(8.0).reshape(2, 4)
+    teacher = tx.Sequential(tx.Linear(4), tx.BatchNorm()).init(1, x)
+    for made in (Teacher(teacher).init(42, x), Teacher(teacher).init(42, x, mesh=mesh)):
+        assert differing(made.teacher, teacher) == []
+        assert np.array_equal(made.own.w, uniform(next(sequence(42)), 4))
+        assert len(jax.tree.leaves(made)) == 1
+        assert jax.jit(Teacher.__call__)(made, x).shape == (2, 4)
+
+
 def test_names_decide_with_key_policy_name():
     def values(**fields):
         module = Holder(**fields).init(42, jnp.ones(4), key_policy="name")
