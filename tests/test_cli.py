@@ -147,6 +147,7 @@ def test_a_file_that_is_no_config_is_one_message(tmp_path, content, fails):
 
 def test_a_wrong_option_is_exit_code_2(fails):
     assert "No such option" in fails("plan", "gpt2", "--bogus", code=2)
+    assert "--seed" in fails("read", "gpt2", "--seed", str(1 << 63), code=2)
 
 
 @pytest.mark.parametrize(

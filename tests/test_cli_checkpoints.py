@@ -142,7 +142,11 @@ def test_what_goes_wrong_is_one_line(tmp_path, config, says):
             ["init", config, "--out", out, "--format", "orbax", "--max-memory", "1GB"],
             "--max-memory",
         ),
-        (["digest", out + "2"], "cannot be read"),
+        (
+            ["init", config, "--out", "/dev/null/a/b", "--format", "orbax"],
+            "cannot be written (Not a directory)",
+        ),
+        (["digest", out + "2"], "there is no such folder"),
         (["verify", out + "2.json", out], "No such file"),
         (["verify", str(tmp_path / "other"), out], "receipt"),
         (["verify", config, out], "receipt"),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shardinit.cli import devices
-from shardinit.cli.programs import ModelName, Modules, Source
+from shardinit.cli.programs import ModelName, Modules, Seed, Source
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def init(
         Literal["orbax", "safetensors"],
         typer.Option("--format", help="safetensors is written by windows."),
     ] = "safetensors",
-    seed: Annotated[int, typer.Option(help="Of the key.")] = 0,
+    seed: Seed = 0,
     mesh: Annotated[
         str | None,
         typer.Option(help="orbax: axes and sizes, such as data=2,model=4."),
@@ -139,6 +139,8 @@ def digest_folder(folder: str) -> Digest:
 
     if any(os.path.exists(os.path.join(folder, name)) for name in (INDEX, SINGLE)):
         return _digest_windows(folder)
+    if not os.path.isdir(folder):  # Orbax would complain on its own as well
+        raise CheckpointError(f"checkpoint {folder!r}", "there is no such folder")
     from shardinit.storage import orbax
     from shardinit.verify.digest import digest
 

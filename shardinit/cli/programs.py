@@ -24,6 +24,11 @@ Modules = Annotated[
     typer.Option("--models", help="Module that registers models; may be repeated."),
 ]
 
+_INT64 = 1 << 63  # what jax.random.key takes
+Seed = Annotated[
+    int, typer.Option(min=-_INT64, max=_INT64 - 1, help="Seed of the root key.")
+]
+
 
 def export(
     source: Source,
@@ -89,7 +94,7 @@ def read(
     window: Annotated[
         str, typer.Argument(help="A numpy index, such as '0:4,::2' or '...,-1'.")
     ] = "...",
-    seed: Annotated[int, typer.Option(help="Seed of the root key.")] = 0,
+    seed: Seed = 0,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Write the window as a .npy file.")
     ] = None,

@@ -12,6 +12,7 @@ Orbax writes under a temporary name and renames when all processes are done.
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,12 @@ def _plain(tree: Any) -> Any:
 
 
 def check_free(target: Path) -> None:
-    """Refuses a target that exists.
+    """Refuses a target that exists or has no place where a folder can be made.
+
+    Orbax finds the latter in a thread of its own, and then waits for that thread.
 
     Raises:
-      CheckpointError: there is something of that name.
+      CheckpointError: there is something of that name, or nothing can be written.
     """
     if os.path.lexists(target):
         raise CheckpointError(
@@ -134,6 +137,16 @@ def check_free(target: Path) -> None:
             "a name that is free",
             "Nothing is overwritten: remove it or choose another name",
         )
+    above = next(folder for folder in target.parents if os.path.lexists(folder))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".shardinit-", dir=above):
+            pass
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"it cannot be written ({error.strerror or error})",
+            "a folder in which files may be made",
+        ) from error
 
 
 def _none(target: Path, why: Any) -> CheckpointError:

@@ -203,7 +203,7 @@ def test_modules_that_do_not_match_are_named_by_path():
     with pytest.raises(ModuleFieldError, match=r"at 'layers'.*3 items"):
         one.merge(tx.Sequential(*one.layers, tx.Linear(4)))
     for other in (tx.Linear(4), one.layers, None):
-        with pytest.raises(ModuleFieldError, match="merge: .*expected Sequential"):
+        with pytest.raises(ModuleFieldError, match=r"merge: .*expected Sequential"):
             one.merge(other)
 
 
