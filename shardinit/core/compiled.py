@@ -23,7 +23,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from shardinit.core import constants, keys, operands, slicing
 from shardinit.core.jaxpr import is_key, key_impl, no_mesh
 from shardinit.core.plan import Plan, PlanProgram, gather_results, plan
-from shardinit.errors import FingerprintMismatchError, ShardingError
+from shardinit.errors import FingerprintMismatchError, InitFnError, ShardingError
 
 Progress = Callable[[int, int], None]
 
@@ -139,6 +139,7 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
         the same.
 
     Raises:
+      InitFnError: called inside ``jax.jit`` or another transformation.
       ShardingError: the plan's mesh has no devices and none were given, or its shape
         differs from ``mesh``.
       FingerprintMismatchError: another process of the job planned something else.
@@ -234,8 +235,20 @@ def lower(
     argument = jax.ShapeDtypeStruct(
         (leaf.words + 1,), np.uint32, sharding=_replicated(mesh)
     )
-    with jax.set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
+    with _set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
         return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
+
+
+def _set_mesh(mesh: Any) -> Any:
+    try:
+        return jax.set_mesh(mesh)
+    except ValueError as error:
+        raise InitFnError(
+            "the call",
+            f"it is inside jax.jit or another transformation ({error})",
+            "a call outside of them: it compiles and places arrays by itself",
+            "Initialise first and pass the arrays in; shardinit.plan has the shapes",
+        ) from error
 
 
 def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any]:

@@ -61,7 +61,8 @@ def init_missing(
     key = as_key(key)
     whole = plan(fn, key=key, mesh=mesh, rules=rules, out_shardings=out_shardings)
     present = _present(partial, whole)
-    may_grow = chosen(grow or (lambda path: False), [x.path for x in whole.leaves])
+    paths = [leaf.path for leaf in whole.leaves]
+    may_grow = chosen(grow or (lambda path: False), paths, "grow")
     kept: dict[str, Any] = {}
     grown: dict[str, Any] = {}
     for leaf, allowed in zip(whole.leaves, may_grow, strict=True):
@@ -117,6 +118,12 @@ def _present(partial: Any, whole: Plan) -> dict[str, Any]:
 
 def _check(leaf: PlanLeaf, array: Any, may_grow: bool) -> bool:
     """Whether the leaf has grown since; refuses what does not fit."""
+    if not hasattr(array, "dtype"):
+        raise StructureMismatchError(
+            f"leaf {leaf.path!r}",
+            f"got {type(array).__name__}",
+            f"an array of dtype {leaf.dtype}, or None where it is missing",
+        )
     shape, dtype = tuple(np.shape(array)), array.dtype
     if dtype != leaf.dtype:
         raise StructureMismatchError(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from shardinit.core import keys, slicing
-from shardinit.core.jaxpr import is_key, key_impl
+from shardinit.core.jaxpr import is_key, is_tracer, key_impl
 
 
 def as_key(key: Any) -> Any:
@@ -21,8 +21,13 @@ def as_key(key: Any) -> Any:
 
     Raises:
       TypeError: anything else.
+      ValueError: a seed of more than 64 bits.
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        if not -(1 << 63) <= key < 1 << 63:
+            raise ValueError(
+                f"key: got the seed {key}; expected one from -2**63 to 2**63 - 1"
+            )
         return jax.random.key(int(key))
     if (
         not isinstance(key, bool)
@@ -46,9 +51,14 @@ def key_words(key: Any, cut: slicing.Cut) -> np.ndarray:
     """The uint32 words of a root key, which must be of the kind that was planned for.
 
     Raises:
-      TypeError: the key has another implementation than the plan's.
+      TypeError: the key has another implementation than the plan's, or no value.
     """
     key = as_key(key)
+    if is_tracer(key):
+        raise TypeError(
+            "key: got a value that is being traced; expected a concrete key. Call "
+            "shardinit outside jax.jit and other transformations"
+        )
     if is_key(key.dtype):
         impl = key_impl(key.dtype)
         words = jax.random.key_data(key)

@@ -63,29 +63,39 @@ def glob(pattern: str) -> Callable[[str], bool]:
 
 
 def chosen(
-    select: str | Iterable[str] | Callable[[str], bool] | None, paths: Sequence[str]
+    select: str | Iterable[str] | Callable[[str], bool] | None,
+    paths: Sequence[str],
+    argument: str = "select",
 ) -> list[bool]:
     """For each path whether ``select`` takes it.
 
     Args:
       select: a glob, several globs, a predicate on paths, or None for all.
       paths: the paths of all leaves.
+      argument: what the caller knows ``select`` as.
 
     Raises:
-      SelectError: a glob that matches no path.
+      SelectError: a glob that matches no path, or what is no glob.
     """
     if select is None:
         return [True] * len(paths)
     if callable(select):
         return [bool(select(path)) for path in paths]
     taken = [False] * len(paths)
-    for pattern in [select] if isinstance(select, str) else select:
+    several = isinstance(select, Iterable) and not isinstance(select, str)
+    for pattern in select if several else [select]:
+        if not isinstance(pattern, str):
+            raise SelectError(
+                f"{argument}={pattern!r}",
+                f"got {type(pattern).__name__}",
+                "a glob, several globs, or a predicate on paths",
+            )
         matches = glob(pattern)
         hits = [matches(path) for path in paths]
         if not any(hits):
             some = ", ".join(repr(p) for p in paths[:3])
             raise SelectError(
-                f"select={pattern!r}",
+                f"{argument}={pattern!r}",
                 "matches no leaf",
                 f"a glob over paths such as {some}",
                 "`*` stays within one key, `**` crosses keys",

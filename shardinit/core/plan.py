@@ -193,10 +193,12 @@ def plan(
       ShardingError: rules or shardings that do not fit.
       WholeLeafError: ``strict`` and there are whole leaves, or some take more than
         ``memory_limit``.
-      UnsupportedConfigError: ``jax_threefry_partitionable`` is off.
+      UnsupportedConfigError: ``jax_threefry_partitionable`` or ``jax.jit`` is off.
     """
     if whole not in ("replicate", "gspmd"):
         raise ValueError(f"whole={whole!r}; expected 'replicate' or 'gspmd'")
+    _check_jit()
+    sh.check_mesh(mesh)
     if rules is not None and out_shardings is not None:
         raise ShardingError("rules and out_shardings", "both were given", "one of them")
     if hasattr(fn, "as_cut"):
@@ -263,6 +265,17 @@ def _check_whole(made: Plan, strict: bool, memory_limit: int | None) -> None:
                 f"at most memory_limit={memory_limit:,} bytes",
                 "Raise memory_limit, or use an initialiser that can be windowed",
             )
+
+
+def _check_jit() -> None:
+    if setting("jax_disable_jit"):
+        raise UnsupportedConfigError(
+            "jax_disable_jit",
+            "it is True",
+            "False: leaves are made by compiled programs",
+            "Call shardinit outside jax.disable_jit(); the init function by itself, "
+            "fn(key), can be debugged inside",
+        )
 
 
 def _check_config() -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.paths import path_str
 from shardinit.errors import ShardingError
@@ -190,10 +190,41 @@ def resolve(
     shardings = []
     for leaf in leaves:
         spec = default_spec(leaf, mesh) if rules is None else rules.spec(leaf, mesh)
-        sharding = NamedSharding(mesh, _short(spec, leaf))
+        sharding = _placed(mesh, _short(spec, leaf), leaf)
         check(leaf, sharding)
         shardings.append(sharding)
     return shardings
+
+
+def _placed(mesh: Any, spec: PartitionSpec, leaf: LeafInfo) -> NamedSharding:
+    """A spec on a mesh; what JAX would refuse is refused with the leaf's name."""
+    names = [name for entry in spec for name in _names(entry)]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    unknown = next((n for n in names if n not in mesh.shape), None)
+    if twice is not None or unknown is not None:
+        raise ShardingError(
+            f"leaf {leaf.path!r}",
+            f"{spec} names the mesh axis {unknown or twice!r}"
+            + ("" if unknown else " twice"),
+            f"axes of the mesh, each at most once: "
+            f"{', '.join(map(repr, mesh.axis_names))}",
+        )
+    return NamedSharding(mesh, spec)
+
+
+def check_mesh(mesh: Any) -> None:
+    """Holds what was passed as a mesh against what is one.
+
+    Raises:
+      ShardingError: it is none.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh | AbstractMesh):
+        raise ShardingError(
+            "mesh",
+            f"got {type(mesh).__name__}",
+            "a jax.sharding.Mesh or AbstractMesh",
+            'Make one with jax.make_mesh((2, 4), ("data", "model"))',
+        )
 
 
 def _short(spec: PartitionSpec, leaf: LeafInfo) -> PartitionSpec:
@@ -317,7 +348,7 @@ def _named(entry: Any, leaf: LeafInfo, path: str, mesh: Any) -> NamedSharding:
         (device,) = entry.device_set
         return NamedSharding(jax.sharding.Mesh([device], ("one",)), PartitionSpec())
     if (entry is None or isinstance(entry, PartitionSpec)) and mesh is not None:
-        return NamedSharding(mesh, entry or PartitionSpec())
+        return _placed(mesh, entry or PartitionSpec(), leaf)
     raise ShardingError(
         f"out_shardings at {path!r}, leaf {leaf.path!r}",
         f"got {entry!r}",

@@ -151,10 +151,13 @@ def _refuse_non_arrays(fn: Any, key_aval: Any) -> None:
     jax.eval_shape(look, key_aval)
     for path, leaf in leaves:
         is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        what = type(leaf).__name__
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+            is_array, what = False, f"numpy array of dtype {leaf.dtype}"
         if not is_array and not isinstance(leaf, (bool, int, float, complex)):
             raise InitFnError(
                 f"leaf {path_str(path)!r}",
-                f"the init function returned a {type(leaf).__name__}",
+                f"the init function returned a {what}",
                 "an array",
                 "Return arrays only; keep settings out of the result, or put them "
                 "back with InitFn(rebuild=...)",

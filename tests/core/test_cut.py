@@ -424,3 +424,36 @@ def test_nothing_is_allocated_by_a_plan():
         plan = shardinit.plan(fn, mesh=jax.sharding.AbstractMesh((4096,), ("x",)))
     assert plan.total_bytes == 4 * 400_000 << 20
     assert plan.bytes_per_device == plan.total_bytes // 4096
+
+
+@pytest.mark.parametrize("seed", [1 << 63, -(1 << 63) - 1, 1 << 100])
+def test_a_seed_that_no_key_can_hold(seed):
+    with pytest.raises(ValueError, match="from -2\\*\\*63 to"):
+        shardinit.init(normal, seed)
+
+
+def test_inside_a_transformation(mesh):
+    def outer(key):
+        return shardinit.init(normal, key, mesh=mesh)
+
+    key = jax.random.key(0)
+    for run in (jax.jit(outer), lambda k: jax.eval_shape(outer, k)):
+        with pytest.raises(InitFnError, match=r"inside jax\.jit"):
+            run(key)
+    with pytest.raises(InitFnError, match=r"inside jax\.jit"):
+        jax.jit(lambda: outer(3))()
+    with pytest.raises(TypeError, match="being traced"):
+        jax.jit(lambda k: shardinit.read(normal, k, ""))(key)
+
+
+def test_without_jit_nothing_is_planned():
+    with (
+        jax.disable_jit(),
+        pytest.raises(UnsupportedConfigError, match=r"outside jax.disable_jit"),
+    ):
+        shardinit.init(normal, 0)
+
+
+def test_a_numpy_array_of_text_is_named_by_its_leaf():
+    with pytest.raises(InitFnError, match=r"leaf 'name'.*dtype <U5"):
+        shardinit.plan(lambda key: {"name": np.array(["gpt-2"]), "w": normal(key)})

@@ -105,6 +105,7 @@ def test_what_does_not_fit_is_refused(mesh):
     half = jnp.zeros((64, 32), jnp.bfloat16)
     refused(lambda t: t.update(embed=half), "bfloat16.*never cast")
     refused(lambda t: t.update(head=small), "'head'.*not among the 5 leaves")
+    refused(lambda t: t.update(embed=0.5), "'embed': got float; expected an array")
 
 
 def test_an_error_leaves_nothing_allocated(mesh):

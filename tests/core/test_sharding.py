@@ -1,5 +1,7 @@
 """Rules to shardings, and every way in which they do not fit."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -181,3 +183,30 @@ def test_plan_is_readable(mesh):
         "<script"
         not in shardinit.plan(lambda k: {"<script>": jnp.zeros(1)})._repr_html_()
     )
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"), [(("data", "data"), "twice"), (("rows",), "'rows'")]
+)
+def test_a_spec_that_no_mesh_takes_is_named_by_its_leaf(axes, says, mesh):
+    places = {"embed": P(*axes), "layers": None, "odd": None}
+    with pytest.raises(ShardingError, match=f"leaf 'embed'.*{says}.*'model'"):
+        shardinit.plan(fn, mesh=mesh, out_shardings=places)
+
+
+def test_a_rule_that_names_a_mesh_axis_twice(mesh):
+    rules = shardinit.PathRules([("embed", P("data", "data"))])
+    with pytest.raises(ShardingError, match=r"leaf 'embed'.*'data' twice"):
+        shardinit.plan(fn, mesh=mesh, rules=rules)
+
+
+def test_what_is_no_mesh():
+    with pytest.raises(ShardingError, match=r"mesh: got int.*jax\.make_mesh"):
+        shardinit.plan(fn, mesh=8)
+
+
+def test_globs_are_named_by_their_argument(mesh):
+    with pytest.raises(SelectError, match="select=3: got int"):
+        shardinit.plan(fn, select=cast("Any", 3))
+    with pytest.raises(SelectError, match=r"grow='head'.*matches no leaf"):
+        shardinit.init_missing({}, fn, 0, mesh=mesh, grow="head")
