@@ -195,10 +195,12 @@ def lanes_grid(
     else:
         row, lane = crd.ZERO, lax.iota(np.uint32, count)
     lane = lane + crd.u32(first)
-    places = [
-        *crd.unravel(row, shape[:rows]),
-        *crd.unravel(lane, shape[rows:]),
-    ]
+    across = crd.unravel(lane, shape[rows:])
+    if across and all(isinstance(n, int) and n == 1 for n in shape[rows:]):
+        # One element. Lanes that are all the same would be scalars to the compiler,
+        # which has other rules for them, so the others are of its neighbours.
+        across = (*across[:-1], lane)
+    places = [*crd.unravel(row, shape[:rows]), *across]
     return tuple(
         lax.add(*crd.spread([p, s])) for p, s in zip(places, start, strict=True)
     )

@@ -143,3 +143,25 @@ def test_what_is_made_of_constants_and_keys_has_one_set_of_bits(name, size):
         program = shardinit.export_plan(fn)
         spread = shardinit.init(program, 5, out_shardings=placed(None, "x"))
         assert differing(spread, alone) == []
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_one_element_has_the_bits_it_has_among_others(portable):
+    """The compiler treats scalars by other rules than arrays."""
+
+    def fn(key):
+        one, two = jax.random.split(key)
+        return {
+            "line": jax.random.normal(one, (8,)) * 0.02,
+            "column": jax.random.normal(two, (8, 1)) * 0.3,
+        }
+
+    made = shardinit.export_plan(fn) if portable else fn
+    for seed in range(5):
+        alone = shardinit.init(fn, seed)
+        spread = shardinit.init(made, seed, out_shardings=placed("x"))
+        assert differing(spread, alone) == []
+    weights = shardinit.open(made, 4)
+    for i in range(8):
+        window = weights["column"][i : i + 1, :1]
+        assert differing(window, np.asarray(alone["column"])[i : i + 1]) == []
