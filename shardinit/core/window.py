@@ -181,9 +181,14 @@ def axes_grid(start: Sequence[Any], shape: Sequence[Any]) -> crd.Coords:
 
 
 def lanes_grid(
-    start: Sequence[Any], shape: Sequence[Any], rows: int, first: Any, count: Any
+    start: Sequence[Any],
+    shape: Sequence[Any],
+    leaf: Sequence[int],
+    rows: int,
+    first: Any,
+    count: Any,
 ) -> crd.Coords:
-    """Coordinates of ``count`` flat lanes of a window, from lane ``first`` on.
+    """Coordinates of ``count`` flat lanes of a window of a leaf, from ``first`` on.
 
     With ``rows`` leading axes apart the grid is (product of those, count), otherwise
     it is flat.
@@ -196,10 +201,11 @@ def lanes_grid(
         row, lane = crd.ZERO, lax.iota(np.uint32, count)
     lane = lane + crd.u32(first)
     across = crd.unravel(lane, shape[rows:])
-    if across and all(isinstance(n, int) and n == 1 for n in shape[rows:]):
+    long = [axis for axis, size in enumerate(leaf[rows:]) if size > 1]
+    if long and all(isinstance(n, int) and n == 1 for n in shape[rows:]):
         # One element. Lanes that are all the same would be scalars to the compiler,
         # which has other rules for them, so the others are of its neighbours.
-        across = (*across[:-1], lane)
+        across[long[-1]] = lane
     places = [*crd.unravel(row, shape[:rows]), *across]
     return tuple(
         lax.add(*crd.spread([p, s])) for p, s in zip(places, start, strict=True)
@@ -328,7 +334,7 @@ def evaluate_window(
     height = (math.prod(shape[:rows]),) if rows else ()
 
     def at(first: Any, lanes_count: Any) -> Any:
-        grid = lanes_grid(start, shape, rows, first, lanes_count)
+        grid = lanes_grid(start, shape, out.shape, rows, first, lanes_count)
         return crd.spread_to(sweep.run(grid), (*height, lanes_count))
 
     full = count // LANES * LANES
