@@ -220,7 +220,9 @@ def serve(
     try:
         server.start()
         announce(server)
-        asked.wait()
+        # A signal may reach another thread; this one then learns of it when it wakes.
+        while not asked.wait(0.5):
+            pass
         log.info("draining, %.0f s at most", grace)
         drain = threading.Thread(target=server.stop, args=(grace,), daemon=True)
         drain.start()

@@ -446,14 +446,15 @@ def test_an_upload_whose_caller_goes_is_no_fault_of_the_server(caplog):
     ):
         call = InitServiceStub(channel).UploadProgram.future(messages())
         active = server.metrics.active.labels("UploadProgram")._value
-        counted = server.metrics.calls.labels("UploadProgram", "CANCELLED")._value
-        for figure in (active, counted):
-            for _ in range(200):
-                if figure.get() == 1:
+        failed = server.metrics.calls.labels("UploadProgram", "INTERNAL")._value
+        for running in (1, 0):
+            for _ in range(500):
+                if active.get() == running:
                     break
                 time.sleep(0.02)
-            assert figure.get() == 1
+            assert active.get() == running
             call.cancel()
+        assert failed.get() == 0
         go_on.set()
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
