@@ -25,6 +25,13 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
         process.communicate()
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process has taken of all processors so far, in seconds."""
+    with open(f"/proc/{pid}/stat") as file:
+        user, system = file.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 def memory(pid: int, field: str) -> int:
     """Bytes of a field of ``/proc/PID/status``."""
     with open(f"/proc/{pid}/status") as file:

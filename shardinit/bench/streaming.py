@@ -25,7 +25,7 @@ from shardinit.bench.case import (
     register,
     sample,
 )
-from shardinit.bench.server import memory, server
+from shardinit.bench.server import memory, processor_seconds, server
 
 _ROW_BYTES = 4096 * 4
 _MIB = 1 << 20
@@ -45,6 +45,25 @@ print(server.add_insecure_port("127.0.0.1:0"), flush=True)
 server.start()
 server.wait_for_termination()
 """
+
+
+class _Taken:
+    """Time from here on: of the clock, of this process and of a server's."""
+
+    def __init__(self, server: int | None = None):
+        self._server = server
+        self._begin = self._now()
+
+    def _now(self) -> tuple[float, float, float]:
+        server = 0.0 if self._server is None else processor_seconds(self._server)
+        return time.perf_counter(), time.process_time(), server
+
+    def figures(self, size: int) -> Figures:
+        """Bytes a second, and processor seconds a GB of both sides."""
+        ends = zip(self._begin, self._now(), strict=True)
+        clock, here, there = (end - begin for begin, end in ends)
+        made = {"bytes_per_second": size / clock, "here_per_gb": here / size * 1e9}
+        return made | ({"server_per_gb": there / size * 1e9} if self._server else {})
 
 
 def tcp(mebibytes: int) -> Figures:
@@ -81,11 +100,11 @@ def raw_grpc(mebibytes: int) -> Figures:
         with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             send = channel.unary_stream("/raw/send")
             sum(map(len, send(b"8")))
-            begin = time.perf_counter()
+            taken = _Taken(process.pid)
             count = sum(map(len, send(str(mebibytes).encode())))
-            seconds = time.perf_counter() - begin
+            figures = taken.figures(count)
         process.terminate()
-    return {"bytes_per_second": count / seconds}
+    return figures
 
 
 def stream(mebibytes: int, model: str) -> Figures:
@@ -116,11 +135,11 @@ def stream(mebibytes: int, model: str) -> Figures:
         for _ in client.receive(spec, 0, pieces[:1]):  # compiles the block
             pass
         before = memory(pid, "VmRSS")
-        begin = time.perf_counter()
+        taken = _Taken(pid)
         count = sum(array.nbytes for array in client.receive(spec, 0, pieces))
-        seconds = time.perf_counter() - begin
+        figures = taken.figures(count)
         grown = memory(pid, "VmHWM") - before
-    return {"bytes_per_second": count / seconds, "grown_bytes": grown}
+    return {**figures, "grown_bytes": grown}
 
 
 def windows(mebibytes: int) -> Figures:
@@ -134,9 +153,8 @@ def windows(mebibytes: int) -> Figures:
     window = streams.Wanted(leaf, (0, 0), leaf.shape)
     blocks = streams.blocks(window, 4 * _MIB)
     next(blocks)  # compiles it
-    begin = time.perf_counter()
-    count = sum(len(block) for block in blocks)
-    return {"bytes_per_second": count / (time.perf_counter() - begin)}
+    taken = _Taken()
+    return taken.figures(sum(len(block) for block in blocks))
 
 
 def stream_rows(bench: Bench) -> Iterator[Row]:

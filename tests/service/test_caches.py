@@ -1,5 +1,6 @@
 import os
 import threading
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -62,8 +63,9 @@ def test_a_failed_build_is_told_to_all_and_tried_again_later():
     assert cache.get("a", lambda: b"fine") == b"fine"
 
 
-def test_builds_beyond_the_allowed_number_wait():
-    cache = BuildCache(10, len, builds=1)
+@contextmanager
+def building(cache):
+    """A build of "a" that runs as long as the block."""
     inside, release = threading.Event(), threading.Event()
 
     def slow():
@@ -74,25 +76,20 @@ def test_builds_beyond_the_allowed_number_wait():
     thread = threading.Thread(target=cache.get, args=("a", slow))
     thread.start()
     assert inside.wait(10)
-    with pytest.raises(ServiceError, match="still being built"):
-        cache.get("b", lambda: b"b", timeout=0.01)
+    yield
     release.set()
     thread.join()
+
+
+def test_builds_beyond_the_allowed_number_wait():
+    cache = BuildCache(10, len, builds=1)
+    with building(cache), pytest.raises(ServiceError, match="still being built"):
+        cache.get("b", lambda: b"b", timeout=0.01)
     assert cache.get("b", lambda: b"b", timeout=0.01) == b"b"
 
 
 def test_a_caller_whose_time_is_up_leaves_those_behind_it_undisturbed():
     cache = BuildCache(10, len, builds=1)
-    inside, release = threading.Event(), threading.Event()
-
-    def slow():
-        inside.set()
-        release.wait(10)
-        return b"a"
-
-    first = threading.Thread(target=cache.get, args=("a", slow))
-    first.start()
-    assert inside.wait(10)
     late, got = [], []
 
     def hurried():
@@ -104,13 +101,12 @@ def test_a_caller_whose_time_is_up_leaves_those_behind_it_undisturbed():
         got.append(cache.get("b", lambda: b"b", timeout=20))
 
     threads = [threading.Thread(target=hurried), threading.Thread(target=patient)]
-    threads[0].start()
-    threads[0].join(0.1)
-    threads[1].start()
-    threads[0].join()
-    release.set()
+    with building(cache):
+        threads[0].start()
+        threads[0].join(0.1)
+        threads[1].start()
+        threads[0].join()
     threads[1].join()
-    first.join()
     assert late == ["DEADLINE_EXCEEDED"]
     assert got == [b"b"]
 
