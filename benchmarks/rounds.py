@@ -12,7 +12,7 @@ import os
 import sys
 from collections import Counter
 
-from shardinit.verify import topology as topologies
+from shardinit.verify.audit import topology as topologies
 
 
 def init(key):
@@ -30,8 +30,8 @@ def main(name: str) -> None:
     import numpy as np
 
     import shardinit
-    from shardinit.core.compiled import lower
-    from shardinit.verify import hlo
+    from shardinit.core.run.compile import lower
+    from shardinit.verify.audit import hlo
 
     mesh = jax.sharding.Mesh(np.asarray(topologies.devices(wanted)), ("device",))
     (program,) = shardinit.plan(init, mesh=mesh).programs

@@ -1,9 +1,9 @@
 """Generates the Python code of the protobuf messages and of the gRPC stub.
 
 The messages become ``shardinit/v1/*_pb2.py`` with their ``.pyi``; the stub becomes
-``shardinit/service/service_pb2_grpc.py``, since only the service knows gRPC. The code
-is committed, so that installing shardinit needs no compiler. It is made by one pinned
-minor version of grpcio-tools, because a newer protobuf runtime accepts older
+``shardinit/service/wire/service_pb2_grpc.py``, since only the service knows gRPC. The
+code is committed, so that installing shardinit needs no compiler. It is made by one
+pinned minor version of grpcio-tools, because a newer protobuf runtime accepts older
 generated code and never the other way round.
 
     python protos/generate.py           # writes the code
@@ -57,7 +57,7 @@ def generate(out: Path) -> dict[Path, str]:
     for path in sorted(p for p in out.rglob("*") if p.suffix in (".py", ".pyi")):
         target = path.relative_to(out)
         if path.name.endswith("_pb2_grpc.py"):
-            target = Path("shardinit/service") / path.name
+            target = Path("shardinit/service/wire") / path.name
         result[target] = path.read_text()
     return result
 
@@ -71,8 +71,8 @@ def stale(generated: dict[Path, str]) -> list[Path]:
     ]
     committed = {
         path.relative_to(ROOT)
-        for pattern in ("shardinit/v1/*_pb2.py*", "shardinit/service/*_pb2_grpc.py")
-        for path in ROOT.glob(pattern)
+        for pattern in ("v1/*_pb2.py*", "service/wire/*_pb2_grpc.py")
+        for path in (ROOT / "shardinit").glob(pattern)
     }
     return sorted({*differing, *(committed - generated.keys())})
 

@@ -13,55 +13,55 @@ if TYPE_CHECKING:
     from shardinit import deferred as deferred
     from shardinit import module as module
     from shardinit import storage as storage
-    from shardinit.core.compiled import CompiledPlan as CompiledPlan
-    from shardinit.core.compiled import compile_plan as compile_plan
-    from shardinit.core.compiled import init as init
     from shardinit.core.init_fn import InitFn as InitFn
-    from shardinit.core.missing import init_missing as init_missing
-    from shardinit.core.plan import Plan as Plan
-    from shardinit.core.plan import plan as plan
-    from shardinit.core.program import InitProgram as InitProgram
-    from shardinit.core.program import export_plan as export_plan
-    from shardinit.core.program import load_program as load_program
-    from shardinit.core.read import open as open
-    from shardinit.core.read import read as read
-    from shardinit.core.sharding import AxisRules as AxisRules
-    from shardinit.core.sharding import PathRules as PathRules
-    from shardinit.core.sharding import fsdp as fsdp
+    from shardinit.core.plan.plan import Plan as Plan
+    from shardinit.core.plan.plan import plan as plan
+    from shardinit.core.plan.sharding import AxisRules as AxisRules
+    from shardinit.core.plan.sharding import PathRules as PathRules
+    from shardinit.core.plan.sharding import fsdp as fsdp
+    from shardinit.core.program.program import InitProgram as InitProgram
+    from shardinit.core.program.program import export_plan as export_plan
+    from shardinit.core.program.program import load_program as load_program
+    from shardinit.core.run.compile import CompiledPlan as CompiledPlan
+    from shardinit.core.run.compile import compile_plan as compile_plan
+    from shardinit.core.run.compile import init as init
+    from shardinit.core.run.lazy import open as open
+    from shardinit.core.run.lazy import read as read
+    from shardinit.core.run.missing import init_missing as init_missing
     from shardinit.models import ModelSpec as ModelSpec
-    from shardinit.service.client import connect as connect
+    from shardinit.service.client.client import connect as connect
     from shardinit.storage.executables import load_executables as load_executables
     from shardinit.storage.executables import save_executables as save_executables
-    from shardinit.verify.audit import audit as audit
-    from shardinit.verify.digest import digest as digest
+    from shardinit.verify.audit.audit import audit as audit
+    from shardinit.verify.digest.devices import digest as digest
     from shardinit.verify.receipt import receipt as receipt
     from shardinit.verify.receipt import verify_receipt as verify_receipt
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AxisRules": "core.sharding",
-    "CompiledPlan": "core.compiled",
+    "AxisRules": "core.plan.sharding",
+    "CompiledPlan": "core.run.compile",
     "InitFn": "core.init_fn",
-    "InitProgram": "core.program",
+    "InitProgram": "core.program.program",
     "ModelSpec": "models",
-    "PathRules": "core.sharding",
-    "Plan": "core.plan",
-    "audit": "verify.audit",
-    "compile_plan": "core.compiled",
-    "connect": "service.client",
+    "PathRules": "core.plan.sharding",
+    "Plan": "core.plan.plan",
+    "audit": "verify.audit.audit",
+    "compile_plan": "core.run.compile",
+    "connect": "service.client.client",
     "deferred": "deferred",
-    "digest": "verify.digest",
-    "export_plan": "core.program",
-    "fsdp": "core.sharding",
-    "init": "core.compiled",
-    "init_missing": "core.missing",
+    "digest": "verify.digest.devices",
+    "export_plan": "core.program.program",
+    "fsdp": "core.plan.sharding",
+    "init": "core.run.compile",
+    "init_missing": "core.run.missing",
     "load_executables": "storage.executables",
-    "load_program": "core.program",
+    "load_program": "core.program.program",
     "module": "module",
-    "open": "core.read",
-    "plan": "core.plan",
-    "read": "core.read",
+    "open": "core.run.lazy",
+    "plan": "core.plan.plan",
+    "read": "core.run.lazy",
     "receipt": "verify.receipt",
     "save_executables": "storage.executables",
     "storage": "storage",

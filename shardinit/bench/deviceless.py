@@ -30,7 +30,7 @@ _MESH = (16, 4)
 
 def _prepared(topology: str, layers: int) -> tuple[Any, Any]:
     """The model and its shardings on the devices of the topology."""
-    from shardinit.verify import topology as topologies
+    from shardinit.verify.audit import topology as topologies
 
     wanted = topologies.topology(topology)
     os.environ.update(topologies.environment(wanted, os.environ))
@@ -81,7 +81,7 @@ def jit(topology: str, layers: int) -> Figures:
 def rows(bench: Bench) -> Iterator[Row]:
     """One row for each platform whose compiler is installed."""
     from shardinit.errors import TopologyError
-    from shardinit.verify import topology as topologies
+    from shardinit.verify.audit import topology as topologies
 
     options = bench.options
     layers = 2 if options.quick else 64

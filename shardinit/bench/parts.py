@@ -37,7 +37,7 @@ def window(shape: list[int], window: list[int]) -> Figures:
     import jax
 
     import shardinit
-    from shardinit.core.read import executable
+    from shardinit.core.run.lazy import executable
 
     fn = jax.nn.initializers.lecun_normal()
     lazy = shardinit.open(lambda key: fn(key, tuple(shape)), 0)[""]

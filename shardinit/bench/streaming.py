@@ -117,7 +117,7 @@ def stream(mebibytes: int, model: str) -> Figures:
 
     import shardinit
     from shardinit.models import ModelSpec
-    from shardinit.service.transfer import Piece
+    from shardinit.service.client.transfer import Piece
 
     rows, step = mebibytes * _MIB // _ROW_BYTES, _PIECE_MIB * _MIB // _ROW_BYTES
     spec = ModelSpec(model, {"rows": rows})
@@ -146,7 +146,7 @@ def windows(mebibytes: int) -> Figures:
     """The same blocks of normals, computed in this process."""
     import shardinit
     from shardinit.bench import serving_models
-    from shardinit.service import streams
+    from shardinit.service.server import streams
 
     fn = serving_models.build_random({"rows": mebibytes * _MIB // _ROW_BYTES})
     leaf = shardinit.open(fn, 0)["w"]

@@ -16,8 +16,8 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from shardinit.core.init_fn import InitFn
-from shardinit.core.plan import itemsize
-from shardinit.core.sharding import AxisRules, LeafInfo, resolve
+from shardinit.core.plan.plan import itemsize
+from shardinit.core.plan.sharding import AxisRules, LeafInfo, resolve
 from shardinit.models import ModelSpec, build, example_config
 
 RULES = AxisRules(

@@ -107,8 +107,8 @@ def audit(
 ) -> None:
     """Compiles a model for chips that are not there; exit code 1 if it fails."""
     from shardinit.cli import arguments
-    from shardinit.verify.topology import check_installed
-    from shardinit.verify.topology import topology as read_topology
+    from shardinit.verify.audit.topology import check_installed
+    from shardinit.verify.audit.topology import topology as read_topology
 
     chips = read_topology(topology)
     axes = arguments.parse_mesh(mesh or f"device={chips.devices}")

@@ -44,7 +44,7 @@ def parse_rules(text: str | None) -> Any:
     """
     if text is None:
         return None
-    from shardinit.core.sharding import AxisRules
+    from shardinit.core.plan.sharding import AxisRules
 
     rules: list[tuple[str, Any]] = []
     for part in text.split(","):
@@ -105,7 +105,7 @@ def read_source(source: str, model: str, modules: list[str]) -> Any:
       ProgramFormatError: the file is neither a config nor a program.
     """
     if os.path.isfile(source) and not source.endswith(".json"):
-        from shardinit.core.program import load_program
+        from shardinit.core.program.program import load_program
 
         return load_program(source)
     from shardinit.models import build

@@ -21,7 +21,7 @@ from shardinit.cli.programs import ModelName, Modules, Seed, Source
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
 
 if TYPE_CHECKING:
-    from shardinit.verify.digest_numpy import Digest
+    from shardinit.verify.digest.host import Digest
 
 Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either format.")]
 
@@ -142,14 +142,14 @@ def digest_folder(folder: str) -> Digest:
     if not os.path.isdir(folder):  # Orbax would complain on its own as well
         raise CheckpointError(f"checkpoint {folder!r}", "there is no such folder")
     from shardinit.storage import orbax
-    from shardinit.verify.digest import digest
+    from shardinit.verify.digest.devices import digest
 
     return digest(orbax.restore(folder))
 
 
 def _digest_windows(folder: str) -> Digest:
     from shardinit.storage import safetensors
-    from shardinit.verify.digest import Digester
+    from shardinit.verify.digest.devices import Digester
 
     arrays = safetensors.open(folder)
     digester = Digester({path: (x.shape, x.dtype) for path, x in arrays.items()})
@@ -180,7 +180,7 @@ def _write_windows(
     import shardinit
     from shardinit.storage import safetensors
     from shardinit.storage.layout import parse_size
-    from shardinit.verify.digest import Digester
+    from shardinit.verify.digest.devices import Digester
 
     memory = parse_size(max_memory or "1GiB", "--max-memory")
     shard = parse_size(max_shard_size or "5GB", "--max-shard-size")

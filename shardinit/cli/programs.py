@@ -44,7 +44,7 @@ def export(
         )
     devices.on_cpu()
     from shardinit.cli import arguments
-    from shardinit.core.program import export_plan
+    from shardinit.core.program.program import export_plan
 
     program = export_plan(arguments.read_source(source, model, models or []))
     try:

@@ -124,7 +124,7 @@ def serve(
     """
     devices.on_cpu()
     from shardinit.cli import arguments
-    from shardinit.service.config import Config
+    from shardinit.service.server.config import Config
 
     given: dict[str, Any] = dict(context.params) | {
         "checkpoint_roots": tuple(checkpoint_roots or ())
@@ -134,8 +134,8 @@ def serve(
     made.check()  # before the slow imports
     _log(arguments.parse_level(log_level), log_format)
     arguments.load_modules(models or [])
-    import shardinit.core.program  # noqa: F401  the first call must not wait for JAX
-    from shardinit.service import server
+    import shardinit.core.program.program  # noqa: F401  the first call must not wait for JAX
+    from shardinit.service.server import server
 
     def announce(running: server.Server) -> None:
         for what, address in (
@@ -155,7 +155,7 @@ def serve(
 
 
 def _log(level: int, form: str) -> None:
-    from shardinit.service.telemetry import JsonFormatter
+    from shardinit.service.server.telemetry import JsonFormatter
 
     if form not in ("text", "json"):
         raise ShardinitError("--log-format", repr(form), "text or json")
@@ -178,7 +178,7 @@ def health(
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from shardinit.service.connection import Credentials
+    from shardinit.service.client.connection import Credentials
 
     with Credentials(ca=ca).channel(target, ()) as channel:
         request = health_pb2.HealthCheckRequest(service=service)

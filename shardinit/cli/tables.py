@@ -17,7 +17,7 @@ def print_plan(plan: Any) -> None:
     if not sys.stdout.isatty():
         print(plan)
         return
-    from shardinit.core.plan_table import HEADER
+    from shardinit.core.plan.tables import HEADER
 
     rows = plan.rows()
     last = -1 if any(row[-1] for row in rows) else len(HEADER) - 1

@@ -8,7 +8,7 @@ For people who know Penzai's parameters: the names, arguments and defaults are t
 and so are the values.
 """
 
-from shardinit.core.names import key_for as key_for_name
+from shardinit.core.prng.names import key_for as key_for_name
 from shardinit.deferred.cutting import NotInThisPartition, combine
 from shardinit.deferred.dataclass import (
     is_pytree_dataclass_type,

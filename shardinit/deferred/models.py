@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import jax
 
-from shardinit.core import names
 from shardinit.core.init_fn import InitFn
-from shardinit.core.jaxpr import collector_paused
-from shardinit.core.operands import as_key
+from shardinit.core.ir.jaxpr import collector_paused
+from shardinit.core.prng import names
+from shardinit.core.run.arguments import as_key
 from shardinit.deferred import structure
 from shardinit.deferred.parameters import (
     FrozenParameter,

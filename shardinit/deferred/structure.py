@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shardinit.core.jaxpr import setting
+from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import path_str
 from shardinit.deferred.node import one_level
 from shardinit.errors import StructureMismatchError

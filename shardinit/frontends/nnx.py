@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 
 from shardinit.core.init_fn import InitFn
-from shardinit.core.jaxpr import collector_paused, no_mesh
+from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.errors import InitFnError
 
 # Flax called the same metadata by these names, newest first.

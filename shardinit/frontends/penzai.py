@@ -19,9 +19,9 @@ import jax
 from penzai.core import named_axes, shapecheck
 from penzai.deprecated.v1.nn import parameters
 
-from shardinit.core import names
 from shardinit.core.init_fn import InitFn
-from shardinit.core.jaxpr import collector_paused
+from shardinit.core.ir.jaxpr import collector_paused
+from shardinit.core.prng import names
 from shardinit.errors import StructureMismatchError
 
 _PARAMETERS = (

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import jax
 import numpy as np
 
-from shardinit.core.jaxpr import is_key, is_tracer
+from shardinit.core.ir.jaxpr import is_key, is_tracer
 from shardinit.errors import ModuleFieldError
 from shardinit.module import context, filters, submodules, tabulate, walk
 from shardinit.module import initialise as initialising

@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from shardinit.core import compiled
 from shardinit.core.init_fn import InitFn
-from shardinit.core.inputs import dependencies, off_devices, stand_in
-from shardinit.core.jaxpr import is_tracer
-from shardinit.core.plan import as_key
+from shardinit.core.ir.dependencies import dependencies, off_devices, stand_in
+from shardinit.core.ir.jaxpr import is_tracer
+from shardinit.core.plan.plan import as_key
+from shardinit.core.run import compile as compiled
 from shardinit.errors import InitFnError, ModuleStateError
 from shardinit.module import context, steps, walk
 from shardinit.module.fields import MISSING, Inputs, is_array

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from shardinit.core.jaxpr import is_tracer
+from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.paths import path_str
 from shardinit.errors import ModuleFieldError
 from shardinit.module import context, walk

@@ -38,11 +38,11 @@ from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from shardinit.core import machine
-from shardinit.core.compiled import CompiledPlan, compile_plan, on_devices
-from shardinit.core.exported import ExportedProgram
-from shardinit.core.jaxpr import setting
-from shardinit.core.plan import Plan
+from shardinit.core import platform as machine
+from shardinit.core.ir.jaxpr import setting
+from shardinit.core.plan.plan import Plan
+from shardinit.core.program.exported import ExportedProgram
+from shardinit.core.run.compile import CompiledPlan, compile_plan, on_devices
 from shardinit.errors import ExecutablesError, ExecutablesWarning
 
 FORMAT = 1

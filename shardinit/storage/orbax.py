@@ -20,8 +20,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from shardinit.core import sharding as sh
 from shardinit.core.paths import path_str
+from shardinit.core.plan import sharding as sh
 from shardinit.errors import CheckpointError
 
 

@@ -26,10 +26,10 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from shardinit.core import sharding as sh
-from shardinit.core.jaxpr import is_key
+from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.paths import path_str
-from shardinit.core.read import LazyTree
+from shardinit.core.plan import sharding as sh
+from shardinit.core.run.lazy import LazyTree
 from shardinit.errors import CheckpointError
 from shardinit.storage.layout import (
     INDEX,

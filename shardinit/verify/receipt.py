@@ -23,13 +23,14 @@ import jax
 import numpy as np
 
 import shardinit
-from shardinit.core import keys, machine
-from shardinit.core.jaxpr import setting
-from shardinit.core.operands import key_words
-from shardinit.core.plan import Plan
+from shardinit.core import platform as machine
+from shardinit.core.ir.jaxpr import setting
+from shardinit.core.plan.plan import Plan
+from shardinit.core.prng import derivation as keys
+from shardinit.core.run.arguments import key_words
 from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
-from shardinit.verify.digest import digest
-from shardinit.verify.digest_numpy import ALGORITHM, Digest, root_digest
+from shardinit.verify.digest.devices import digest
+from shardinit.verify.digest.host import ALGORITHM, Digest, root_digest
 
 FORMAT = 1
 _SHOWN = 5

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardinit.core import coords, keys, threefry
+from shardinit.core.prng import derivation as keys
+from shardinit.core.prng import threefry
+from shardinit.core.window import coordinates as coords
 
 
 def data(key):
@@ -90,7 +92,7 @@ def test_flat_places_beyond_32_bits(data):
 
 def test_a_leaf_of_more_than_2_to_the_32_elements(mesh):
     """The last window of a 2**33-element leaf, against threefry on the host."""
-    from shardinit.core import slicing
+    from shardinit.core.cut import cut as slicing
 
     shape = (1 << 20, 1 << 13)
     key = jax.random.key(5)

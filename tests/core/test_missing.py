@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import shardinit
-from shardinit.core import compiled
+from shardinit.core.run import compile as compiled
 from shardinit.errors import ShardingError, StructureMismatchError
 
 from .bits import differing

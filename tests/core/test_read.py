@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shardinit
-from shardinit.core import read as reading
+from shardinit.core.run import lazy as reading
 from shardinit.errors import SelectError, WholeLeafError
 
 from .bits import differing, host, raw

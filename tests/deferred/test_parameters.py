@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shardinit import deferred
-from shardinit.core.jaxpr import is_tracer
+from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.deferred import (
     AbstractArray,
     FrozenParameter,

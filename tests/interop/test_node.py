@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from shardinit.service.config import Config
-from shardinit.service.limits import Limits
-from shardinit.service.server import Server
+from shardinit.service.server.config import Config
+from shardinit.service.server.server import Server
+from shardinit.service.wire.limits import Limits
 from tests.service import test_streams
 
 HERE = Path(__file__).parent

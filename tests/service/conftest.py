@@ -8,7 +8,7 @@ import shardinit
 from shardinit.core.init_fn import InitFn
 from shardinit.errors import SpecError
 from shardinit.models import ModelSpec, register
-from shardinit.service.server import Server
+from shardinit.service.server.server import Server
 
 SCHEMA = {
     "type": "object",

@@ -10,8 +10,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import shardinit
 from shardinit.errors import ServiceError
-from shardinit.service.config import Config
-from shardinit.service.server import SERVICE, Server
+from shardinit.service.server.config import Config
+from shardinit.service.server.server import SERVICE, Server
 
 pytestmark = pytest.mark.once
 

@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 
 from shardinit.errors import ServiceError
-from shardinit.service.cache import BuildCache
-from shardinit.service.store import Store, digest_of
+from shardinit.service.client.store import Store, digest_of
+from shardinit.service.server.cache import BuildCache
 from shardinit.v1 import program_pb2
 
 pytestmark = pytest.mark.once

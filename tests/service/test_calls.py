@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 import shardinit
 from shardinit.errors import ServiceError
 from shardinit.models import ModelSpec, build, example_config
-from shardinit.service import store
+from shardinit.service.client import store
 
 MESH = {"data": 2, "model": 4}
 
@@ -132,7 +132,7 @@ def test_a_damaged_cache_file_is_fetched_again(client, spec, tmp_path):
 
 def test_the_client_module_imports_neither_jax_nor_flax(tmp_path):
     code = (
-        "import sys, shardinit.service.client as c\n"
+        "import sys, shardinit.service.client.client as c\n"
         "client = c.connect('127.0.0.1:1', cache_dir=sys.argv[1])\n"
         "client.close()\n"
         "print([m for m in ('jax', 'flax', 'jaxlib') if m in sys.modules])"

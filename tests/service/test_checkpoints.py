@@ -12,11 +12,11 @@ import shardinit
 from shardinit.core.init_fn import InitFn
 from shardinit.errors import ServiceError, SpecError
 from shardinit.models import ModelSpec, build, register
-from shardinit.service import checkpoints
-from shardinit.service.config import Config
-from shardinit.service.server import Server
-from shardinit.service.service_pb2_grpc import InitServiceStub
-from shardinit.service.wire import key_to_proto, spec_to_proto
+from shardinit.service.server import checkpoints
+from shardinit.service.server.config import Config
+from shardinit.service.server.server import Server
+from shardinit.service.wire.messages import key_to_proto, spec_to_proto
+from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.storage import orbax, safetensors
 from shardinit.v1 import service_pb2
 

@@ -10,10 +10,10 @@ from grpc_status import rpc_status
 import shardinit
 from shardinit.errors import ServiceError, ShardingError, SpecError
 from shardinit.models import ModelSpec, build, builder, example_config
-from shardinit.service import servicer as servicing
-from shardinit.service import status
-from shardinit.service.server import Server
-from shardinit.service.service_pb2_grpc import InitServiceStub
+from shardinit.service.server import servicer as servicing
+from shardinit.service.server.server import Server
+from shardinit.service.wire import errors as status
+from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2, spec_pb2
 
 pytestmark = pytest.mark.once
@@ -249,8 +249,10 @@ def test_a_config_too_deep_to_be_sent_is_refused_here(client):
 def test_an_older_jax_than_the_producer_s_is_told_so(
     client, spec, monkeypatch, version
 ):
-    monkeypatch.setattr("shardinit.service.programs.jax_version", lambda: version)
-    monkeypatch.setattr("shardinit.service.versions.jax_version", lambda: "0.10.2")
+    monkeypatch.setattr(
+        "shardinit.service.client.programs.jax_version", lambda: version
+    )
+    monkeypatch.setattr("shardinit.service.wire.versions.jax_version", lambda: "0.10.2")
     with pytest.raises(
         ServiceError, match=rf"client has {version}.*0\.10\.2"
     ) as caught:

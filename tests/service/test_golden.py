@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardinit.service import frames
+from shardinit.service.wire import frames
 from shardinit.v1 import service_pb2
 from tests.service import golden
 

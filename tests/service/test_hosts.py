@@ -16,8 +16,8 @@ import pytest
 
 import shardinit
 from shardinit.models import ModelSpec, build
-from shardinit.service.config import Config
-from shardinit.service.server import Server
+from shardinit.service.server.config import Config
+from shardinit.service.server.server import Server
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "multihost.py"
 SPEC = ModelSpec("decoder", runpy.run_path(str(EXAMPLE))["TINY"])

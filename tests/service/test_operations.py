@@ -20,11 +20,11 @@ import shardinit
 from shardinit.core.init_fn import InitFn
 from shardinit.errors import ServiceError
 from shardinit.models import ModelSpec, build, register
-from shardinit.service import servicer as servicing
-from shardinit.service.config import Config
-from shardinit.service.limits import Limits
-from shardinit.service.server import SERVICE, Server
-from shardinit.service.service_pb2_grpc import InitServiceStub
+from shardinit.service.server import servicer as servicing
+from shardinit.service.server.config import Config
+from shardinit.service.server.server import SERVICE, Server
+from shardinit.service.wire.limits import Limits
+from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2
 
 pytestmark = pytest.mark.once

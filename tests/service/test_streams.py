@@ -13,12 +13,12 @@ import shardinit
 from shardinit.core.init_fn import InitFn
 from shardinit.errors import SelectError, ServiceError, SpecError
 from shardinit.models import ModelSpec, build, register
-from shardinit.service import servicer as servicing
-from shardinit.service import streams
-from shardinit.service.config import Config
-from shardinit.service.limits import Limits
-from shardinit.service.server import Server
-from shardinit.service.service_pb2_grpc import InitServiceStub
+from shardinit.service.server import servicer as servicing
+from shardinit.service.server import streams
+from shardinit.service.server.config import Config
+from shardinit.service.server.server import Server
+from shardinit.service.wire.limits import Limits
+from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2, spec_pb2
 
 SMALL = Config(block_bytes=4096, limits=Limits(chunk_bytes=1000))
@@ -292,7 +292,9 @@ def test_a_stream_goes_on_after_every_kind_of_break(tmp_path, how):
 
 
 def test_a_stream_that_never_gets_further_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("shardinit.service.transfer.time.sleep", lambda seconds: None)
+    monkeypatch.setattr(
+        "shardinit.service.client.transfer.time.sleep", lambda seconds: None
+    )
 
     class Dead(servicing.Servicer):
         def StreamShards(self, request, context):

@@ -21,7 +21,7 @@ from shardinit.errors import CheckpointError
 from shardinit.storage import layout
 from shardinit.storage import safetensors as st
 from shardinit.storage.windows import windows
-from shardinit.verify.digest_numpy import digest_windows
+from shardinit.verify.digest.host import digest_windows
 from tests.core.bits import raw
 
 
@@ -164,7 +164,7 @@ def test_it_loads_sharded(tmp_path, mesh):
 
 
 def test_windows_can_be_seen_as_they_are_written(tmp_path):
-    from shardinit.verify.digest import Digester
+    from shardinit.verify.digest.devices import Digester
 
     source = lazy(3)
     digester = Digester({path: (x.shape, x.dtype) for path, x in source.items()})
@@ -294,7 +294,7 @@ import numpy as np
 import shardinit
 from shardinit.storage import safetensors as st
 from shardinit.storage.windows import windows
-from shardinit.verify.digest_numpy import digest_windows
+from shardinit.verify.digest.host import digest_windows
 
 folder, rounds = sys.argv[1], int(sys.argv[2])
 OPERATIONS = ("pwrite", "write", "fsync", "rename", "unlink", "truncate", "open")

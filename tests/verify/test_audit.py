@@ -15,7 +15,7 @@ import shardinit
 from shardinit.core.paths import path_str
 from shardinit.errors import AuditError, ShardingError, TopologyError
 from shardinit.models import ModelSpec, build, example_config
-from shardinit.verify import topology as topologies
+from shardinit.verify.audit import topology as topologies
 
 MIB = 1 << 20
 # One of the 1,137 leaves, and one that is sharded along the axis that a sum runs over.
@@ -259,7 +259,7 @@ def test_an_arrangement_that_the_compiler_refuses_is_one_line():
 
 def test_the_compiling_process_imports_no_model_code_and_no_pickle():
     code = (
-        "import sys, shardinit.verify.audit_worker\n"
+        "import sys, shardinit.verify.audit.worker\n"
         "bad = ('flax', 'grpc', 'torch', 'shardinit.models', 'shardinit.frontends')\n"
         "print([m for m in sys.modules if m.startswith(bad)])"
     )

@@ -15,9 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import shardinit
 from shardinit.errors import DigestError
-from shardinit.verify import digest as on_devices
-from shardinit.verify import digest_numpy
-from shardinit.verify.digest_numpy import digest_arrays, digest_windows
+from shardinit.verify.digest import devices as on_devices
+from shardinit.verify.digest import host as digest_numpy
+from shardinit.verify.digest.host import digest_arrays, digest_windows
 
 DTYPES = [
     "bool",
@@ -305,7 +305,7 @@ def test_the_format_stands():
 def test_numpy_digests_need_no_jax():
     code = (
         "import sys, numpy as np\n"
-        "from shardinit.verify.digest_numpy import digest_arrays\n"
+        "from shardinit.verify.digest.host import digest_arrays\n"
         "digest_arrays({'x': np.ones(3)}).root\n"
         "assert 'jax' not in sys.modules\n"
     )

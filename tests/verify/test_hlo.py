@@ -2,7 +2,7 @@
 
 import pytest
 
-from shardinit.verify import hlo
+from shardinit.verify.audit import hlo
 
 # As libtpu, XLA:GPU and XLA:CPU write: fusions, a loop, an asynchronous collective.
 TEXT = """\

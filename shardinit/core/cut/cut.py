@@ -1,0 +1,393 @@
+"""The cut: one traced function into the few distinct leaf programs it is made of.
+
+For every leaf, walk back to the derived keys: what lies between is the leaf program
+and the keys are its operands. Equal leaves are found twice. First by a cheap form of
+the graph as it was traced, in which a call counts by identity, so that fifty thousand
+leaves cost a short walk each. Then, for the few different forms, everything is inlined
+and written down canonically; programs are equal when those bytes are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+from shardinit.core.cut.leaf_program import (
+    LeafProgram,
+    Program,
+    digest_of,
+    flatten,
+    lift_scale,
+)
+from shardinit.core.ir import jaxpr as jx
+from shardinit.core.ir.builder import Builder
+from shardinit.core.ir.graph import Node, Value, detach, topological
+from shardinit.core.paths import path_str
+from shardinit.core.prng import derivation as keys
+from shardinit.core.window import constants
+from shardinit.core.window import evaluate as window
+from shardinit.errors import InitFnError
+
+
+@dataclass(frozen=True, eq=False)
+class LeafCut:
+    """One leaf of the function.
+
+    Attributes:
+      path: its key path.
+      shape, dtype: what it is; a key dtype for a leaf of typed keys.
+      program: number of its program, -1 for a leaf made on the host.
+      result: which result of the program it is.
+      operands: the derivations of the program's operands, shared by all leaves of one
+        multi-result program; for a leaf that is itself keys, its derivation.
+      const: contents of a leaf that is a captured or folded constant, or None.
+      table: the program of a leaf that is a table of constants, or None.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    program: int
+    result: int
+    operands: tuple[keys.Derivation, ...]
+    const: np.ndarray | None = None
+    table: Program | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """An init function taken apart.
+
+    Attributes:
+      leaves: in the order of the pytree.
+      programs: the distinct programs.
+      tree: the pytree structure of the result.
+      impl: the key implementation; typed: whether the root key is a typed one.
+    """
+
+    leaves: tuple[LeafCut, ...]
+    programs: tuple[Program, ...]
+    tree: Any
+    impl: str
+    typed: bool
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the whole function: its leaves, their programs and their keys.
+
+        Equal in every process that traces the same function with the same JAX
+        settings; independent of the mesh and of the key's value.
+        """
+        return _fingerprint(self)
+
+
+def cut(fn: Any, key_aval: Any) -> Cut:
+    """Traces ``fn`` once and cuts it.
+
+    Args:
+      fn: ``key -> pytree of arrays``.
+      key_aval: shape and dtype of the root key, typed or raw uint32.
+
+    Raises:
+      InitFnError: the function cannot be cut; the message names the leaf.
+    """
+    with jx.collector_paused(), jx.no_mesh():
+        closed, out_shape = _trace(fn, key_aval)
+        with_paths, tree = jax.tree_util.tree_flatten_with_path(out_shape)
+        paths = [path_str(p) for p, _ in with_paths]
+        typed = jx.is_key(key_aval.dtype)
+        impl = jx.key_impl(key_aval.dtype) if typed else _raw_impl(key_aval)
+        root = Value(key_aval.shape, key_aval.dtype, key=keys.root(impl))
+        builder = Builder(fold=True, opaque=True)
+        outs = builder.read(*jx.opened(closed), [root])
+        _refuse_effects(builder.effects, outs, paths)
+        return Cut(*_Cutter(outs, paths).run(), tree, impl, typed)
+
+
+def _raw_impl(key_aval: Any) -> str:
+    default = str(jx.setting("jax_default_prng_impl"))
+    if key_aval.shape == (keys.words_per_key(default),):
+        return default
+    return keys.THREEFRY if key_aval.shape == (2,) else "rbg"
+
+
+def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+    # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
+    # front end made when it described the model.
+    try:
+        return jx.trace(fn, key_aval)
+    except (
+        jax.errors.TracerArrayConversionError,
+        jax.errors.ConcretizationTypeError,
+    ) as error:
+        raise InitFnError(
+            "the init function",
+            f"it reads a traced value while being traced ({_first_line(error)})",
+            "a function that jax.jit accepts",
+            "Move decisions that depend on the key out of Python control flow",
+        ) from error
+    except jax.errors.UnexpectedTracerError as error:
+        raise InitFnError(
+            "the init function",
+            f"it uses a value of another trace ({_first_line(error)})",
+            "a function of its key and of concrete arrays",
+            "Pass what it needs as concrete arrays",
+        ) from error
+    except TypeError:
+        _refuse_non_arrays(fn, key_aval)
+        raise
+
+
+def _refuse_non_arrays(fn: Any, key_aval: Any) -> None:
+    """Names the first leaf of the result that is no array, if there is one."""
+    leaves: list[Any] = []
+
+    def look(key: Any) -> None:
+        leaves.extend(jax.tree_util.tree_leaves_with_path(fn(key)))
+
+    jax.eval_shape(look, key_aval)
+    for path, leaf in leaves:
+        is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
+        what = type(leaf).__name__
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
+            is_array, what = False, f"numpy array of dtype {leaf.dtype}"
+        if not is_array and not isinstance(leaf, (bool, int, float, complex)):
+            raise InitFnError(
+                f"leaf {path_str(path)!r}",
+                f"the init function returned a {what}",
+                "an array",
+                "Return arrays only; keep settings out of the result, or put them "
+                "back with InitFn(rebuild=...)",
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160]
+
+
+def _refuse_effects(effects: list[Node], outs: list[Value], paths: list[str]) -> None:
+    if not effects:
+        return
+    bad = {id(node) for node in effects}
+    for out, path in zip(outs, paths, strict=True):
+        for node in topological([out]):
+            if id(node) in bad:
+                raise InitFnError(
+                    f"leaf {path!r}",
+                    f"its value depends on {node.name}",
+                    "a pure function of the key",
+                    "Remove the callback; load such values after the initialisation",
+                )
+    raise InitFnError(
+        "the init function",
+        f"it has a side effect ({effects[0].name}) that no leaf depends on",
+        "a pure function of the key",
+        "Remove the print or callback",
+    )
+
+
+class _Cutter:
+    """Groups the leaves of one graph into programs."""
+
+    def __init__(self, outs: list[Value], paths: list[str]):
+        self._outs = outs
+        self._paths = paths
+        self._tokens: dict[int, tuple[Any, Any]] = {}
+        self._by_form: dict[Any, tuple[LeafProgram, list[Value]]] = {}
+        self._windowed: dict[str, LeafProgram] = {}
+        self._programs: dict[str, int] = {}
+        self._list: list[LeafProgram] = []
+
+    def run(self) -> tuple[tuple[LeafCut, ...], tuple[LeafProgram, ...]]:
+        """Cuts every leaf."""
+        leaves: list[LeafCut | None] = [None] * len(self._outs)
+        whole: list[int] = []
+        for number, out in enumerate(self._outs):
+            path = self._paths[number]
+            if 0 in out.shape and not jx.is_key(out.dtype):
+                empty = np.zeros(out.shape, out.dtype)
+                leaves[number] = LeafCut(path, out.shape, out.dtype, -1, 0, (), empty)
+                continue
+            if out.const is not None:
+                leaves[number] = self._constant(path, out)
+                continue
+            if out.key is not None:
+                leaves[number] = LeafCut(path, out.shape, out.dtype, -1, 0, (out.key,))
+                continue
+            program, operands = self._one(out, path)
+            if program.whole == constants.TABLE:
+                leaves[number] = LeafCut(
+                    path, out.shape, out.dtype, -1, 0, (), table=program
+                )
+                continue
+            if program.whole:
+                whole.append(number)
+                continue
+            leaves[number] = self._leaf(number, program, operands, 0)
+        for numbers in self._sharing(whole):
+            outs = [self._outs[n] for n in numbers]
+            program, operands = self._make(
+                outs, ", ".join(self._paths[n] for n in numbers)
+            )
+            for result, number in enumerate(numbers):
+                leaves[number] = self._leaf(number, program, operands, result)
+        return tuple(leaf for leaf in leaves if leaf is not None), tuple(self._list)
+
+    def _constant(self, path: str, out: Value) -> LeafCut:
+        if jx.is_tracer(out.const):
+            raise _tracer_error(path)
+        if jx.is_key(out.dtype):
+            impl = jx.key_impl(out.dtype)
+            words = np.asarray(jax.random.key_data(out.const))
+            derived = keys.constant(words, impl)
+            return LeafCut(path, out.shape, out.dtype, -1, 0, (derived,))
+        return LeafCut(path, out.shape, out.dtype, -1, 0, (), np.asarray(out.const))
+
+    def _leaf(
+        self, number: int, program: LeafProgram, operands: list[Value], result: int
+    ) -> LeafCut:
+        if program.digest not in self._programs:
+            self._programs[program.digest] = len(self._list)
+            self._list.append(program)
+        out = self._outs[number]
+        derived = tuple(v.key for v in operands if v.key is not None)
+        index = self._programs[program.digest]
+        return LeafCut(
+            self._paths[number], out.shape, out.dtype, index, result, derived
+        )
+
+    def _sharing(self, whole: list[int]) -> list[list[int]]:
+        """Whole leaves in groups that have a node in common: computed once together."""
+        first_of: dict[int, int] = {}
+        owner: dict[int, int] = {number: number for number in whole}
+
+        def find(number: int) -> int:
+            while owner[number] != number:
+                number = owner[number]
+            return number
+
+        for number in whole:
+            for node in topological([self._outs[number]]):
+                other = find(first_of.setdefault(id(node), number))
+                mine = find(number)
+                owner[max(mine, other)] = min(mine, other)
+        groups: dict[int, list[int]] = {}
+        for number in whole:
+            groups.setdefault(find(number), []).append(number)
+        return list(groups.values())
+
+    def _one(self, out: Value, path: str) -> tuple[LeafProgram, list[Value]]:
+        """The program of one leaf, from the cheap form where it was met before."""
+        form, operands = self._form(out, path)
+        if form not in self._by_form:
+            program, all_operands = self._make([out], path)
+            self._by_form[form] = program, all_operands[len(operands) :]
+        program, lifted = self._by_form[form]
+        return program, operands + lifted
+
+    def _make(self, outs: list[Value], path: str) -> tuple[LeafProgram, list[Value]]:
+        operands = _operands(outs, path)
+        graph, lifted = flatten(outs[:1], operands), []
+        table = constants.is_table(graph)
+        if not table:
+            graph, lifted = lift_scale(graph)
+        digest = digest_of(graph)
+        if digest in self._windowed:
+            return self._windowed[digest], operands + lifted
+        analysis = window.Analysis(constants.TABLE) if table else window.analyse(graph)
+        if analysis.whole:
+            graph = detach(outs, operands)  # calls and loops as they were traced
+            return LeafProgram(graph, digest_of(graph), analysis), operands
+        program = self._windowed[digest] = LeafProgram(graph, digest, analysis)
+        return program, operands + lifted
+
+    def _form(self, out: Value, path: str) -> tuple[Any, list[Value]]:
+        """A hashable form of the leaf's piece of the graph, and its operands."""
+        numbers: dict[Value, Any] = {}
+        operands: list[Value] = []
+        tokens: list[Any] = []
+
+        def read(value: Value) -> Any:
+            if value not in numbers:
+                if value.const is not None:
+                    return self._const_token(value, path)
+                numbers[value] = ("o", len(operands), value.shape, str(value.dtype))
+                operands.append(value)
+            return numbers[value]
+
+        for count, node in enumerate(topological([out])):
+            refs = tuple(read(v) for v in node.inputs)
+            avals = tuple((v.shape, str(v.dtype)) for v in node.outputs)
+            tokens.append((node.name, self._token(node), refs, avals))
+            numbers.update((v, (count, v.index)) for v in node.outputs)
+        return (tuple(tokens), read(out)), operands
+
+    def _const_token(self, value: Value, path: str) -> Any:
+        const = value.const
+        if jx.is_tracer(const):
+            raise _tracer_error(path)
+        if id(const) not in self._tokens:
+            encoder = jx.Encoder()
+            encoder.array(const)
+            self._tokens[id(const)] = (const, encoder.digest())
+        return ("c", self._tokens[id(const)][1])
+
+    def _token(self, node: Node) -> Any:
+        """A call by its identity; parameters by a hash of what they say."""
+        if node.name == "call":
+            return id(node.params["jaxpr"])
+        items = node.params
+        if not items:
+            return None
+        if id(items) not in self._tokens:
+            encoder = jx.Encoder()
+            encoder.params(items)
+            self._tokens[id(items)] = ((items, encoder.by_identity), encoder.digest())
+        return self._tokens[id(items)][1]
+
+
+def _tracer_error(path: str) -> InitFnError:
+    return InitFnError(
+        f"leaf {path!r}",
+        "the init function closes over a value that another trace is computing",
+        "a function of its key and of concrete arrays",
+        "Call shardinit outside jax.jit, or return the value from the init function",
+    )
+
+
+def _operands(outs: list[Value], path: str) -> list[Value]:
+    """The derived keys that ``outs`` read, in the order in which they are met."""
+    found: dict[Value, None] = {}
+    for node in topological(outs):
+        for value in node.inputs:
+            if value.node is None and value.const is None:
+                found[value] = None
+            elif value.const is not None and jx.is_tracer(value.const):
+                raise _tracer_error(path)
+    return list(found)
+
+
+def _fingerprint(cuts: Cut) -> str:
+    sha = hashlib.sha256()
+    numbers: dict[int, int] = {}
+    leaves = sorted(cuts.leaves, key=lambda leaf: leaf.path)
+    for node in keys.topological(d for leaf in leaves for d in leaf.operands):
+        numbers[id(node)] = len(numbers)
+        parents = [numbers[id(p)] for p in node.parents]
+        sha.update(repr((node.op, node.impl, node.words, parents, node.shape)).encode())
+        sha.update(node.data.tobytes())
+    for leaf in leaves:
+        made_by = cuts.programs[leaf.program] if leaf.program >= 0 else leaf.table
+        program = made_by.digest if made_by is not None else ""
+        derived = [numbers[id(d)] for d in leaf.operands]
+        facts = (leaf.path, leaf.shape, str(leaf.dtype), program, leaf.result, derived)
+        sha.update(repr(facts).encode())
+        if leaf.const is not None:
+            sha.update(np.ascontiguousarray(leaf.const).tobytes())
+    sha.update(repr((cuts.impl, cuts.typed, jx.setting("jax_enable_x64"))).encode())
+    return sha.hexdigest()

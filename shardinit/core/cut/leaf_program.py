@@ -1,0 +1,242 @@
+"""A leaf program: from the words of its keys to any window of one leaf.
+
+It is a piece of the graph with inputs of its own, every call inlined, so that the
+windowing rules see primitives only, and with a canonical form, so that equal programs
+can be told from different ones in whatever process they were traced. A program that
+cannot be windowed keeps its calls and loops as they were traced: XLA folds constants
+differently across a call, and such a leaf's bits are to be those of plain ``jax.jit``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from shardinit.core.ir import jaxpr as jx
+from shardinit.core.ir.builder import Builder
+from shardinit.core.ir.graph import Detached, Node, Value, detach, topological
+from shardinit.core.prng import derivation as keys
+from shardinit.core.window import constants, rules
+from shardinit.core.window import evaluate as window
+from shardinit.core.window import replicated as whole
+
+
+class Program(Protocol):
+    """A leaf program, from a traced function or from a portable module."""
+
+    @property
+    def digest(self) -> str:
+        """Hash of the canonical form, in hex; equal programs have equal digests."""
+        ...
+
+    @property
+    def whole(self) -> str:
+        """Why it is evaluated whole on every device; empty if windowed."""
+        ...
+
+    @property
+    def words(self) -> int:
+        """Number of 32-bit words of all operands together."""
+        ...
+
+    @property
+    def results(self) -> int:
+        """Number of results: one, unless leaves share whole work."""
+        ...
+
+    def window(
+        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
+    ) -> list[Any]:
+        """One window of each result (see ``LeafProgram.window``)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LeafProgram:
+    """A function from operands to one leaf, or to several that share whole work.
+
+    Attributes:
+      graph: the computation; its inputs are the operands (typed keys or raw words).
+      digest: hash of the canonical form, in hex; equal programs have equal digests.
+      analysis: how it is windowed, or why it cannot be.
+    """
+
+    graph: Detached
+    digest: str
+    analysis: window.Analysis
+
+    @property
+    def whole(self) -> str:
+        """Why the program is evaluated whole on every device; empty if windowed."""
+        return self.analysis.whole
+
+    @property
+    def outs(self) -> list[tuple[tuple[int, ...], Any]]:
+        """Shape and dtype of each result."""
+        return [(v.shape, v.dtype) for v in self.graph.outs]
+
+    @property
+    def results(self) -> int:
+        """Number of results: one, unless leaves share whole work."""
+        return len(self.graph.outs)
+
+    @property
+    def words(self) -> int:
+        """Number of 32-bit words of all operands together."""
+        return sum(_operand_words(v) for v in self.graph.inputs)
+
+    def operands(self, words: Any) -> list[Any]:
+        """Splits one vector of words into the operands, typed keys wrapped."""
+        out, start = [], 0
+        for value in self.graph.inputs:
+            count = _operand_words(value)
+            part = words[start : start + count]
+            start += count
+            if value.dtype == np.float32:
+                part = jax.lax.bitcast_convert_type(part, np.float32)
+            if jx.is_key(value.dtype):
+                impl = jx.key_impl(value.dtype)
+                width = keys.words_per_key(impl)
+                part = part.reshape(*value.shape, width)
+                out.append(jax.random.wrap_key_data(part, impl=impl))
+            else:
+                out.append(part.reshape(value.shape))
+        return out
+
+    def window(
+        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
+    ) -> list[Any]:
+        """One window of each result.
+
+        Args:
+          words: uint32 vector, the operands' words one after the other.
+          starts: for each result where its window begins, a scalar an axis.
+          shapes: for each result the window's shape.
+          lanes: evaluate over flat lanes (CPU).
+        """
+        operands = self.operands(words)
+        if self.whole == constants.TABLE:
+            return constants.evaluate_table(self.graph)
+        if self.whole:
+            return whole.evaluate_whole(self.graph, operands, starts, shapes)
+        return [
+            window.evaluate_window(
+                self.graph, self.analysis, operands, starts[0], shapes[0], lanes=lanes
+            )
+        ]
+
+
+def _operand_words(value: Value) -> int:
+    if jx.is_key(value.dtype):
+        return value.size * keys.words_per_key(jx.key_impl(value.dtype))
+    return value.size
+
+
+def flatten(outs: list[Value], operands: list[Value]) -> Detached:
+    """A leaf program's graph with every call inlined and every map vmapped.
+
+    A map whose steps no rule covers stays: it is windowed by the step. Short loops over
+    integers (``choice`` searches its table in one) are unrolled.
+    """
+    inliner = Builder(fold=True, opaque=False)
+
+    def expand(node: Node, inputs: list[Value]) -> list[Value] | None:
+        if node.name == "call":
+            jaxpr, consts = jx.opened(node.params["jaxpr"])
+            return inliner.read(jaxpr, consts, inputs)
+        if node.name == "map":
+            body, consts = jx.opened(_vmapped(node))
+            flat = inliner.read(body, consts, inputs)
+            return flat if _ruled(flat, inputs) else None
+        if node.name == "scan":
+            parts = jx.scan_parts(node, node.inputs, node.outputs)
+            return inliner.unrolled(parts, inputs, len(node.outputs))
+        if node.name == jx.HI_CALL:
+            avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in node.inputs]
+            body, consts = jx.opened(jx.expanded(node, avals))
+            return inliner.read(body, consts, inputs)
+        return None
+
+    return detach(outs, operands, expand)
+
+
+def _ruled(outs: list[Value], inputs: list[Value]) -> bool:
+    """Whether all between the inputs and the results windows or derives keys."""
+    order = topological(outs, set(inputs))
+    constant: set[Value] = set()
+    for node in order:
+        if all(v.const is not None or v in constant for v in node.inputs):
+            constant.update(node.outputs)
+        elif node.name not in jx.KEY_DERIVATIONS and rules.rule_of(node) is None:
+            return False
+    return True
+
+
+def lift_scale(graph: Detached) -> tuple[Detached, list[Value]]:
+    """Turns a float32 scalar that only multiplies the result into an operand.
+
+    Initializers scaled by depth differ in nothing else, and a hundred layers would
+    be a hundred programs. Other literals stay: XLA specialises on them. A scalar
+    factor it treats alike, constant or not, so the bits stay (tests hold it).
+    """
+    value = graph.outs[0]
+    while value.node is not None and value.node.name in _AFTER_SCALE:
+        value = value.node.inputs[0]
+    node = value.node
+    if node is None or node.name != "mul" or value.dtype != np.float32:
+        return graph, []
+    scales = [v for v in node.inputs if v.const is not None and v.ndim == 0]
+    if len(scales) != 1 or all(v.const is not None for v in node.inputs):
+        return graph, []
+    (scale,) = scales
+    words = np.asarray(scale.const, np.float32).view(np.uint32)
+    operand = Value((), scale.dtype, key=keys.constant(words, keys.THREEFRY))
+    return detach(graph.outs, [*graph.inputs, scale]), [operand]
+
+
+_AFTER_SCALE = frozenset({"convert_element_type", "reshape", "transpose"})
+
+
+def _vmapped(node: Node) -> Any:
+    body = node.params["jaxpr"]
+    axes = tuple(0 if m else None for m in node.params["mapped"])
+    step = jax.vmap(
+        lambda *args: jx.run(body, (), args)[0],
+        in_axes=axes,
+        axis_size=node.params["length"],
+    )
+    avals = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in node.inputs]
+    return jx.closed_from(step, *avals)
+
+
+def digest_of(graph: Detached) -> str:
+    """Hash of the canonical form of a leaf program."""
+    encoder = jx.Encoder()
+    names: dict[Value, Any] = {}
+    for number, value in enumerate(graph.inputs):
+        names[value] = ("in", number)
+        encoder.aval(value.shape, value.dtype)
+
+    def put(value: Value) -> None:
+        if value in names:
+            encoder.put(names[value])
+        else:
+            encoder.put("const")
+            encoder.array(value.const)
+
+    for number, node in enumerate(topological(graph.outs)):
+        encoder.put(node.name)
+        encoder.params(node.params)
+        for value in node.inputs:
+            put(value)
+        for value in node.outputs:
+            names[value] = (number, value.index)
+            encoder.aval(value.shape, value.dtype)
+    encoder.put("out")
+    for value in graph.outs:
+        put(value)
+    return encoder.digest()

@@ -1,0 +1,1 @@
+"""The init function as a graph: the only room that reads jaxprs."""

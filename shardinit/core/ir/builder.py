@@ -1,0 +1,179 @@
+"""Reads a jaxpr into a graph, once, from front to back.
+
+``jax.make_jaxpr`` gives one long list of equations. Key derivations and small integers
+leave it at once (``prelude``); calls that only turn keys into numbers stay one node
+(an unrolled model calls the same few a thousand times); other calls are inlined; and a
+``scan`` becomes maps as far as only keys are carried from step to step (``scan``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from shardinit.core.ir import fold as prelude
+from shardinit.core.ir import jaxpr as jx
+from shardinit.core.ir.graph import Node, Value, constant
+from shardinit.core.ir.scan import ScanSplit
+
+MAX_UNROLLED = 64
+
+
+class Builder:
+    """Reads jaxprs into graphs.
+
+    Args:
+      fold: whether key derivations and integers are folded; off inside a leaf
+        program, whose keys are operands.
+      opaque: whether calls that only turn keys into numbers stay one node.
+    """
+
+    def __init__(self, *, fold: bool, opaque: bool):
+        self._fold = fold
+        self._opaque = opaque
+        self._is_opaque: dict[int, tuple[Any, bool]] = {}
+        self._closed: dict[int, tuple[Any, Any]] = {}
+        self.effects: list[Node] = []
+
+    def read(
+        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]
+    ) -> list[Value]:
+        """Adds a jaxpr's equations to the graph and returns its results."""
+        env: dict[Any, Value] = {}
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            env[var] = constant(jx.on_host(const))
+        env.update(zip(jaxpr.invars, args, strict=True))
+
+        def look(atom: Any) -> Value:
+            if not isinstance(atom, jx.Literal):
+                return env[atom]
+            value, aval = jx.on_host(atom.val), cast(Any, atom.aval)
+            return constant(value, None if jx.is_key(aval.dtype) else aval.dtype)
+
+        for eqn in jaxpr.eqns:
+            outs = self._equation(eqn, [look(a) for a in eqn.invars])
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [look(a) for a in jaxpr.outvars]
+
+    def add(
+        self, prim: Any, params: dict[str, Any], args: Sequence[Value], avals: Any
+    ) -> list[Value]:
+        """Adds one primitive, folded if it can be."""
+        name = prim.name
+        if self._fold:
+            if all(a.const is not None for a in args):
+                consts = [a.const for a in args]
+                if not any(jx.is_tracer(c) or jx.is_key(c.dtype) for c in consts):
+                    arrays = [np.asarray(c) for c in consts]
+                    folded = prelude.fold_integers(name, params, arrays, avals[0])
+                    if folded is not None:
+                        return [constant(f) for f in folded]
+            derived = prelude.fold_keys(name, params, args, avals[0]) if avals else None
+            if derived is not None:
+                return [
+                    Value(a.shape, a.dtype, key=d)
+                    for a, d in zip(avals, derived, strict=True)
+                ]
+        if name in jx.IDENTITY:
+            return list(args[: len(avals)])
+        return list(Node(name, prim, params, args, avals).outputs)
+
+    def _equation(self, eqn: Any, args: list[Value]) -> list[Value]:
+        avals = [v.aval for v in eqn.outvars]
+        name = eqn.primitive.name
+        if eqn.effects or name in jx.CALLBACKS:
+            node = Node(name, eqn.primitive, eqn.params, args, avals)
+            self.effects.append(node)
+            return list(node.outputs)
+        if name in jx.INLINED:
+            body, consts = jx.nested(eqn)
+            if self._opaque and self._may_stay(body):
+                closed = self._close(body, consts)
+                return list(Node("call", None, {"jaxpr": closed}, args, avals).outputs)
+            return self.read(body, consts, args)
+        if name == "scan":
+            return self._scan(eqn, args)
+        return self.add(eqn.primitive, eqn.params, args, avals)
+
+    def _close(self, body: Any, consts: Sequence[Any]) -> Any:
+        """One closed jaxpr an object, so that equal calls share their identity."""
+        if id(body) not in self._closed:
+            self._closed[id(body)] = (body, jx.as_closed(body, consts))
+        return self._closed[id(body)][1]
+
+    def _may_stay(self, body: Any) -> bool:
+        """Whether a call is one leaf's own arithmetic and derives no keys.
+
+        One float result, and nothing inside that the prelude or the map would want.
+        """
+        known = self._is_opaque.get(id(body))
+        if known is None:
+            stays = (
+                len(body.outvars) == 1
+                and not jx.is_key(body.outvars[0].aval.dtype)
+                and np.dtype(body.outvars[0].aval.dtype).kind not in "iu"
+                and not body.effects
+                and all(self._stays_inside(eqn) for eqn in body.eqns)
+            )
+            known = self._is_opaque[id(body)] = (body, stays)
+        return known[1]
+
+    def _stays_inside(self, eqn: Any) -> bool:
+        name = eqn.primitive.name
+        if name in jx.KEY_DERIVATIONS or name in jx.CALLBACKS or name == "scan":
+            return False
+        return all(
+            self._stays_inside(inner)
+            for body in jx.subjaxprs(eqn)
+            for inner in body.eqns
+        )
+
+    def _scan(self, eqn: Any, args: list[Value]) -> list[Value]:
+        """A scan as maps, as far as only keys are carried; the rest stays a scan."""
+        avals = [v.aval for v in eqn.outvars]
+        parts = jx.scan_parts(eqn, args, avals)
+        if not self._opaque:
+            steps = self.unrolled(parts, args, len(avals))
+            if steps is not None:
+                return steps
+        split = ScanSplit(parts, args, Builder(fold=False, opaque=True))
+        whole: Node | None = None
+        finals, stacks = split.unroll(self.add) if self._fold else ({}, {})
+        outs: list[Value] = []
+        for number, var in enumerate(eqn.outvars):
+            value = finals.get(number)
+            if value is None:
+                value = split.as_map(number, stacks)
+            if value is None:
+                whole = whole or Node(
+                    "scan",
+                    eqn.primitive,
+                    eqn.params,
+                    args,
+                    avals,
+                )
+                value = whole.outputs[number]
+            assert value.shape == tuple(var.aval.shape)
+            outs.append(value)
+        return outs
+
+    def unrolled(
+        self, parts: jx.ScanParts, args: Sequence[Value], results: int
+    ) -> list[Value] | None:
+        """A short loop that carries integers alone, step after step; else None.
+
+        With floats the compiler would see another program than the loop it was.
+        """
+        rest, carry = list(args[: parts.n_consts]), list(args[parts.n_consts :])
+        if (
+            parts.length > MAX_UNROLLED
+            or not len(carry) == parts.n_carry == results
+            or any(jx.is_key(v.dtype) for v in carry)
+            or any(np.dtype(v.dtype).kind not in "iub" for v in carry)
+        ):
+            return None
+        for _ in range(parts.length):
+            carry = self.read(parts.body, parts.consts, [*rest, *carry])
+        return carry

@@ -1,0 +1,1 @@
+"""What lies where on a mesh, and what that takes."""

@@ -1,0 +1,1 @@
+"""An init function as a file of kilobytes."""

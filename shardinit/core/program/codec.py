@@ -1,0 +1,283 @@
+"""A cut function as a protobuf message, and back.
+
+What is written is checked when it is read: every index lies inside its list, every
+node names only nodes before itself, shapes are shapes, and the fingerprint is that of
+the functions. A contradiction is a ``ValueError`` here and one clear error outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from shardinit.core.cut import cut as slicing
+from shardinit.core.ir.jaxpr import is_key, key_impl, setting
+from shardinit.core.prng import derivation as keys
+from shardinit.core.program.exported import (
+    ExportedProgram,
+    current_convention,
+    export_program,
+)
+from shardinit.core.program.treedef import read_tree, write_tree
+from shardinit.core.window.constants import TABLE
+from shardinit.errors import ProgramFormatError
+from shardinit.v1 import program_pb2 as pb
+
+MAX_ELEMENTS = 1 << 62
+MAX_KEY_WORDS = 1 << 26  # of one node: 32 million stacked keys
+
+# ---- writing -----------------------------------------------------------------------
+
+
+def write_cut(
+    cut: slicing.Cut, axes: Sequence[Sequence[str | None] | None], name: str
+) -> pb.InitProgramContent:
+    """The message of a cut function; exports each of its programs.
+
+    Args:
+      cut: the function.
+      axes: for each leaf its logical axis names, or None.
+      name: what the model is called.
+    """
+    content = pb.InitProgramContent(
+        jax_version=jax.__version__,
+        key_impl=cut.impl,
+        typed_key=cut.typed,
+        x64=bool(setting("jax_enable_x64")),
+        fingerprint=cut.fingerprint,
+        name=name,
+        calling_convention=current_convention(),
+    )
+    content.nodes.extend(write_tree(cut.tree))
+    numbers = _write_keys(cut, content)
+    tables = dict.fromkeys(x.table for x in cut.leaves if x.table is not None)
+    functions = [*cut.programs, *tables]  # tables last: the rest keeps its numbers
+    numbers |= {id(table): functions.index(table) for table in tables}
+    for leaf, names in zip(cut.leaves, axes, strict=True):
+        _write_leaf(leaf, names, numbers, content)
+    for function in functions:
+        _write_function(export_program(function), content)
+    return content
+
+
+def _write_keys(cut: slicing.Cut, content: pb.InitProgramContent) -> dict[int, int]:
+    numbers: dict[int, int] = {}
+    for node in keys.topological(d for leaf in cut.leaves for d in leaf.operands):
+        out = content.key_nodes.add()
+        parents = [numbers[id(p)] for p in node.parents]
+        numbers[id(node)] = len(numbers)
+        foreign = node.impl if node.impl != cut.impl else ""
+        if node.op == "root":
+            out.root.SetInParent()
+        elif node.op == "fold_in":
+            out.fold_in.parent = parents[0]
+            out.fold_in.data.extend(node.data.tolist())
+            if len(node.data) != 1:
+                out.fold_in.shape.append(len(node.data))
+        elif node.op == "split":
+            out.split.parent = parents[0]
+            out.split.shape.extend(node.shape)
+        elif node.op == "words":
+            out.words.data = node.data.astype("<u4").tobytes()
+            out.words.key_impl = foreign
+        else:
+            out.take.parents.extend(parents)
+            out.take.key_impl = foreign
+            start = int(node.data[0]) if node.data.size else 0
+            if np.array_equal(node.data, np.arange(start, start + node.data.size)):
+                out.take.range.start = start
+                out.take.range.count = node.data.size
+            else:
+                out.take.list.words.extend(node.data.tolist())
+    return numbers
+
+
+def _write_leaf(
+    leaf: slicing.LeafCut,
+    axes: Sequence[str | None] | None,
+    numbers: dict[int, int],
+    content: pb.InitProgramContent,
+) -> None:
+    out = content.leaves.add(path=leaf.path, shape=leaf.shape, result=leaf.result)
+    out.dtype = "uint32" if is_key(leaf.dtype) else str(leaf.dtype)
+    if is_key(leaf.dtype):
+        out.key_impl = key_impl(leaf.dtype)
+    if axes is not None:
+        out.has_axes = True
+        out.axes.extend(a or "" for a in axes)
+    if leaf.program >= 0:
+        out.function = leaf.program
+        for derived in leaf.operands:
+            out.operands.add(key_node=numbers[id(derived)])
+    elif leaf.table is not None:
+        out.function = numbers[id(leaf.table)]
+    elif leaf.const is not None:
+        constant = out.host.constant
+        constant.dtype, constant.data = str(leaf.const.dtype), leaf.const.tobytes()
+        constant.shape.extend(leaf.const.shape)
+    else:
+        out.host.key_node = numbers[id(leaf.operands[0])]
+
+
+def _write_function(function: ExportedProgram, content: pb.InitProgramContent) -> None:
+    shape, dtype = function.outs[0]
+    content.functions.add(
+        module=function.module,
+        windowed=not function.whole,
+        whole=function.whole,
+        dtype=str(dtype),
+        rank=len(shape),
+        digest=bytes.fromhex(function.digest),
+        platforms=function.platforms,
+    )
+
+
+# ---- reading -----------------------------------------------------------------------
+
+
+def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
+    """The cut function of a message.
+
+    Raises:
+      ProgramFormatError: it was traced with another 64-bit setting.
+      ValueError: it contradicts itself (IndexError, TypeError, KeyError and
+        OverflowError too, from what it says being impossible).
+    """
+    x64 = bool(setting("jax_enable_x64"))
+    if content.x64 != x64:
+        raise ProgramFormatError(
+            "init program",
+            f"traced with jax_enable_x64={content.x64}",
+            f"the setting of this process, {x64}",
+            "Change the setting, or export the program again",
+        )
+    derived = _read_keys(content)
+    functions = tuple(_read_function(f) for f in content.functions)
+    programs = tuple(f for f in functions if f.whole != TABLE)
+    if programs != functions[: len(programs)]:
+        raise ValueError("a table stands before other functions")
+    leaves = [_read_leaf(leaf, derived, functions) for leaf in content.leaves]
+    if len({leaf.path for leaf in leaves}) != len(leaves):
+        raise ValueError("two leaves have one path")
+    tree, order = read_tree(content.nodes, len(leaves))
+    cut = slicing.Cut(
+        tuple(leaves[i] for i in order),
+        programs,
+        tree,
+        content.key_impl,
+        content.typed_key,
+    )
+    if cut.fingerprint != content.fingerprint:
+        raise ValueError("its fingerprint is not that of its functions")
+    return cut
+
+
+def _read_keys(content: pb.InitProgramContent) -> list[keys.Derivation]:
+    made: list[keys.Derivation] = []
+
+    def parent(number: int) -> keys.Derivation:
+        if number >= len(made):
+            raise ValueError(f"key node {len(made)} names node {number}, not before it")
+        return made[number]
+
+    for node in content.key_nodes:
+        kind = node.WhichOneof("derivation")
+        if kind == "root":
+            made.append(keys.root(content.key_impl))
+        elif kind == "fold_in":
+            source = parent(node.fold_in.parent)
+            data = np.asarray(node.fold_in.data, np.uint32)
+            if data.size * keys.words_per_key(source.impl) != source.words:
+                raise ValueError("fold_in of another number of keys")
+            made.append(keys.fold_in(source, data))
+        elif kind == "split":
+            made.append(keys.split(parent(node.split.parent), _shape(node.split.shape)))
+        elif kind == "words":
+            words = np.frombuffer(node.words.data, "<u4")
+            made.append(keys.constant(words, node.words.key_impl or content.key_impl))
+        elif kind == "take":
+            made.append(_read_take(node.take, parent, content.key_impl))
+        else:
+            raise ValueError(f"key node {len(made)} says nothing")
+        if made[-1].words > MAX_KEY_WORDS:
+            raise ValueError(f"key node {len(made) - 1} of {made[-1].words:,} words")
+    return made
+
+
+def _read_take(take: Any, parent: Any, impl: str) -> keys.Derivation:
+    parents = [parent(number) for number in take.parents]
+    there = sum(p.words for p in parents)
+    if take.WhichOneof("indices") == "range":
+        begin, count = take.range.start, take.range.count
+        if begin + count > there:
+            raise ValueError("take beyond the words of its parents")
+        places = np.arange(begin, begin + count)
+    else:
+        places = np.asarray(take.list.words, np.int64)
+        if places.size and places.max() >= there:
+            raise ValueError("take beyond the words of its parents")
+    return keys.take(parents, places, take.key_impl or impl)
+
+
+def _read_function(function: pb.Function) -> ExportedProgram:
+    if function.windowed == bool(function.whole) or len(function.digest) != 32:
+        raise ValueError("a function that is neither windowed nor whole")
+    return ExportedProgram(
+        function.module,
+        function.digest.hex(),
+        function.whole,
+    )
+
+
+def _read_leaf(
+    leaf: pb.Leaf,
+    derived: Sequence[keys.Derivation],
+    functions: Sequence[ExportedProgram],
+) -> slicing.LeafCut:
+    shape = _shape(leaf.shape)
+    dtype: Any = _dtype(leaf.dtype)
+    if leaf.key_impl:
+        dtype = jax.eval_shape(lambda: jax.random.key(0, impl=leaf.key_impl)).dtype
+    source = leaf.WhichOneof("source")
+    operands = tuple(derived[o.key_node] for o in leaf.operands)
+    if source == "function":
+        if leaf.function >= len(functions):
+            raise ValueError(f"leaf {leaf.path!r} names function {leaf.function}")
+        function = functions[leaf.function]
+        if function.whole == TABLE:
+            return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (), table=function)
+        return slicing.LeafCut(
+            leaf.path, shape, dtype, leaf.function, leaf.result, operands
+        )
+    if source != "host":
+        raise ValueError(f"leaf {leaf.path!r} comes from nowhere")
+    if leaf.host.WhichOneof("value") == "constant":
+        constant = leaf.host.constant
+        array = np.frombuffer(constant.data, _dtype(constant.dtype))
+        array = array.reshape(_shape(constant.shape))
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"leaf {leaf.path!r} is not like its constant")
+        return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (), array)
+    key = derived[leaf.host.key_node]
+    return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (key,))
+
+
+def _dtype(name: str) -> np.dtype:
+    dtype = np.dtype(jax.numpy.dtype(name))
+    kinds = (np.number, np.bool_)
+    if not any(jax.numpy.issubdtype(dtype, kind) for kind in kinds):
+        raise ValueError(f"the dtype {name!r}")
+    return dtype
+
+
+def _shape(dims: Sequence[int]) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in dims)
+    size = 1
+    for n in shape:
+        size *= max(n, 1)
+        if n < 0 or size > MAX_ELEMENTS:
+            raise ValueError(f"the shape {shape}")
+    return shape

@@ -1,0 +1,271 @@
+"""InitProgram: the second waist. A cut function without its code, without a mesh.
+
+It holds the tree of the result, every leaf with the derivation of its keys, and the
+few distinct functions as portable modules: a 405B-parameter model in a file of some
+tens of kilobytes. It is accepted wherever an init function is, gives the same bits,
+and needs neither the model's code nor its framework.
+
+The envelope carries a SHA-256 of the content, checked before anything inside is
+parsed, since a damaged module can crash the process that loads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+from google.protobuf.message import DecodeError
+
+from shardinit.core.cut.cut import Cut, LeafCut
+from shardinit.core.init_fn import InitFn
+from shardinit.core.plan import plan as planning
+from shardinit.core.program.codec import read_cut, write_cut
+from shardinit.core.program.exported import ExportedProgram, check_convention
+from shardinit.errors import ProgramFormatError
+from shardinit.v1 import program_pb2 as pb
+
+FORMAT = 1
+MAX_CONTENT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class InitProgram:
+    """Initial weights as a portable program.
+
+    Attributes:
+      content: the serialised ``InitProgramContent`` message.
+    """
+
+    content: bytes
+
+    @cached_property
+    def sha256(self) -> str:
+        """Digest of the content in hex: the program's name in caches."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @cached_property
+    def message(self) -> pb.InitProgramContent:
+        """The parsed content."""
+        try:
+            return pb.InitProgramContent.FromString(self.content)
+        except DecodeError as error:
+            raise ProgramFormatError(
+                "init program",
+                "its content is no protobuf message",
+                "InitProgramContent",
+            ) from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the functions, equal to that of the plan it came from."""
+        return self.message.fingerprint
+
+    @property
+    def jax_version(self) -> str:
+        """JAX version of the producer; the program runs on that one or a newer one."""
+        return self.message.jax_version
+
+    @property
+    def name(self) -> str:
+        """What the producer called the model."""
+        return self.message.name or "program"
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all leaves."""
+        return tuple(leaf.path for leaf in self.message.leaves)
+
+    def to_bytes(self) -> bytes:
+        """The envelope: format version, digest, content."""
+        return pb.InitProgram(
+            format=FORMAT,
+            sha256=hashlib.sha256(self.content).digest(),
+            content=zlib.compress(self.content, 9),
+            compression=pb.COMPRESSION_ZLIB,
+            content_size=len(self.content),
+        ).SerializeToString(deterministic=True)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> InitProgram:
+        """Reads an envelope and checks all that can be checked without running it.
+
+        Raises:
+          ProgramFormatError: another format version, a wrong digest, a content that
+            contradicts itself, a program of a newer JAX or of one too old, or a
+            function that calls what JAX does not vouch for.
+        """
+        try:
+            envelope = pb.InitProgram.FromString(data)
+        except DecodeError as error:
+            raise ProgramFormatError(
+                "init program", f"{len(data)} bytes that are no protobuf message"
+            ) from error
+        if envelope.format != FORMAT:
+            raise ProgramFormatError(
+                "init program",
+                f"format version {envelope.format}",
+                f"version {FORMAT}",
+                "Load it with the shardinit release that wrote it, or export it again",
+            )
+        content = _unpack(envelope)
+        if hashlib.sha256(content).digest() != envelope.sha256:
+            raise ProgramFormatError(
+                "init program",
+                "its content does not match its SHA-256: it is damaged or cut short",
+                remedy="Fetch or export it again",
+            )
+        program = cls(content)
+        _check_version(program.jax_version)
+        check_convention(program.message.calling_convention)
+        _check_functions(program.as_cut())
+        return program
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the program to ``path``: complete under its name, or not at all."""
+        path = os.path.abspath(os.fspath(path))
+        name = f".program-{os.getpid()}-{secrets.token_hex(4)}"
+        temporary = os.path.join(os.path.dirname(path), name)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(self.to_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+    def as_cut(self) -> Cut:
+        """The program as what a traced function becomes."""
+        return self._cut
+
+    @cached_property
+    def _cut(self) -> Cut:
+        try:
+            return read_cut(self.message)
+        except (IndexError, ValueError, TypeError, KeyError, OverflowError) as error:
+            if isinstance(error, ProgramFormatError):
+                raise
+            raise ProgramFormatError(
+                "init program", f"its content contradicts itself ({error})"[:300]
+            ) from error
+
+    def as_init_fn(self) -> InitFn:
+        """The program as an init function, with the leaves' logical axes."""
+        axes = [
+            tuple(a or None for a in leaf.axes) if leaf.has_axes else None
+            for leaf in self.message.leaves
+        ]
+        order = [self.paths.index(leaf.path) for leaf in self._cut.leaves]
+        tree = jax.tree.unflatten(self._cut.tree, [axes[i] for i in order])
+        return InitFn(self._run, axes=tree, name=self.name)
+
+    def _run(self, key: Any) -> Any:
+        """Runs on one device: what a plain init function would have done."""
+        from shardinit.core.run.compile import init
+
+        return init(self, key)
+
+
+def _unpack(envelope: pb.InitProgram) -> bytes:
+    """The content, decompressed to no more than was announced and is allowed."""
+    size = envelope.content_size
+    if envelope.compression != pb.COMPRESSION_ZLIB or size > MAX_CONTENT_BYTES:
+        raise ProgramFormatError(
+            "init program",
+            f"a content of {size:,} bytes, compression {envelope.compression}",
+            f"at most {MAX_CONTENT_BYTES:,} bytes, compressed with zlib",
+        )
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(envelope.content, size + 1)
+    except zlib.error as error:
+        raise ProgramFormatError(
+            "init program", f"its content does not decompress ({error})"
+        ) from error
+    if len(content) != size or unpacker.unused_data:
+        raise ProgramFormatError(
+            "init program",
+            f"its content has {len(content):,} bytes or more",
+            f"the {size:,} that are announced",
+        )
+    return content
+
+
+def _check_functions(cut: Cut) -> None:
+    """Holds every function against the leaves that it makes and what they give it."""
+    for leaf in cut.leaves:
+        if leaf.table is not None:
+            _check_table(leaf)
+    seen: set[int] = set()
+    for group in planning.gather_results(cut):
+        leaves = [cut.leaves[i] for i in group]
+        function = cut.programs[leaves[0].program]
+        assert isinstance(function, ExportedProgram)
+        if leaves[0].program not in seen:
+            function.check([x.shape for x in leaves], [x.dtype for x in leaves])
+            seen.add(leaves[0].program)
+        given = sum(d.words for d in leaves[0].operands)
+        if given != function.words:
+            raise ProgramFormatError(
+                f"leaf {leaves[0].path!r}",
+                f"its operands have {given} words",
+                f"the {function.words} that its function takes",
+            )
+
+
+def _check_table(leaf: LeafCut) -> None:
+    function = leaf.table
+    assert isinstance(function, ExportedProgram)
+    function.check([leaf.shape], [leaf.dtype])
+    if function.words:
+        raise ProgramFormatError(
+            f"leaf {leaf.path!r}",
+            f"it is a table and its function takes {function.words} words",
+            "a function without operands",
+        )
+
+
+def _check_version(producer: str) -> None:
+    def numbers(version: str) -> list[int]:
+        return [int(n) for n in re.findall(r"\d+", version)[:3]]
+
+    if numbers(producer) > numbers(jax.__version__):
+        raise ProgramFormatError(
+            "init program",
+            f"made by JAX {producer}",
+            f"a producer not newer than the JAX here, {jax.__version__}",
+            "Update JAX, or export the program with this version",
+        )
+
+
+def load_program(path: str | os.PathLike[str]) -> InitProgram:
+    """Reads a program that ``InitProgram.save`` wrote.
+
+    Raises:
+      ProgramFormatError: the file is no init program that may be run here.
+      OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return InitProgram.from_bytes(file.read())
+
+
+def export_plan(fn: Any) -> InitProgram:
+    """Makes the portable program of a plan, or of an init function.
+
+    The mesh and the shardings of a plan do not enter, nor does ``select``: the
+    program holds every leaf and runs on any mesh.
+    """
+    made = fn if isinstance(fn, planning.Plan) else planning.plan(fn)
+    infos = planning.leaf_infos(made.cut, made.init_fn.axes)
+    content = write_cut(made.cut, [info.axes for info in infos], made.name)
+    return InitProgram(content.SerializeToString(deterministic=True))

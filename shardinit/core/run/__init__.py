@@ -1,0 +1,1 @@
+"""Executables, and the arrays that they make."""

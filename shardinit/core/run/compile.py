@@ -1,0 +1,345 @@
+"""Compile each distinct program once; run them so that every device makes its shard.
+
+A shard is the window at the device's place in the mesh. Inside ``shard_map`` under
+``jax.jit`` each device knows that place, evaluates its window and nothing else: no
+collective can arise and nothing full-size can exist. The keys are derived on the host
+and reach the devices as a few words a leaf.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from shardinit.core.cut import cut as slicing
+from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh
+from shardinit.core.plan.plan import Plan, PlanProgram, gather_results, plan
+from shardinit.core.prng import derivation as keys
+from shardinit.core.run import arguments as operands
+from shardinit.core.window import constants
+from shardinit.errors import FingerprintMismatchError, InitFnError, ShardingError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledPlan:
+    """A plan with its executables; call it with a key, as often as you like.
+
+    Attributes:
+      plan: what was compiled.
+      executables: one for each of ``plan.programs``.
+      shardings: of each leaf, on devices.
+    """
+
+    plan: Plan
+    executables: tuple[Any, ...]
+    shardings: tuple[NamedSharding, ...]
+
+    def __call__(self, key: Any, progress: Progress | None = None) -> Any:
+        """Initialises.
+
+        Args:
+          key: a key of the type that was planned for, or an int seed.
+          progress: called with (leaves dispatched, leaves in all) as they go.
+
+        Returns:
+          The user's object (``InitFn.rebuild`` of the pytree), its leaves sharded as
+          planned; leaves that ``select`` left out are ``jax.ShapeDtypeStruct``.
+
+        Raises:
+          TypeError: the key has another type than the plan's.
+        """
+        tree = jax.tree.unflatten(self.plan.cut.tree, self.leaves(key, progress))
+        return self.plan.init_fn.rebuild(tree)
+
+    def leaves(self, key: Any, progress: Progress | None = None) -> list[Any]:
+        """The leaves alone, in the order of the pytree (see ``__call__``)."""
+        cut = self.plan.cut
+        words = operands.key_words(key, cut)
+        leaves: list[Any] = [None] * len(cut.leaves)
+        chosen = [leaf.selected for leaf in self.plan.leaves]
+        for number, leaf in enumerate(cut.leaves):
+            if not chosen[number]:
+                leaves[number] = jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=self.shardings[number]
+                )
+        runs = [g for g in gather_results(cut) if any(chosen[i] for i in g)]
+        hosted = [
+            i for i, leaf in enumerate(cut.leaves) if leaf.program < 0 and chosen[i]
+        ]
+        derived = [cut.leaves[g[0]].operands for g in runs]
+        derived += [cut.leaves[i].operands for i in hosted]
+        vectors = operands.evaluate(derived, words)
+        arguments = [np.append(v, np.uint32(0)) for v in vectors[: len(runs)]]
+        done, total = 0, sum(map(len, runs)) + len(hosted)
+        for group, argument in zip(runs, self._put(runs, arguments), strict=True):
+            program = self.plan.leaves[group[0]].program
+            made = self.executables[program](argument)
+            for i, array in zip(group, made, strict=True):
+                if chosen[i]:
+                    leaves[i] = array
+            done += len(group)
+            if progress is not None:
+                progress(done, total)
+        for i, operand in zip(hosted, vectors[len(runs) :], strict=True):
+            leaves[i] = _on_host(cut.leaves[i], operand, self.shardings[i])
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        return leaves
+
+    def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> list[Any]:
+        """All arguments onto their meshes in one transfer, which costs a tenth."""
+        places = [_replicated(self.shardings[group[0]].mesh) for group in runs]
+        if not all(p.is_fully_addressable for p in places):
+            return vectors  # every process passes its own equal copy
+        return jax.device_put(vectors, places) if runs else []
+
+
+def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
+    """A leaf that is a constant, a table or made of keys: each device gets its part."""
+    if leaf.const is not None:
+        return _from_numpy(leaf.const, sharding)
+    if leaf.table is not None:
+        device = min(sharding.addressable_devices, key=lambda device: device.id)
+        return _from_numpy(constants.values(leaf.table, device), sharding)
+    if not is_key(leaf.dtype):
+        return _from_numpy(words.reshape(leaf.shape), sharding)
+    impl = key_impl(leaf.dtype)
+    data = words.reshape(*leaf.shape, keys.words_per_key(impl))
+    entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
+    placed = _from_numpy(data, NamedSharding(sharding.mesh, PartitionSpec(*entries)))
+    return jax.random.wrap_key_data(placed, impl=impl)
+
+
+def _from_numpy(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    # A copy for each device: what is handed out may be donated by its new owner.
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.array(array[index])
+    )
+
+
+def _replicated(mesh: Any) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
+    """Compiles each distinct program of a plan once, in parallel threads.
+
+    Args:
+      plan: from ``shardinit.plan``.
+      mesh: devices for a plan that was made on an ``AbstractMesh``; its shape must be
+        the same.
+
+    Raises:
+      InitFnError: called inside ``jax.jit`` or another transformation.
+      ShardingError: the plan's mesh has no devices and none were given, or its shape
+        differs from ``mesh``.
+      FingerprintMismatchError: another process of the job planned something else.
+    """
+    shardings = on_devices(plan, mesh)
+    agree(
+        plan.fingerprint,
+        [leaf.sharding for leaf in plan.leaves if leaf.selected],
+    )
+    by_spec = dict(zip((leaf.sharding for leaf in plan.leaves), shardings, strict=True))
+    # Tracing needs the interpreter and this thread's JAX settings; the compiler runs
+    # beside it and needs neither.
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        pending = []
+        for program in plan.programs:
+            places = [by_spec[s] for s in program.shardings]
+            lowered = lower(program, places, gspmd=plan.whole_mode == "gspmd")
+            pending.append(pool.submit(lowered.compile))
+        executables = tuple(job.result() for job in pending)
+    return CompiledPlan(plan, executables, tuple(shardings))
+
+
+def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
+    """The sharding of each leaf on devices that are there; see ``compile_plan``."""
+    fallback = mesh or plan.mesh
+    if fallback is None:
+        fallback = Mesh(np.asarray(jax.local_devices()[:1]), ("device",))
+    if isinstance(fallback, AbstractMesh):
+        raise ShardingError(
+            "mesh",
+            f"the plan was made on an abstract mesh {dict(fallback.shape)}",
+            "devices to compile for",
+            "Pass compile_plan(plan, mesh=...) a Mesh of the same shape",
+        )
+    if mesh is not None and plan.mesh is not None and mesh.shape != plan.mesh.shape:
+        raise ShardingError(
+            "mesh",
+            f"got {dict(mesh.shape)}",
+            f"the shape that was planned for, {dict(plan.mesh.shape)}",
+        )
+    placed = []
+    for leaf in plan.leaves:
+        own = leaf.sharding
+        if own is None:
+            placed.append(_replicated(fallback))
+        elif mesh is not None or isinstance(own.mesh, AbstractMesh):
+            placed.append(NamedSharding(fallback, own.spec))
+        else:
+            placed.append(own)
+    return placed
+
+
+def lower(
+    program: PlanProgram, shardings: Sequence[Any], *, gspmd: bool = False
+) -> Any:
+    """Lowers one program for its shardings; ``.compile()`` of it is what runs.
+
+    The executable takes one replicated uint32 vector, the words of the leaf's
+    operands and a zero, and returns a tuple with the program's results. The zero is
+    the origin of all windows: a place that the compiler knew would let it compute
+    numbers while it compiles, with other last places than the loops that run where
+    the place depends on the device.
+    """
+    mesh = shardings[0].mesh
+    leaf = program.program
+    lanes = mesh.devices.flat[0].platform == "cpu"
+    specs = tuple(s.spec for s in shardings)
+    shapes = [
+        s.shard_shape(shape) for s, shape in zip(shardings, program.shapes, strict=True)
+    ]
+
+    def leaf_program(words: Any) -> tuple[Any, ...]:
+        starts = [
+            _starts(mesh, spec, shape, words[-1])
+            for spec, shape in zip(specs, shapes, strict=True)
+        ]
+        return tuple(leaf.window(words[:-1], starts, shapes, lanes=lanes))
+
+    def whole_program(words: Any) -> tuple[Any, ...]:
+        starts = [[0] * len(shape) for shape in program.shapes]
+        return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
+
+    if gspmd and leaf.whole:
+        run = whole_program
+    else:
+        run = jax.shard_map(
+            leaf_program,
+            mesh=mesh,
+            in_specs=PartitionSpec(),
+            out_specs=specs,
+            check_vma=False,
+        )
+    argument = jax.ShapeDtypeStruct(
+        (leaf.words + 1,), np.uint32, sharding=_replicated(mesh)
+    )
+    with _set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
+        return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
+
+
+def _set_mesh(mesh: Any) -> Any:
+    try:
+        return jax.set_mesh(mesh)
+    except ValueError as error:
+        raise InitFnError(
+            "the call",
+            f"it is inside jax.jit or another transformation ({error})",
+            "a call outside of them: it compiles and places arrays by itself",
+            "Initialise first and pass the arrays in; shardinit.plan has the shapes",
+        ) from error
+
+
+def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any]:
+    """Where this device's window begins along each axis, as uint32 scalars."""
+    starts: list[Any] = []
+    for dim, size in enumerate(shape):
+        entry = spec[dim] if dim < len(spec) else None
+        names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+        place: Any = np.uint32(0)
+        for name in names:
+            place = place * np.uint32(mesh.shape[name])
+            place = place + lax.axis_index(name).astype(np.uint32)
+        starts.append(place * np.uint32(size) + origin)
+    return starts
+
+
+def agree(fingerprint: str, shardings: Sequence[Any]) -> None:
+    """All processes of a job must have planned the same, or none may dispatch.
+
+    Args:
+      fingerprint: of the function, in hex.
+      shardings: of the leaves that are to be made, in order.
+
+    Raises:
+      FingerprintMismatchError: another process has others.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    placed = repr([str(sharding) for sharding in shardings])
+    mine = bytes.fromhex(fingerprint) + hashlib.sha256(placed.encode()).digest()
+    everyone = multihost_utils.process_allgather(np.frombuffer(mine, np.uint8))
+    for process, row in enumerate(np.asarray(everyone)):
+        theirs = row.tobytes()
+        if theirs != mine:
+            what = "fingerprint" if theirs[:32] != mine[:32] else "shardings"
+            raise FingerprintMismatchError(
+                f"process {jax.process_index()}",
+                f"its plan's {what} {mine.hex()[:64]} differs from process "
+                f"{process}'s {theirs.hex()[:64]}",
+                "the same model, settings and JAX version in every process",
+            )
+
+
+def init(
+    fn: Any,
+    key: Any,
+    *,
+    mesh: Any = None,
+    rules: Any = None,
+    out_shardings: Any = None,
+    select: Any = None,
+    strict: bool = False,
+    whole: str = "replicate",
+    memory_limit: int | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Initialises ``fn`` on a mesh, every device making its own shard.
+
+    ``plan``, ``compile_plan`` and the call in one; see there for the arguments and
+    the errors.
+
+    Args:
+      fn: ``key -> pytree of arrays``, an ``InitFn`` or an ``InitProgram``.
+      key: a key or an int seed.
+      mesh: the devices; default the first one.
+      rules: as for ``plan``.
+      out_shardings: as for ``plan``.
+      select: as for ``plan``.
+      strict: as for ``plan``.
+      whole: as for ``plan``.
+      memory_limit: as for ``plan``.
+      progress: called with (leaves dispatched, leaves in all).
+
+    Returns:
+      What ``fn(key)`` returns, sharded; its values equal ``jax.jit(fn)(key)``.
+    """
+    key = operands.as_key(key)
+    made = plan(
+        fn,
+        key=key,
+        mesh=mesh,
+        rules=rules,
+        out_shardings=out_shardings,
+        select=select,
+        strict=strict,
+        whole=whole,
+        memory_limit=memory_limit,
+    )
+    return compile_plan(made)(key, progress)

@@ -1,0 +1,176 @@
+"""Completion: initialise what a restored tree lacks, and nothing else.
+
+A checkpoint that has no head yet, a layer that was added, a vocabulary that grew: what
+is there is kept as it is, what is missing is planned, compiled and run alone, at a
+cost in proportion to it. The values are those that a full initialisation would have
+given, so that it does not matter in how many steps a model came to be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from shardinit.core.paths import chosen, path_str
+from shardinit.core.plan.plan import Plan, PlanLeaf, plan
+from shardinit.core.run.arguments import as_key
+from shardinit.core.run.compile import Progress, compile_plan
+from shardinit.errors import StructureMismatchError
+
+
+def init_missing(
+    partial: Any,
+    fn: Any,
+    key: Any,
+    *,
+    mesh: Any = None,
+    rules: Any = None,
+    out_shardings: Any = None,
+    grow: str | Iterable[str] | Callable[[str], bool] = (),
+    progress: Progress | None = None,
+) -> Any:
+    """Fills what ``partial`` lacks of what ``fn(key)`` would give.
+
+    Args:
+      partial: a pytree with the keys of ``fn``'s result. A leaf is missing where it is
+        None, a ``jax.ShapeDtypeStruct``, or not there at all, alone or with all that
+        holds it.
+      fn: ``key -> pytree of arrays``, an ``InitFn`` or an ``InitProgram``.
+      key: a key or an int seed.
+      mesh: as for ``shardinit.init``.
+      rules: as for ``shardinit.init``.
+      out_shardings: as for ``shardinit.init``.
+      grow: globs or a predicate on the paths of leaves that may have become larger:
+        what is there is kept at the low end of every axis, the rest is initialised.
+      progress: called with (leaves dispatched, leaves in all).
+
+    Returns:
+      What ``fn(key)`` returns. Arrays of ``partial`` are in it as they are, the same
+      objects; numpy arrays are placed on their shardings.
+
+    Raises:
+      StructureMismatchError: a leaf that ``fn`` does not have, another dtype, or
+        another shape that ``grow`` does not allow.
+    """
+    key = as_key(key)
+    whole = plan(fn, key=key, mesh=mesh, rules=rules, out_shardings=out_shardings)
+    present = _present(partial, whole)
+    paths = [leaf.path for leaf in whole.leaves]
+    may_grow = chosen(grow or (lambda path: False), paths, "grow")
+    kept: dict[str, Any] = {}
+    grown: dict[str, Any] = {}
+    for leaf, allowed in zip(whole.leaves, may_grow, strict=True):
+        if leaf.path in present:
+            array = present[leaf.path]
+            larger = _check(leaf, array, allowed)
+            (grown if larger else kept)[leaf.path] = array
+    lacking = plan(
+        whole,
+        mesh=mesh,
+        rules=rules,
+        out_shardings=out_shardings,
+        select=lambda path: path not in kept,
+    )
+    exe = compile_plan(lacking)
+    made = exe.leaves(key, progress)
+    out = []
+    for leaf, fresh, sharding in zip(whole.leaves, made, exe.shardings, strict=True):
+        if leaf.path in kept:
+            array = kept[leaf.path]
+            out.append(
+                array
+                if isinstance(array, jax.Array)
+                else jax.device_put(array, sharding)
+            )
+        elif leaf.path in grown:
+            out.append(_grow(fresh, grown[leaf.path], sharding))
+        else:
+            out.append(fresh)
+    return whole.init_fn.rebuild(jax.tree.unflatten(whole.cut.tree, out))
+
+
+def _present(partial: Any, whole: Plan) -> dict[str, Any]:
+    """The arrays of a partial tree by path."""
+
+    def absent(x: Any) -> bool:
+        return x is None or isinstance(x, jax.ShapeDtypeStruct)
+
+    flat, _ = jax.tree_util.tree_flatten_with_path(partial, is_leaf=absent)
+    there = {path_str(path): x for path, x in flat if not absent(x)}
+    known = {leaf.path for leaf in whole.leaves}
+    extra = [path for path in there if path not in known]
+    if extra:
+        raise StructureMismatchError(
+            f"leaf {extra[0]!r}",
+            f"it is not among the {len(known):,} leaves of the init function"
+            + (f", nor are {len(extra) - 1:,} others" if len(extra) > 1 else ""),
+            "a path such as " + ", ".join(map(repr, sorted(known)[:3])),
+            "Remove it, or give the tree the keys that the function gives it",
+        )
+    return there
+
+
+def _check(leaf: PlanLeaf, array: Any, may_grow: bool) -> bool:
+    """Whether the leaf has grown since; refuses what does not fit."""
+    if not hasattr(array, "dtype"):
+        raise StructureMismatchError(
+            f"leaf {leaf.path!r}",
+            f"got {type(array).__name__}",
+            f"an array of dtype {leaf.dtype}, or None where it is missing",
+        )
+    shape, dtype = tuple(np.shape(array)), array.dtype
+    if dtype != leaf.dtype:
+        raise StructureMismatchError(
+            f"leaf {leaf.path!r}",
+            f"it has dtype {dtype}",
+            f"{leaf.dtype}: values are never cast",
+            "Cast it, or initialise with its dtype",
+        )
+    if shape == leaf.shape:
+        return False
+    fits = len(shape) == len(leaf.shape) and all(
+        have <= want for have, want in zip(shape, leaf.shape, strict=True)
+    )
+    if not (may_grow and fits):
+        raise StructureMismatchError(
+            f"leaf {leaf.path!r}",
+            f"it has shape {shape}",
+            f"{leaf.shape}",
+            f"Pass grow={leaf.path!r} to keep its values and initialise the rest"
+            if fits
+            else "A leaf can grow; it cannot shrink or change its number of axes",
+        )
+    return True
+
+
+def _grow(fresh: jax.Array, old: Any, sharding: NamedSharding) -> jax.Array:
+    """The fresh leaf with the old one in its low corner, in the fresh one's memory."""
+    # The compiler places the copy; explicit axes would have to be told how.
+    mesh = sharding.mesh
+    auto = Mesh(np.asarray(mesh.devices), mesh.axis_names)
+    old = jax.device_put(old, NamedSharding(auto, _dividing(sharding, np.shape(old))))
+    fresh = jax.device_put(fresh, NamedSharding(auto, sharding.spec), donate=True)
+
+    def put(fresh: Any, old: Any) -> Any:
+        return lax.dynamic_update_slice(fresh, old, [0] * fresh.ndim)
+
+    placed = NamedSharding(auto, sharding.spec)
+    grown = jax.jit(put, out_shardings=placed, donate_argnums=0)(fresh, old)
+    return jax.device_put(grown, sharding, donate=True)
+
+
+def _dividing(sharding: NamedSharding, shape: tuple[int, ...]) -> PartitionSpec:
+    """The entries of a spec that divide a smaller shape as well."""
+    sizes = sharding.mesh.shape
+    entries = []
+    for size, entry in zip(shape, sharding.spec, strict=False):
+        names = () if entry is None else (entry,) if isinstance(entry, str) else entry
+        parts = math.prod(sizes[name] for name in names)
+        entries.append(entry if size % parts == 0 else None)
+    return PartitionSpec(*entries)

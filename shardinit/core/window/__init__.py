@@ -1,0 +1,1 @@
+"""Any window of a leaf, computed alone."""

@@ -1,0 +1,113 @@
+"""Constants: leaves that no key reaches, such as a table of frequencies.
+
+A table of numbers is made once, as plain ``jax.jit`` makes it on one device, and every
+device gets its part. The compiler may compute a table while it compiles, or unroll it,
+with other last places than the loop that computes a part of it, so a window that is
+computed alone would depend on where the table is cut. Large tables, and those that take
+no arithmetic on floats, are windowed like any other leaf.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from shardinit.core.ir.graph import Detached, evaluate, topological
+from shardinit.core.ir.jaxpr import no_mesh
+
+TABLE = "a table of constants"
+"""What a program says of itself that makes one (see ``LeafProgram.whole``)."""
+
+MAX_BYTES = 1 << 20
+
+_EXACT = frozenset(
+    "broadcast_in_dim concatenate convert_element_type copy expand_dims gather iota "
+    "pad rev reshape select_n slice squeeze transpose".split()
+)
+
+
+def is_table(graph: Detached) -> bool:
+    """Whether a leaf program makes a small table of numbers."""
+    if graph.inputs or len(graph.outs) != 1:
+        return False
+    (out,) = graph.outs
+    if not _is_number(out.dtype) or out.size * out.dtype.itemsize > MAX_BYTES:
+        return False
+    order = topological([out])
+    varies = any(
+        node.name == "iota" or any(v.const is not None and v.ndim for v in node.inputs)
+        for node in order
+    )
+    return varies and any(
+        node.name not in _EXACT and any(_is_number(v.dtype) for v in node.outputs)
+        for node in order
+    )
+
+
+def evaluate_table(graph: Detached) -> list[Any]:
+    """Runs the program of a table as the jaxpr would have run."""
+    constants = {
+        value
+        for node in topological(graph.outs)
+        for value in node.inputs
+        if value.const is not None
+    }
+    counted = {value: _counted(value.const) for value in constants}
+    return evaluate(graph.outs, {v: x for v, x in counted.items() if x is not None})
+
+
+def _counted(const: Any) -> Any:
+    """Integers that count up or down along axes, counted again; None for others.
+
+    They were folded while the jaxpr was read, for the keys that might derive from
+    them. Left as data they would have the compiler fold all that is made of them.
+    """
+    const = np.asarray(const)
+    if const.ndim == 0 or const.size == 0 or const.dtype.kind not in "iu":
+        return None
+    first = const.ravel()[0]
+    lines = [
+        np.moveaxis(const, a, 0).reshape(n, -1)[:, 0] for a, n in enumerate(const.shape)
+    ]
+    steps = [int(x[1]) - int(x[0]) if x.size > 1 else 0 for x in lines]
+    expected = int(first) + sum(
+        step * np.arange(n).reshape([-1 if a == axis else 1 for a in range(const.ndim)])
+        for axis, (n, step) in enumerate(zip(const.shape, steps, strict=True))
+    )
+    if not np.array_equal(np.broadcast_to(expected, const.shape), const):
+        return None
+    made = lax.full(const.shape, first, const.dtype)
+    for axis, step in enumerate(steps):
+        if step:
+            line = lax.broadcasted_iota(const.dtype, const.shape, axis)
+            made = made + line * np.asarray(step).astype(const.dtype)
+    return made
+
+
+def _is_number(dtype: Any) -> bool:
+    return jax.numpy.issubdtype(dtype, np.inexact)
+
+
+@lru_cache(maxsize=256)
+def values(program: Any, device: Any) -> np.ndarray:
+    """What a program of a table makes, on one device; not to be written to.
+
+    Args:
+      program: one whose ``whole`` is ``TABLE``.
+      device: where it is computed.
+    """
+    ((shape, _),) = program.outs
+    words = np.zeros(0, np.uint32)
+
+    def make() -> Any:
+        return program.window(words, [[0] * len(shape)], [shape], lanes=False)[0]
+
+    place = jax.sharding.SingleDeviceSharding(device)
+    with no_mesh():
+        made = np.asarray(jax.jit(make, out_shardings=place).lower().compile()())
+    made.setflags(write=False)
+    return made

@@ -1,0 +1,60 @@
+"""Whole leaves: computed entire on every device, as plain JAX would, and then cut.
+
+What no rule windows (QR, sorting, gamma, sums along the leaf) costs the memory of the
+full leaf on each device, and has the same bits on all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from shardinit.core.ir.graph import Detached, evaluate
+from shardinit.core.window import coordinates as crd
+
+
+def evaluate_whole(
+    graph: Detached,
+    operands: Sequence[Any],
+    starts: Sequence[Sequence[Any]],
+    shapes: Sequence[Sequence[int]],
+) -> list[Any]:
+    """Windows of all results of a whole program, cut from what plain JAX computes."""
+    known = dict(zip(graph.inputs, operands, strict=True))
+    return cut(lambda: evaluate(graph.outs, known), starts, shapes)
+
+
+def cut(
+    compute: Callable[[], Sequence[Any]],
+    starts: Sequence[Sequence[Any]],
+    shapes: Sequence[Sequence[int]],
+) -> list[Any]:
+    """Windows of arrays that are computed whole, as if nothing were cut from them.
+
+    A part would otherwise be fused with the computation, in loops that depend on the
+    part, and so would its last places: XLA's CPU compiler has taken all barriers away
+    by then. The branch of a condition is compiled by itself, and the compiler cannot
+    know that this one always holds: no window begins at 2^31 or beyond.
+
+    Args:
+      compute: makes the arrays, none of them keys.
+      starts: of the windows; literal zeros if they are all of their arrays.
+      shapes: of the windows.
+    """
+    first = next((start[0] for start in starts if start), 0)
+    if isinstance(first, int):  # the barrier: XLA would give results its own sharding
+        return list(lax.optimization_barrier(list(compute())))
+    likes = jax.eval_shape(compute)
+    wholes = lax.cond(
+        first < np.uint32(1 << 31),
+        lambda: list(compute()),
+        lambda: [lax.full(like.shape, 0, like.dtype) for like in likes],
+    )
+    return [
+        lax.dynamic_slice(whole, [crd.u32(s) for s in start], shape)
+        for whole, start, shape in zip(wholes, starts, shapes, strict=True)
+    ]

@@ -1,0 +1,102 @@
+"""A map whose steps no rule covers: windowed by the step, each step made whole.
+
+``lax.map`` and the scans of stacked layers make one block of the leaf a step. Where the
+step itself can be windowed it is, and no map is left. Where it cannot (a QR a layer, a
+block of an orthogonal matrix) a window still needs only those steps that it touches:
+they run in a loop, one after the other, and what the window wants of each is kept. So
+nothing larger than one block exists beside the window, and an initializer that is
+written as a map over blocks never holds its whole leaf anywhere.
+
+A step is the same code on every device and for every window, behind a barrier, and what
+follows only moves its elements: the bits do not depend on the window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from shardinit.core.ir import jaxpr as jx
+from shardinit.core.ir.graph import Node
+from shardinit.core.window.coordinates import (
+    Coords,
+    add,
+    equal,
+    is_one,
+    least,
+    select,
+    spread,
+    u32,
+)
+from shardinit.core.window.rules.rule import Rule
+from shardinit.core.window.rules.sources import take
+
+
+def _pull_map(node: Node, which: int, coords: Coords) -> list[Coords | None]:
+    return [None] * len(node.inputs)
+
+
+def _push_map(node: Node, which: int, coords: Coords, args: Sequence[Any]) -> Any:
+    """Runs the steps that ``coords`` touch and keeps the elements there."""
+    out = node.outputs[which]
+    # Clipped, since the lanes that pad a window lie beyond its end.
+    steps = least(coords[0], u32(node.params["length"] - 1))
+    inner = coords[1:]
+    window = np.shape(spread([steps, *inner])[0])
+
+    def one(step: Any, held: Any) -> Any:
+        taken = [
+            jax.numpy.asarray(a)[step] if mapped else a
+            for a, mapped in zip(args, node.params["mapped"], strict=True)
+        ]
+        (block,) = jx.run(node.params["jaxpr"], (), taken)
+        block = lax.optimization_barrier(block)
+        wanted = spread_pick(block, inner, len(window))
+        return select(equal(steps, step), wanted, held)
+
+    # Of a window without elements the first step lies behind the last.
+    flat = lax.reshape(steps, (math.prod(np.shape(steps)),))
+    first, last = lax.reduce_min(flat, (0,)), lax.reduce_max(flat, (0,))
+    empty = lax.full(window, 0, out.dtype)
+    return lax.fori_loop(first, add(last, u32(1)), one, empty)
+
+
+def spread_pick(block: Any, coords: Coords, rank: int) -> Any:
+    """The elements of a block at ``coords``, along the axes of a grid of ``rank``.
+
+    Coordinates that each vary along one axis of the grid are taken axis by axis, last
+    axis first: the block stays small until the window's rows are taken, and no index
+    is as large as the window.
+    """
+    axes = [[i for i, n in enumerate(np.shape(c)) if not is_one(n)] for c in coords]
+    used = [axis for varying in axes for axis in varying]
+    if len(used) > len(set(used)) or any(len(varying) > 1 for varying in axes):
+        return take(block.reshape(-1), block.shape, coords)
+    place: list[int] = []
+    for axis in range(block.ndim - 1, -1, -1):
+        index = jax.numpy.asarray(coords[axis]).reshape(-1)
+        block = jax.numpy.take(block, index, axis=axis, mode="clip")
+        place.append(axes[axis][0] if axes[axis] else -1)
+    place.reverse()
+    single = [axis for axis, target in enumerate(place) if target < 0]
+    block = lax.squeeze(block, single)
+    targets = [target for target in place if target >= 0]
+    order = sorted(range(len(targets)), key=targets.__getitem__)
+    block = lax.transpose(block, order)
+    missing = [axis for axis in range(rank) if axis not in targets]
+    return lax.expand_dims(block, missing)
+
+
+MAPS: dict[str, Rule] = {
+    "map": Rule(
+        _pull_map,
+        _push_map,
+        table=lambda node: tuple(range(len(node.inputs))),
+        keyed=True,
+    )
+}

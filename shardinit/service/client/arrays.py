@@ -1,0 +1,139 @@
+"""Arrays: sharded JAX arrays out of windows that a service sends.
+
+For jobs that want bytes rather than programs: nothing is compiled in the job, at the
+price of the weights crossing the network. Each process asks for the shards of its own
+devices and for no others, each distinct shard once however many devices hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from shardinit.core.paths import chosen
+from shardinit.core.plan import sharding as sh
+from shardinit.core.program.treedef import read_tree
+from shardinit.core.run.compile import agree
+from shardinit.service.client.transfer import Piece, whole
+from shardinit.service.wire.description import Description
+from shardinit.service.wire.messages import entry
+
+Receive = Callable[[Sequence[Piece]], Iterator[np.ndarray]]
+
+_IMPLS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
+
+
+def from_windows(
+    described: Description,
+    receive: Receive,
+    *,
+    mesh: Any,
+    out_shardings: Any,
+    select: Any,
+    progress: Callable[[int, int], None],
+) -> Any:
+    """The pytree of a described model, its leaves sharded.
+
+    Args:
+      described: the model, on the mesh if there is one.
+      receive: from pieces to their windows, in order.
+      mesh: the devices; None for the first one.
+      out_shardings: a pytree of shardings instead of where the service placed leaves.
+      select: globs over leaf paths.
+      progress: called with (leaves complete, leaves in all).
+
+    Returns:
+      dicts, lists and tuples of arrays; leaves that ``select`` left out are
+      ``jax.ShapeDtypeStruct``.
+
+    Raises:
+      ShardingError: ``out_shardings`` does not fit.
+      FingerprintMismatchError: another process of the job asked for something else.
+    """
+    structure, order = read_tree(described.nodes, len(described.leaves))
+    leaves = [described.leaves[number] for number in order]
+    if out_shardings is not None:
+        infos = [sh.LeafInfo(x.path, x.shape, 1, None) for x in leaves]
+        shardings = sh.from_tree(out_shardings, infos, structure, mesh)
+    else:
+        devices = mesh or Mesh(np.asarray(jax.local_devices()[:1]), ("device",))
+        specs = [PartitionSpec(*(entry(e) for e in x.spec or ())) for x in leaves]
+        shardings = [NamedSharding(devices, spec) for spec in specs]
+    picked = chosen(select, [leaf.path for leaf in leaves])
+    taken = [s for s, pick in zip(shardings, picked, strict=True) if pick]
+    agree(described.fingerprint, taken)
+    wanted: list[Piece] = []
+    plans: list[list[list[Any]]] = []
+    for leaf, sharding, taken in zip(leaves, shardings, picked, strict=True):
+        pieces = _pieces(leaf, sharding) if taken else {}
+        wanted += pieces
+        plans.append(list(pieces.values()))
+    blocks = receive(wanted)
+    result: list[Any] = []
+    done, total = 0, sum(picked)
+    for leaf, sharding, taken, places in zip(
+        leaves, shardings, picked, plans, strict=True
+    ):
+        if not taken:
+            dtype = _key_dtype(leaf) or whole(leaf).dtype
+            made: Any = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
+        else:
+            made = _assemble(leaf, sharding, blocks, places)
+            done += 1
+            progress(done, total)
+        result.append(made)
+    for _ in blocks:  # lets the last stream come to its end
+        raise AssertionError("more windows than pieces")
+    return jax.tree.unflatten(structure, result)
+
+
+def _words(leaf: Any, sharding: NamedSharding) -> NamedSharding:
+    """The sharding of a leaf's bytes: the words of keys are not cut."""
+    if not _key_dtype(leaf):
+        return sharding
+    missing = len(leaf.shape) - len(sharding.spec)
+    spec = PartitionSpec(*sharding.spec, *[None] * missing, None)
+    return NamedSharding(sharding.mesh, spec)
+
+
+def _pieces(leaf: Any, sharding: NamedSharding) -> dict[Piece, list[Any]]:
+    """The distinct windows of this process's devices, and the devices of each."""
+    full = whole(leaf)
+    where = _words(leaf, sharding).addressable_devices_indices_map(full.shape)
+    found: dict[Piece, list[Any]] = {}
+    for device, index in where.items():
+        axes = zip(index or (), full.shape, strict=True)
+        bounds = [s.indices(n)[:2] for s, n in axes]
+        start = tuple(low for low, _ in bounds)
+        size = tuple(high - low for low, high in bounds)
+        piece = replace(full, start=start, shape=size)
+        found.setdefault(piece, []).append(device)
+    return found
+
+
+def _assemble(
+    leaf: Any, sharding: NamedSharding, blocks: Iterator[Any], places: list[list[Any]]
+) -> Any:
+    shards = []
+    for devices in places:
+        block = next(blocks)
+        for device in devices:
+            # A copy for each device: its new owner may donate it.
+            shards.append(jax.device_put(block.copy(), device))
+    array = jax.make_array_from_single_device_arrays(
+        whole(leaf).shape, _words(leaf, sharding), shards
+    )
+    if not _key_dtype(leaf):
+        return array
+    return jax.random.wrap_key_data(array, impl=_IMPLS[leaf.dtype])
+
+
+def _key_dtype(leaf: Any) -> Any:
+    if leaf.dtype not in _IMPLS:
+        return None
+    return jax.eval_shape(lambda: jax.random.key(0, impl=_IMPLS[leaf.dtype])).dtype

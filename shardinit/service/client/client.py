@@ -1,0 +1,301 @@
+"""Client: a training job asks for a model's initial weights by spec.
+
+What comes over the network is the init program, a few hundred kilobytes; the weights
+are made on the job's own devices, as if the model's code were here. A job that cannot
+run programs asks for bytes: `Client.init` with ``via="stream"`` for sharded arrays,
+`Client.numpy` and `Client.read` for a process without JAX. Importing this module, and
+reading into numpy, imports neither JAX nor Flax.
+
+    with shardinit.connect("localhost:50051") as client:
+        params = client.init(spec, key, mesh=mesh, rules=rules)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardinit.core.region import covering
+from shardinit.service.client import transfer, writing
+from shardinit.service.client.connection import Connection, Credentials
+from shardinit.service.client.programs import Programs
+from shardinit.service.client.progress import shown
+from shardinit.service.client.store import Store
+from shardinit.service.wire import messages as wire
+from shardinit.service.wire.description import Description, description_from_proto
+from shardinit.v1 import service_pb2
+
+if TYPE_CHECKING:
+    from shardinit.core.program.program import InitProgram
+
+Progress = Callable[[int, int], None]
+Path = str | os.PathLike[str]
+
+
+def connect(
+    target: str,
+    *,
+    timeout: float = 120.0,
+    cache_dir: Path | None = None,
+    tls: bool = False,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+    token: Path | None = None,
+    insecure: bool = False,
+) -> Client:
+    """A client of the service at ``target``; the first call connects.
+
+    Args:
+      target: ``host:port``, or any target that gRPC resolves; of several addresses
+        (``ipv4:10.0.0.1:50051,10.0.0.2:50051``) all are used in turns.
+      timeout: seconds that each call may take, building the program included; for a
+        stream of bytes, seconds without any.
+      cache_dir: folder for programs; None for the user's cache folder.
+      tls: encrypt, and trust the authorities that gRPC knows.
+      ca: file with the authorities to trust instead (PEM).
+      cert: file with the client's own certificate chain (PEM).
+      key: file with its private key (PEM).
+      token: a bearer token; a ``pathlib.Path`` names a file with one.
+      insecure: send the token in clear to another machine too.
+
+    Raises:
+      ServiceError: the folder cannot be written, a file cannot be read, or the token
+        would be sent in clear.
+    """
+    credentials = Credentials(tls, ca, cert, key, token, insecure)
+    return Client(Store(cache_dir), Connection(target, timeout, credentials))
+
+
+class Client:
+    """Calls of one service; made by `connect`, also a context manager.
+
+    Safe to use from several threads. In every method ``spec`` is a `ModelSpec`, or the
+    sha256 in hex of a program that the service holds; ``key`` is a JAX key, its words
+    as a uint32 array, or an int seed; a job without JAX has the last two. ``progress``
+    is called with (done, in all); without it, a terminal shows a bar.
+
+    Every failure is a `ServiceError` with the code's name in ``code``; faults of a
+    spec, a mesh or rules are a `SpecError`. What else a method raises, it says.
+    """
+
+    def __init__(self, store: Store, connection: Connection):
+        self.target = connection.target
+        self._connection = connection
+        self._programs = Programs(connection, store)
+
+    def models(self) -> dict[str, dict[str, Any]]:
+        """The models that the operator installed: config schema by name."""
+        request = service_pb2.ListModelsRequest()
+        response = self._connection.call("ListModels", request)
+        return {m.name: wire.struct_to_dict(m.config_schema) for m in response.models}
+
+    def describe(self, spec: Any, mesh: Any = None, rules: Any = None) -> Description:
+        """The leaves of a model, their bytes, and with a mesh where they lie.
+
+        Args:
+          spec: the model.
+          mesh: a ``Mesh``, an ``AbstractMesh``, or a mapping of axis name to size.
+          rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``.
+        """
+        request = service_pb2.DescribeModelRequest(spec=wire.spec_to_proto(spec))
+        if mesh is not None:
+            request.mesh.CopyFrom(wire.mesh_to_proto(mesh))
+        if rules is not None:
+            request.rules.CopyFrom(wire.rules_to_proto(rules))
+        response = self._connection.call("DescribeModel", request)
+        return description_from_proto(response, placed=mesh is not None)
+
+    def program(self, spec: Any) -> InitProgram:
+        """The init program of a model, from the cache if it is there and current.
+
+        Raises:
+          ProgramFormatError: this version cannot run the program.
+        """
+        data = self._programs.get(spec)
+        from shardinit.core.program.program import InitProgram
+
+        return InitProgram.from_bytes(data)
+
+    def upload(self, program: InitProgram) -> str:
+        """Registers the program of a model of one's own; returns its sha256 (hex).
+
+        The digest is a spec from then on, for every client of that server. The
+        operator must allow it; faults of the program are a `SpecError`.
+        """
+        self._programs.upload(program.to_bytes(), program.sha256)
+        return program.sha256
+
+    def init(
+        self,
+        spec: Any,
+        key: Any,
+        *,
+        mesh: Any = None,
+        rules: Any = None,
+        out_shardings: Any = None,
+        select: Any = None,
+        via: str = "program",
+        progress: Progress | None = None,
+    ) -> Any:
+        """Initialises a model by spec, every device making its own shard.
+
+        Args:
+          spec: the model.
+          key: the root key.
+          mesh: the mesh of devices; None for one device.
+          rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``.
+          out_shardings: a pytree of shardings instead of rules.
+          select: globs over leaf paths: the leaves to initialise.
+          via: ``"program"``, or ``"stream"`` to have the service compute the bytes and
+            send them, each process asking for those of its own devices only.
+          progress: counts leaves that are dispatched.
+
+        Returns:
+          dicts, lists and tuples of arrays, sharded.
+
+        Raises:
+          ShardingError: the rules do not fit the leaves.
+        """
+        if via not in ("program", "stream"):
+            raise ValueError(f"via={via!r}; expected 'program' or 'stream'")
+        where = {"mesh": mesh, "out_shardings": out_shardings, "select": select}
+        if via == "program":
+            program = self.program(spec)
+            from shardinit.core.run.compile import init
+
+            with shown("initialise", progress) as report:
+                return init(program, key, rules=rules, progress=report, **where)
+        from shardinit.service.client.arrays import from_windows
+
+        described = self.describe(spec, mesh if out_shardings is None else None, rules)
+        with shown("receive", progress) as report:
+            return from_windows(
+                described,
+                lambda pieces: self.receive(spec, key, pieces),
+                progress=report,
+                **where,
+            )
+
+    def numpy(
+        self,
+        spec: Any,
+        key: Any,
+        *,
+        select: str | Iterable[str] | Callable[[str], bool] | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, np.ndarray]:
+        """The leaves of a model as numpy arrays by path, in the order of the pytree.
+
+        Needs no JAX. Leaves of keys come as their words, in a last dimension.
+
+        Args:
+          spec: the model.
+          key: the root key.
+          select: globs over leaf paths, or a predicate; None for all leaves.
+          progress: counts bytes that are received.
+
+        Raises:
+          SelectError: a glob that matches no leaf.
+        """
+        pieces = [transfer.whole(x) for x in self.describe(spec).chosen(select)]
+        total, done = sum(piece.nbytes for piece in pieces), 0
+        with shown("receive", progress, "bytes") as report:
+
+            def moved(count: int) -> None:
+                nonlocal done
+                done += count
+                report(done, total)
+
+            arrays = self.receive(spec, key, pieces, moved)
+            return {x.path: array for x, array in zip(pieces, arrays, strict=True)}
+
+    def read(self, spec: Any, key: Any, path: str, window: Any = ...) -> np.ndarray:
+        """One window of one leaf as a numpy array; only its bytes are sent.
+
+        Needs no JAX. A leaf of keys reads as their words, in a last dimension.
+
+        Args:
+          spec: the model.
+          key: the root key.
+          path: the leaf's key path.
+          window: a numpy index of ints, slices and ``...``; default the whole leaf.
+
+        Raises:
+          SelectError: no leaf has that path.
+          IndexError: the window does not lie inside the leaf.
+        """
+        whole = transfer.whole(self.describe(spec).leaf(path))
+        start, size, rest = covering(window, whole.shape, f"leaf {path!r}")
+        (array,) = self.receive(spec, key, [replace(whole, start=start, shape=size)])
+        return np.asarray(array[rest])
+
+    def write_checkpoint(
+        self,
+        spec: Any,
+        key: Any,
+        uri: Path,
+        *,
+        format: str = "safetensors",
+        detach: bool = False,
+        progress: Progress | None = None,
+    ) -> writing.Written:
+        """Has the service write a checkpoint on its own storage.
+
+        Args:
+          spec: the model.
+          key: the root key.
+          uri: where, below a folder that the operator allows; nothing may be there.
+          format: ``"safetensors"`` or ``"orbax"``.
+          detach: the write goes on when this client goes away; ask again to see it.
+          progress: counts bytes that are written.
+
+        Returns:
+          where it is, and its receipt.
+        """
+        if format not in writing.FORMATS:
+            raise ValueError(f"format={format!r}; expected 'safetensors' or 'orbax'")
+        request = service_pb2.WriteCheckpointRequest(
+            spec=wire.spec_to_proto(spec),
+            key=wire.key_to_proto(key),
+            uri=os.fspath(uri),
+            format=writing.FORMATS[format],
+            detach=detach,
+        )
+        with shown("write", progress, "bytes") as report:
+            return writing.write(self._connection, request, report)
+
+    def receive(
+        self,
+        spec: Any,
+        key: Any,
+        pieces: Sequence[transfer.Piece],
+        moved: Callable[[int], None] = lambda count: None,
+    ) -> Iterator[np.ndarray]:
+        """Many windows, one after the other, in streams as long as requests allow.
+
+        Args:
+          spec: the model.
+          key: the root key.
+          pieces: what is wanted, in order.
+          moved: called with the number of bytes whenever some have come.
+
+        Yields:
+          each window when it is complete and checked.
+        """
+        message, root = wire.spec_to_proto(spec), wire.key_to_proto(key)
+        yield from transfer.receive(self._connection, message, root, pieces, moved)
+
+    def close(self) -> None:
+        """Ends running calls and the connection; a second time does nothing."""
+        self._connection.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

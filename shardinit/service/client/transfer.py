@@ -1,0 +1,213 @@
+"""Transfer: windows from a service into numpy arrays, whatever the connection does.
+
+What comes is checked as it comes: each chunk by its place and CRC, each window by its
+shape before anything is allocated and by its digest at the end. A stream that breaks,
+or reaches its deadline, is asked for again from the byte that comes next, as long as
+each attempt gets further than the one before; the digest of the whole window then
+tells whether both ends of it came from the same computation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import crc32c
+import numpy as np
+import xxhash
+
+from shardinit.errors import ServiceError
+from shardinit.service.client.connection import Connection
+from shardinit.service.wire import frames
+from shardinit.service.wire.description import LeafDescription
+from shardinit.service.wire.limits import DEFAULTS
+from shardinit.v1 import service_pb2, spec_pb2
+
+_ATTEMPTS = 8  # without a byte between them
+_RESUMABLE = ("UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window that is wanted.
+
+    Attributes:
+      path: of its leaf.
+      start: first index along each axis.
+      shape: number of indices along each axis.
+      dtype: element type.
+    """
+
+    path: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the window."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def window(self) -> service_pb2.Window:
+        """As it is asked for."""
+        return service_pb2.Window(path=self.path, start=self.start, shape=self.shape)
+
+
+def receive(
+    connection: Connection,
+    spec: spec_pb2.ModelSpec,
+    key: service_pb2.RootKey,
+    pieces: Sequence[Piece],
+    moved: Callable[[int], None] = lambda count: None,
+) -> Iterator[np.ndarray]:
+    """The windows in order, each when it is complete and checked.
+
+    Args:
+      connection: to the service.
+      spec: the model.
+      key: the root key.
+      pieces: what is wanted.
+      moved: called with the number of bytes whenever some have come.
+
+    Raises:
+      SpecError: the service finds faults in the request.
+      ServiceError: the windows could not be had.
+    """
+    for batch in _batches(pieces):
+        request = service_pb2.StreamShardsRequest(spec=spec, key=key)
+        request.windows.extend(piece.window for piece in batch)
+        yield from _Incoming(connection, request, batch, moved)
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """The pieces in as few requests as the limits allow."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        more = piece.window.ByteSize() + 8  # and what stands before it
+        if batch and (
+            size + more > DEFAULTS.request_bytes // 2 or len(batch) == DEFAULTS.windows
+        ):
+            yield batch
+            batch, size = [], 0
+        batch.append(piece)
+        size += more
+    if batch:
+        yield batch
+
+
+class _Incoming:
+    """The windows of one request: where it is, and what has come of the window there.
+
+    Iterating it makes the calls.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        request: service_pb2.StreamShardsRequest,
+        pieces: Sequence[Piece],
+        moved: Callable[[int], None],
+    ):
+        self._connection = connection
+        self._request = request
+        self._pieces = pieces
+        self._moved = moved
+        self._at = 0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._buffer: np.ndarray | None = None
+        self._digest = xxhash.xxh3_128()
+        self._offset = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        failures, reached = 0, (0, 0)
+        while self._at < len(self._pieces):
+            self._request.resume.window = self._at
+            self._request.resume.offset = self._offset
+            try:
+                with self._connection.stream(
+                    "StreamShards", self._request, read=frames.read
+                ) as messages:
+                    for message in messages:
+                        array = self._take(message)
+                        if array is not None:
+                            yield array
+                if self._at < len(self._pieces):
+                    raise self._damaged("the stream ended before the last window")
+            except ServiceError as error:
+                place = (self._at, self._offset)
+                failures = 0 if place > reached else failures + 1
+                slow = error.code == "DEADLINE_EXCEEDED" and failures
+                if error.code not in _RESUMABLE or slow or failures == _ATTEMPTS:
+                    raise
+                reached = max(place, reached)
+                time.sleep(min(0.1 * 2**failures, 2.0) if failures else 0.0)
+
+    def _take(self, message: Any) -> np.ndarray | None:
+        if self._at >= len(self._pieces):
+            raise self._damaged("more windows than were asked for")
+        piece = self._pieces[self._at]
+        if isinstance(message, frames.Chunk):
+            self._chunk(message)
+            return None
+        kind = message.WhichOneof("part")
+        if kind == "header":
+            header = message.header
+            said = (header.window, tuple(header.shape), header.dtype, header.offset)
+            expected = (self._at, piece.shape, str(piece.dtype), self._offset)
+            if said != expected or header.size != piece.nbytes:
+                raise self._damaged(f"a header {said}, expected {expected}")
+            if self._buffer is None:
+                self._buffer = np.empty(piece.nbytes, np.uint8)
+            return None
+        buffer = self._buffer
+        if kind != "end" or buffer is None or self._offset != buffer.size:
+            raise self._damaged("a window's end before its last byte")
+        same = self._digest.digest() == message.end.xxh3_128
+        self._restart()
+        if not same:
+            raise self._damaged("the digest of a window differs")
+        self._at += 1
+        return buffer.view(piece.dtype).reshape(piece.shape)
+
+    def _chunk(self, chunk: frames.Chunk) -> None:
+        data, buffer = chunk.data, self._buffer
+        end = self._offset + len(data)
+        if buffer is None or chunk.offset != self._offset or not data:
+            raise self._damaged(f"a chunk does not follow at byte {self._offset:,}")
+        if end > buffer.size or crc32c.crc32c(data) != chunk.crc32c:
+            raise self._damaged(f"the chunk at byte {self._offset:,} is damaged")
+        buffer[self._offset : end] = np.frombuffer(data, np.uint8)
+        self._digest.update(data)
+        self._offset = end
+        self._moved(len(data))
+
+    def _damaged(self, came: str) -> ServiceError:
+        at = min(self._at, len(self._pieces) - 1)
+        where = f"StreamShards from {self._connection.target}, {self._pieces[at].path}"
+        return ServiceError(where, came, "undamaged windows", code="DATA_LOSS")
+
+
+def whole(leaf: LeafDescription) -> Piece:
+    """All of a described leaf, of keys their words.
+
+    Raises:
+      ServiceError: its element type is unknown here.
+    """
+    import ml_dtypes
+
+    shape, name = leaf.shape, leaf.dtype
+    if name.startswith("key<"):
+        shape, name = (*shape, 2 if name == "key<fry>" else 4), "uint32"
+    try:
+        dtype = np.dtype(getattr(ml_dtypes, name, name))
+    except TypeError as error:
+        text = f"the element type {name!r} is unknown here"
+        raise ServiceError("StreamShards", text, code="DATA_LOSS") from error
+    return Piece(leaf.path, (0,) * len(shape), shape, dtype)

@@ -1,0 +1,76 @@
+"""Writing: a client has the service write a checkpoint, and watches it.
+
+A watch that breaks is taken up again: the write goes on, or goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shardinit.errors import ServiceError
+from shardinit.service.client.connection import Connection
+from shardinit.v1 import service_pb2
+
+if TYPE_CHECKING:
+    from shardinit.verify.receipt import Receipt
+
+_ATTEMPTS = 8  # without progress between them
+FORMATS = {
+    "safetensors": service_pb2.CHECKPOINT_FORMAT_SAFETENSORS,
+    "orbax": service_pb2.CHECKPOINT_FORMAT_ORBAX,
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that a service has written.
+
+    Attributes:
+      uri: where it is.
+      receipt_json: its receipt as JSON.
+    """
+
+    uri: str
+    receipt_json: str
+
+    @property
+    def receipt(self) -> Receipt:
+        """The receipt; ``shardinit.verify_receipt`` holds arrays against it."""
+        from shardinit.verify.receipt import Receipt
+
+        return Receipt.from_json(self.receipt_json)
+
+
+def write(
+    connection: Connection,
+    request: service_pb2.WriteCheckpointRequest,
+    report: Callable[[int, int], None],
+) -> Written:
+    """Returns when the checkpoint is complete.
+
+    Raises:
+      SpecError: the service finds faults in the request.
+      ServiceError: it was not written.
+    """
+    failures, reached = 0, 0
+    while True:
+        done = reached
+        try:
+            with connection.stream("WriteCheckpoint", request, endless=True) as answers:
+                for answer in answers:
+                    if answer.WhichOneof("part") == "receipt":
+                        receipt = answer.receipt
+                        return Written(receipt.uri, receipt.receipt_json)
+                    done = answer.progress.bytes_done
+                    report(done, answer.progress.bytes_total)
+            where = f"WriteCheckpoint from {connection.target}"
+            raise ServiceError(where, "the stream has no receipt", code="DATA_LOSS")
+        except ServiceError as error:
+            failures = 0 if done > reached else failures + 1
+            if error.code != "UNAVAILABLE" or failures == _ATTEMPTS:
+                raise
+            reached = max(reached, done)
+            time.sleep(min(0.1 * 2**failures, 2.0))

@@ -1,0 +1,189 @@
+"""Auth: who may call, by certificate or by token.
+
+Two independent means, each from files that an operator can replace while the server
+runs: certificates are read again at a handshake, tokens at a call, when the files have
+changed. A file that has become unreadable or empty leaves what was known in force and
+is complained about in the log, since a half-written file must not lock everybody out
+nor let anybody in.
+
+Tokens are compared by their SHA-256, all of them for every call and each in constant
+time, so that the time of a refusal says nothing. Health needs no token: it says only
+that the server is there, and probes have no secrets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from shardinit.errors import ServiceError
+from shardinit.service.server.config import Config
+
+log = logging.getLogger("shardinit.service")
+
+Value = TypeVar("Value")
+
+_OPEN = "/grpc.health.v1.Health/"
+
+
+class Watched(Generic[Value]):
+    """What files say, read again when one of them has changed.
+
+    Args:
+      paths: the files.
+      parse: makes the value of their contents; raises ValueError if they are wrong.
+
+    Raises:
+      ServiceError: a file cannot be read, or ``parse`` refused.
+    """
+
+    def __init__(self, paths: list[Path], parse: Callable[[list[bytes]], Value]):
+        self._paths = paths
+        self._parse = parse
+        self._lock = threading.Lock()
+        try:
+            self._seen = self._stamp()
+            self.value = self._read()
+        except (OSError, ValueError) as error:
+            raise ServiceError(
+                ", ".join(map(str, paths)),
+                getattr(error, "strerror", None) or str(error),
+                "files that can be read",
+                code="FAILED_PRECONDITION",
+            ) from error
+
+    def refresh(self) -> bool:
+        """Reads changed files; returns whether there is a new value."""
+        with self._lock:
+            try:
+                stamp = self._stamp()
+                if stamp == self._seen:
+                    return False
+                value = self._read()
+                self._seen = stamp
+            except (OSError, ValueError) as error:
+                log.error("%s: %s; what it said before holds", self._paths[0], error)
+                return False
+            changed = value != self.value
+            self.value = value
+            return changed
+
+    def _stamp(self) -> list[tuple[int, int, int]]:
+        stats = [path.stat() for path in self._paths]
+        return [(s.st_mtime_ns, s.st_size, s.st_ino) for s in stats]
+
+    def _read(self) -> Value:
+        return self._parse([path.read_bytes() for path in self._paths])
+
+
+class Tokens:
+    """Bearer tokens from a file: one a line; empty lines and lines with # are skipped.
+
+    Raises:
+      ServiceError: the file cannot be read, or holds no token.
+    """
+
+    def __init__(self, path: Path):
+        self._file = Watched([path], _digests)
+
+    def allow(self, header: str) -> bool:
+        """Whether ``authorization: header`` carries one of the tokens."""
+        self._file.refresh()
+        scheme, _, token = header.partition(" ")
+        given = hashlib.sha256(token.strip().encode()).digest()
+        found = False
+        for known in self._file.value:
+            found |= hmac.compare_digest(known, given)
+        return found and scheme.lower() == "bearer"
+
+
+def tokens_in(content: bytes) -> list[bytes]:
+    """The tokens of a file, as servers and clients read it."""
+    lines = [line.strip() for line in content.splitlines()]
+    return [line for line in lines if line and not line.startswith(b"#")]
+
+
+def _digests(contents: list[bytes]) -> tuple[bytes, ...]:
+    tokens = tokens_in(contents[0])
+    if not tokens or any(len(token) < 16 for token in tokens):
+        raise ValueError("expected tokens of 16 characters or more, one a line")
+    return tuple(hashlib.sha256(token).digest() for token in tokens)
+
+
+class Access(grpc.ServerInterceptor):
+    """Refuses calls without a token; health excepted.
+
+    Args:
+      tokens: those that are let in.
+      pool: threads that say the refusals.
+    """
+
+    def __init__(self, tokens: Tokens, pool: Executor):
+        self._tokens = tokens
+        self._refuse = refusal(
+            pool, grpc.StatusCode.UNAUTHENTICATED, "no valid bearer token"
+        )
+
+    def intercept_service(
+        self, continuation: Callable[[Any], Any], handler_call_details: Any
+    ) -> Any:
+        """The handler of a call, or one that refuses it."""
+        if handler_call_details.method.startswith(_OPEN):
+            return continuation(handler_call_details)
+        given = dict(handler_call_details.invocation_metadata or ())
+        header = given.get("authorization", "")
+        if isinstance(header, str) and self._tokens.allow(header):
+            return continuation(handler_call_details)
+        return self._refuse
+
+
+def refusal(pool: Executor, code: grpc.StatusCode, text: str) -> Any:
+    """A handler that ends any call with ``code``, on threads of its own."""
+
+    def refuse(request: Any, context: grpc.ServicerContext) -> Any:
+        context.abort(code, text)
+
+    refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def server_credentials(config: Config) -> grpc.ServerCredentials | None:
+    """TLS, or mutual TLS, from the config's files; None without a certificate.
+
+    Raises:
+      ServiceError: a file cannot be read or holds no PEM.
+    """
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    paths = [config.tls_key, config.tls_cert]
+    paths += [config.client_ca] if config.client_ca is not None else []
+    files = Watched(paths, _pem)
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        key, chain, *authorities = files.value
+        return grpc.ssl_server_certificate_configuration(
+            [(key, chain)], root_certificates=authorities[0] if authorities else None
+        )
+
+    def changed() -> Any:
+        return configuration() if files.refresh() else None
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(),
+        changed,
+        require_client_authentication=config.client_ca is not None,
+    )
+
+
+def _pem(contents: list[bytes]) -> list[bytes]:
+    if not all(b"-----BEGIN" in content for content in contents):
+        raise ValueError("not PEM")
+    return contents

@@ -1,0 +1,144 @@
+"""Telemetry: what operators see of a server: metrics, log lines, spans.
+
+One call is one line in the log, one count in the metrics and, where OpenTelemetry is
+installed and configured by the operator, one span that continues the caller's trace.
+Nothing is sent anywhere unless the operator asks for it, and nothing of a request's
+content is recorded: the method, the code, the time, the request id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import start_http_server as _start_http
+
+from shardinit.errors import ServiceError
+from shardinit.service.server.config import split_address
+
+try:
+    from opentelemetry import propagate as _propagate
+    from opentelemetry import trace as _trace
+except ImportError:  # an optional package
+    _trace = _propagate = None
+
+_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)  # seconds
+
+
+class Metrics:
+    """The figures of one server.
+
+    Attributes:
+      registry: holds them, for whoever exports them in another way.
+      calls: calls that have ended, by method and code.
+      seconds: how long they took, by method.
+      active: calls that run, by method.
+      sent: bytes of windows that were sent.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.calls = self._make(Counter, "calls", "Ended calls", ("method", "code"))
+        self.seconds = Histogram(
+            "shardinit_call_seconds",
+            "Time of a call",
+            ("method",),
+            registry=self.registry,
+            buckets=_BUCKETS,
+        )
+        self.active = self._make(Gauge, "active_calls", "Running calls", ("method",))
+        self.sent = self._make(Counter, "stream_bytes", "Bytes of windows sent", ())
+
+    def _make(self, kind: Any, name: str, text: str, labels: tuple[str, ...]) -> Any:
+        return kind(f"shardinit_{name}", text, labels, registry=self.registry)
+
+    def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """A gauge that is read whenever somebody looks."""
+        self._make(Gauge, name, text, ()).set_function(read)
+
+    def serve(self, listen: str) -> tuple[str, Callable[[], None]]:
+        """Exports the figures over HTTP; returns the address and how to stop.
+
+        Raises:
+          ServiceError: the address cannot be bound.
+        """
+        host, port = split_address(listen)
+        try:
+            server, thread = _start_http(port, host.strip("[]"), self.registry)
+        except OSError as error:
+            raise ServiceError(
+                f"metrics address {listen!r}",
+                error.strerror or str(error),
+                "a free port of this machine",
+                code="UNAVAILABLE",
+            ) from error
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return f"{host}:{server.server_port}", stop
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one line of JSON; what came in ``extra=`` stands beside it."""
+
+    _own = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        seconds = time.gmtime(record.created)
+        line: dict[str, Any] = {
+            "time": f"{time.strftime('%FT%T', seconds)}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        given = vars(record).items()
+        line |= {name: value for name, value in given if name not in self._own}
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+@contextmanager
+def span(method: str, metadata: Any) -> Iterator[Callable[[str], None]]:
+    """A server span that continues the caller's trace; nothing without OpenTelemetry.
+
+    Args:
+      method: full name of the method.
+      metadata: the call's pairs of key and value.
+
+    Yields:
+      what to call with the name of the status code.
+    """
+    if _trace is None or _propagate is None:
+        yield lambda code: None
+        return
+    carrier = {key: value for key, value in metadata or () if isinstance(value, str)}
+    tracer = _trace.get_tracer("shardinit.service")
+    opened = tracer.start_span(
+        method,
+        context=_propagate.extract(carrier),
+        kind=_trace.SpanKind.SERVER,
+        attributes={"rpc.system": "grpc", "rpc.method": method},
+    )
+
+    failed = _trace.StatusCode.ERROR
+
+    def end(code: str) -> None:
+        opened.set_attribute("rpc.grpc.status_code", code)
+        if code in ("INTERNAL", "UNKNOWN", "DATA_LOSS"):
+            opened.set_status(failed)
+
+    # Not made the current span: a stream's generator is resumed by whichever thread.
+    try:
+        yield end
+    finally:
+        opened.end()

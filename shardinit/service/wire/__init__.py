@@ -1,0 +1,1 @@
+"""What both sides of the service speak: messages, limits, errors."""

@@ -1,0 +1,154 @@
+"""Description: what a model consists of, as ``client.describe`` tells it.
+
+A model of thousands of layers has few kinds of leaves, so the message lists the kinds
+once and names them by number. Where leaves lie in the pytree travels as the flat list
+of nodes that init programs use too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import compress
+from typing import Any
+
+from shardinit.core.paths import chosen
+from shardinit.errors import SelectError, ServiceError
+from shardinit.service.wire.messages import mesh_axes
+from shardinit.v1 import service_pb2, spec_pb2
+
+
+@dataclass(frozen=True)
+class LeafDescription:
+    """One leaf as a service describes it.
+
+    Attributes:
+      path: its key path, ``/``-joined.
+      shape: its global shape.
+      dtype: name of its element type.
+      spec: mesh axes of each leading dimension; None without a mesh.
+      bytes_per_device: bytes of one shard; of the leaf, without a mesh.
+      program: number of the program that makes it; -1 for a constant.
+      whole: why every device computes the full leaf; empty when it does not.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
+    spec: tuple[tuple[str, ...], ...] | None
+    bytes_per_device: int
+    program: int
+    whole: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a model consists of: ``client.describe``'s answer.
+
+    Attributes:
+      fingerprint: of the init function, in hex.
+      total_bytes: bytes of all leaves.
+      bytes_per_device: bytes of the shards on one device.
+      parameter_count: elements of all leaves.
+      programs: number of distinct programs.
+      leaves: the leaves in the order of the pytree.
+      nodes: the pytree, as ``program.proto`` writes it.
+    """
+
+    fingerprint: str
+    total_bytes: int
+    bytes_per_device: int
+    parameter_count: int
+    programs: int
+    leaves: tuple[LeafDescription, ...]
+    nodes: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    def chosen(self, select: Any) -> list[LeafDescription]:
+        """The leaves that globs over paths, or a predicate, take; None takes all.
+
+        Raises:
+          SelectError: a glob that matches no leaf.
+        """
+        taken = chosen(select, [leaf.path for leaf in self.leaves])
+        return list(compress(self.leaves, taken))
+
+    def leaf(self, path: str) -> LeafDescription:
+        """The leaf of that path.
+
+        Raises:
+          SelectError: there is none.
+        """
+        for leaf in self.leaves:
+            if leaf.path == path:
+                return leaf
+        some = ", ".join(repr(leaf.path) for leaf in self.leaves[:3])
+        raise SelectError(f"path {path!r}", "no such leaf", f"one such as {some}")
+
+
+def plan_to_proto(plan: Any) -> service_pb2.DescribeModelResponse:
+    """A ``Plan`` as the answer to DescribeModel."""
+    from shardinit.core.program.treedef import write_tree
+
+    result = service_pb2.DescribeModelResponse(
+        fingerprint=plan.fingerprint,
+        total_bytes=plan.total_bytes,
+        bytes_per_device=plan.bytes_per_device,
+        parameter_count=plan.parameter_count,
+        programs=len(plan.programs),
+        nodes=write_tree(plan.cut.tree),
+    )
+    kinds: dict[Any, int] = {}
+    for leaf in plan.leaves:
+        spec = (
+            () if leaf.sharding is None else tuple(map(mesh_axes, leaf.sharding.spec))
+        )
+        kind = (leaf.shape, str(leaf.dtype), spec, leaf.program, leaf.whole)
+        if kind not in kinds:
+            kinds[kind] = len(kinds)
+            result.kinds.add(
+                shape=leaf.shape,
+                dtype=str(leaf.dtype),
+                dimensions=[spec_pb2.Dimension(mesh_axes=axes) for axes in spec],
+                bytes_per_device=leaf.bytes_per_device,
+                program=leaf.program,
+                whole=leaf.whole,
+            )
+        result.leaves.add(path=leaf.path, kind=kinds[kind])
+    return result
+
+
+def description_from_proto(
+    message: service_pb2.DescribeModelResponse, *, placed: bool
+) -> Description:
+    """The answer to DescribeModel; ``placed``: it was asked for with a mesh.
+
+    Raises:
+      ServiceError: the answer contradicts itself.
+    """
+    leaves = []
+    for leaf in message.leaves:
+        if leaf.kind >= len(message.kinds):
+            raise ServiceError(
+                "DescribeModel", f"leaf {leaf.path!r} is of no kind", code="DATA_LOSS"
+            )
+        kind = message.kinds[leaf.kind]
+        spec = tuple(tuple(entry.mesh_axes) for entry in kind.dimensions)
+        leaves.append(
+            LeafDescription(
+                leaf.path,
+                tuple(kind.shape),
+                kind.dtype,
+                spec if placed else None,
+                kind.bytes_per_device,
+                kind.program,
+                kind.whole,
+            )
+        )
+    return Description(
+        message.fingerprint,
+        message.total_bytes,
+        message.bytes_per_device,
+        message.parameter_count,
+        message.programs,
+        tuple(leaves),
+        tuple(message.nodes),
+    )

@@ -1,0 +1,298 @@
+"""Limits: what one request may cost, decided before anything is done for it.
+
+A request is small, yet what it asks for may not be: a config nested a thousand deep, a
+mesh of 2^60 devices, a pattern that backtracks for an hour. So every part of a request
+is held against a cap while it is still nothing but a parsed message. All faults of a
+request are gathered and told at once, each by its field.
+
+What holds for a field stands in one of two tables under the field's name: how many
+entries a list may have, and what else is asked of a value. One walk over a message
+holds all of it against the tables.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf import struct_pb2
+
+from shardinit.errors import SpecError
+from shardinit.service.wire.versions import numbers
+
+Faults = list[tuple[str, str]]
+
+# Config keys that multiply the number of leaves, whichever family has them.
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
+
+# Words of a key by implementation; without a name, of raw ones.
+_KEY_WORDS = {"": (2, 4), "threefry2x32": (2,), "rbg": (4,), "unsafe_rbg": (4,)}
+
+_PACKAGE = "shardinit.v1."
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NEEDED = ("spec", "key")  # messages that a request must have
+_TRANSPARENT = ("spec", "named")  # their fields are known by their own names
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps on requests and on what is made for them.
+
+    Attributes:
+      request_bytes: size of one serialised request.
+      response_bytes: size of one serialised response message.
+      program_bytes: size of one serialised init program.
+      chunk_bytes: size of one chunk of a stream.
+      name: characters of a name (model, axis, config key).
+      text: characters of one string in a config.
+      config_bytes: size of a serialised config.
+      config_depth: how deep lists and mappings in a config nest.
+      layers: layers of a model.
+      leaves: leaves of a model, and layers times experts.
+      elements: elements of one leaf.
+      windows: windows in one request.
+      path: characters of a leaf's path.
+      rank: dimensions of a leaf or of a placement.
+      mesh_axes: axes of a mesh.
+      mesh_devices: devices of a mesh.
+      rules: sharding rules in one request.
+      pattern: characters of one path rule's pattern.
+      pattern_repeats: unbounded repetitions in one pattern.
+    """
+
+    request_bytes: int = 1 << 20
+    response_bytes: int = 8 << 20
+    program_bytes: int = 256 << 20
+    chunk_bytes: int = 1 << 20
+    name: int = 128
+    text: int = 4096
+    config_bytes: int = 64 << 10
+    config_depth: int = 16
+    layers: int = 4096
+    leaves: int = 1 << 16
+    elements: int = 1 << 48
+    windows: int = 1 << 16
+    path: int = 4096
+    rank: int = 32
+    mesh_axes: int = 16
+    mesh_devices: int = 1 << 20
+    rules: int = 1024
+    pattern: int = 256
+    pattern_repeats: int = 3
+
+    def check(self, message: Any, where: str = "") -> Faults:
+        """The faults of a message and of all that is inside it.
+
+        Args:
+          message: any message of a request.
+          where: the field that it is; what is inside is named after it.
+        """
+        faults: Faults = []
+        for oneof in message.DESCRIPTOR.oneofs:
+            if message.WhichOneof(oneof.name) is None:
+                choices = " or ".join(field.name for field in oneof.fields)
+                faults.append((where or oneof.name, f"missing; give {choices}"))
+        for field in message.DESCRIPTOR.fields:
+            name, full = field.name, field.full_name.removeprefix(_PACKAGE)
+            optional = field.has_presence and name not in _NEEDED
+            if optional and not message.HasField(name):
+                continue
+            value = getattr(message, name)
+            here = where if name in _TRANSPARENT else f"{where}.{name}".lstrip(".")
+            if full in _COUNTS:
+                least, cap = _COUNTS[full]
+                most = getattr(self, cap)
+                if not least <= len(value) <= most:
+                    text = f"{len(value)} of them; {least} to {most} are allowed"
+                    faults.append((here, text))
+                    continue
+            items = [(here, value)]
+            if field.is_repeated:
+                items = [(f"{here}[{i}]", item) for i, item in enumerate(value)]
+            rule = _RULES.get(full)
+            for place, item in items:
+                if rule is not None and (text := rule(self, item, message)):
+                    faults.append((place, text))
+                elif full == "NamedModel.config":
+                    faults += self._config(item)
+                elif field.message_type is not None:
+                    faults += self.check(item, place)
+        return faults
+
+    def check_leaves(self, model: str, shapes: Sequence[tuple[int, ...]]) -> None:
+        """Holds a traced model against the caps on leaves, elements and rank.
+
+        Raises:
+          SpecError: it has too many leaves, or one that is too large.
+        """
+        ranks = [len(shape) for shape in shapes]
+        faults: Faults = []
+        if len(ranks) > self.leaves:
+            faults.append(("config", f"{len(ranks)} leaves; at most {self.leaves}"))
+        if max(map(math.prod, shapes), default=0) > self.elements:
+            faults.append(("config", f"a leaf of more than {self.elements} elements"))
+        if max(ranks, default=0) > self.rank:
+            text = f"a leaf of {max(ranks)} dimensions; at most {self.rank}"
+            faults.append(("config", text))
+        if faults:
+            raise SpecError(model, faults)
+
+    def _config(self, config: struct_pb2.Struct) -> Faults:
+        """Walks a Struct with a list for a stack, so that depth costs no recursion."""
+        size = config.ByteSize()
+        if size > self.config_bytes:
+            return [("config", f"{size} bytes; at most {self.config_bytes}")]
+        faults: Faults = []
+        waiting = [("", struct_pb2.Value(struct_value=config), 1)]
+        while waiting:
+            where, value, depth = waiting.pop()
+            kind = value.WhichOneof("kind")
+            if kind in ("struct_value", "list_value") and depth > self.config_depth:
+                faults.append((where, f"nested deeper than {self.config_depth}"))
+            elif kind == "struct_value":
+                for key, item in sorted(value.struct_value.fields.items()):
+                    if text := _longer(key, self.name):
+                        faults.append((f"config key {key[:16]!r}…", text))
+                        continue
+                    waiting.append((f"{where}.{key}".lstrip("."), item, depth + 1))
+            elif kind == "list_value":
+                for i, item in enumerate(value.list_value.values):
+                    waiting.append((f"{where}[{i}]", item, depth + 1))
+            elif kind == "string_value" and _longer(value.string_value, self.text):
+                faults.append((where, _longer(value.string_value, self.text)))
+            elif kind == "number_value" and not math.isfinite(value.number_value):
+                faults.append((where, f"{value.number_value} is not a finite number"))
+            elif kind is None:
+                faults.append((where, "no value"))
+        return faults + self._multiplied(config)
+
+    def _multiplied(self, config: Any) -> Faults:
+        """A trace takes time for every leaf, so their number is bounded beforehand."""
+
+        def largest(names: tuple[str, ...]) -> tuple[str, float]:
+            found = [name for name in names if name in config.fields]
+            numbers = {name: config.fields[name].number_value for name in found}
+            name = max(numbers, key=lambda key: numbers[key], default="")
+            return name, numbers.get(name, 1)
+
+        (layers_key, layers), (experts_key, experts) = map(largest, (_LAYERS, _EXPERTS))
+        if layers > self.layers:
+            return [(layers_key, f"{layers:g} layers; at most {self.layers}")]
+        if layers * experts > self.leaves:
+            text = f"{experts:g} experts in {layers:g} layers; at most {self.leaves}"
+            return [(experts_key, f"{text} together")]
+        return []
+
+
+DEFAULTS = Limits()  # what a client keeps to, and asks of a server's answers
+
+
+def _longer(text: str, most: int) -> str:
+    return f"{len(text)} characters; at most {most}" if len(text) > most else ""
+
+
+def _name(limits: Limits, name: str, _: Any) -> str:
+    if not name:
+        return "empty; a name is expected"
+    if _CONTROL.search(name[: limits.name]):
+        return f"{name[: limits.name]!r} has control characters"
+    return _longer(name, limits.name)
+
+
+def _sha256(limits: Limits, digest: bytes, _: Any) -> str:
+    return "" if len(digest) == 32 else f"{len(digest)} bytes; a SHA-256 has 32"
+
+
+def _mesh(limits: Limits, mesh: Any, _: Any) -> str:
+    if len(mesh.axes) > limits.mesh_axes:
+        return ""  # said of the list, before anything is multiplied
+    names = [axis.name for axis in mesh.axes]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        return f"{twice[0][: limits.name]!r} comes twice"
+    devices = math.prod(max(axis.size, 1) for axis in mesh.axes)
+    most = limits.mesh_devices
+    return f"{devices} devices; at most {most}" if devices > most else ""
+
+
+def _key(limits: Limits, data: Any, _: Any) -> str:
+    impl, count = data.impl[:64], len(data.words)
+    if impl not in _KEY_WORDS:
+        return f"{impl!r} is none of {', '.join(filter(None, _KEY_WORDS))}"
+    known = _KEY_WORDS[impl]
+    return "" if count in known else f"{count} words; a key has {known}"
+
+
+def _pattern(limits: Limits, pattern: str, _: Any) -> str:
+    """A regular expression from a stranger, in a subset that cannot run away."""
+    if len(pattern) > limits.pattern:
+        return _longer(pattern, limits.pattern)
+    try:
+        verbose = re.compile(pattern).flags & re.VERBOSE
+    except (re.error, OverflowError, RecursionError) as error:
+        return f"{pattern!r} is no regular expression ({error})"
+    bare = re.sub(r"\\[^0-9A-Z]|\[\^?\]?[^\]]*\]", "x", pattern)
+    # Where white space does not count, a repetition may stand apart from its group.
+    if verbose or re.search(r"\(\?[a-zA-Z]*x", bare):
+        return f"{pattern!r} is verbose; its white space must count"
+    if re.search(r"\)[*+?{]|\\\d|\(\?P=", bare):
+        return f"{pattern!r} repeats a group or refers back to one"
+    if len(re.findall(r"[*+]|\{\d*,?\d*\}", bare)) > limits.pattern_repeats:
+        return f"{pattern!r} has more than {limits.pattern_repeats} repetitions"
+    return ""
+
+
+# Of a list: the least number of entries, and the cap on them.
+_COUNTS = {
+    "MeshSpec.axes": (1, "mesh_axes"),
+    "AxisRules.rules": (0, "rules"),
+    "AxisRule.mesh_axes": (0, "mesh_axes"),
+    "PathRules.rules": (0, "rules"),
+    "PathRule.dimensions": (0, "rank"),
+    "Dimension.mesh_axes": (0, "mesh_axes"),
+    "FsdpRule.mesh_axes": (0, "mesh_axes"),
+    "StreamShardsRequest.windows": (1, "windows"),
+    "Window.start": (0, "rank"),
+    "Window.shape": (0, "rank"),
+}
+
+# Of a value, or of each entry of a list: from the limits, the value and the message
+# that it is in to what is wrong with it; empty if nothing is.
+_RULES: dict[str, Callable[[Limits, Any, Any], str]] = {
+    "NamedModel.model": _name,
+    "ModelSpec.program_sha256": _sha256,
+    "DescribeModelRequest.mesh": _mesh,
+    "DescribeModelRequest.rules": lambda _, rules, request: (
+        "" if request.HasField("mesh") else "given without a mesh"
+    ),
+    "MeshAxis.name": _name,
+    "MeshAxis.size": lambda _, size, axis: (
+        "" if size >= 1 else f"{size}; an axis has 1 device or more"
+    ),
+    "AxisRule.logical": _name,
+    "AxisRule.mesh_axes": _name,
+    "PathRule.pattern": _pattern,
+    "Dimension.mesh_axes": _name,
+    "FsdpRule.mesh_axes": _name,
+    "RootKey.data": _key,
+    "Window.path": lambda limits, path, _: _longer(path, limits.path),
+    "GetVersionRequest.min": lambda _, least, request: (
+        "" if 1 <= least <= request.max else f"{least} to {request.max} is no range"
+    ),
+    "GetProgramRequest.jax_version": lambda _, version, request: (
+        "" if not version or numbers(version) else f"{version[:32]!r} is no version"
+    ),
+    "GetProgramRequest.known_sha256": lambda limits, digest, _: (
+        _sha256(limits, digest, _) if digest else ""
+    ),
+    "UploadHeader.size": lambda limits, size, _: (
+        ""
+        if 0 < size <= limits.program_bytes
+        else f"{size} bytes; the cap is {limits.program_bytes}"
+    ),
+    "UploadHeader.sha256": _sha256,
+}

@@ -1,0 +1,235 @@
+"""Wire: the only place where protobuf messages and Python's objects meet.
+
+Each pair of functions is one message: ``x_to_proto`` for who asks, ``x_from_proto``
+for who answers. What comes from the wire has passed ``limits`` before it gets here.
+JAX is imported only by the functions that make one of its objects, since a client
+that only asks needs none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from google.protobuf import struct_pb2
+
+from shardinit.errors import SpecError
+from shardinit.v1 import service_pb2, spec_pb2
+
+_MAX_EXACT = 2**53  # a Struct has doubles only
+_MAX_DEPTH = 30  # beyond it protobuf refuses to parse a Struct
+
+
+def spec_to_proto(spec: Any) -> spec_pb2.ModelSpec:
+    """A ``ModelSpec``, an ``InitProgram`` or a program's sha256 (hex) as a message.
+
+    Raises:
+      SpecError: the config holds what the wire cannot carry.
+      TypeError: ``spec`` is none of these.
+    """
+    digest = spec if isinstance(spec, str) else getattr(spec, "sha256", None)
+    if isinstance(digest, str):
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", digest):
+            fault = f"{digest[:80]!r} is no SHA-256 in hex, 64 digits"
+            raise SpecError("program", [("program_sha256", fault)])
+        return spec_pb2.ModelSpec(program_sha256=bytes.fromhex(digest))
+    model, config = getattr(spec, "model", None), getattr(spec, "config", None)
+    if not isinstance(model, str) or not isinstance(config, Mapping):
+        raise TypeError(
+            f"spec: got {type(spec).__name__}; expected a shardinit.ModelSpec or the "
+            f"sha256 of a program in hex"
+        )
+    faults: list[tuple[str, str]] = []
+    _check_plain("", config, faults)
+    if faults:
+        raise SpecError(model, faults)
+    named = spec_pb2.NamedModel(model=model)
+    named.config.update(dict(config))
+    return spec_pb2.ModelSpec(named=named)
+
+
+def _check_plain(
+    where: str, value: Any, faults: list[tuple[str, str]], depth: int = 0
+) -> None:
+    if depth > _MAX_DEPTH:
+        faults.append(("config", f"nested deeper than {_MAX_DEPTH}"))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            inner = f"{where}.{key}" if where else str(key)
+            _check_plain(inner, item, faults, depth + 1)
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_plain(f"{where}[{i}]", item, faults, depth + 1)
+    elif isinstance(value, int) and abs(value) > _MAX_EXACT:
+        faults.append((where, f"{value} is beyond 2^53, which the wire cannot carry"))
+
+
+def spec_from_proto(message: spec_pb2.ModelSpec) -> Any:
+    """A ``ModelSpec``, or the sha256 (hex) of a program.
+
+    Raises:
+      SpecError: the config is not plain data.
+    """
+    from shardinit.models import ModelSpec
+
+    if message.WhichOneof("spec") == "program_sha256":
+        return message.program_sha256.hex()
+    return ModelSpec(message.named.model, struct_to_dict(message.named.config))
+
+
+def struct_to_dict(struct: struct_pb2.Struct) -> dict[str, Any]:
+    """A ``Struct`` as plain Python data."""
+    return {key: _plain(value) for key, value in struct.fields.items()}
+
+
+def _plain(value: struct_pb2.Value) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return struct_to_dict(value.struct_value)
+    if kind == "list_value":
+        return [_plain(item) for item in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
+
+
+def mesh_to_proto(mesh: Any) -> spec_pb2.MeshSpec:
+    """A ``Mesh``, an ``AbstractMesh`` or a mapping of axis name to size."""
+    shape = mesh if isinstance(mesh, Mapping) else mesh.shape
+    axes = [spec_pb2.MeshAxis(name=str(n), size=int(s)) for n, s in shape.items()]
+    return spec_pb2.MeshSpec(axes=axes)
+
+
+def mesh_from_proto(message: spec_pb2.MeshSpec) -> Any:
+    """An ``AbstractMesh``: no device is looked for."""
+    from jax.sharding import AbstractMesh
+
+    return AbstractMesh(
+        tuple(axis.size for axis in message.axes),
+        tuple(axis.name for axis in message.axes),
+    )
+
+
+def rules_to_proto(rules: Any) -> spec_pb2.ShardingRules:
+    """``AxisRules``, ``PathRules`` or ``fsdp(...)`` as a message.
+
+    Raises:
+      TypeError: ``rules`` is none of these.
+    """
+    from shardinit.core.plan import sharding
+
+    result = spec_pb2.ShardingRules()
+    if isinstance(rules, sharding.AxisRules):
+        result.axis_rules.SetInParent()
+        for name, axes in rules.rules:
+            result.axis_rules.rules.add(logical=name, mesh_axes=mesh_axes(axes))
+    elif isinstance(rules, sharding.PathRules):
+        result.path_rules.SetInParent()
+        for pattern, spec in rules.rules:
+            entries = [spec_pb2.Dimension(mesh_axes=mesh_axes(entry)) for entry in spec]
+            result.path_rules.rules.add(pattern=pattern, dimensions=entries)
+    elif isinstance(rules, sharding.Fsdp):
+        result.fsdp.mesh_axes.extend(rules.axes)
+        result.fsdp.min_bytes = rules.min_bytes
+    else:
+        raise TypeError(
+            f"rules: got {type(rules).__name__}; expected AxisRules([...]), "
+            f"PathRules([...]) or fsdp(...)"
+        )
+    return result
+
+
+def mesh_axes(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a ``PartitionSpec``."""
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def entry(axes: Any) -> str | tuple[str, ...] | None:
+    """One entry of a ``PartitionSpec`` from its mesh axes."""
+    return None if not axes else axes[0] if len(axes) == 1 else tuple(axes)
+
+
+def rules_from_proto(message: spec_pb2.ShardingRules) -> Any:
+    """``AxisRules``, ``PathRules`` or ``fsdp(...)``."""
+    from jax.sharding import PartitionSpec
+
+    from shardinit.core.plan import sharding
+
+    kind = message.WhichOneof("rules")
+    if kind == "axis_rules":
+        return sharding.AxisRules(
+            (rule.logical, entry(rule.mesh_axes)) for rule in message.axis_rules.rules
+        )
+    if kind == "path_rules":
+        return sharding.PathRules(
+            (
+                rule.pattern,
+                PartitionSpec(*(entry(d.mesh_axes) for d in rule.dimensions)),
+            )
+            for rule in message.path_rules.rules
+        )
+    return sharding.fsdp(*message.fsdp.mesh_axes, min_bytes=message.fsdp.min_bytes)
+
+
+def key_to_proto(key: Any) -> service_pb2.RootKey:
+    """An int seed, a JAX key, or the raw words of one as a message.
+
+    Raises:
+      TypeError: ``key`` is none of these.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        if not -(2**63) <= key < 2**63:
+            raise TypeError(f"key: the seed {key} has more than 64 bits")
+        return service_pb2.RootKey(seed=key)
+    dtype, impl = str(getattr(key, "dtype", "")), ""
+    words: Any = key
+    if dtype.startswith("key<"):
+        import jax  # whoever has such a key has imported it already
+
+        impl, words = str(jax.random.key_impl(key)), jax.random.key_data(key)
+    elif dtype != "uint32":
+        raise TypeError(
+            f"key: got {type(key).__name__}; expected an int seed, a JAX key or its "
+            f"words as a uint32 array"
+        )
+    data = service_pb2.KeyData(impl=impl, words=[int(word) for word in words])
+    return service_pb2.RootKey(data=data)
+
+
+def key_from_proto(message: service_pb2.RootKey) -> Any:
+    """An int seed, a JAX key, or raw words."""
+    import jax
+    import numpy as np
+
+    if message.WhichOneof("key") == "seed":
+        return message.seed
+    words: Any = np.array(message.data.words, np.uint32)
+    if not message.data.impl:
+        return words
+    return jax.random.wrap_key_data(words, impl=message.data.impl)
+
+
+def chunks_to_proto(data: bytes, step: int) -> Iterator[service_pb2.ProgramChunk]:
+    """A serialised program in pieces of ``step`` bytes."""
+    for start in range(0, len(data), step):
+        piece = data[start : start + step]
+        yield service_pb2.ProgramChunk(offset=start, data=piece)
+
+
+def chunks_from_proto(chunks: Iterable[service_pb2.ProgramChunk], size: int) -> bytes:
+    """The program that pieces make; never holds more than ``size`` bytes.
+
+    Raises:
+      ValueError: they do not follow on each other, or are too many or too few.
+    """
+    buffer = bytearray()
+    for chunk in chunks:
+        if chunk.offset != len(buffer) or not chunk.data:
+            raise ValueError(f"a chunk does not follow at byte {len(buffer):,}")
+        if len(buffer) + len(chunk.data) > size:
+            raise ValueError(f"more than the {size:,} bytes that were announced")
+        buffer += chunk.data
+    if len(buffer) != size:
+        raise ValueError(f"{len(buffer):,} of {size:,} bytes came")
+    return bytes(buffer)

@@ -1,0 +1,1 @@
+"""Audits: plans compiled by the compilers of chips that are not there."""

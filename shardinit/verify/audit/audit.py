@@ -1,0 +1,211 @@
+"""Audit: a plan, compiled by the real compiler of chips that are not there.
+
+What a launch will do to 4,096 chips is decided by a compiler that runs on any laptop.
+So each distinct program of the plan is compiled at its sharding for the topology, and
+what came out is held against the promise that a device makes its own shard and nothing
+else (``report`` says what counts as a fault).
+
+It happens in another process. The compilers want an environment that JAX reads once,
+when it starts, and the JAX of the caller may be training. The plan crosses as an init
+program and its partition specs: functions as StableHLO with a digest, and JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shardinit.core.ir.jaxpr import setting
+from shardinit.core.plan.plan import Plan, PlanLeaf
+from shardinit.core.program.program import export_plan
+from shardinit.errors import AuditError, ShardingError
+from shardinit.verify.audit import topology as topologies
+from shardinit.verify.audit.report import AuditReport, AuditRow, faults_of
+
+REPLICATED_BYTES = 1 << 20
+_LIMIT_SECONDS = 3600.0
+
+
+def audit(
+    plan: Plan, topology: str, *, replicated_bytes: int = REPLICATED_BYTES
+) -> AuditReport:
+    """Compiles a plan for devices that are not there and says what each will hold.
+
+    Args:
+      plan: from ``shardinit.plan``, on a mesh (an ``AbstractMesh`` will do) of as many
+        devices as the topology has.
+      topology: such as ``"tpu:v5p:16x16x16"``, ``"gpu:h100:8x8"`` (hosts x devices) or
+        ``"cpu:8"``.
+      replicated_bytes: a leaf larger than this that lies whole on every device is a
+        fault: a forgotten sharding.
+
+    Raises:
+      TopologyError: no such topology, or no compiler for it is installed.
+      ShardingError: the plan's mesh has another number of devices.
+      AuditError: the compiler failed.
+    """
+    wanted = topologies.topology(topology)
+    _check_mesh(plan, wanted)
+    topologies.check_installed(wanted)
+    with tempfile.TemporaryDirectory(prefix="shardinit-audit-") as name:
+        folder = Path(name)
+        export_plan(plan).save(folder / "program.init")
+        (folder / "request.json").write_text(json.dumps(_request(plan, wanted)))
+        result = _run(folder, wanted)
+    return _report(plan, wanted, result, replicated_bytes)
+
+
+def _check_mesh(plan: Plan, wanted: topologies.Topology) -> None:
+    if plan.mesh is None or plan.mesh.size != wanted.devices:
+        came = "none" if plan.mesh is None else f"{dict(plan.mesh.shape)}"
+        raise ShardingError(
+            "mesh of the plan",
+            came,
+            f"{wanted.devices:,} devices, as {wanted.name} has",
+            f"Plan on AbstractMesh(({wanted.devices},), ('device',)) or the like",
+        )
+    for leaf in plan.leaves:
+        if leaf.sharding is None or leaf.sharding.mesh.shape != plan.mesh.shape:
+            raise ShardingError(
+                f"leaf {leaf.path!r}",
+                f"{leaf.sharding}",
+                f"a sharding on the plan's mesh {dict(plan.mesh.shape)}",
+            )
+
+
+def _request(plan: Plan, wanted: topologies.Topology) -> dict[str, Any]:
+    """What the other process must know beside the program: plain data."""
+    return {
+        "topology": wanted.name,
+        "mesh": {str(axis): size for axis, size in plan.mesh.shape.items()},
+        "specs": {leaf.path: _entries(leaf) for leaf in plan.leaves},
+        "selected": [leaf.path for leaf in plan.leaves if leaf.selected],
+        "whole": plan.whole_mode,
+    }
+
+
+def _entries(leaf: PlanLeaf) -> list[list[str] | None]:
+    spec = () if leaf.sharding is None else leaf.sharding.spec
+    return [[e] if isinstance(e, str) else list(e) if e else None for e in spec]
+
+
+def _run(folder: Path, wanted: topologies.Topology) -> dict[str, Any]:
+    """The other process; what it found."""
+    env = topologies.environment(wanted, os.environ)
+    env["JAX_ENABLE_X64"] = str(bool(setting("jax_enable_x64"))).lower()
+    env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    command = [sys.executable, "-P", "-m", "shardinit.verify.audit.worker", str(folder)]
+    done = subprocess.run(
+        command, env=env, capture_output=True, timeout=_LIMIT_SECONDS, check=False
+    )
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except FileNotFoundError:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        came = f"exit status {done.returncode}: {''.join(said[-1:])}"
+        raise AuditError(f"audit for {wanted.name}", came) from None
+    if "error" in result:
+        raise AuditError(*result["error"])
+    return result
+
+
+def _report(
+    plan: Plan, wanted: topologies.Topology, result: dict[str, Any], limit: int
+) -> AuditReport:
+    chosen = [leaf for leaf in plan.leaves if leaf.selected]
+    numbers = {leaf.path: leaf.program for leaf in chosen}
+    if result["fingerprint"] != plan.fingerprint or result["numbers"] != numbers:
+        raise AuditError(wanted.name, "another plan came back than was sent")
+    rows = tuple(
+        _row(plan, number, figures, wanted.chip.bandwidth)
+        for number, figures in enumerate(result["rows"])
+    )
+    hosted = [leaf for leaf in chosen if leaf.program < 0]
+    padded = sum(row.padded_bytes * row.runs for row in rows)
+    padded += sum(leaf.bytes_per_device for leaf in hosted)
+    largest = max((row.temporary_bytes for row in rows), default=0)
+    moved = sum(row.bytes_moved * row.runs for row in rows)
+    faults = [f"{_named(row.paths)} {fault}" for row in rows for fault in row.faults]
+    faults += _forgotten(chosen, wanted.devices, limit)
+    memory = wanted.chip.memory_bytes
+    if memory and padded + largest > memory:
+        faults.append(f"{padded + largest:,} bytes do not fit in {memory:,} of memory")
+    return AuditReport(
+        name=plan.name,
+        topology=wanted.name,
+        mesh={str(axis): size for axis, size in plan.mesh.shape.items()},
+        versions=result["versions"],
+        rows=rows,
+        leaves=len(chosen),
+        host_leaves=len(hosted),
+        bytes_per_device=plan.bytes_per_device,
+        padded_bytes_per_device=padded,
+        largest_temporary=largest,
+        peak_bytes=padded + largest,
+        memory_bytes=memory,
+        bytes_moved=moved,
+        seconds=moved / wanted.chip.bandwidth if wanted.chip.bandwidth else 0.0,
+        whole=tuple((leaf.path, leaf.whole) for leaf in plan.whole_leaves),
+        faults=tuple(faults),
+    )
+
+
+def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> AuditRow:
+    leaves = [x for x in plan.leaves if x.selected and x.program == number]
+    program = plan.programs[number]
+    first = leaves[: len(program.shapes)]
+    row = AuditRow(
+        program=number,
+        paths=tuple(leaf.path for leaf in leaves),
+        shapes=program.shapes,
+        dtypes=tuple(str(leaf.dtype) for leaf in first),
+        specs=tuple(
+            str(s.spec).replace("PartitionSpec", "P") for s in program.shardings if s
+        ),
+        shard_bytes=sum(leaf.bytes_per_device for leaf in first),
+        padded_bytes=sum(figures["padded"]),
+        output_bytes=figures["output_bytes"],
+        temporary_bytes=figures["temporary_bytes"],
+        code_bytes=figures["code_bytes"],
+        collectives=tuple(figures["collectives"]),
+        full_size=tuple(figures["full_size"]),
+        bytes_moved=figures["bytes_moved"],
+        seconds=figures["bytes_moved"] / bandwidth if bandwidth else 0.0,
+        whole=program.whole,
+        blockwise=figures["blockwise"],
+        faults=(),
+    )
+    expected = [
+        str(tuple(s.shard_shape(shape)))
+        for s, shape in zip(program.shardings, program.shapes, strict=True)
+        if s
+    ]
+    faults = faults_of(row, expected, figures["results"])
+    return dataclasses.replace(row, faults=tuple(faults))
+
+
+def _forgotten(leaves: Sequence[PlanLeaf], devices: int, limit: int) -> list[str]:
+    """Leaves that lie whole on every device and are too large for that."""
+    groups: dict[Any, list[str]] = {}
+    for leaf in leaves:
+        whole = leaf.sharding is None or leaf.sharding.is_fully_replicated
+        if whole and devices > 1 and leaf.bytes_per_device > limit:
+            kind = (leaf.program, leaf.shape, leaf.bytes_per_device)
+            groups.setdefault(kind, []).append(leaf.path)
+    return [
+        f"{_named(paths)} lies whole on each of {devices:,} devices: {size:,} bytes, "
+        f"more than {limit:,}"
+        for (_, _, size), paths in groups.items()
+    ]
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(paths[:3]) + more

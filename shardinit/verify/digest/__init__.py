@@ -1,0 +1,1 @@
+"""Digests of leaves, equal on every mesh."""
