@@ -42,7 +42,7 @@ class ModuleMeta(ABCMeta):
                 return found
             module = cls.__new__(cls)
             now = context.scope()
-            with context.entered(context.Scope(calls=now.calls)):
+            with context.entered(context.Scope(running=now.running, calls=now.calls)):
                 module._set_defaults()
                 module.__init__(*args, **kwargs)
             module._check_fields()

@@ -151,7 +151,10 @@ class Scope:
       tree: the tree of the outermost module that is running, if one is.
       module: the module whose call or ``rng_init`` runs.
       path: what asks for keys when that is no module: an `Initializer` leaf.
-      compact: the compact method that runs, as ``compact`` knows it.
+      compact: the compact method whose modules are being constructed (a
+        `shardinit.module.submodules.Frame`); None where construction makes no fields.
+      running: the innermost of all compact methods that run in this thread. A call of
+        another module clears ``compact`` and keeps this.
       calls: collects (inputs, outputs) of modules called by path, for ``tabulate``.
     """
 
@@ -161,6 +164,7 @@ class Scope:
     module: Any = None
     path: str | None = None
     compact: Any = None
+    running: Any = None
     calls: dict[str, tuple[Any, Any]] | None = None
 
     def where(self, module: Any) -> str:

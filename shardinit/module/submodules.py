@@ -40,7 +40,9 @@ class Frame:
     """One run of a compact method.
 
     Attributes:
-      module: whose method; method: its name; outer: the run it was called from.
+      module: the module whose method it is.
+      method: name of the method.
+      outer: the run of a compact method, of any module, that led to this one.
       known: names of the fields made in the first run, None if this is the first.
       made: names of the fields met in this run.
     """
@@ -93,23 +95,31 @@ def compact(method: Callable[P, R]) -> Callable[P, R]:
 @contextmanager
 def _running(module: ModuleNode, method: str) -> Iterator[None]:
     now = context.scope()
-    frame = now.compact
-    while frame is not None:
-        if frame.module is module and frame.method == method:
-            raise ModuleStateError(
-                now.where(module),
-                f"its compact method {method!r} calls itself",
-                "a method that returns before it is called again",
-            )
-        frame = frame.outer
+    _refuse_recursion(now, module, method)
     known = (module._subtrees or {}).get(method)
-    frame = Frame(module, method, now.compact, known)
+    frame = Frame(module, method, now.running, known)
     tree = now.tree or context.Tree(module)
-    with context.entered(replace(now, compact=frame, tree=tree, module=module)):
+    inner = replace(now, compact=frame, running=frame, tree=tree, module=module)
+    with context.entered(inner):
         yield
     if known is None and now.initializing:
         subtrees = {**(module._subtrees or {}), method: tuple(frame.made)}
         module.__dict__["_subtrees"] = subtrees
+
+
+def _refuse_recursion(now: context.Scope, module: ModuleNode, method: str) -> None:
+    frame: Frame | None = now.running
+    while frame is not None:
+        if frame.module is module and frame.method == method:
+            raise ModuleStateError(
+                now.where(module),
+                f"its compact method {method!r} was called while it runs",
+                "a compact method that does not call itself, directly or through "
+                "another module",
+                "Repeat layers with a loop in the method, or construct another module "
+                "for the inner call",
+            )
+        frame = frame.outer
 
 
 def first_run(module: ModuleNode) -> bool:
