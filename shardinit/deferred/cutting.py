@@ -81,7 +81,16 @@ def _is_childless(node: Any) -> bool:
 
 @pytree_dataclass
 class NotInThisPartition(TreeNode):
-    """Stands for a subtree that is in the other tree of a partition."""
+    """Stands for a subtree that is in the other tree of a partition.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> rest = deferred.select([1, 2.5]).at_instances_of(int).set(
+      ...     deferred.NotInThisPartition()
+      ... )
+      >>> rest
+      [NotInThisPartition(), 2.5]
+    """
 
 
 def combine(*trees: Any) -> Any:
@@ -91,6 +100,14 @@ def combine(*trees: Any) -> Any:
 
     Raises:
       SelectionError: two trees have something of their own in the same place.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> ints, rest = deferred.select([1, 2.5]).at_instances_of(int).partition()
+      >>> ints, rest
+      ([1, NotInThisPartition()], [NotInThisPartition(), 2.5])
+      >>> deferred.combine(ints, rest)
+      [1, 2.5]
     """
     return _combine(trees, ())
 

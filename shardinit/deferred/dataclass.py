@@ -30,12 +30,28 @@ _STAND_IN = "__shardinit_stand_in_for__"  # in the __dict__ of its mutable subcl
 
 
 def is_pytree_dataclass_type(cls: Any) -> bool:
-    """Whether this very class, not a parent of it, was decorated."""
+    """Whether this very class, not a parent of it, was decorated.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> deferred.is_pytree_dataclass_type(deferred.Parameter)
+      True
+      >>> deferred.is_pytree_dataclass_type(deferred.Struct)
+      False
+    """
     return isinstance(cls, type) and _INFO in cls.__dict__
 
 
 def is_pytree_node_field(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field is a child; ``metadata={"pytree_node": False}`` is static."""
+    """Whether a field is a child; ``metadata={"pytree_node": False}`` is static.
+
+    Example:
+      >>> import dataclasses
+      >>> from shardinit import deferred
+      >>> fields = dataclasses.fields(deferred.Parameter)
+      >>> {field.name: deferred.is_pytree_node_field(field) for field in fields}
+      {'value': True, 'name': False}
+    """
     return field.metadata.get("pytree_node", True)
 
 
@@ -100,6 +116,17 @@ def pytree_dataclass(
       ValueError: the class is decorated already.
       TypeError: the class cannot be flattened: neither a `Struct` nor one with
         ``tree_flatten_with_keys`` and ``tree_unflatten``.
+
+    Example:
+      >>> import dataclasses
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> @deferred.pytree_dataclass
+      ... class Scale(deferred.Struct):
+      ...     factor: float
+      ...     axis: str = dataclasses.field(metadata={"pytree_node": False})
+      >>> jax.tree.map(lambda x: 2 * x, Scale(1.5, "embed"))
+      Scale(factor=3.0, axis='embed')
     """
     options = {"init": init, "eq": eq, "order": order, "match_args": match_args}
     options["kw_only"] = kw_only

@@ -40,14 +40,27 @@ def _is_uninitialized(node: Any) -> bool:
 
 
 def rename_parameters(tree: M, rename_fn: Callable[[str], str]) -> M:
-    """A copy of ``tree`` with ``rename_fn`` applied to every parameter name."""
+    """A copy of ``tree`` with ``rename_fn`` applied to every parameter name.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> tree = [deferred.Parameter(1.0, "scale")]
+      >>> deferred.rename_parameters(tree, str.upper)
+      [Parameter(value=1.0, name='SCALE')]
+    """
     with collector_paused():
         named = select(tree).at_instances_of(SupportsParameterRenaming)
         return named.apply(lambda node: node.with_renamed_parameters(rename_fn))
 
 
 def add_parameter_prefix(prefix: str, tree: M, delimiter: str = ".") -> M:
-    """A copy of ``tree`` whose parameters are called ``prefix + delimiter + name``."""
+    """A copy of ``tree`` whose parameters are called ``prefix + delimiter + name``.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> deferred.add_parameter_prefix("mlp", deferred.Parameter(1.0, "scale"))
+      Parameter(value=1.0, name='mlp.scale')
+    """
     return rename_parameters(tree, lambda name: prefix + delimiter + name)
 
 
@@ -56,6 +69,16 @@ def check_no_duplicated_parameters(model: Any) -> None:
 
     Raises:
       DuplicateNamesError: with all repeated names, and the paths of the parameters.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> scale = deferred.Parameter(1.0, "scale")
+      >>> deferred.check_no_duplicated_parameters([scale])
+      >>> try:
+      ...     deferred.check_no_duplicated_parameters([scale, scale])
+      ... except deferred.DuplicateNamesError as error:
+      ...     print(error.names, error.paths)
+      ('scale',) ('0', '1')
     """
     with collector_paused():
         found = select(model).at_instances_of(_PARAMETERS).get_sequence()
@@ -70,6 +93,16 @@ def assert_no_uninitialized(model: Any) -> None:
 
     Raises:
       UninitializedParameterError: with the names and paths of the first of them.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> model = [deferred.UninitializedParameter(jax.random.normal, "bias")]
+      >>> try:
+      ...     deferred.assert_no_uninitialized(model)
+      ... except deferred.UninitializedParameterError as error:
+      ...     print(error.came)
+      1 parameters have no value yet: 'bias' at '0'
     """
     left = select(model).at_instances_of(UninitializedParameter).get_sequence()
     if left:
@@ -103,6 +136,18 @@ def init_fn(tree: Any, *, wide_names: bool = False) -> InitFn:
     Raises:
       DuplicateNamesError: two parameters have the same name.
       NameClashError: two names would give the same key.
+
+    Example:
+      >>> import jax
+      >>> import shardinit
+      >>> from shardinit import deferred
+      >>> model = {
+      ...     "bias": deferred.UninitializedParameter(
+      ...         lambda key: jax.random.normal(key, (4,)), "bias"
+      ...     )
+      ... }
+      >>> shardinit.init(deferred.init_fn(model), 42)
+      {'bias': Parameter(value=float32[4], name='bias')}
     """
     with collector_paused():
         check_no_duplicated_parameters(tree)
@@ -141,5 +186,12 @@ def initialize_parameters(
       DuplicateNamesError: two parameters have the same name.
       NameClashError: two names would give the same key.
       StructureMismatchError: an initializer returned what its parameter is not for.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> model = [deferred.UninitializedParameter(jax.random.normal, "bias")]
+      >>> deferred.initialize_parameters(model, jax.random.key(42))
+      [Parameter(value=float32[], name='bias')]
     """
     return init_fn(model, wide_names=wide_names)(as_key(prng_key))

@@ -32,7 +32,17 @@ _INFER: Any = object()
 
 
 class ParameterLike(Protocol[T_co]):
-    """What a layer may expect of anything that stands for a parameter."""
+    """What a layer may expect of anything that stands for a parameter.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> def doubled(parameter: deferred.ParameterLike[float]) -> float:
+      ...     return 2 * parameter.value
+      >>> doubled(deferred.Parameter(1.5, "scale"))
+      3.0
+      >>> doubled(deferred.FrozenParameter(1.5, "scale"))
+      3.0
+    """
 
     @property
     def value(self) -> T_co:
@@ -46,7 +56,16 @@ class ParameterLike(Protocol[T_co]):
 
 
 class SupportsParameterRenaming(abc.ABC):
-    """Base of every node that has parameter names."""
+    """Base of every node that has parameter names.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> scale = deferred.Parameter(1.0, "scale")
+      >>> isinstance(scale, deferred.SupportsParameterRenaming)
+      True
+      >>> scale.with_renamed_parameters(lambda name: f"block.{name}")
+      Parameter(value=1.0, name='block.scale')
+    """
 
     @abc.abstractmethod
     def with_renamed_parameters(self, rename_fn: Callable[[str], str]) -> Self:
@@ -70,6 +89,15 @@ class Parameter(Struct, Generic[T], _Renamed):
     Attributes:
       value: the value, any pytree of arrays.
       name: what it is called, in checkpoints too.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit import deferred
+      >>> weight = deferred.Parameter(jnp.zeros((2, 3)), "weight")
+      >>> weight
+      Parameter(value=float32[2,3], name='weight')
+      >>> weight.value_structure
+      AbstractArray((2, 3), float32)
     """
 
     value: T
@@ -92,6 +120,12 @@ class FrozenParameter(Struct, Generic[T], _Renamed):
     Attributes:
       value: the value, any pytree of arrays.
       name: what it is called, in checkpoints too.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> frozen = deferred.FrozenParameter(1.0, "scale")
+      >>> isinstance(frozen, deferred.Parameter)
+      False
     """
 
     value: T
@@ -118,6 +152,17 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
       name: what the parameter is called; its key derives from it.
       value_structure: what the initializer returns, with an `AbstractArray` for each
         array.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> weight = deferred.UninitializedParameter(
+      ...     lambda key: jax.random.normal(key, (2, 3)), "weight"
+      ... )
+      >>> weight.value_structure
+      AbstractArray((2, 3), float32)
+      >>> weight.initialize(jax.random.key(42))
+      Parameter(value=float32[2,3], name='weight')
     """
 
     initializer: Callable[[jax.Array], T] = dataclasses.field(metadata=_STATIC)

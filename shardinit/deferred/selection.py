@@ -51,6 +51,14 @@ class Selection(TreeNode, Generic[S]):
       nodes: the nodes at the cut, selected or not.
       selected: for each whether it is selected.
       treedef: the structure above the cut.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> selection = deferred.select([1, {"a": 2.5}]).at_instances_of(float)
+      >>> selection.count(), selection.get()
+      (1, 2.5)
+      >>> selection.set(0.0)
+      [1, {'a': 0.0}]
     """
 
     nodes: list[Any]
@@ -319,5 +327,12 @@ class Selection(TreeNode, Generic[S]):
 
 
 def select(tree: N) -> Selection[N]:
-    """Selects the whole of any pytree, as the start of a change that copies."""
+    """Selects the whole of any pytree, as the start of a change that copies.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> tree = {"a": 1, "b": [2, 3]}
+      >>> deferred.select(tree).at(lambda t: t["b"][0]).apply(lambda x: 10 * x)
+      {'a': 1, 'b': [20, 3]}
+    """
     return _at_marks(Mark(tree))

@@ -42,6 +42,15 @@ class ShareableUninitializedParameter(UninitializedParameter[T]):
     Sharing has to be asked for, so that two layers whose names are equal by accident
     are an error and not one layer. One that is never attached counts as an ordinary
     uninitialised parameter.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> tied = deferred.mark_shareable(
+      ...     deferred.UninitializedParameter(jax.random.normal, "tied")
+      ... )
+      >>> type(tied).__name__
+      'ShareableUninitializedParameter'
     """
 
     def treescope_color(self) -> str:
@@ -56,6 +65,16 @@ class SharedParameterLookup(Struct, Generic[T]):
     Attributes:
       name: what the parameter was called when it was attached: its key in the wrapper.
       value_structure: of the parameter.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> tied = deferred.mark_shareable(
+      ...     deferred.UninitializedParameter(jax.random.normal, "tied")
+      ... )
+      >>> model = deferred.attach_shared_parameters([tied, tied])
+      >>> model.body[1]
+      SharedParameterLookup(name='tied', value_structure=float32[])
     """
 
     name: str = dataclasses.field(metadata=_STATIC)
@@ -89,6 +108,18 @@ class WithSharedParameters(Struct, Generic[M]):
       body: what uses them, through lookups.
       parameters: the owned parameters by the names that the lookups have. An outer
         prefix renames the parameters; the keys stay.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> tied = deferred.mark_shareable(
+      ...     deferred.UninitializedParameter(jax.random.normal, "tied")
+      ... )
+      >>> model = deferred.attach_shared_parameters([tied, tied])
+      >>> model = deferred.initialize_parameters(model, jax.random.key(42))
+      >>> first, second = model.resolved()
+      >>> first is second, first
+      (True, Parameter(value=float32[], name='tied'))
     """
 
     body: M
@@ -123,6 +154,13 @@ def mark_shareable(submodel: M) -> M:
 
     The part may then be used several times. Whoever marks also wraps everything that
     uses it, once, with `attach_shared_parameters`.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> model = [deferred.UninitializedParameter(jax.random.normal, "tied")]
+      >>> [type(node).__name__ for node in deferred.mark_shareable(model)]
+      ['ShareableUninitializedParameter']
     """
 
     def mark(parameter: UninitializedParameter[Any]) -> Any:
@@ -149,6 +187,18 @@ def attach_shared_parameters(
     Raises:
       SharedParameterError: two uses of a name differ in ``value_structure``, or, if
         ``strict``, in the initializer.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> tied = deferred.mark_shareable(
+      ...     deferred.UninitializedParameter(jax.random.normal, "tied")
+      ... )
+      >>> model = deferred.attach_shared_parameters([tied, tied])
+      >>> list(model.parameters)
+      ['tied']
+      >>> [type(use).__name__ for use in model.body]
+      ['SharedParameterLookup', 'SharedParameterLookup']
     """
     uses = select(submodel).at_instances_of(ShareableUninitializedParameter)
     owned: dict[str, UninitializedParameter[Any]] = {}

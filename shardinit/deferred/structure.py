@@ -34,6 +34,12 @@ class AbstractArray(jax.ShapeDtypeStruct):
 
     Attributes:
       axes: one logical axis name, or None, for each dimension; None if nobody knows.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit import deferred
+      >>> deferred.AbstractArray((8, 4), jnp.float32, ("embed", None))
+      AbstractArray((8, 4), float32, axes=('embed', None))
     """
 
     def __init__(self, shape: Any, dtype: Any, axes: Axes | None = None):
@@ -87,7 +93,17 @@ class WithAxes(Generic[T]):
 def with_axes(
     initializer: Callable[[jax.Array], T], axes: Axes
 ) -> Callable[[jax.Array], T]:
-    """Names the dimensions of what an initializer makes, for `AxisRules`."""
+    """Names the dimensions of what an initializer makes, for `AxisRules`.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> normal = deferred.with_axes(
+      ...     lambda key: jax.random.normal(key, (8, 4)), ("embed", "mlp")
+      ... )
+      >>> deferred.UninitializedParameter(normal, "weight").value_structure
+      AbstractArray((8, 4), float32, axes=('embed', 'mlp'))
+    """
     return WithAxes(initializer, tuple(axes))
 
 

@@ -31,7 +31,15 @@ from shardinit.module.walk import PRIVATE, ModuleNode
 
 
 class ModuleMeta(ABCMeta):
-    """Constructs modules: defaults, ``__init__``, the check that fields are set."""
+    """Constructs modules: defaults, ``__init__``, the check that fields are set.
+
+    Example:
+      >>> from shardinit.module import Linear, ModuleMeta
+      >>> isinstance(Linear, ModuleMeta)
+      True
+      >>> Linear(8).name
+      'linear'
+    """
 
     if not TYPE_CHECKING:  # a type checker shall see the signature of __init__
 
@@ -58,6 +66,21 @@ class Module(ModuleNode, metaclass=ModuleMeta):
     Attributes:
       name: what a compact method calls the field it makes for this module; default
         the class's name in snake case.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Module, Parameter, next_key
+      >>> class Scale(Module):
+      ...     factor: jax.Array | None = Parameter.node(None)
+      ...
+      ...     def __call__(self, x):
+      ...         if self.initializing():
+      ...             self.factor = jax.random.uniform(next_key(), x.shape[-1:])
+      ...         return x * self.factor
+      >>> scale = Scale().init(42, jnp.ones((2, 3)))
+      >>> scale.initialized, scale.factor.shape
+      (True, (3,))
     """
 
     name: str | None

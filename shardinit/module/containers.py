@@ -18,7 +18,13 @@ from shardinit.module.submodules import compact
 
 
 class Lambda(Module):
-    """A pure function as a module."""
+    """A pure function as a module.
+
+    Example:
+      >>> from shardinit.module import Lambda
+      >>> Lambda(abs)(-3)
+      3
+    """
 
     def __init__(self, f: Callable[..., Any]):
         """Wraps ``f``."""
@@ -30,7 +36,19 @@ class Lambda(Module):
 
 
 class Sequential(Module):
-    """Modules and functions, each applied to what the one before returned."""
+    """Modules and functions, each applied to what the one before returned.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Linear, Sequential
+      >>> model = Sequential(Linear(4), jax.nn.relu, Linear(2))
+      >>> model = model.init(42, jnp.ones((1, 3)))
+      >>> [type(layer).__name__ for layer in model.layers]
+      ['Linear', 'Lambda', 'Linear']
+      >>> model(jnp.ones((5, 3))).shape
+      (5, 2)
+    """
 
     layers: list[Module]
 
@@ -46,7 +64,15 @@ class Sequential(Module):
 
 
 class MLP(Module):
-    """Linear layers with an activation between them; the last one is linear."""
+    """Linear layers with an activation between them; the last one is linear.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import MLP
+      >>> mlp = MLP([8, 2]).init(42, jnp.ones((1, 3)))
+      >>> mlp.linear.kernel.shape, mlp.linear2.kernel.shape
+      ((3, 8), (8, 2))
+    """
 
     def __init__(
         self,
@@ -109,6 +135,15 @@ class Dropout(Module):
     """Zeroes elements at random while training, and scales the others up.
 
     The layer keeps its own key, and a call in training replaces it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Dropout
+      >>> dropout = Dropout(0.5).init(42)
+      >>> bool((dropout.eval()(jnp.ones(8)) == 1).all())
+      True
+      >>> sorted(set(Dropout(0.5).init(42)(jnp.ones(1000)).tolist()))
+      [0.0, 2.0]
     """
 
     rng: Any = Rng.node()
@@ -168,6 +203,17 @@ def compact_module(fn: Callable[..., Any]) -> Any:
             return jax.nn.relu(Linear(features)(x))
 
         m = block().init(42, Inputs(x, 8))
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Inputs, Linear, compact_module
+      >>> @compact_module
+      ... def Block(x, features):
+      ...     return jax.nn.relu(Linear(features)(x))
+      >>> block = Block().init(42, Inputs(jnp.ones((2, 3)), features=8))
+      >>> block.linear.kernel.shape
+      (3, 8)
     """
 
     @compact

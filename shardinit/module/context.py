@@ -232,6 +232,14 @@ def next_key() -> jax.Array:
 
     Raises:
       ModuleStateError: (a ``RuntimeError``) none of these is under way.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import next_key, rng_key
+      >>> with rng_key(42):
+      ...     first, second = next_key(), next_key()
+      >>> bool(first == second)
+      False
     """
     now = scope()
     if now.keys is None:
@@ -252,6 +260,14 @@ def rng_key(key: Any) -> Iterator[None]:
 
     Args:
       key: a key or an int seed.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import next_key, rng_key
+      >>> with rng_key(42):
+      ...     key = next_key()
+      >>> bool(key == jax.random.split(jax.random.key(42))[0])
+      True
     """
     with entered(replace(scope(), keys=SequenceKeys(as_key(key)), path=None)):
         yield

@@ -33,17 +33,45 @@ def _field(node: bool, kind: type | None, default: Any, options: Any) -> Any:
 
 
 def node(default: Any = MISSING, **options: Any) -> Any:
-    """Declares a pytree field without a kind (see ``Kind.node``)."""
+    """Declares a pytree field without a kind (see ``Kind.node``).
+
+    Example:
+      >>> from shardinit.module import Module, node
+      >>> class Counter(Module):
+      ...     count: int = node(0)
+      >>> import jax
+      >>> jax.tree.leaves(Counter())
+      [0]
+    """
     return _field(True, None, default, options)
 
 
 def static(default: Any = MISSING, **options: Any) -> Any:
-    """Declares a field outside the pytree, whatever it holds (see ``Kind.static``)."""
+    """Declares a field outside the pytree, whatever it holds (see ``Kind.static``).
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Linear, Module, static
+      >>> class Holder(Module):
+      ...     layer: Linear | None = static(None)
+      >>> jax.tree.leaves(Holder())
+      []
+    """
     return _field(False, None, default, options)
 
 
 class Kind:
-    """Base of all kinds; subclass it, or one of the kinds below, for your own."""
+    """Base of all kinds; subclass it, or one of the kinds below, for your own.
+
+    Example:
+      >>> from shardinit.module import Kind, Module
+      >>> class Mask(Kind):
+      ...     pass
+      >>> class Masked(Module):
+      ...     mask: float = Mask.node(1.0)
+      >>> Masked().filter(Mask)
+      Masked(mask=1.0)
+    """
 
     @classmethod
     def node(cls, default: Any = MISSING, **options: Any) -> Any:
@@ -64,40 +92,117 @@ class Kind:
 
 
 class Parameter(Kind):
-    """What is trained."""
+    """What is trained.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Module, Parameter
+      >>> class Scale(Module):
+      ...     factor: float = Parameter.node(2.0)
+      ...     steps: int = 3
+      >>> jax.tree.leaves(Scale().parameters())
+      [2.0]
+    """
 
 
 class State(Kind):
-    """What changes by itself."""
+    """What changes by itself.
+
+    Example:
+      >>> from shardinit.module import BatchStat, Rng, State
+      >>> issubclass(BatchStat, State), issubclass(Rng, State)
+      (True, True)
+    """
 
 
 class Rng(State):
-    """A key that a layer draws from."""
+    """A key that a layer draws from.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Dropout, Rng
+      >>> len(jax.tree.leaves(Dropout(0.5).init(42).filter(Rng)))
+      1
+    """
 
 
 class ModelState(State):
-    """State that belongs to the model, as its statistics and caches do."""
+    """State that belongs to the model, as its statistics and caches do.
+
+    Example:
+      >>> from shardinit.module import BatchStat, Cache, ModelState, OptState
+      >>> [issubclass(kind, ModelState) for kind in (BatchStat, Cache, OptState)]
+      [True, True, False]
+    """
 
 
 class BatchStat(ModelState):
-    """Statistics of the batches seen."""
+    """Statistics of the batches seen.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import BatchNorm, BatchStat
+      >>> norm = BatchNorm().init(42, jnp.ones((2, 3)))
+      >>> len(jax.tree.leaves(norm.filter(BatchStat)))
+      2
+    """
 
 
 class Cache(ModelState):
-    """What is kept from call to call, such as keys and values of attention."""
+    """What is kept from call to call, such as keys and values of attention.
+
+    Example:
+      >>> from shardinit.module import Cache, Module
+      >>> class Memory(Module):
+      ...     last: float = Cache.node(0.0)
+      >>> Memory().filter(Cache)
+      Memory(last=0.0)
+    """
 
 
 class OptState(State):
-    """State of an optimizer."""
+    """State of an optimizer.
+
+    Example:
+      >>> from shardinit.module import Module, OptState
+      >>> class Momentum(Module):
+      ...     velocity: float = OptState.node(0.0)
+      >>> Momentum().filter(OptState)
+      Momentum(velocity=0.0)
+    """
 
 
 class Log(Kind):
-    """What is written down to be looked at."""
+    """What is written down to be looked at.
+
+    Example:
+      >>> from shardinit.module import Log, Module, Parameter
+      >>> class Logged(Module):
+      ...     weight: float = Parameter.node(1.0)
+      ...     loss: float = Log.node(0.0)
+      >>> Logged().filter(Log)
+      Logged(weight=Nothing, loss=0.0)
+    """
 
 
 @jax.tree_util.register_pytree_node_class
 class Initializer:
-    """A value that waits for a key: ``init`` replaces it by ``fn(next_key())``."""
+    """A value that waits for a key: ``init`` replaces it by ``fn(next_key())``.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Initializer, Module, Parameter
+      >>> class Table(Module):
+      ...     rows: jax.Array | Initializer = Parameter.node()
+      ...
+      ...     def __init__(self):
+      ...         self.rows = Initializer(lambda key: jax.random.normal(key, (4, 2)))
+      >>> Table()
+      Table(rows=Initializer)
+      >>> Table().init(42).rows.shape
+      (4, 2)
+    """
 
     def __init__(self, fn: Callable[[jax.Array], Any]):
         """Makes an initialiser.
@@ -132,7 +237,19 @@ class Initializer:
 
 @jax.tree_util.register_pytree_node_class
 class Nothing:
-    """What ``filter`` leaves where it took a value out: a node without leaves."""
+    """What ``filter`` leaves where it took a value out: a node without leaves.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import NOTHING, Module, Parameter, Rng
+      >>> class Scale(Module):
+      ...     factor: float = Parameter.node(2.0)
+      >>> rest = Scale().filter(Rng)
+      >>> rest
+      Scale(factor=Nothing)
+      >>> rest.factor == NOTHING, jax.tree.leaves(rest)
+      (True, [])
+    """
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Nothing)
@@ -161,6 +278,13 @@ class Inputs:
 
     Attributes:
       args: positional ones; kwargs: keyword ones.
+
+    Example:
+      >>> from shardinit.module import Inputs
+      >>> Inputs(1, scale=2)
+      Inputs(1, scale=2)
+      >>> Inputs(1, scale=2).kwargs
+      {'scale': 2}
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -191,6 +315,16 @@ class FieldInfo:
       name: of the field; kind: the field's kind, or None.
       value: the leaf; module: the module that has the field.
       path: path of the leaf from the root, ``/``-joined.
+
+    Example:
+      >>> from shardinit.module import FieldInfo, Module, Parameter
+      >>> class Affine(Module):
+      ...     scale: float = Parameter.node(2.0)
+      ...     shift: float = Parameter.node(1.0)
+      >>> def is_scale(field: FieldInfo) -> bool:
+      ...     return field.path == "scale"
+      >>> Affine().filter(is_scale)
+      Affine(scale=2.0, shift=Nothing)
     """
 
     name: str

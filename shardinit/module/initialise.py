@@ -261,6 +261,15 @@ def init_fn(
       ModuleFieldError: an array was assigned to a static field, or ``call_method`` is
         no method.
       ModuleStateError: a key or a module was used where it may not be.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import shardinit
+      >>> from shardinit.module import Linear, init_fn
+      >>> fn = init_fn(Linear(8), jax.ShapeDtypeStruct((1, 3), jnp.float32))
+      >>> shardinit.init(fn, 42).kernel.shape
+      (3, 8)
     """
     return Initialisation(module, inputs, call_method, key_policy).init_fn()
 

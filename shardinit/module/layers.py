@@ -38,7 +38,17 @@ def parameter_key(key: jax.Array, number: int) -> jax.Array:
 
 
 class Linear(Module):
-    """``y = x @ kernel + bias`` over the last axis of ``x``."""
+    """``y = x @ kernel + bias`` over the last axis of ``x``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Linear
+      >>> linear = Linear(8).init(42, jnp.ones((1, 3)))
+      >>> linear.kernel.shape, linear.bias.shape
+      ((3, 8), (8,))
+      >>> linear(jnp.ones((5, 3))).shape
+      (5, 8)
+    """
 
     kernel: jax.Array | None = Parameter.node()
     bias: jax.Array | None = Parameter.node()
@@ -101,7 +111,15 @@ class Linear(Module):
 
 
 class Embed(Module):
-    """A table of vectors, one for each integer below ``num_embeddings``."""
+    """A table of vectors, one for each integer below ``num_embeddings``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Embed
+      >>> embed = Embed(100, 16).init(42, jnp.zeros(1, int))
+      >>> embed(jnp.arange(5)).shape
+      (5, 16)
+    """
 
     embedding: jax.Array | None = Parameter.node()
 
@@ -155,7 +173,17 @@ class Embed(Module):
 
 
 class Conv(Module):
-    """A convolution over the spatial axes of (batch, spatial…, features)."""
+    """A convolution over the spatial axes of (batch, spatial…, features).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Conv
+      >>> conv = Conv(8, (3, 3)).init(42, jnp.ones((1, 16, 16, 3)))
+      >>> conv.kernel.shape
+      (3, 3, 3, 8)
+      >>> conv(jnp.ones((2, 16, 16, 3))).shape
+      (2, 16, 16, 8)
+    """
 
     kernel: jax.Array | None = Parameter.node()
     bias: jax.Array | None = Parameter.node()

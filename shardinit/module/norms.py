@@ -90,7 +90,15 @@ def _statistics_of(x: jax.Array) -> jax.Array:
 
 
 class LayerNorm(_Norm):
-    """Zero mean and unit variance along the last axis."""
+    """Zero mean and unit variance along the last axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import LayerNorm
+      >>> x = jnp.array([[1.0, 3.0]])
+      >>> LayerNorm().init(42, x)(x).round(3).tolist()
+      [[-1.0, 1.0]]
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x (…, features)."""
@@ -102,7 +110,15 @@ class LayerNorm(_Norm):
 
 
 class RMSNorm(_Norm):
-    """Unit root mean square along the last axis; without a bias by default."""
+    """Unit root mean square along the last axis; without a bias by default.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import RMSNorm
+      >>> x = jnp.array([[3.0, -3.0]])
+      >>> RMSNorm().init(42, x)(x).round(3).tolist()
+      [[1.0, -1.0]]
+    """
 
     def __init__(self, *, use_bias: bool = False, **options: Any):
         """As of `LayerNorm`; ``use_bias`` is off."""
@@ -122,6 +138,16 @@ class BatchNorm(_Norm):
     In training (and not frozen) a call normalises by the statistics of its batch and
     moves the running ones towards them; otherwise it uses the running ones. ``init``
     makes the statistics and moves nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import BatchNorm
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> norm = BatchNorm(momentum=0.5).init(42, x)
+      >>> norm(x).round(3).tolist()
+      [[-1.0], [1.0]]
+      >>> norm.mean.tolist()
+      [1.0]
     """
 
     mean: jax.Array | None = BatchStat.node(None)

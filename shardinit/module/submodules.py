@@ -79,7 +79,20 @@ def _unique(name: str, taken: Any) -> str:
 
 
 def compact(method: Callable[P, R]) -> Callable[P, R]:
-    """Makes the modules constructed in a method fields of its module."""
+    """Makes the modules constructed in a method fields of its module.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Linear, Module, compact
+      >>> class Block(Module):
+      ...     @compact
+      ...     def __call__(self, x):
+      ...         x = Linear(8)(x)
+      ...         return Linear(2)(x)
+      >>> block = Block().init(42, jnp.ones((1, 3)))
+      >>> block.linear.kernel.shape, block.linear2.kernel.shape
+      ((3, 8), (8, 2))
+    """
     name = getattr(method, "__name__", "__call__")
 
     @functools.wraps(method)
