@@ -1,4 +1,4 @@
-"""Struct: what a model is made of, a tree node that a change may start from."""
+"""Struct: the base class of models and layers."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ class Struct(TreeNode):
 
     @final
     def select(self) -> Selection[Self]:
-        """Selects this struct, as the start of a change that copies."""
+        """Selects this struct, to select and change parts of a copy."""
         return select(self)
