@@ -56,6 +56,14 @@ def orthogonal(
     Returns:
       ``init(key, shape, dtype=dtype)``. With columns not more than rows the columns are
       orthonormal (times ``scale``), otherwise the rows are, to 1e-5 in float32.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shardinit.initializers import orthogonal
+      >>> matrix = orthogonal()(jax.random.key(42), (8, 4))
+      >>> bool(jnp.allclose(matrix.T @ matrix, jnp.eye(4), atol=1e-5))
+      True
     """
 
     def init(
@@ -99,6 +107,13 @@ def delta_orthogonal(
     Returns:
       ``init(key, shape, dtype=dtype)`` for shapes of three to five axes, the last two
       being inputs and not fewer outputs.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.initializers import delta_orthogonal
+      >>> kernel = delta_orthogonal()(jax.random.key(42), (3, 4, 8))
+      >>> bool((kernel[0] == 0).all()), bool((kernel[1] == 0).all())
+      (True, False)
     """
 
     def init(
@@ -143,6 +158,13 @@ def semi_orthogonal(key: Any, rows: int, columns: int, scale: float, dtype: Any)
 
     Returns:
       An array (rows, columns) of ``dtype``, made in float32 or float64.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shardinit.initializers import semi_orthogonal
+      >>> semi_orthogonal(jax.random.key(42), 8, 4, 1.0, jnp.float32).shape
+      (8, 4)
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"orthogonal: got dtype {dtype}; expected a real floating one")

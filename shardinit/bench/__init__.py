@@ -10,16 +10,7 @@ reached stands beside what was. Timings belong here and never in a unit test.
 A family of cases is one module named in ``FAMILIES``; it registers what it measures
 as a `shardinit.bench.case.Case`. This process never imports JAX, only its children do:
 the peak memory of a child counts what its parent had when it was started.
-
-Cases that need other libraries are kept in ``benchmarks/`` beside their results. They
-are modules of this package all the same: a wheel has them here, a checkout there.
 """
-
-from pathlib import Path
-
-_PEERS = Path(__file__).parents[2] / "benchmarks"
-if (_PEERS / "peers.py").is_file():
-    __path__.append(str(_PEERS))
 
 FAMILIES = (
     "cold",

@@ -1,11 +1,10 @@
-"""Deferred parameters: a model that is built first and initialised when it is placed.
+"""Deferred parameters: a model is built first and initialised later, sharded.
 
-Model-building code makes `UninitializedParameter`s, each a strategy and a name, inside
-`Struct`s. `init_fn` turns such a model into an init function whose result, through
-``shardinit.init``, is the same model with sharded `Parameter`s.
+Model-building code makes `UninitializedParameter`s, each with an initializer and a
+name, inside `Struct`s. `init_fn` turns such a model into an init function whose result,
+through ``shardinit.init``, is the same model with sharded `Parameter`s.
 
-For people who know Penzai's parameters: the names, arguments and defaults are the same,
-and so are the values.
+The names, arguments, defaults and values are those of Penzai's parameters.
 """
 
 from shardinit.core.prng.names import key_for as key_for_name

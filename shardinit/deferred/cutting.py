@@ -1,8 +1,8 @@
-"""Cutting trees: marks at the nodes that are meant, and parts that fit together again.
+"""Marks at the nodes of a tree that are selected, and the parts of a partition.
 
-A mark is an object that JAX does not know, so a tree with marks flattens into the marks
-and the leaves beside them. That is all a selection needs. The parts of a partition are
-the other half: two trees, each with holes where the other has something.
+JAX does not know the type of a mark, so a marked tree flattens into the marks and the
+leaves outside them; a selection is made from this. A partition consists of two trees,
+in each of which a `NotInThisPartition` replaces the nodes that are in the other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KeyPath = tuple[Any, ...]
 
 
 class Mark:
-    """Around a node that is to be selected; no pytree node, so a leaf of any tree."""
+    """Wraps a node that is to be selected; JAX treats it as a leaf."""
 
     __slots__ = ("node",)
 
@@ -48,10 +48,10 @@ def mark_where(node: Any, path: KeyPath, test: Callable[[KeyPath, Any], bool]) -
 
 
 def mark_picked(node: Any, accessor_fn: Callable[[Any], Any], multiple: bool) -> Any:
-    """Marks the node, or the several nodes, that an accessor picks in a tree.
+    """Marks the node, or the nodes, that an accessor returns for a tree.
 
     Raises:
-      SelectionError: what it returned is no node of the tree.
+      SelectionError: the accessor returned something that is not a node of the tree.
     """
     copy = jax.tree.map(Mark, node, is_leaf=_is_childless)
     picked = accessor_fn(copy)
@@ -81,16 +81,33 @@ def _is_childless(node: Any) -> bool:
 
 @pytree_dataclass
 class NotInThisPartition(TreeNode):
-    """Stands for a subtree that is in the other tree of a partition."""
+    """Placeholder of a subtree that is in the other tree of a partition.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> rest = deferred.select([1, 2.5]).at_instances_of(int).set(
+      ...     deferred.NotInThisPartition()
+      ... )
+      >>> rest
+      [NotInThisPartition(), 2.5]
+    """
 
 
 def combine(*trees: Any) -> Any:
-    """One tree out of the parts that `Selection.partition` made.
+    """Combines the trees that `Selection.partition` returned into one.
 
-    What is in none of the trees stays a `NotInThisPartition`.
+    A subtree that is in none of the trees remains a `NotInThisPartition`.
 
     Raises:
-      SelectionError: two trees have something of their own in the same place.
+      SelectionError: two trees have different subtrees in the same place.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> ints, rest = deferred.select([1, 2.5]).at_instances_of(int).partition()
+      >>> ints, rest
+      ([1, NotInThisPartition()], [NotInThisPartition(), 2.5])
+      >>> deferred.combine(ints, rest)
+      [1, 2.5]
     """
     return _combine(trees, ())
 

@@ -1,13 +1,13 @@
-"""The decorator: a frozen dataclass that is a pytree, and two pitfalls it refuses.
+"""The decorator of pytree dataclasses: frozen dataclasses registered as pytree nodes.
 
-A dataclass inherits the fields of its parents whether it lists them or not, in an
-order that nobody wrote down; and it generates an ``__init__`` over one that a parent
-wrote by hand. In a pytree both show up late, as children in another order or as a
-constructor that skips its checks, so both must be asked for.
+The decorator refuses two things that a dataclass does silently. A dataclass inherits
+the fields of its parents without listing them, so the order of the children is written
+nowhere. And it generates an ``__init__`` that overrides a hand-written one of a parent,
+together with the checks in it. Both need an argument of the decorator.
 
-Frozen need not mean clumsy. A hand-written ``__init__`` runs on a stand-in, an instance
-of a mutable subclass, and what it left in the fields is then copied to the real object,
-of which no half-made version ever exists.
+A hand-written ``__init__`` may assign fields although the class is frozen. It runs on
+an instance of a mutable subclass, the stand-in, and the fields are then copied to the
+real object.
 """
 
 from __future__ import annotations
@@ -30,12 +30,28 @@ _STAND_IN = "__shardinit_stand_in_for__"  # in the __dict__ of its mutable subcl
 
 
 def is_pytree_dataclass_type(cls: Any) -> bool:
-    """Whether this very class, not a parent of it, was decorated."""
+    """Whether the class itself, not a parent of it, was decorated.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> deferred.is_pytree_dataclass_type(deferred.Parameter)
+      True
+      >>> deferred.is_pytree_dataclass_type(deferred.Struct)
+      False
+    """
     return isinstance(cls, type) and _INFO in cls.__dict__
 
 
 def is_pytree_node_field(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field is a child; ``metadata={"pytree_node": False}`` is static."""
+    """Whether a field is a child; ``metadata={"pytree_node": False}`` is static.
+
+    Example:
+      >>> import dataclasses
+      >>> from shardinit import deferred
+      >>> fields = dataclasses.fields(deferred.Parameter)
+      >>> {field.name: deferred.is_pytree_node_field(field) for field in fields}
+      {'value': True, 'name': False}
+    """
     return field.metadata.get("pytree_node", True)
 
 
@@ -79,27 +95,39 @@ def pytree_dataclass(
     """Makes a class a frozen dataclass and registers it as a pytree node.
 
     Args:
-      cls: the class; without one, a decorator with the other arguments is returned.
-      has_implicitly_inherited_fields: whether fields are inherited that the class does
+      cls: the class. Without it, a decorator with the other arguments is returned.
+      has_implicitly_inherited_fields: whether the class inherits fields that it does
         not list. By default a class lists all its fields, in their order.
       use_mutable_proxy_in_init: whether a hand-written ``__init__`` runs on a mutable
         stand-in, so that it may assign fields.
-      overwrite_parent_init: whether the generated ``__init__`` may replace one that a
-        parent wrote by hand.
-      init: whether to generate ``__init__``; a hand-written one wins in any case.
-      repr: whether to generate ``__repr__``; ``"auto"`` does unless the class is a
-        `Struct`, which has its own.
+      overwrite_parent_init: whether the generated ``__init__`` may replace a
+        hand-written one of a parent.
+      init: whether to generate ``__init__`` if the class itself has none.
+      repr: whether to generate ``__repr__``; ``"auto"`` generates it unless the class
+        is a `Struct`, which has its own.
       eq: as for ``dataclasses.dataclass``.
       order: as for ``dataclasses.dataclass``.
       match_args: as for ``dataclasses.dataclass``.
       kw_only: as for ``dataclasses.dataclass``.
 
     Raises:
-      PyTreeDataclassSafetyError: fields are inherited unlisted, or a parent's
-        hand-written ``__init__`` would be overwritten, and neither was asked for.
+      PyTreeDataclassSafetyError: the class inherits fields that it does not list, or
+        would override a hand-written ``__init__`` of a parent, and no argument allows
+        that.
       ValueError: the class is decorated already.
-      TypeError: the class cannot be flattened: neither a `Struct` nor one with
-        ``tree_flatten_with_keys`` and ``tree_unflatten``.
+      TypeError: the class is not a `Struct` and lacks ``tree_flatten`` or
+        ``tree_unflatten``.
+
+    Example:
+      >>> import dataclasses
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> @deferred.pytree_dataclass
+      ... class Scale(deferred.Struct):
+      ...     factor: float
+      ...     axis: str = dataclasses.field(metadata={"pytree_node": False})
+      >>> jax.tree.map(lambda x: 2 * x, Scale(1.5, "embed"))
+      Scale(factor=3.0, axis='embed')
     """
     options = {"init": init, "eq": eq, "order": order, "match_args": match_args}
     options["kw_only"] = kw_only
@@ -173,7 +201,7 @@ def _check_fields(cls: Any, may_inherit: bool) -> None:
 
 @functools.cache
 def _stand_in(cls: Any) -> Any:
-    """A mutable subclass of ``cls`` that is neither a dataclass nor a pytree node."""
+    """Makes a mutable subclass that is neither a dataclass nor a pytree node."""
     members = {
         "__setattr__": object.__setattr__,
         "__delattr__": object.__delattr__,

@@ -1,8 +1,8 @@
-"""Whole models: prefixes down the tree, and the two ways to initialise all at once.
+"""Operations on whole models: renaming, checks and initialisation.
 
-Names are the responsibility of whoever composes: a layer names its own parameters, and
-its user puts a prefix before them. Everything that works on a whole model first holds
-those names against each other, since a parameter's key derives from nothing else.
+A layer names its own parameters, and the code that uses the layer adds a prefix. The
+key of a parameter is derived from its name alone, so functions that initialise a model
+check first that no two parameters have the same name.
 """
 
 from __future__ import annotations
@@ -40,22 +40,45 @@ def _is_uninitialized(node: Any) -> bool:
 
 
 def rename_parameters(tree: M, rename_fn: Callable[[str], str]) -> M:
-    """A copy of ``tree`` with ``rename_fn`` applied to every parameter name."""
+    """Returns a copy with ``rename_fn`` applied to every parameter name.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> tree = [deferred.Parameter(1.0, "scale")]
+      >>> deferred.rename_parameters(tree, str.upper)
+      [Parameter(value=1.0, name='SCALE')]
+    """
     with collector_paused():
         named = select(tree).at_instances_of(SupportsParameterRenaming)
         return named.apply(lambda node: node.with_renamed_parameters(rename_fn))
 
 
 def add_parameter_prefix(prefix: str, tree: M, delimiter: str = ".") -> M:
-    """A copy of ``tree`` whose parameters are called ``prefix + delimiter + name``."""
+    """Returns a copy whose parameters have ``prefix + delimiter`` before the name.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> deferred.add_parameter_prefix("mlp", deferred.Parameter(1.0, "scale"))
+      Parameter(value=1.0, name='mlp.scale')
+    """
     return rename_parameters(tree, lambda name: prefix + delimiter + name)
 
 
 def check_no_duplicated_parameters(model: Any) -> None:
-    """Refuses a model with two parameters, of whatever kind, of the same name.
+    """Raises if two parameters of a model, of any kind, have the same name.
 
     Raises:
-      DuplicateNamesError: with all repeated names, and the paths of the parameters.
+      DuplicateNamesError: there are such parameters; it has their names and paths.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> scale = deferred.Parameter(1.0, "scale")
+      >>> deferred.check_no_duplicated_parameters([scale])
+      >>> try:
+      ...     deferred.check_no_duplicated_parameters([scale, scale])
+      ... except deferred.DuplicateNamesError as error:
+      ...     print(error.names, error.paths)
+      ('scale',) ('0', '1')
     """
     with collector_paused():
         found = select(model).at_instances_of(_PARAMETERS).get_sequence()
@@ -66,10 +89,20 @@ def check_no_duplicated_parameters(model: Any) -> None:
 
 
 def assert_no_uninitialized(model: Any) -> None:
-    """Refuses a model that has uninitialised parameters left.
+    """Raises if a model contains uninitialised parameters.
 
     Raises:
-      UninitializedParameterError: with the names and paths of the first of them.
+      UninitializedParameterError: there are some; it has the first names and paths.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> model = [deferred.UninitializedParameter(jax.random.normal, "bias")]
+      >>> try:
+      ...     deferred.assert_no_uninitialized(model)
+      ... except deferred.UninitializedParameterError as error:
+      ...     print(error.came)
+      1 parameters have no value yet: 'bias' at '0'
     """
     left = select(model).at_instances_of(UninitializedParameter).get_sequence()
     if left:
@@ -89,20 +122,33 @@ def init_fn(tree: Any, *, wide_names: bool = False) -> InitFn:
     """Makes an `InitFn` of a model, or of one parameter, that is not initialised yet.
 
     ``shardinit.init(deferred.init_fn(model), key, mesh=mesh, rules=rules)`` returns the
-    model with a sharded `Parameter` for each `UninitializedParameter`. What the model
-    holds already, parameters among it, stays as it is and where it is. Leaf paths are
+    model with a sharded `Parameter` for each `UninitializedParameter`. All other nodes,
+    such as initialised parameters, are returned unchanged and not moved. Leaf paths are
     those of the parameters in the model.
 
-    Nothing is traced and nothing allocated here.
+    This function itself traces nothing and allocates no arrays.
 
     Args:
       tree: the model.
-      wide_names: fold 128 bits of each name into the key instead of 32, for models of
-        so many parameters that two names clash; all values differ from those without.
+      wide_names: whether to fold 128 bits of the hash of each name into the key
+        instead of 32, for models in which two names have the same 32 bits. It changes
+        all values.
 
     Raises:
       DuplicateNamesError: two parameters have the same name.
       NameClashError: two names would give the same key.
+
+    Example:
+      >>> import jax
+      >>> import shardinit
+      >>> from shardinit import deferred
+      >>> model = {
+      ...     "bias": deferred.UninitializedParameter(
+      ...         lambda key: jax.random.normal(key, (4,)), "bias"
+      ...     )
+      ... }
+      >>> shardinit.init(deferred.init_fn(model), 42)
+      {'bias': Parameter(value=float32[4], name='bias')}
     """
     with collector_paused():
         check_no_duplicated_parameters(tree)
@@ -124,12 +170,11 @@ def _axes_of(slot: UninitializedParameter[Any]) -> Parameter[Any]:
 def initialize_parameters(
     model: M, prng_key: jax.Array, *, wide_names: bool = False
 ) -> M:
-    """A copy of ``model`` with every uninitialised parameter drawn, here and now.
+    """Returns a copy of ``model`` with every uninitialised parameter initialised.
 
-    The plain form, one parameter after the other on the default device, with the same
-    keys as `init_fn`: a parameter's key is ``fold_in(prng_key, h)`` where h is the
-    first four bytes of the SHA-1 of its name, big-endian, so that its value depends on
-    the name alone.
+    The parameters are initialised one after the other on the default device, with the
+    same keys as by `init_fn`. The key of a parameter is ``fold_in(prng_key, h)``, where
+    h is the first four bytes of the SHA-1 of its name, big-endian.
 
     Args:
       model: the model.
@@ -137,9 +182,16 @@ def initialize_parameters(
       wide_names: see `init_fn`.
 
     Raises:
-      TypeError: ``prng_key`` is none.
+      TypeError: ``prng_key`` is neither a key nor an int.
       DuplicateNamesError: two parameters have the same name.
       NameClashError: two names would give the same key.
-      StructureMismatchError: an initializer returned what its parameter is not for.
+      StructureMismatchError: an initializer returned another structure than declared.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> model = [deferred.UninitializedParameter(jax.random.normal, "bias")]
+      >>> deferred.initialize_parameters(model, jax.random.key(42))
+      [Parameter(value=float32[], name='bias')]
     """
     return init_fn(model, wide_names=wide_names)(as_key(prng_key))

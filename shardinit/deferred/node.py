@@ -1,14 +1,13 @@
 """TreeNode: a frozen dataclass whose fields are the children of a pytree node.
 
-A model is data. Its classes say which fields are children (layers, parameters, arrays)
-and which are static (names, sizes, functions), and everything else follows: flattening
-in the order of the fields, a way back that runs no constructor, and a picture of the
-whole. What is static is part of the tree's structure, so it must be hashable, or a
-pytree of hashable things; then a node without arrays may be a static argument of
-``jax.jit``.
+The fields of a class are either children (layers, parameters, arrays) or static (names,
+sizes, functions). Flattening, unflattening without a constructor, and the text form
+follow from the fields. Static fields are part of the structure of the tree, so they
+must be hashable, or pytrees of hashable values. A node without arrays may be a static
+argument of ``jax.jit``.
 
-A subclass without the decorator is abstract: pytrees are registered class
-by class, and an undecorated one would silently be a leaf.
+Pytrees are registered class by class, and an undecorated subclass would silently be a
+leaf. So a subclass without the decorator is abstract.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class TreeNode(abc.ABC):  # noqa: B024 - a subclass may have abstract methods
     """Base class of pytree dataclasses; decorate subclasses with `pytree_dataclass`."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuses classes that were not decorated."""
+        """Raises if the class was not decorated."""
         del args, kwargs
         if not is_pytree_dataclass_type(cls):
             raise TypeError(
@@ -41,10 +40,10 @@ class TreeNode(abc.ABC):  # noqa: B024 - a subclass may have abstract methods
     @final
     @classmethod
     def from_attributes(cls, **field_values: Any) -> Self:
-        """Makes an instance from the value of every field, running no ``__init__``.
+        """Makes an instance from the values of all fields; runs no ``__init__``.
 
         Raises:
-          ValueError: a field is missing, or there is no field of that name.
+          ValueError: a field is missing, or a name is not that of a field.
         """
         names = _layout(cls).names
         if len(field_values) != len(names) or any(n not in field_values for n in names):
@@ -60,19 +59,19 @@ class TreeNode(abc.ABC):  # noqa: B024 - a subclass may have abstract methods
 
     @final
     def attributes_dict(self) -> dict[str, Any]:
-        """Every field by name, in order; the inverse of `from_attributes`."""
+        """Returns all fields by name, in order; the inverse of `from_attributes`."""
         return {name: getattr(self, name) for name in _layout(type(self)).names}
 
     def key_for_field(self, field_name: str) -> Hashable:
-        """The key of a field in key paths; a subclass may give others."""
+        """Returns the key of a field in key paths; a subclass may override it."""
         return jax.tree_util.GetAttrKey(field_name)
 
     @final
     def tree_flatten_with_keys(self) -> tuple[Sequence[tuple[Any, Any]], Any]:
-        """The children with their keys, in the order of the fields, and what is static.
+        """Returns the children with keys, in the order of the fields, and the rest.
 
         Returns:
-          pairs of key and child, and the ``aux_data`` that `tree_unflatten` takes.
+          Pairs of key and child, and the ``aux_data`` that `tree_unflatten` takes.
         """
         children, aux = self.tree_flatten()
         names = _layout(type(self)).children
@@ -81,7 +80,7 @@ class TreeNode(abc.ABC):  # noqa: B024 - a subclass may have abstract methods
 
     @final
     def tree_flatten(self) -> tuple[Sequence[Any], Any]:
-        """The children in the order of the fields, and what is static."""
+        """Returns the children in the order of the fields, and the static fields."""
         layout = _layout(type(self))
         children = tuple([getattr(self, name) for name in layout.children])
         static = tuple([getattr(self, name) for name in layout.static])
@@ -102,7 +101,7 @@ class TreeNode(abc.ABC):  # noqa: B024 - a subclass may have abstract methods
         return _hash_fields(type(self), names, [getattr(self, n) for n in names])
 
     def treescope_color(self) -> str:
-        """A CSS colour for this object in treescope."""
+        """Returns the CSS colour of this object in treescope."""
         return "transparent"
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
@@ -113,7 +112,7 @@ class TreeNode(abc.ABC):  # noqa: B024 - a subclass may have abstract methods
 
 
 def one_level(node: Any) -> tuple[list[tuple[Any, Any]], Any] | None:
-    """The keyed children of a node and the structure of it alone; None for a leaf."""
+    """Returns the children with keys and the treedef of one node; None for a leaf."""
     pairs, treedef = jax.tree_util.tree_flatten_with_path(
         node, is_leaf=lambda inner: inner is not node
     )
@@ -124,7 +123,7 @@ def one_level(node: Any) -> tuple[list[tuple[Any, Any]], Any] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The field names of a struct class: all, the children, the static ones."""
+    """The field names of a class: all of them, the children, the static ones."""
 
     cls: type
     names: tuple[str, ...]
@@ -144,13 +143,13 @@ def _layout(cls: Any) -> Layout:
 
 
 class StaticFields:
-    """The static part of a struct: what its tree structure says beside children.
+    """The static fields of a struct, as a part of its treedef.
 
-    Values that are not hashable themselves count as pytrees, as a dict of shapes does.
+    A value that is not hashable, such as a dict of shapes, is hashed as a pytree.
 
     Attributes:
-      layout: of the struct's class.
-      values: of the static fields, in order.
+      layout: the field names of the class.
+      values: the values of the static fields, in order.
     """
 
     __slots__ = ("layout", "values")
@@ -187,7 +186,7 @@ def _hash_fields(cls: type, names: Sequence[str], values: Sequence[Any]) -> int:
 
 
 def _hash(value: Any) -> int:
-    """The hash of a value, or that of its children if it is a dict or a list."""
+    """Hashes a value, or its children if it is a dict or a list."""
     try:
         return hash(value)
     except TypeError:

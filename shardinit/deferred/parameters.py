@@ -1,13 +1,13 @@
-"""Parameters: a value with a name, or a strategy with a name and no value yet.
+"""Parameters: a name with a value, or with an initializer and no value yet.
 
-`UninitializedParameter` is what model-building code makes: it says how the value will
-be drawn and what it will look like, and holds no array. A model of them can be built,
-shown, renamed and planned at any size. Then each becomes a `Parameter`, in one of three
-ways: drawn from a key (`initialize`), given (`initialize_with_value`, from a checkpoint
-say), or left abstract for something else to fill (`as_empty_parameter`).
+Model-building code makes `UninitializedParameter`s. They have an initializer, a name
+and the structure of the value, and hold no array, so that a model of any size can be
+built, printed, renamed and planned. Each becomes a `Parameter` in one of three ways:
+`initialize` draws the value from a key, `initialize_with_value` takes a value, for
+example of a checkpoint, and `as_empty_parameter` leaves it abstract.
 
-Layers annotate what they hold as `ParameterLike` and read ``.value``, and never ask
-which of the kinds it is.
+Layers annotate their parameters as `ParameterLike` and read ``.value``, whichever kind
+of parameter they hold.
 """
 
 from __future__ import annotations
@@ -32,11 +32,21 @@ _INFER: Any = object()
 
 
 class ParameterLike(Protocol[T_co]):
-    """What a layer may expect of anything that stands for a parameter."""
+    """The interface of all kinds of parameters.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> def doubled(parameter: deferred.ParameterLike[float]) -> float:
+      ...     return 2 * parameter.value
+      >>> doubled(deferred.Parameter(1.5, "scale"))
+      3.0
+      >>> doubled(deferred.FrozenParameter(1.5, "scale"))
+      3.0
+    """
 
     @property
     def value(self) -> T_co:
-        """The value. May raise: one that is not initialised, or is shared, has none."""
+        """The value. Raises if the parameter is uninitialised or a shared lookup."""
         ...
 
     @property
@@ -46,16 +56,25 @@ class ParameterLike(Protocol[T_co]):
 
 
 class SupportsParameterRenaming(abc.ABC):
-    """Base of every node that has parameter names."""
+    """Base class of nodes that have parameter names.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> scale = deferred.Parameter(1.0, "scale")
+      >>> isinstance(scale, deferred.SupportsParameterRenaming)
+      True
+      >>> scale.with_renamed_parameters(lambda name: f"block.{name}")
+      Parameter(value=1.0, name='block.scale')
+    """
 
     @abc.abstractmethod
     def with_renamed_parameters(self, rename_fn: Callable[[str], str]) -> Self:
-        """A copy with ``rename_fn`` applied to each name."""
+        """Returns a copy with ``rename_fn`` applied to each name."""
 
 
 class _Renamed(SupportsParameterRenaming):
     def with_renamed_parameters(self, rename_fn: Callable[[str], str]) -> Self:
-        """A copy with the name ``rename_fn(name)``; nothing is traced again."""
+        """Returns a copy with the name ``rename_fn(name)``; traces nothing."""
         assert isinstance(self, Struct)
         fields = self.attributes_dict()
         return type(self).from_attributes(**{**fields, "name": rename_fn(self.name)})
@@ -65,11 +84,20 @@ class _Renamed(SupportsParameterRenaming):
 
 @pytree_dataclass
 class Parameter(Struct, Generic[T], _Renamed):
-    """A learnable parameter.
+    """A learnable parameter that has a value.
 
     Attributes:
       value: the value, any pytree of arrays.
-      name: what it is called, in checkpoints too.
+      name: the name, which checkpoints use too.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit import deferred
+      >>> weight = deferred.Parameter(jnp.zeros((2, 3)), "weight")
+      >>> weight
+      Parameter(value=float32[2,3], name='weight')
+      >>> weight.value_structure
+      AbstractArray((2, 3), float32)
     """
 
     value: T
@@ -81,17 +109,23 @@ class Parameter(Struct, Generic[T], _Renamed):
         return structure.structure_of(self.value)
 
     def treescope_color(self) -> str:
-        """Green: it learns."""
+        """Returns green."""
         return "#9fd8a4"
 
 
 @pytree_dataclass
 class FrozenParameter(Struct, Generic[T], _Renamed):
-    """A parameter that does not learn; no instance of `Parameter`.
+    """A parameter that is not trained; not an instance of `Parameter`.
 
     Attributes:
       value: the value, any pytree of arrays.
-      name: what it is called, in checkpoints too.
+      name: the name, which checkpoints use too.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> frozen = deferred.FrozenParameter(1.0, "scale")
+      >>> isinstance(frozen, deferred.Parameter)
+      False
     """
 
     value: T
@@ -103,21 +137,32 @@ class FrozenParameter(Struct, Generic[T], _Renamed):
         return structure.structure_of(self.value)
 
     def treescope_color(self) -> str:
-        """Ice."""
+        """Returns ice blue."""
         return "#bcd4de"
 
 
 @pytree_dataclass
 class UninitializedParameter(Struct, Generic[T], _Renamed):
-    """A parameter that has a strategy and a name, and no value yet.
+    """A parameter that has an initializer and a name, and no value yet.
 
-    All fields are static: a model of these has no leaves.
+    All fields are static, so these parameters have no leaves.
 
     Attributes:
-      initializer: the key to the value.
-      name: what the parameter is called; its key derives from it.
-      value_structure: what the initializer returns, with an `AbstractArray` for each
+      initializer: maps a key to the value.
+      name: the name of the parameter, from which its key is derived.
+      value_structure: the structure of the value, with an `AbstractArray` for each
         array.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> weight = deferred.UninitializedParameter(
+      ...     lambda key: jax.random.normal(key, (2, 3)), "weight"
+      ... )
+      >>> weight.value_structure
+      AbstractArray((2, 3), float32)
+      >>> weight.initialize(jax.random.key(42))
+      Parameter(value=float32[2,3], name='weight')
     """
 
     initializer: Callable[[jax.Array], T] = dataclasses.field(metadata=_STATIC)
@@ -130,14 +175,14 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
         name: str,
         value_structure: Any = _INFER,
     ):
-        """Makes the parameter; without ``value_structure`` traces the initializer.
+        """Makes the parameter; without ``value_structure``, traces the initializer.
 
         Args:
-          initializer: the key to the value.
-          name: what the parameter is called.
-          value_structure: a pytree with something that has a shape and a dtype for each
-            array, such as ``jax.ShapeDtypeStruct``; None says that the value is None.
-            Left out, it is inferred by ``jax.eval_shape`` on a key.
+          initializer: maps a key to the value.
+          name: the name of the parameter.
+          value_structure: a pytree that has a ``jax.ShapeDtypeStruct``, or another
+            object with a shape and a dtype, for each array. None means that the value
+            is None. By default it is inferred by ``jax.eval_shape`` on a key.
         """
         if value_structure is _INFER:
             try:
@@ -152,10 +197,10 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
         object.__setattr__(self, "value_structure", inferred)
 
     def initialize(self, prng_key: jax.Array) -> Parameter[T]:
-        """Draws the value: runs the initializer once and checks what it returned.
+        """Runs the initializer once and checks the structure of its result.
 
         Args:
-          prng_key: the key that the initializer gets.
+          prng_key: the key that is passed to the initializer.
 
         Raises:
           StructureMismatchError: the initializer returned another structure than
@@ -169,17 +214,17 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
     def initialize_with_value(
         self, value: T, check_structure: bool = True, strict_dtype: bool = True
     ) -> Parameter[T]:
-        """Takes a value instead of drawing one; never casts it.
+        """Makes the parameter from a given value, without a cast.
 
         Args:
           value: the value.
           check_structure: whether its structure must be ``value_structure``.
-          strict_dtype: whether the dtypes must be the same as well; without
-            ``check_structure`` of no meaning.
+          strict_dtype: whether the dtypes must be the same too; has no effect without
+            ``check_structure``.
 
         Raises:
-          StructureMismatchError: with the path in the value, what is there and what
-            was expected.
+          StructureMismatchError: the structures differ; it has the path in the value,
+            the actual and the expected structure.
         """
         if check_structure:
             where = f"value for parameter {self.name!r}"
@@ -187,16 +232,16 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
         return Parameter(value, self.name)
 
     def as_empty_parameter(self) -> Parameter[T]:
-        """A `Parameter` of ``jax.ShapeDtypeStruct``, for a checkpoint to be restored.
+        """Returns a `Parameter` of ``jax.ShapeDtypeStruct`` to restore a checkpoint.
 
-        Nothing runs; the tree of the value is the one that the initializer would give.
+        The initializer does not run. Its result would have the same tree structure.
         """
         value: Any = structure.empty_of(self.value_structure)
         return Parameter(value, self.name)
 
     @property
     def value(self) -> T:
-        """No value yet.
+        """Raises, as there is no value yet.
 
         Raises:
           UninitializedParameterError: always.
@@ -210,5 +255,5 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
         )
 
     def treescope_color(self) -> str:
-        """Sand: nothing has grown yet."""
+        """Returns the colour of sand."""
         return "#e2c48d"

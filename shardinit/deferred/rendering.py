@@ -1,9 +1,8 @@
-"""How structs are shown: as text by themselves, in colour where treescope is there.
+"""Representations of structs: as text, and for treescope.
 
-A model is read more often than it is built. The text form is the constructor's, with
-arrays as dtype and shape and long things over several lines; it needs nothing. In a
-notebook, treescope asks each object for its own rendering and finds it here; treescope
-is imported by whoever asks, never by this library.
+The text form looks like a call of the constructor, with arrays as dtype and shape and
+long values over several lines. In a notebook, treescope asks an object for its
+representation and gets it from here. This module imports treescope only then.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ _WIDTH = 80
 
 
 def in_treescope(node: Any, path: str | None, subtree_renderer: Any) -> Any:
-    """A struct for treescope: foldable, with its own colour."""
+    """Renders a struct for treescope: foldable, with its own colour."""
     from treescope import repr_lib
 
     return repr_lib.render_object_constructor(
@@ -30,7 +29,7 @@ def in_treescope(node: Any, path: str | None, subtree_renderer: Any) -> Any:
 
 
 def as_text(node: Any) -> str:
-    """A struct as the call that would make it, arrays as dtype and shape."""
+    """Renders a struct as a call of its constructor, arrays as dtype and shape."""
     return _text(node, "")
 
 

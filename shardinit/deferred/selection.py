@@ -1,9 +1,10 @@
-"""Selections: change a part of a frozen tree by saying which part, then what.
+"""Selections: changing a part of a frozen tree by selecting it and replacing it.
 
-A `Selection` is a tree cut along some of its nodes. It holds the nodes at the cut,
-which of them are selected, and the structure above, so that putting the nodes back, or
-others in their place, gives the tree again. Each step (``at``, ``where``, …) cuts the
-selected nodes further; no selected node lies inside another.
+A `Selection` is a tree that is cut at some of its nodes. It holds the nodes at the cut,
+a flag for each whether it is selected, and the structure above the cut. Putting the
+nodes back, or others in their place, makes the tree again. Each step (``at``,
+``where``, …) selects nodes inside the selected ones, or fewer of them. No selected node
+is inside another.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _STATIC = {"pytree_node": False}
 
 
 def _at_marks(marked: Any) -> Selection[Any]:
-    """The selection of what is marked in a tree."""
+    """Makes the selection of the marked nodes of a tree."""
     nodes, treedef = jax.tree.flatten(marked, is_leaf=is_mark)
     selected = tuple(map(is_mark, nodes))
     bare = [node.node if is_mark(node) else node for node in nodes]
@@ -45,36 +46,44 @@ def _at_marks(marked: Any) -> Selection[Any]:
 
 @pytree_dataclass
 class Selection(TreeNode, Generic[S]):
-    """Some nodes of a tree, to be looked at or replaced.
+    """Some nodes of a tree, to read or replace them.
 
     Attributes:
       nodes: the nodes at the cut, selected or not.
-      selected: for each whether it is selected.
+      selected: whether each node is selected.
       treedef: the structure above the cut.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> selection = deferred.select([1, {"a": 2.5}]).at_instances_of(float)
+      >>> selection.count(), selection.get()
+      (1, 2.5)
+      >>> selection.set(0.0)
+      [1, {'a': 0.0}]
     """
 
     nodes: list[Any]
     selected: tuple[bool, ...] = dataclasses.field(metadata=_STATIC)
     treedef: Any = dataclasses.field(metadata=_STATIC)
 
-    # What is selected.
+    # Reading.
 
     def count(self) -> int:
-        """How many nodes are selected."""
+        """Returns the number of selected nodes."""
         return sum(self.selected)
 
     def __len__(self) -> int:
         return self.count()
 
     def is_empty(self) -> bool:
-        """Whether none is."""
+        """Whether no node is selected."""
         return not any(self.selected)
 
     def get(self) -> S:
-        """The one node that is selected.
+        """Returns the selected node, if there is exactly one.
 
         Raises:
-          SelectionError: none or several are.
+          SelectionError: no node, or several nodes, are selected.
         """
         found = self.get_sequence()
         if len(found) != 1:
@@ -87,22 +96,22 @@ class Selection(TreeNode, Generic[S]):
         return found[0]
 
     def get_sequence(self) -> tuple[S, ...]:
-        """The selected nodes in the order of the tree."""
+        """Returns the selected nodes in the order of the tree."""
         pairs = zip(self.nodes, self.selected, strict=True)
         return tuple([node for node, taken in pairs if taken])
 
     def get_by_path(self) -> OrderedDict[KeyPath, S]:
-        """The selected nodes by their key paths, in the order of the tree."""
+        """Returns the selected nodes by key path, in the order of the tree."""
         return OrderedDict(zip(self.get_keypaths(), self.get_sequence(), strict=True))
 
     def get_keypaths(self) -> tuple[KeyPath, ...]:
-        """The key paths of the selected nodes."""
+        """Returns the key paths of the selected nodes."""
         numbered = self.treedef.unflatten(range(len(self.nodes)))
         pairs, _ = jax.tree_util.tree_flatten_with_path(numbered)
         return tuple([path for path, number in pairs if self.selected[number]])
 
     def assert_count_is(self, n: int) -> Selection[S]:
-        """The selection itself.
+        """Returns the selection itself if ``n`` nodes are selected.
 
         Raises:
           AssertionError: another number of nodes is selected.
@@ -111,7 +120,7 @@ class Selection(TreeNode, Generic[S]):
             raise AssertionError(f"{self.count()} nodes are selected, not {n}")
         return self
 
-    # What takes their place.
+    # Replacing.
 
     @overload
     def apply(self, fn: Callable[[S], Any], *, with_keypath: bool = False) -> Any: ...
@@ -120,11 +129,11 @@ class Selection(TreeNode, Generic[S]):
     def apply(self, fn: Callable[[KeyPath, S], Any], *, with_keypath: bool) -> Any: ...
 
     def apply(self, fn: Any, *, with_keypath: bool = False) -> Any:
-        """The whole tree with ``fn(node)`` for each selected node.
+        """Returns the whole tree with ``fn(node)`` in place of each selected node.
 
         Args:
-          fn: from a node, or its key path and it, to what takes its place.
-          with_keypath: whether ``fn`` gets the key path first.
+          fn: maps a node, or its key path and the node, to the replacement.
+          with_keypath: whether the key path is passed as the first argument.
         """
         if with_keypath:
             found = self.get_by_path().items()
@@ -132,14 +141,14 @@ class Selection(TreeNode, Generic[S]):
         return self.set_sequence([fn(node) for node in self.get_sequence()])
 
     def set(self, replacement: Any) -> Any:
-        """The whole tree with ``replacement`` for each selected node."""
+        """Returns the whole tree with ``replacement`` for each selected node."""
         return self.apply(lambda _: replacement)
 
     def set_sequence(self, replacements: Iterable[Any]) -> Any:
-        """The whole tree with the replacements, in order, for the selected nodes.
+        """Returns the whole tree with one replacement for each selected node, in order.
 
         Raises:
-          SelectionError: there are more or fewer of them than selected nodes.
+          SelectionError: there are more or fewer replacements than selected nodes.
         """
         given = list(replacements)
         if len(given) != self.count():
@@ -157,10 +166,10 @@ class Selection(TreeNode, Generic[S]):
     def set_by_path(
         self, replacer: Mapping[KeyPath, Any] | Callable[[KeyPath], Any]
     ) -> Any:
-        """The whole tree with the selected nodes replaced by what their paths say.
+        """Returns the whole tree with the selected nodes replaced by key path.
 
         Args:
-          replacer: from key path to replacement, a mapping or a function.
+          replacer: a mapping or a function from key paths to replacements.
 
         Raises:
           SelectionError: the mapping lacks the path of a selected node.
@@ -178,28 +187,30 @@ class Selection(TreeNode, Generic[S]):
         return self.set_sequence([replacer[path] for path in paths])
 
     def deselect(self) -> Any:
-        """The whole tree."""
+        """Returns the whole tree."""
         return self.treedef.unflatten(self.nodes)
 
-    # Other selections of the same tree.
+    # Selecting other nodes of the same tree.
 
     def at(self, accessor_fn: Callable[[S], Any], multiple: bool = False) -> Selection:
-        """Selects the node that ``accessor_fn`` picks in each selected node.
+        """Selects the node that ``accessor_fn`` returns for each selected node.
 
         Args:
-          accessor_fn: such as ``lambda model: model.layers[2].weight``; may look at
-            structure, never at values: it gets a copy with stand-ins for leaves.
-          multiple: whether it returns several nodes.
+          accessor_fn: such as ``lambda model: model.layers[2].weight``. It may depend
+            on the structure and not on values: it is called with a copy in which
+            placeholders replace the leaves.
+          multiple: whether ``accessor_fn`` returns several nodes.
 
         Raises:
-          SelectionError: what it returned is no node of the tree.
+          SelectionError: ``accessor_fn`` returned something that is not a node of the
+            tree.
         """
         return _at_marks(self.apply(lambda x: mark_picked(x, accessor_fn, multiple)))
 
     def at_instances_of(
         self, cls: type[N] | tuple[type[N], ...] | types.UnionType
     ) -> Selection[N]:
-        """Selects the outermost instances of a class, or of one of several."""
+        """Selects the outermost instances of a class, or of any of several."""
         return self.at_subtrees_where(lambda node: isinstance(node, cls))
 
     def at_subtrees_where(
@@ -208,9 +219,9 @@ class Selection(TreeNode, Generic[S]):
         """Selects the outermost nodes, inside the selected ones, that pass a test.
 
         Args:
-          filter_fn: from a node, or its key path and it, to a bool. The key path
-            begins at the selected node.
-          with_keypath: whether ``filter_fn`` gets the key path first.
+          filter_fn: maps a node, or its key path and the node, to a bool. The key path
+            starts at the selected node.
+          with_keypath: whether the key path is passed as the first argument.
         """
         if with_keypath:
             return _at_marks(self.apply(lambda x: mark_where(x, (), filter_fn)))
@@ -232,15 +243,15 @@ class Selection(TreeNode, Generic[S]):
         return self.at_subtrees_where(lambda path, _: len(path) == 1, with_keypath=True)
 
     def at_keypaths(self, keypaths: Iterable[KeyPath]) -> Selection[Any]:
-        """Selects the nodes at key paths that begin at the selected nodes."""
+        """Selects the nodes at key paths that start at the selected nodes."""
         wanted = set(map(tuple, keypaths))
         return self.at_subtrees_where(lambda path, _: path in wanted, with_keypath=True)
 
     def at_equal_to(self, template: N) -> Selection[N]:
-        """Selects the outermost nodes that equal ``template``; arrays never do.
+        """Selects the outermost nodes that equal ``template``, which is not an array.
 
         Raises:
-          SelectionError: ``template`` is an array: its ``==`` gives an array.
+          SelectionError: ``template`` is an array, whose ``==`` returns an array.
         """
         if hasattr(template, "__array__"):
             raise SelectionError(
@@ -260,11 +271,11 @@ class Selection(TreeNode, Generic[S]):
     def where(
         self, filter_fn: Callable[..., bool], *, with_keypath: bool = False
     ) -> Selection[S]:
-        """Keeps those of the selected nodes that pass a test.
+        """Keeps the selected nodes that pass a test.
 
         Args:
-          filter_fn: from a node, or its key path and it, to a bool.
-          with_keypath: whether ``filter_fn`` gets the key path first.
+          filter_fn: maps a node, or its key path and the node, to a bool.
+          with_keypath: whether the key path is passed as the first argument.
         """
         nodes = self.get_sequence()
         if with_keypath:
@@ -275,10 +286,10 @@ class Selection(TreeNode, Generic[S]):
         return self._keep(keep)
 
     def pick_nth_selected(self, n: int | Iterable[int]) -> Selection[S]:
-        """Keeps the ``n``-th selected node alone, or those of several numbers.
+        """Keeps only the ``n``-th selected node, or several by their numbers.
 
         Raises:
-          SelectionError: there is no such node.
+          SelectionError: a number is out of range.
         """
         count = self.count()
         wanted = [n] if isinstance(n, int) else list(n)
@@ -293,7 +304,7 @@ class Selection(TreeNode, Generic[S]):
         return self._keep([place in places for place in range(count)])
 
     def invert(self) -> Selection[Any]:
-        """Selects the largest nodes that hold nothing of what is selected now."""
+        """Selects the largest nodes that contain none of the selected nodes."""
         now = set(self.get_keypaths())
         above = {path[:end] for path in now for end in range(len(path) + 1)}
 
@@ -304,10 +315,10 @@ class Selection(TreeNode, Generic[S]):
         return cut.where(lambda path, _: path not in now, with_keypath=True)
 
     def partition(self) -> tuple[Any, Any]:
-        """Two trees, of what is selected and of the rest; `combine` is the inverse.
+        """Returns a tree of the selected nodes and one of the rest; see `combine`.
 
-        In each a `NotInThisPartition`, which has no leaves, stands for what the other
-        has.
+        In each, a `NotInThisPartition`, which has no leaves, replaces the nodes that
+        are in the other.
         """
         hole = NotInThisPartition()
         return self.invert().set(hole), self.set(hole)
@@ -319,5 +330,12 @@ class Selection(TreeNode, Generic[S]):
 
 
 def select(tree: N) -> Selection[N]:
-    """Selects the whole of any pytree, as the start of a change that copies."""
+    """Selects a whole pytree, to select and change parts of a copy.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> tree = {"a": 1, "b": [2, 3]}
+      >>> deferred.select(tree).at(lambda t: t["b"][0]).apply(lambda x: 10 * x)
+      {'a': 1, 'b': [20, 3]}
+    """
     return _at_marks(Mark(tree))

@@ -1,14 +1,14 @@
-"""Sharing: one parameter, several uses, one copy in the tree.
+"""Shared parameters: one parameter with several uses and one copy in the tree.
 
-A tree cannot say that two of its leaves are the same: copies of a tied embedding would
-be drawn, stored and differentiated as two. So one node owns the parameter and the uses
-look it up. While a model is built, the parameters that may be shared are marked
-(`mark_shareable`) and used as often as needed; then `attach_shared_parameters` collects
-them by name into one wrapper and leaves a lookup at every use. Before the model
-computes, `resolved` puts the owned parameter back at every use, so that gradients with
-respect to the wrapper add up.
+A tree cannot express that two of its leaves are the same. Two copies of a tied
+embedding would be initialised, stored and differentiated separately. So one node owns
+the parameter, and its uses refer to it by name. While a model is built, the parameters
+that may be shared are marked (`mark_shareable`) and used several times. Then
+`attach_shared_parameters` collects them by name in one wrapper and puts a lookup at
+each use. Before the model computes, `resolved` puts the parameter back at each use, so
+that gradients with respect to the wrapper add up.
 
-Lookups are scoped like variables: the innermost wrapper that owns the name answers.
+A lookup refers to the innermost enclosing wrapper that owns the name.
 """
 
 from __future__ import annotations
@@ -39,23 +39,41 @@ AnyParameter = Parameter[Any] | FrozenParameter[Any] | UninitializedParameter[An
 class ShareableUninitializedParameter(UninitializedParameter[T]):
     """An uninitialised parameter that may be used several times under one name.
 
-    Sharing has to be asked for, so that two layers whose names are equal by accident
-    are an error and not one layer. One that is never attached counts as an ordinary
-    uninitialised parameter.
+    Sharing is explicit, so that two layers with accidentally equal names are an error.
+    Without `attach_shared_parameters` it acts as an ordinary uninitialised parameter.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> tied = deferred.mark_shareable(
+      ...     deferred.UninitializedParameter(jax.random.normal, "tied")
+      ... )
+      >>> type(tied).__name__
+      'ShareableUninitializedParameter'
     """
 
     def treescope_color(self) -> str:
-        """A stronger sand."""
+        """Returns the colour of dark sand."""
         return "#d6a95c"
 
 
 @pytree_dataclass
 class SharedParameterLookup(Struct, Generic[T]):
-    """A use of a parameter that a `WithSharedParameters` further out owns.
+    """A use of a parameter that an enclosing `WithSharedParameters` owns.
 
     Attributes:
-      name: what the parameter was called when it was attached: its key in the wrapper.
-      value_structure: of the parameter.
+      name: the name of the parameter when it was attached, its key in the wrapper.
+      value_structure: the structure of the value of the parameter.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> tied = deferred.mark_shareable(
+      ...     deferred.UninitializedParameter(jax.random.normal, "tied")
+      ... )
+      >>> model = deferred.attach_shared_parameters([tied, tied])
+      >>> model.body[1]
+      SharedParameterLookup(name='tied', value_structure=float32[])
     """
 
     name: str = dataclasses.field(metadata=_STATIC)
@@ -63,10 +81,11 @@ class SharedParameterLookup(Struct, Generic[T]):
 
     @property
     def value(self) -> T:
-        """None of its own.
+        """Raises, as the wrapper owns the value.
 
         Raises:
-          MissingSharedParameterError: always; a resolved body has the parameter here.
+          MissingSharedParameterError: always. In a resolved body the parameter replaces
+            the lookup.
         """
         raise MissingSharedParameterError(
             f"shared parameter {self.name!r}",
@@ -77,25 +96,37 @@ class SharedParameterLookup(Struct, Generic[T]):
         )
 
     def treescope_color(self) -> str:
-        """Lilac: it points elsewhere."""
+        """Returns lilac."""
         return "#cdb8e8"
 
 
 @pytree_dataclass
 class WithSharedParameters(Struct, Generic[M]):
-    """A body whose shared parameters are owned here, once each.
+    """A model (the body) together with the shared parameters that it uses.
 
     Attributes:
-      body: what uses them, through lookups.
-      parameters: the owned parameters by the names that the lookups have. An outer
-        prefix renames the parameters; the keys stay.
+      body: the model, with a `SharedParameterLookup` at each use.
+      parameters: the parameters by the names in the lookups. Renaming, for example by a
+        prefix, changes the names of the parameters and not these keys.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> tied = deferred.mark_shareable(
+      ...     deferred.UninitializedParameter(jax.random.normal, "tied")
+      ... )
+      >>> model = deferred.attach_shared_parameters([tied, tied])
+      >>> model = deferred.initialize_parameters(model, jax.random.key(42))
+      >>> first, second = model.resolved()
+      >>> first is second, first
+      (True, Parameter(value=float32[], name='tied'))
     """
 
     body: M
     parameters: dict[str, AnyParameter]
 
     def resolved(self) -> M:
-        """The body with the owned parameter, initialised or traced, at every use."""
+        """Returns the body with the parameter itself at each use."""
         return _resolve(self.body, self.parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -104,7 +135,7 @@ class WithSharedParameters(Struct, Generic[M]):
         return body(*args, **kwargs)
 
     def treescope_color(self) -> str:
-        """Violet."""
+        """Returns violet."""
         return "#b39ddb"
 
 
@@ -119,10 +150,17 @@ def _resolve(tree: Any, owned: dict[str, AnyParameter]) -> Any:
 
 
 def mark_shareable(submodel: M) -> M:
-    """Marks every uninitialised parameter of a part of a model as one to be shared.
+    """Marks all uninitialised parameters of a part of a model as shareable.
 
-    The part may then be used several times. Whoever marks also wraps everything that
-    uses it, once, with `attach_shared_parameters`.
+    The part may then be used several times. Call `attach_shared_parameters` once on the
+    smallest model that contains all its uses.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> model = [deferred.UninitializedParameter(jax.random.normal, "tied")]
+      >>> [type(node).__name__ for node in deferred.mark_shareable(model)]
+      ['ShareableUninitializedParameter']
     """
 
     def mark(parameter: UninitializedParameter[Any]) -> Any:
@@ -135,12 +173,12 @@ def mark_shareable(submodel: M) -> M:
 def attach_shared_parameters(
     submodel: M, *, strict: bool = True
 ) -> WithSharedParameters[M]:
-    """Takes ownership of the shareable parameters in a part of a model.
+    """Wraps a part of a model together with its shareable parameters.
 
     Args:
-      submodel: what uses them.
+      submodel: the part that uses the parameters.
       strict: whether all uses of a name must have the same initializer (``==``); if
-        not, the first one counts.
+        not, the initializer of the first use is taken.
 
     Returns:
       A wrapper with one `UninitializedParameter` for each name, and ``submodel`` with a
@@ -149,6 +187,18 @@ def attach_shared_parameters(
     Raises:
       SharedParameterError: two uses of a name differ in ``value_structure``, or, if
         ``strict``, in the initializer.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> tied = deferred.mark_shareable(
+      ...     deferred.UninitializedParameter(jax.random.normal, "tied")
+      ... )
+      >>> model = deferred.attach_shared_parameters([tied, tied])
+      >>> list(model.parameters)
+      ['tied']
+      >>> [type(use).__name__ for use in model.body]
+      ['SharedParameterLookup', 'SharedParameterLookup']
     """
     uses = select(submodel).at_instances_of(ShareableUninitializedParameter)
     owned: dict[str, UninitializedParameter[Any]] = {}

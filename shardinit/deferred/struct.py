@@ -1,4 +1,4 @@
-"""Struct: what a model is made of, a tree node that a change may start from."""
+"""Struct: the base class of models and layers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,20 @@ from shardinit.deferred.selection import Selection, select
 
 
 class Struct(TreeNode):
-    """Base class of pytree dataclasses; decorate subclasses with `pytree_dataclass`."""
+    """Base class of pytree dataclasses; decorate subclasses with `pytree_dataclass`.
+
+    Example:
+      >>> from shardinit import deferred
+      >>> @deferred.pytree_dataclass
+      ... class Affine(deferred.Struct):
+      ...     scale: float
+      ...     shift: float
+      >>> affine = Affine(2.0, 1.0)
+      >>> affine.select().at(lambda node: node.shift).set(0.0)
+      Affine(scale=2.0, shift=0.0)
+    """
 
     @final
     def select(self) -> Selection[Self]:
-        """Selects this struct, as the start of a change that copies."""
+        """Selects this struct, to select and change parts of a copy."""
         return select(self)

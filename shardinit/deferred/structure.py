@@ -1,10 +1,9 @@
-"""Structures: what a value will be, before it is one.
+"""Structures: the shapes, dtypes and axis names of values.
 
-The structure of a value is the same tree with a shape and a dtype at each leaf, and
-with the names of the dimensions where somebody knows them. It is what lets a model be
-planned, restored into and checked without a single array. Checking never casts: a
-float64 that slips in where float32 was meant is an error with the path inside the
-value, not a surprise in the memory bill.
+The structure of a value is the same tree with a shape, a dtype and, where known, axis
+names at each leaf. With it a model can be planned, restored and checked without arrays.
+A check never casts: a float64 in place of a float32 is an error that has the path
+inside the value.
 """
 
 from __future__ import annotations
@@ -33,7 +32,13 @@ class AbstractArray(jax.ShapeDtypeStruct):
     """Shape and dtype of an array, and the names of its axes where they are known.
 
     Attributes:
-      axes: one logical axis name, or None, for each dimension; None if nobody knows.
+      axes: a logical axis name, or None, for each dimension; None if unknown.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit import deferred
+      >>> deferred.AbstractArray((8, 4), jnp.float32, ("embed", None))
+      AbstractArray((8, 4), float32, axes=('embed', None))
     """
 
     def __init__(self, shape: Any, dtype: Any, axes: Axes | None = None):
@@ -65,10 +70,10 @@ class AbstractArray(jax.ShapeDtypeStruct):
 
 @dataclass(frozen=True)
 class WithAxes(Generic[T]):
-    """An initializer that knows what the dimensions of its array are called.
+    """An initializer with logical axis names for its array.
 
     Attributes:
-      initializer: the key to one array.
+      initializer: maps a key to one array.
       axes: a logical axis name, or None, for each dimension.
     """
 
@@ -76,7 +81,7 @@ class WithAxes(Generic[T]):
     axes: Axes
 
     def __call__(self, key: jax.Array) -> T:
-        """Draws the array."""
+        """Returns the array for a key."""
         return self.initializer(key)
 
     def __repr__(self) -> str:
@@ -87,12 +92,22 @@ class WithAxes(Generic[T]):
 def with_axes(
     initializer: Callable[[jax.Array], T], axes: Axes
 ) -> Callable[[jax.Array], T]:
-    """Names the dimensions of what an initializer makes, for `AxisRules`."""
+    """Adds logical axis names, for `AxisRules`, to an initializer of one array.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import deferred
+      >>> normal = deferred.with_axes(
+      ...     lambda key: jax.random.normal(key, (8, 4)), ("embed", "mlp")
+      ... )
+      >>> deferred.UninitializedParameter(normal, "weight").value_structure
+      AbstractArray((8, 4), float32, axes=('embed', 'mlp'))
+    """
     return WithAxes(initializer, tuple(axes))
 
 
 def infer(initializer: Callable[[jax.Array], Any]) -> Structure:
-    """The structure of what an initializer returns, by ``jax.eval_shape`` on a key."""
+    """Infers the structure of an initializer's result by ``jax.eval_shape``."""
     abstract = jax.eval_shape(initializer, _abstract_key())
     return structure_of(abstract, getattr(initializer, "axes", None))
 
@@ -107,11 +122,11 @@ def _abstract_key() -> Any:
 
 
 def structure_of(value: Any, axes: Axes | None = None) -> Structure:
-    """The structure of a value that is there, or of an abstract one; never raises.
+    """Returns the structure of a concrete or abstract value; never raises.
 
     Args:
-      value: a pytree; leaves that are no arrays stay what they are.
-      axes: names for the dimensions of ``value``, if it is one array.
+      value: a pytree; leaves that are not arrays are returned unchanged.
+      axes: names of the dimensions of ``value``, if it is one array.
     """
 
     def leaf(node: Any, names: Axes | None) -> Any:
@@ -133,7 +148,7 @@ def structure_of(value: Any, axes: Axes | None = None) -> Structure:
 
 
 def _named(node: Any) -> Axes | None:
-    """The axis names of a box around one array: a Penzai NamedArray, a Flax box."""
+    """Returns the axis names of a Penzai NamedArray or of a Flax box."""
     names = getattr(node, "names", None)
     if isinstance(names, tuple) and hasattr(getattr(node, "value", None), "shape"):
         return names
@@ -145,12 +160,12 @@ def _named(node: Any) -> Axes | None:
 
 
 def axes_of(structure: Structure) -> Any:
-    """The same tree with the axis names of each leaf, None where nobody knows them."""
+    """Returns the same tree with the axis names of each leaf, None if unknown."""
     return jax.tree.map(lambda leaf: getattr(leaf, "axes", None), structure)
 
 
 def empty_of(structure: Structure) -> Any:
-    """The same tree with a plain ``jax.ShapeDtypeStruct`` at each leaf."""
+    """Returns the same tree with a ``jax.ShapeDtypeStruct`` at each leaf."""
 
     def plain(leaf: Any) -> Any:
         if isinstance(leaf, AbstractArray):
@@ -161,16 +176,16 @@ def empty_of(structure: Structure) -> Any:
 
 
 def check(where: str, value: Any, structure: Structure, *, dtypes: bool = True) -> None:
-    """Holds a value against a structure.
+    """Raises if a value does not have a structure.
 
     Args:
-      where: what the value is for, such as ``"parameter 'embed.table'"``.
+      where: the name of the value in errors, such as ``"parameter 'embed.table'"``.
       value: a pytree of arrays.
-      structure: what is expected.
-      dtypes: whether the dtypes must be the same too; if not, any will do.
+      structure: the expected structure.
+      dtypes: whether the dtypes must be the same too.
 
     Raises:
-      StructureMismatchError: at the first difference, with its path in the value.
+      StructureMismatchError: there is a difference; it has the path of the first.
     """
     for path, came, expected in _differences(value, structure, (), dtypes):
         at = path_str(path)
@@ -190,7 +205,7 @@ Difference = tuple[tuple[Hashable, ...], str, str]
 def _differences(
     value: Any, structure: Any, path: tuple[Any, ...], dtypes: bool
 ) -> Iterator[Difference]:
-    """Differences between two trees, from the outside in."""
+    """Yields the differences between two trees, outer nodes first."""
     mine, theirs = one_level(value), one_level(structure)
     if theirs is None:
         if mine is None:
@@ -239,7 +254,7 @@ def _kind(node: Any) -> str:
 
 
 def as_arrays(value: Any) -> Any:
-    """Numbers and numpy arrays as JAX arrays, of the dtypes that a trace gives them."""
+    """Converts numbers and NumPy arrays to JAX arrays, with the dtypes of a trace."""
 
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, np.ndarray | np.generic | bool | int | float | complex):

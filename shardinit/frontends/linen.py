@@ -130,6 +130,16 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
     Raises:
       InitFnError: a variable depends on the value of an input of which only the shape
         is given, or ``rebuild`` is given the arrays of another module.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import shardinit
+      >>> from flax import linen as nn
+      >>> from shardinit.frontends import linen
+      >>> fn = linen.init_fn(nn.Dense(8), jax.ShapeDtypeStruct((1, 3), jnp.float32))
+      >>> shardinit.init(fn, 42)["params"]["kernel"].shape
+      (3, 8)
     """
     name = module.name or type(module).__name__
     leaves, structure = jax.tree.flatten((inputs, kwargs))

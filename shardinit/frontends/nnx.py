@@ -136,6 +136,14 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
 
     Raises:
       InitFnError: ``rebuild`` is given the arrays of another model.
+
+    Example:
+      >>> import shardinit
+      >>> from flax import nnx
+      >>> from shardinit.frontends import nnx as frontend
+      >>> model = shardinit.init(frontend.init_fn(nnx.Linear, 3, 8), 42)
+      >>> model.kernel.shape
+      (3, 8)
     """
     name = getattr(model, "__name__", type(model).__name__)
     found: dict[str, Any] = {}

@@ -92,6 +92,20 @@ def init_fn(model: Any, *, wide_names: bool = False) -> InitFn:
     Raises:
       DuplicateNamesError: two parameters, initialised or not, have the same name.
       NameClashError: two names would give the same key.
+
+    Example:
+      >>> import jax
+      >>> import shardinit
+      >>> from penzai.deprecated.v1 import pz
+      >>> from shardinit.frontends import penzai
+      >>> model = [
+      ...     pz.nn.UninitializedParameter(
+      ...         lambda key: jax.random.normal(key, (4,)), "bias"
+      ...     )
+      ... ]
+      >>> [bias] = shardinit.init(penzai.init_fn(model), 42)
+      >>> bias.name, bias.value.shape
+      ('bias', (4,))
     """
     with collector_paused():
         found = jax.tree.leaves(model, is_leaf=_is_parameter)

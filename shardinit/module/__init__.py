@@ -1,7 +1,8 @@
-"""Modules that initialise on first sight of their input, and end sharded.
+"""Modules that infer the shapes of their parameters from an example input.
 
-A module is a Python class that is a pytree. It waits without values until ``init`` is
-given a key and an example input, whose shapes fix its own::
+A module is a Python class that is a pytree. Constructing one computes no values.
+``init`` takes a key and an example input, infers the shapes of all parameters and
+returns an initialised copy::
 
     class Net(Module):
         scale: jax.Array | Initializer = Parameter.node()
@@ -15,10 +16,10 @@ given a key and an example input, whose shapes fix its own::
 
     m = Net().init(42, x, mesh=mesh, rules=rules)
 
-What Treex calls ``tx.Module`` is meant, name for name (see ``docs/modules.md``); what
-it lacked is the end: values compiled under ``jax.jit`` with ``out_shardings``, leaf by
-leaf, each accelerator making its own shard. `init_fn` gives the function of the key for
-all else that takes one: plans, programs, windows, the service.
+The names and their meaning are those of Treex (see ``docs/modules.md``). In addition,
+``init`` compiles the initialisation under ``jax.jit`` with ``out_shardings``, so that
+each accelerator computes only its own shard. `init_fn` returns the initialisation as a
+function of the key, for plans, programs, windows and the service.
 """
 
 from shardinit.module.base import Module, ModuleMeta

@@ -1,14 +1,15 @@
-"""Module: a class that looks mutable and is a pytree, initialised on first sight.
+"""The base class of modules: mutable in appearance, a pytree, initialised lazily.
 
-A module is written like any Python class and describes itself in ``__init__``. Values
-come later, by ``init``, which gives a new module and runs, in this order:
+The ``__init__`` of a module describes it. Values are assigned later by ``init``, which
+returns a new module and runs these steps in order:
 
-1. every `Initializer` in a field: replaced by ``fn(next_key())``;
-2. ``rng_init``: for values that need keys, or each other, but no input;
-3. the forward call: ``if self.initializing():`` assigns what depends on the input.
+1. Each `Initializer` in a field is replaced by ``fn(next_key())``.
+2. ``rng_init`` assigns values that need keys, or each other, but no input.
+3. The forward call assigns, under ``if self.initializing():``, values that depend on
+   the input.
 
-Within a step fields go in alphabetical order. The forward call is traced for its shapes
-and never executed.
+Within a step, fields are processed in alphabetical order. The forward call is traced
+for its shapes and never executed.
 """
 
 from __future__ import annotations
@@ -31,18 +32,26 @@ from shardinit.module.walk import PRIVATE, ModuleNode
 
 
 class ModuleMeta(ABCMeta):
-    """Constructs modules: defaults, ``__init__``, the check that fields are set."""
+    """Metaclass of modules: sets defaults, runs ``__init__``, checks the fields.
+
+    Example:
+      >>> from shardinit.module import Linear, ModuleMeta
+      >>> isinstance(Linear, ModuleMeta)
+      True
+      >>> Linear(8).name
+      'linear'
+    """
 
     if not TYPE_CHECKING:  # a type checker shall see the signature of __init__
 
         def __call__(cls, *args, **kwargs):
-            """Constructs a module, or meets it again in a compact method."""
+            """Constructs a module; a compact method gets its existing one again."""
             found = submodules.met_again(cls)
             if found is not None:
                 return found
             module = cls.__new__(cls)
             now = context.scope()
-            with context.entered(context.Scope(calls=now.calls)):
+            with context.entered(context.Scope(running=now.running, calls=now.calls)):
                 module._set_defaults()
                 module.__init__(*args, **kwargs)
             module._check_fields()
@@ -53,11 +62,26 @@ class ModuleMeta(ABCMeta):
 
 
 class Module(ModuleNode, metaclass=ModuleMeta):
-    """Base class of lazily initialised modules; see the module's docstring.
+    """Base class of lazily initialised modules.
 
     Attributes:
-      name: what a compact method calls the field it makes for this module; default
-        the class's name in snake case.
+      name: name of the field that a compact method makes for this module; by default
+        the name of the class in snake case.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Module, Parameter, next_key
+      >>> class Scale(Module):
+      ...     factor: jax.Array | None = Parameter.node(None)
+      ...
+      ...     def __call__(self, x):
+      ...         if self.initializing():
+      ...             self.factor = jax.random.uniform(next_key(), x.shape[-1:])
+      ...         return x * self.factor
+      >>> scale = Scale().init(42, jnp.ones((2, 3)))
+      >>> scale.initialized, scale.factor.shape
+      (True, (3,))
     """
 
     name: str | None
@@ -115,62 +139,63 @@ class Module(ModuleNode, metaclass=ModuleMeta):
     ) -> Self:
         """Returns a new module with all fields initialised.
 
-        What is initialised already is left alone, so that ``init`` may be called again.
-        Without inputs a module is marked initialised unless one of its own fields is
-        still None or an `Initializer`, or a compact method has not run; such a one
-        waits for an ``init`` with inputs.
+        Initialised modules keep their values, so ``init`` may be called again. Without
+        inputs, a module is marked initialised unless one of its own fields is still
+        None or an `Initializer`, or one of its compact methods has not run. Call
+        ``init`` again, with inputs, to initialise the rest.
 
         Args:
           key: an int seed or a key.
-          inputs: example inputs, of which the shapes count: arrays or
-            `jax.ShapeDtypeStruct`. A tuple is ``*args``, a dict ``**kwargs``,
-            `Inputs(*args, **kwargs)` both, anything else one argument.
-          call_method: the method that is given the inputs.
-          inplace: change this module and return it.
-          key_policy: ``"sequence"``, keys in the order in which they are asked for, or
-            ``"name"``, keys derived from the path of the field or module that asks, so
-            that renaming or adding one disturbs no other.
-          mesh: devices to place the arrays on, every device making its own shard.
-          rules: where each array lies (``AxisRules``, ``PathRules``, ``fsdp``).
+          inputs: example inputs, arrays or `jax.ShapeDtypeStruct`. A tuple is passed as
+            ``*args``, a dict as ``**kwargs``, `Inputs` as both, anything else as one
+            argument.
+          call_method: the method that is called with the inputs.
+          inplace: whether to change this module and return it.
+          key_policy: ``"sequence"`` takes keys from one sequence, in the order of
+            requests; ``"name"`` derives each key from the path of the field or module
+            that it is for, so that renaming or adding one changes no other value.
+          mesh: the devices to place the arrays on; each computes its own shards.
+          rules: the sharding of each array (``AxisRules``, ``PathRules``, ``fsdp``).
 
         Raises:
-          ModuleStateError: (a ``RuntimeError``) a key or a module was used where it
-            may not be.
+          ModuleStateError: (a ``RuntimeError``) a key was requested, or a module was
+            called, where that is not allowed.
           ModuleFieldError: (a ``TypeError``) an array was assigned to a static field.
-          InitFnError: a value cannot be made a function of the key alone.
-          ShardingError: ``rules`` do not fit.
-          TypeError: ``key`` is none.
+          InitFnError: a value depends on more than the key.
+          ShardingError: ``rules`` do not fit the arrays.
+          TypeError: ``key`` is neither a key nor an int.
         """
         return initialising.init(
             self, key, inputs, call_method, key_policy, inplace, mesh, rules
         )
 
     def rng_init(self) -> None:
-        """Override to assign fields that need keys and no input."""
+        """Assigns fields that need keys but no input; override it in a subclass."""
 
     def initializing(self) -> bool:
-        """Whether this module is being initialised: True inside ``init``, else False.
+        """Whether this module is being initialised by a running ``init``.
 
         Raises:
-          ModuleStateError: (a ``RuntimeError``) it is not initialised, and no ``init``
-            of a tree that it is part of is under way.
+          ModuleStateError: (a ``RuntimeError``) the module is not initialised, and no
+            ``init`` of a tree that contains it is running.
         """
         return not self._initialized and context.initializing(self)
 
     @property
     def first_run(self) -> bool:
-        """In a compact method: whether it makes its modules now."""
+        """Whether the running compact method constructs its modules in this call."""
         return submodules.first_run(self)
 
     @property
     def initialized(self) -> bool:
-        """Whether ``init`` has filled this module."""
+        """Whether ``init`` has initialised this module."""
         return self._initialized
 
     def field_axes(self) -> dict[str, tuple[str | None, ...] | None]:
-        """Logical axis names of fields, by field; override where an instance decides.
+        """Logical axis names of the arrays, by field name.
 
-        The default is what declarations say: ``Parameter.node(axes=("in", "out"))``.
+        By default those of the declarations, ``Parameter.node(axes=("in", "out"))``.
+        Override it if they differ between instances.
         """
         return {k: f.metadata.get("axes") for k, f in self._fields.items()}
 
@@ -178,28 +203,28 @@ class Module(ModuleNode, metaclass=ModuleMeta):
 
     @property
     def training(self) -> bool:
-        """Whether layers that behave differently in training do so."""
+        """Whether the module is in training mode."""
         return self._training
 
     @property
     def frozen(self) -> bool:
-        """Whether the parameters of this module are not trained."""
+        """Whether the parameters of this module are excluded from training."""
         return self._frozen
 
     def train(self, mode: bool = True, *, inplace: bool = False) -> Self:
-        """A copy with ``training`` set in every module."""
+        """Returns a copy with ``training`` set to ``mode`` in every module."""
         return self._with("_training", mode, inplace)
 
     def eval(self, *, inplace: bool = False) -> Self:
-        """A copy with ``training`` off in every module."""
+        """Returns a copy with ``training`` set to False in every module."""
         return self.train(False, inplace=inplace)
 
     def freeze(self, mode: bool = True, *, inplace: bool = False) -> Self:
-        """A copy with ``frozen`` set in every module."""
+        """Returns a copy with ``frozen`` set to ``mode`` in every module."""
         return self._with("_frozen", mode, inplace)
 
     def unfreeze(self, *, inplace: bool = False) -> Self:
-        """A copy with ``frozen`` off in every module."""
+        """Returns a copy with ``frozen`` set to False in every module."""
         return self.freeze(False, inplace=inplace)
 
     def _with(self, flag: str, value: bool, inplace: bool) -> Self:
@@ -211,11 +236,11 @@ class Module(ModuleNode, metaclass=ModuleMeta):
     # ---- parts -----------------------------------------------------------------------
 
     def copy(self) -> Self:
-        """A copy of every module; arrays are shared, shared modules stay shared."""
+        """Copies every module once; the copies share the arrays of the originals."""
         return walk.copy(self)[0]
 
     def filter(self, *filters_: filters.Filter) -> Self:
-        """A copy that keeps the leaves which pass all filters, `Nothing` elsewhere.
+        """Returns a copy with `Nothing` in place of leaves that fail a filter.
 
         Args:
           *filters_: kinds, or predicates on `FieldInfo`.
@@ -223,25 +248,25 @@ class Module(ModuleNode, metaclass=ModuleMeta):
         return filters.filtered(self, filters_)
 
     def merge(self, other: Self, *rest: Self) -> Self:
-        """A copy with the values of the others, of which the last one counts.
+        """Returns a copy updated with the values of other modules, in order.
 
-        What is not there (`Nothing`, None, an `Initializer`) overwrites nothing.
+        An empty field (`Nothing`, None, an `Initializer`) does not replace a value.
 
         Raises:
-          ModuleFieldError: the modules do not match; with the path.
+          ModuleFieldError: the modules have different structures; it names the path.
         """
         return filters.merged(self, (other, *rest), inplace=False)
 
     def update(self, other: Self, *rest: Self, inplace: bool = False) -> Self:
-        """``merge``, or with ``inplace`` into this very module."""
+        """As ``merge``; with ``inplace``, this module is changed and returned."""
         return filters.merged(self, (other, *rest), inplace=inplace)
 
     def parameters(self, *filters_: filters.Filter) -> Self:
-        """``filter(Parameter)``."""
+        """Returns ``filter(Parameter, *filters_)``."""
         return self.filter(Parameter, *filters_)
 
     def trainable_parameters(self, *filters_: filters.Filter) -> Self:
-        """The parameters of modules that are not frozen."""
+        """Filters for the parameters of modules that are not frozen."""
 
         def trained(field: FieldInfo) -> bool:
             return not field.module.frozen
@@ -251,12 +276,15 @@ class Module(ModuleNode, metaclass=ModuleMeta):
     # ---- looking at it ---------------------------------------------------------------
 
     def tabulate(self, inputs: Any = MISSING, *, depth: int = -1) -> str:
-        """A table of the modules: shapes, bytes, kinds; allocates nothing.
+        """Returns a table of the modules with shapes, bytes and kinds of their leaves.
+
+        No array is allocated.
 
         Args:
-          inputs: as for ``init``; then the shapes of each module's inputs and outputs
-            are shown, and what is not initialised is shown as it will be.
-          depth: how many levels of submodules to show; -1 is all.
+          inputs: as for ``init``. With them, the table has the shapes of the inputs and
+            outputs of each module, and uninitialised modules as ``init`` would return
+            them.
+          depth: how many levels of submodules to show; -1 shows all.
         """
         return tabulate.tabulate(self, inputs, depth)
 
@@ -271,7 +299,7 @@ def _fields(cls: type) -> list[tuple[str, Field[Any]]]:
 
 
 def _entered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """``__call__`` with its module known to what it calls."""
+    """Wraps ``__call__`` so that it runs in the scope of its module."""
 
     @functools.wraps(method)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
@@ -285,7 +313,7 @@ def _entered(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _short(value: Any) -> str:
-    """A field's value on a line: small arrays by value, others by shape."""
+    """The value of a field on one line: small arrays by value, others by shape."""
     if not isinstance(value, (np.ndarray, jax.Array)):
         return repr(value)
     opaque = is_tracer(value) or is_key(value.dtype) or value.size > 4

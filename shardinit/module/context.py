@@ -1,15 +1,15 @@
-"""What is under way: whose keys are handed out, and which module is running.
+"""The state of a running ``init``: the source of keys and the current module.
 
-``init`` and the code it calls (``rng_init``, a forward call, an initialiser deep inside
-a layer) have no argument in common, so what they share travels beside the call: one
-immutable `Scope` in a context variable. Entering a scope is always a ``with`` block;
-when it ends, by return or by exception, the scope before it is back. Each thread has a
-context of its own, so modules that are initialised at the same time never meet.
+``init`` and the code it calls (``rng_init``, a forward call, an `Initializer` deep
+inside a layer) have no argument in common. The state that they share is an immutable
+`Scope` in a context variable. A scope is entered with a ``with`` block; at its end, by
+return or by exception, the previous scope is restored. Each thread has its own context,
+so threads may initialise modules at the same time.
 
-A scope hands out keys through a *key source*. The default one is a sequence,
-``key, state = split(state)``, the first half handed out: a value depends on how many
-keys were taken before it. The other derives every key from the path of the field or
-module that asks, so that a value depends on its own name alone.
+A scope holds a *key source*. The default source is a sequence, ``key, state =
+split(state)``, which returns the first half: a value depends on how many keys were
+taken before. The other source derives each key from the path of the field or module
+that it is for, so that a value depends on this path alone.
 """
 
 from __future__ import annotations
@@ -36,38 +36,38 @@ fold_in = jax.jit(jax.random.fold_in, inline=True)
 
 
 class KeySource(Protocol):
-    """Something that hands out keys."""
+    """A source of keys for an initialisation."""
 
     def take(self, path: str) -> jax.Array:
-        """The next key for whatever lies at ``path``."""
+        """Returns the next key for the field or module at ``path``."""
         ...
 
     def part(self, path: str) -> KeySource:
-        """The source of a module that is constructed at ``path``."""
+        """Returns the source for a module that is constructed at ``path``."""
         ...
 
 
 class SequenceKeys:
-    """``key, state = split(state)``, the first half handed out."""
+    """Keys by repeated splitting: ``key, state = split(state)``."""
 
     def __init__(self, key: jax.Array):
         self._state = key
 
     def take(self, path: str) -> jax.Array:
-        """The next key, whoever asks."""
+        """Returns the next key; ``path`` does not matter."""
         key, self._state = _halves(self._state)
         return key
 
     def part(self, path: str) -> SequenceKeys:
-        """A sequence of its own, begun by the next key."""
+        """Returns a new sequence that starts from the next key."""
         return SequenceKeys(self.take(path))
 
 
 class NamedKeys:
-    """Keys derived from the root key and the name of what asks for them.
+    """Keys derived from the root key and the path that each key is for.
 
     The n-th key for a path is ``fold_in(root, int(sha1(f"{path}:{n}")[:4]))``. Two
-    names with the same 32 bits are refused, as they would share a value.
+    names with the same 32 bits are an error, as they would share a key.
     """
 
     def __init__(self, key: jax.Array):
@@ -76,7 +76,7 @@ class NamedKeys:
         self._names: dict[int, str] = {}
 
     def take(self, path: str) -> jax.Array:
-        """The next key of ``path``."""
+        """Returns the next key for ``path``."""
         count = self._taken.get(path, 0)
         self._taken[path] = count + 1
         name = f"{path}:{count}"
@@ -92,15 +92,15 @@ class NamedKeys:
         return fold_in(self._root, np.uint32(number))
 
     def part(self, path: str) -> NamedKeys:
-        """The same source: the path tells the module apart."""
+        """Returns this source, as paths are unique within the whole tree."""
         return self
 
 
 def key_source(key: jax.Array, policy: str) -> KeySource:
-    """The key source of an ``init``.
+    """Returns the key source of an ``init``.
 
     Raises:
-      ValueError: a policy other than ``"sequence"`` and ``"name"``.
+      ValueError: the policy is neither ``"sequence"`` nor ``"name"``.
     """
     if policy not in KEY_POLICIES:
         raise ValueError(f"key_policy={policy!r}; expected one of {KEY_POLICIES}")
@@ -108,7 +108,7 @@ def key_source(key: jax.Array, policy: str) -> KeySource:
 
 
 class Tree:
-    """The modules of one tree by identity, with the path of each.
+    """The paths of the modules of one tree, by identity.
 
     Attributes:
       root: the outermost module.
@@ -120,21 +120,21 @@ class Tree:
         self.add((), root)
 
     def add(self, path: tuple[Any, ...], module: Any) -> None:
-        """Adds ``module``, which lies at ``path``, and all below it."""
+        """Adds ``module``, which is at ``path``, and all modules below it."""
         from shardinit.module.walk import modules
 
         for below, found in modules(module):
             self._paths.setdefault(id(found), (found, (*path, *below)))
 
     def path(self, module: Any) -> tuple[Any, ...] | None:
-        """The key path of ``module``; None when it is no part of the tree."""
+        """The key path of ``module``; None if it is not part of the tree."""
         if id(module) not in self._paths:
             self.add((), self.root)  # it may have been attached since
         found = self._paths.get(id(module))
         return found[1] if found else None
 
     def where(self, module: Any) -> str:
-        """``module`` as errors name it: its path and class."""
+        """The path and class of ``module``, for error messages."""
         path = self.path(module)
         if not path:
             return f"module {type(module).__name__}"
@@ -143,16 +143,19 @@ class Tree:
 
 @dataclass(frozen=True)
 class Scope:
-    """What is under way in this thread.
+    """The state of the initialisation or call that runs in this thread.
 
     Attributes:
-      keys: where ``next_key`` takes keys from, None outside ``init`` and ``rng_key``.
+      keys: the source of ``next_key``; None outside ``init`` and ``rng_key``.
       initializing: whether a module is being initialised.
-      tree: the tree of the outermost module that is running, if one is.
+      tree: the tree of the outermost running module, if there is one.
       module: the module whose call or ``rng_init`` runs.
-      path: what asks for keys when that is no module: an `Initializer` leaf.
-      compact: the compact method that runs, as ``compact`` knows it.
-      calls: collects (inputs, outputs) of modules called by path, for ``tabulate``.
+      path: the path of the `Initializer` that is evaluated, if one is.
+      compact: the compact method whose modules are being constructed (a
+        `shardinit.module.submodules.Frame`); None where construction makes no fields.
+      running: the innermost of all compact methods that run in this thread. A call of
+        another module clears ``compact`` and keeps this.
+      calls: shapes of inputs and outputs of called modules by path, for ``tabulate``.
     """
 
     keys: KeySource | None = None
@@ -161,14 +164,15 @@ class Scope:
     module: Any = None
     path: str | None = None
     compact: Any = None
+    running: Any = None
     calls: dict[str, tuple[Any, Any]] | None = None
 
     def where(self, module: Any) -> str:
-        """``module`` as errors name it."""
+        """The path and class of ``module``, for error messages."""
         return self.tree.where(module) if self.tree else Tree(module).where(module)
 
     def asking(self) -> str:
-        """Path of what asks for a key; empty for the root."""
+        """Path of the field or module that needs a key; empty for the root."""
         if self.path is not None:
             return self.path
         if self.tree is None or self.module is None:
@@ -180,13 +184,13 @@ _SCOPE: ContextVar[Scope] = ContextVar("shardinit.module", default=Scope())  # n
 
 
 def scope() -> Scope:
-    """The scope of this thread."""
+    """Returns the current scope of this thread."""
     return _SCOPE.get()
 
 
 @contextmanager
 def entered(inner: Scope) -> Iterator[Scope]:
-    """Makes ``inner`` the scope for as long as the block runs."""
+    """Makes ``inner`` the current scope during a ``with`` block."""
     token = _SCOPE.set(inner)
     try:
         yield inner
@@ -196,10 +200,10 @@ def entered(inner: Scope) -> Iterator[Scope]:
 
 @contextmanager
 def calling(module: Any) -> Iterator[Scope]:
-    """The scope in which a method of ``module`` runs.
+    """Enters the scope in which a method of ``module`` runs.
 
-    An exception that leaves it during ``init`` is given the path of the innermost
-    module as a note.
+    An exception raised in it during ``init`` gets a note with the path of the innermost
+    module.
     """
     outer = scope()
     tree = outer.tree or Tree(module)
@@ -214,20 +218,27 @@ def calling(module: Any) -> Iterator[Scope]:
 
 
 def note(error: BaseException, text: str) -> None:
-    """Adds a note to an exception that has none of ours yet."""
+    """Adds a note to an exception that has no note on initialisation yet."""
     if not any("being initialised" in n for n in getattr(error, "__notes__", ())):
         error.add_note(text)
 
 
 def next_key() -> jax.Array:
-    """The next key of the ``init`` (or ``rng_key`` block) that is under way.
+    """Returns the next key of the running ``init`` or ``rng_key`` block.
 
     Call it in an ``if self.initializing():`` block, in ``rng_init``, or in an
-    ``rng_key`` block; never in ``__init__``, which describes a module and draws
-    nothing.
+    ``rng_key`` block. In ``__init__`` there are no keys: assign an `Initializer` there.
 
     Raises:
-      ModuleStateError: (a ``RuntimeError``) none of these is under way.
+      ModuleStateError: (a ``RuntimeError``) it was called anywhere else.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import next_key, rng_key
+      >>> with rng_key(42):
+      ...     first, second = next_key(), next_key()
+      >>> bool(first == second)
+      False
     """
     now = scope()
     if now.keys is None:
@@ -244,17 +255,25 @@ def next_key() -> jax.Array:
 
 @contextmanager
 def rng_key(key: Any) -> Iterator[None]:
-    """Lets ``next_key`` hand out the sequence that begins with ``key``.
+    """Makes ``next_key`` return keys split from ``key`` during a ``with`` block.
 
     Args:
       key: a key or an int seed.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import next_key, rng_key
+      >>> with rng_key(42):
+      ...     key = next_key()
+      >>> bool(key == jax.random.split(jax.random.key(42))[0])
+      True
     """
     with entered(replace(scope(), keys=SequenceKeys(as_key(key)), path=None)):
         yield
 
 
 def initializing(module: Any) -> bool:
-    """Whether ``module``, which is not initialised, is being initialised now.
+    """Whether an uninitialised module is being initialised by a running ``init``.
 
     Raises:
       ModuleStateError: (a ``RuntimeError``) it is not.
@@ -280,9 +299,9 @@ def initializing(module: Any) -> bool:
 
 
 def sub_scope(path: Sequence[Any], module: Any) -> Scope:
-    """The scope in which a module constructed in a compact method initialises itself.
+    """Returns the scope in which a module of a compact method is initialised.
 
-    It takes one key of the sequence under way and runs a sequence of its own from it.
+    A sequence of keys is replaced by a new one that starts from its next key.
     """
     now = scope()
     assert now.keys is not None

@@ -1,18 +1,18 @@
-"""Kinds of fields: what a module's arrays are for.
+"""Field declarations: the kinds of fields, initialisers and inputs.
 
-A field says with its *kind* what it holds and with ``node`` or ``static`` whether it is
-part of the pytree::
+The *kind* of a field says what the field is for, and ``node`` or ``static`` says
+whether it is part of the pytree::
 
     w: jax.Array | None = Parameter.node()      # trained, a leaf
     mean: jax.Array | None = BatchStat.node()   # kept, a leaf, not trained
     features: int                               # static, unless it holds modules
 
-Kinds are classes, and a kind counts as the kinds above it: ``filter(State)`` keeps
-`Rng`, `BatchStat` and `Cache` fields too. The declarations are `dataclasses.field`
-objects, so that a module class may as well be a ``@dataclass``.
+Kinds are classes, and filters accept subclasses: ``filter(State)`` keeps `Rng`,
+`BatchStat` and `Cache` fields too. The declarations are `dataclasses.field` objects, so
+a module class may also be a ``@dataclass``.
 
-An `Initializer` stands in a field for a value that only needs a key. It is a pytree
-node without leaves: it passes through ``jax.jit`` like any setting.
+An `Initializer` is the placeholder of a value that needs only a key. It is a pytree
+node without leaves, so it may be passed through ``jax.jit``.
 """
 
 from __future__ import annotations
@@ -33,77 +33,182 @@ def _field(node: bool, kind: type | None, default: Any, options: Any) -> Any:
 
 
 def node(default: Any = MISSING, **options: Any) -> Any:
-    """Declares a pytree field without a kind (see ``Kind.node``)."""
+    """Declares a pytree field without a kind (see ``Kind.node``).
+
+    Example:
+      >>> from shardinit.module import Module, node
+      >>> class Counter(Module):
+      ...     count: int = node(0)
+      >>> import jax
+      >>> jax.tree.leaves(Counter())
+      [0]
+    """
     return _field(True, None, default, options)
 
 
 def static(default: Any = MISSING, **options: Any) -> Any:
-    """Declares a field outside the pytree, whatever it holds (see ``Kind.static``)."""
+    """Declares a static field without a kind (see ``Kind.static``).
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Linear, Module, static
+      >>> class Holder(Module):
+      ...     layer: Linear | None = static(None)
+      >>> jax.tree.leaves(Holder())
+      []
+    """
     return _field(False, None, default, options)
 
 
 class Kind:
-    """Base of all kinds; subclass it, or one of the kinds below, for your own."""
+    """Base class of all kinds; a subclass of it, or of a kind below, is a new kind.
+
+    Example:
+      >>> from shardinit.module import Kind, Module
+      >>> class Mask(Kind):
+      ...     pass
+      >>> class Masked(Module):
+      ...     mask: float = Mask.node(1.0)
+      >>> Masked().filter(Mask)
+      Masked(mask=1.0)
+    """
 
     @classmethod
     def node(cls, default: Any = MISSING, **options: Any) -> Any:
         """Declares a pytree field of this kind.
 
         Args:
-          default: its value when ``__init__`` assigns none.
+          default: the value of the field if ``__init__`` assigns none.
           **options: ``axes``, a tuple with one logical axis name (or None) for each
-            dimension, which ``AxisRules`` turn into shardings; and the options of
+            dimension, which ``AxisRules`` map to mesh axes; and the options of
             ``dataclasses.field`` (``default_factory``, ``init``, ``repr``, …).
         """
         return _field(True, cls, default, options)
 
     @classmethod
     def static(cls, default: Any = MISSING, **options: Any) -> Any:
-        """Declares a field of this kind outside the pytree (options as of ``node``)."""
+        """Declares a static field of this kind; takes the options of ``node``."""
         return _field(False, cls, default, options)
 
 
 class Parameter(Kind):
-    """What is trained."""
+    """A trainable value.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Module, Parameter
+      >>> class Scale(Module):
+      ...     factor: float = Parameter.node(2.0)
+      ...     steps: int = 3
+      >>> jax.tree.leaves(Scale().parameters())
+      [2.0]
+    """
 
 
 class State(Kind):
-    """What changes by itself."""
+    """A value that is updated without being trained.
+
+    Example:
+      >>> from shardinit.module import BatchStat, Rng, State
+      >>> issubclass(BatchStat, State), issubclass(Rng, State)
+      (True, True)
+    """
 
 
 class Rng(State):
-    """A key that a layer draws from."""
+    """A random key that a layer holds.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Dropout, Rng
+      >>> len(jax.tree.leaves(Dropout(0.5).init(42).filter(Rng)))
+      1
+    """
 
 
 class ModelState(State):
-    """State that belongs to the model, as its statistics and caches do."""
+    """State of the model, such as statistics and caches.
+
+    Example:
+      >>> from shardinit.module import BatchStat, Cache, ModelState, OptState
+      >>> [issubclass(kind, ModelState) for kind in (BatchStat, Cache, OptState)]
+      [True, True, False]
+    """
 
 
 class BatchStat(ModelState):
-    """Statistics of the batches seen."""
+    """Running statistics over batches.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import BatchNorm, BatchStat
+      >>> norm = BatchNorm().init(42, jnp.ones((2, 3)))
+      >>> len(jax.tree.leaves(norm.filter(BatchStat)))
+      2
+    """
 
 
 class Cache(ModelState):
-    """What is kept from call to call, such as keys and values of attention."""
+    """Values kept between calls, such as keys and values of attention.
+
+    Example:
+      >>> from shardinit.module import Cache, Module
+      >>> class Memory(Module):
+      ...     last: float = Cache.node(0.0)
+      >>> Memory().filter(Cache)
+      Memory(last=0.0)
+    """
 
 
 class OptState(State):
-    """State of an optimizer."""
+    """The state of an optimizer.
+
+    Example:
+      >>> from shardinit.module import Module, OptState
+      >>> class Momentum(Module):
+      ...     velocity: float = OptState.node(0.0)
+      >>> Momentum().filter(OptState)
+      Momentum(velocity=0.0)
+    """
 
 
 class Log(Kind):
-    """What is written down to be looked at."""
+    """A value to be logged, such as a loss or a metric.
+
+    Example:
+      >>> from shardinit.module import Log, Module, Parameter
+      >>> class Logged(Module):
+      ...     weight: float = Parameter.node(1.0)
+      ...     loss: float = Log.node(0.0)
+      >>> Logged().filter(Log)
+      Logged(weight=Nothing, loss=0.0)
+    """
 
 
 @jax.tree_util.register_pytree_node_class
 class Initializer:
-    """A value that waits for a key: ``init`` replaces it by ``fn(next_key())``."""
+    """Placeholder of a value; ``init`` replaces it by ``fn(next_key())``.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Initializer, Module, Parameter
+      >>> class Table(Module):
+      ...     rows: jax.Array | Initializer = Parameter.node()
+      ...
+      ...     def __init__(self):
+      ...         self.rows = Initializer(lambda key: jax.random.normal(key, (4, 2)))
+      >>> Table()
+      Table(rows=Initializer)
+      >>> Table().init(42).rows.shape
+      (4, 2)
+    """
 
     def __init__(self, fn: Callable[[jax.Array], Any]):
         """Makes an initialiser.
 
         Args:
-          fn: from a key to the initial value of the field, an array or a pytree.
+          fn: maps a key to the initial value of the field, an array or a pytree.
         """
         self.fn = fn
 
@@ -121,18 +226,30 @@ class Initializer:
         return "Initializer"
 
     def tree_flatten(self) -> tuple[tuple[()], Initializer]:
-        """No children."""
+        """Returns no children."""
         return (), self
 
     @classmethod
     def tree_unflatten(cls, aux: Initializer, children: Any) -> Initializer:
-        """The initialiser itself."""
+        """Returns the initialiser itself."""
         return aux
 
 
 @jax.tree_util.register_pytree_node_class
 class Nothing:
-    """What ``filter`` leaves where it took a value out: a node without leaves."""
+    """Placeholder of a value that ``filter`` removed; a pytree node without leaves.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import NOTHING, Module, Parameter, Rng
+      >>> class Scale(Module):
+      ...     factor: float = Parameter.node(2.0)
+      >>> rest = Scale().filter(Rng)
+      >>> rest
+      Scale(factor=Nothing)
+      >>> rest.factor == NOTHING, jax.tree.leaves(rest)
+      (True, [])
+    """
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Nothing)
@@ -144,12 +261,12 @@ class Nothing:
         return "Nothing"
 
     def tree_flatten(self) -> tuple[tuple[()], None]:
-        """No children."""
+        """Returns no children."""
         return (), None
 
     @classmethod
     def tree_unflatten(cls, aux: None, children: Any) -> Nothing:
-        """Another one."""
+        """Returns a new instance."""
         return cls()
 
 
@@ -160,7 +277,15 @@ class Inputs:
     """Arguments of a forward call: ``Inputs(x, mask=mask)``.
 
     Attributes:
-      args: positional ones; kwargs: keyword ones.
+      args: positional arguments.
+      kwargs: keyword arguments.
+
+    Example:
+      >>> from shardinit.module import Inputs
+      >>> Inputs(1, scale=2)
+      Inputs(1, scale=2)
+      >>> Inputs(1, scale=2).kwargs
+      {'scale': 2}
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -169,7 +294,7 @@ class Inputs:
 
     @classmethod
     def from_value(cls, value: Any) -> Inputs:
-        """A tuple is ``*args``, a dict ``**kwargs``, anything else one argument."""
+        """Takes a tuple as ``*args``, a dict as ``**kwargs``, else one argument."""
         if isinstance(value, cls):
             return value
         if isinstance(value, tuple):
@@ -185,12 +310,24 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class FieldInfo:
-    """A leaf as filters see it.
+    """A leaf and its field, as passed to the predicates of ``filter``.
 
     Attributes:
-      name: of the field; kind: the field's kind, or None.
-      value: the leaf; module: the module that has the field.
-      path: path of the leaf from the root, ``/``-joined.
+      name: the name of the field.
+      kind: the kind of the field, or None.
+      value: the leaf.
+      module: the module that has the field.
+      path: the path of the leaf from the root, joined by ``/``.
+
+    Example:
+      >>> from shardinit.module import FieldInfo, Module, Parameter
+      >>> class Affine(Module):
+      ...     scale: float = Parameter.node(2.0)
+      ...     shift: float = Parameter.node(1.0)
+      >>> def is_scale(field: FieldInfo) -> bool:
+      ...     return field.path == "scale"
+      >>> Affine().filter(is_scale)
+      Affine(scale=2.0, shift=Nothing)
     """
 
     name: str
@@ -206,6 +343,6 @@ def is_empty(value: Any) -> bool:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a leaf is an array, concrete, traced or abstract; scalars are none."""
+    """Whether a leaf is an array: concrete, traced or abstract, but no scalar."""
     shaped = hasattr(value, "shape") and hasattr(value, "dtype")
     return shaped and not isinstance(value, np.generic)

@@ -1,12 +1,12 @@
-"""Taking a module apart by kinds and putting it back.
+"""Filtering the leaves of a module by kind, and merging modules.
 
 ``m.filter(Parameter)`` is a module of the same structure in which every leaf of another
-kind is `Nothing`, a pytree node without leaves: what is left is all that gradients and
-optimizers see. ``m.merge(part)`` puts it back.
+kind is `Nothing`, a pytree node without leaves. Gradients and optimizers therefore see
+only the parameters. ``m.merge(part)`` puts the part back.
 
-What is not there overwrites nothing: neither `Nothing` nor None nor an `Initializer`
-that still waits. So an initialised module merged with an uninitialised one, in either
-order, keeps its values.
+An empty field (`Nothing`, None or an `Initializer`) replaces no value in a merge. An
+initialised module that is merged with an uninitialised one, in either order, keeps its
+values.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Filter = type | Callable[[FieldInfo], bool]
 
 
 def filtered(root: Any, filters: tuple[Filter, ...]) -> Any:
-    """A copy of a module that keeps the leaves which pass all filters.
+    """Returns a copy of a module with `Nothing` for leaves that fail a filter.
 
     Args:
       root: the module.
@@ -57,13 +57,13 @@ def filtered(root: Any, filters: tuple[Filter, ...]) -> Any:
 
 
 def merged(root: Any, others: tuple[Any, ...], *, inplace: bool) -> Any:
-    """``root`` with the values of ``others``, of which the last one counts.
+    """Returns ``root`` updated with the values of ``others``, in order.
 
-    Settings (static fields, training, frozen) are those of ``root``. A module is
-    initialised if one of those merged was and brought all its values.
+    Settings (static fields, training, frozen) are those of ``root``. The result is
+    marked initialised if one of the modules is and the result lacks no values.
 
     Raises:
-      ModuleFieldError: the modules do not match; with the path.
+      ModuleFieldError: the modules have different structures; it names the path.
     """
     result = root if inplace else walk.copy(root)[0]
     for other in others:

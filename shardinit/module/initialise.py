@@ -1,11 +1,12 @@
-"""From a module that waits to a function of a key, and back to a module.
+"""The initialisation of a module as a function of a key.
 
-The steps of an initialisation run on a copy, under a trace: what comes out are the
-leaves that were made, as functions of the key. The forward pass is nothing that a leaf
-needs, so that it is never executed. The same trace leaves behind a skeleton, the module
-with holes where those leaves belong.
+The steps of an initialisation run on a copy of the module, under a trace. The results
+are the new leaves as functions of the key. No leaf depends on the result of the forward
+call, so the compiled function does not contain it. The trace also gives a skeleton: the
+module with a `Hole` in place of each new leaf.
 
-That is an `InitFn`: leaves from a key, and a ``rebuild`` that fills the holes.
+Both make an `InitFn`: a function from a key to the leaves, and a ``rebuild`` that fills
+the holes of the skeleton.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ from shardinit.module.walk import Hole, Path
 
 
 class Initialisation:
-    """One module, one set of inputs: what ``init`` and ``init_fn`` have in common.
+    """The initialisation of one module with one set of inputs.
 
-    Arrays that are given, the inputs and those which the module holds already, enter
-    the trace as zeros where no leaf depends on their values.
+    The given arrays are the inputs and the arrays that the module holds already. Those
+    on whose values no leaf depends are replaced by zeros in the trace.
 
     Args:
-      module: it is copied, not changed.
-      inputs: as for ``Module.init``; likewise ``call_method`` and ``key_policy``.
-      traced: whether this happens inside a trace of the user's, in which inputs and
-        module may hold traced values.
+      module: the module; it is copied, not changed.
+      inputs: as for ``Module.init``.
+      call_method: as for ``Module.init``.
+      key_policy: as for ``Module.init``.
+      traced: whether the caller is being traced, so that the inputs and the module may
+        hold tracers.
 
     Raises:
       InitFnError: a leaf depends on an input that is only a shape.
@@ -82,7 +85,7 @@ class Initialisation:
         self._values = {n: off_devices(self._given[n]) for n in needed}
 
     def fn(self, key: jax.Array) -> Any:
-        """The leaves that ``init`` makes, as nested dicts; traceable."""
+        """Returns the leaves that ``init`` makes as nested dicts; may be traced."""
         values = [
             self._values[n] if n in self._values else stand_in(x)
             for n, x in enumerate(self._abstract)
@@ -92,14 +95,15 @@ class Initialisation:
         return _nest(self._paths, [leaf for _, leaf, _ in made])
 
     def rebuild(self, tree: Any, onto: Any = None) -> Any:
-        """The initialised module.
+        """Returns the initialised module.
 
         Args:
-          tree: what ``fn`` returns.
-          onto: the module that this was made from, to be changed in place.
+          tree: the result of ``fn``.
+          onto: the original module, to change it in place; by default a new module is
+            made.
 
         Raises:
-          InitFnError: ``tree`` is that of another module.
+          InitFnError: ``tree`` has another structure than the result of ``fn``.
         """
         flat, structure = jax.tree.flatten(tree)
         if structure != self._result:
@@ -121,11 +125,11 @@ class Initialisation:
         return walk.copy(self._skeleton, leaf, shells)[0]
 
     def init_fn(self) -> InitFn:
-        """The function for the engine."""
+        """Returns the initialisation as an `InitFn`."""
         return InitFn(self.fn, axes=self.axes, rebuild=self.rebuild, name=self.name)
 
     def _hole(self, value: Any) -> Any:
-        """Takes an array out of what is given, once for all its places."""
+        """Replaces a given array by a hole, which all its occurrences share."""
         if not is_array(value):
             return value
         if id(value) not in self._numbers:
@@ -134,7 +138,7 @@ class Initialisation:
         return self._numbers[id(value)]
 
     def _describe(self, key: jax.Array, values: Sequence[Any]) -> Any:
-        """The first trace: ``fn``, and it keeps the skeleton and the paths."""
+        """Traces ``fn`` for the first time; stores the skeleton, paths and axes."""
         root, self._skeletons, held = self._run(key, values)
         made = self._made(root, values, held)
         self._skeleton = root
@@ -147,11 +151,11 @@ class Initialisation:
     def _run(
         self, key: Any, values: Sequence[Any]
     ) -> tuple[Any, dict[int, Any], set[int]]:
-        """Initialises a copy.
+        """Initialises a copy of the template.
 
         Returns:
-          the copy; its modules by the template's ids; the ids of those that were
-          initialised before.
+          The copy, its modules by the ids of their templates, and the ids of the
+          modules that were initialised before.
         """
 
         def fill(value: Any) -> Any:
@@ -181,14 +185,14 @@ class Initialisation:
     def _made(
         self, root: Any, values: Sequence[Any], held: set[int]
     ) -> list[tuple[Path, Any, Any]]:
-        """Takes out the arrays that were made, leaving holes; puts back those given.
+        """Replaces the arrays that were made by holes, and restores the given arrays.
 
-        An array that the module held already is given, not made, if its module was
-        initialised or it has its place on devices; others are constants of the
-        function.
+        An array that the module held before counts as given if its module was
+        initialised or the array is placed; otherwise it is a constant of the function.
 
         Returns:
-          path, array and axis names (or None) of each, in the order of the pytree.
+          Path, array and axis names (or None) of each array that was made, in the order
+          of the pytree.
         """
         given = {id(value): self._given[n] for n, value in enumerate(values)}
         made: list[tuple[Path, Any, Any]] = []
@@ -211,13 +215,13 @@ class Initialisation:
 
 
 def _is_placed(x: Any) -> bool:
-    """Whether an array lies where somebody wanted it, or is only a shape."""
+    """Whether an array has a `NamedSharding`, or is only a shape."""
     sharded = isinstance(getattr(x, "sharding", None), NamedSharding)
     return sharded or isinstance(x, jax.ShapeDtypeStruct)
 
 
 def _nest(paths: Sequence[Path], values: Sequence[Any]) -> Any:
-    """Values as nested dicts by path: names of fields, indices, keys."""
+    """Nests values in dicts by path: names of fields, indices and dict keys."""
     tree: dict[Any, Any] = {}
     for path, value in zip(paths, values, strict=True):
         node = tree
@@ -242,25 +246,34 @@ def init_fn(
     *,
     key_policy: str = "sequence",
 ) -> InitFn:
-    """Makes an `InitFn` of a module: for plans, programs, windows and the service.
+    """Makes an `InitFn` of a module, for plans, programs, windows and the service.
 
-    The function's result is every array that ``init`` would make, as nested dicts by
-    field name (integer keys for lists); ``rebuild`` gives the initialised module.
-    Building it traces the module and allocates nothing.
+    The function returns every array that ``init`` would make, as nested dicts by field
+    name (integer keys for lists); ``rebuild`` returns the initialised module. Building
+    the `InitFn` traces the module and allocates no arrays.
 
     Args:
       module: a `Module`; it is not changed.
-      inputs: example inputs, or `jax.ShapeDtypeStruct` in their place; a tuple is
-        ``*args``, a dict ``**kwargs``, `Inputs` both, anything else one argument.
-      call_method: the method that is given the inputs.
+      inputs: as for ``Module.init``.
+      call_method: the method that is called with the inputs.
       key_policy: ``"sequence"`` or ``"name"``, see ``Module.init``.
 
     Raises:
       InitFnError: a leaf depends on the value of an input of which only the shape was
         given.
       ModuleFieldError: an array was assigned to a static field, or ``call_method`` is
-        no method.
-      ModuleStateError: a key or a module was used where it may not be.
+        not a method.
+      ModuleStateError: a key was requested, or a module was called, where that is not
+        allowed.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import shardinit
+      >>> from shardinit.module import Linear, init_fn
+      >>> fn = init_fn(Linear(8), jax.ShapeDtypeStruct((1, 3), jnp.float32))
+      >>> shardinit.init(fn, 42).kernel.shape
+      (3, 8)
     """
     return Initialisation(module, inputs, call_method, key_policy).init_fn()
 
@@ -275,7 +288,7 @@ def init(
     mesh: Any,
     rules: Any,
 ) -> Any:
-    """What ``Module.init`` does; see there."""
+    """Implements ``Module.init``."""
     key = as_key(key)
     walk.modules(module)  # refuses one that contains itself, before JAX walks it
     traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's

@@ -1,9 +1,9 @@
-"""Layers that learn the size of their input from the first one they see.
+"""Layers that infer the size of their input in ``init``.
 
-Each takes one ``next_key()`` when it is initialised. What it draws are the values of
-the Flax layer that Treex wrapped: Flax derives the n-th parameter of a module by
-folding the SHA-1 of n into its key, and so is done here, so that a model brought over
-from Treex starts from the same weights.
+Each layer takes one ``next_key()`` when it is initialised, and its initial values are
+those of the Flax layer that Treex wraps. Flax derives the n-th parameter of a module by
+folding the SHA-1 of n into the key of the module. These layers do the same, so a model
+ported from Treex starts from the same weights.
 """
 
 from __future__ import annotations
@@ -32,13 +32,23 @@ default_embedding_init = initializers.variance_scaling(
 
 
 def parameter_key(key: jax.Array, number: int) -> jax.Array:
-    """The key of a layer's n-th parameter, counted from 1, as Flax derives it."""
+    """Derives the key of the n-th parameter of a layer, from 1, as Flax does."""
     digest = hashlib.sha1(bytes([number])).digest()
     return fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
 
 
 class Linear(Module):
-    """``y = x @ kernel + bias`` over the last axis of ``x``."""
+    """``y = x @ kernel + bias`` over the last axis of ``x``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Linear
+      >>> linear = Linear(8).init(42, jnp.ones((1, 3)))
+      >>> linear.kernel.shape, linear.bias.shape
+      ((3, 8), (8,))
+      >>> linear(jnp.ones((5, 3))).shape
+      (5, 8)
+    """
 
     kernel: jax.Array | None = Parameter.node()
     bias: jax.Array | None = Parameter.node()
@@ -56,18 +66,18 @@ class Linear(Module):
         kernel_axes: Axes = None,
         name: str | None = None,
     ):
-        """Describes the layer; draws nothing.
+        """Sets the options of the layer; computes no values.
 
         Args:
           features_out: size of the last axis of the output.
           use_bias: whether to add a bias.
-          dtype: of the computation.
-          param_dtype: of the parameters.
-          precision: of the product, see ``jax.lax.Precision``.
-          kernel_init: from key, shape (features in, features out) and dtype.
-          bias_init: from key, shape (features out,) and dtype.
-          kernel_axes: logical axis names of the kernel; the last one is the bias's.
-          name: of the field that a compact method makes for the layer.
+          dtype: dtype of the computation.
+          param_dtype: dtype of the parameters.
+          precision: precision of the product, see ``jax.lax.Precision``.
+          kernel_init: takes a key, the shape (features in, features out) and a dtype.
+          bias_init: takes a key, the shape (features out,) and a dtype.
+          kernel_axes: logical axis names of the kernel; the bias has the last one.
+          name: name of the field that a compact method makes for the layer.
         """
         super().__init__(name)
         self.features_out = features_out
@@ -80,7 +90,7 @@ class Linear(Module):
         self.bias = None
 
     def field_axes(self) -> dict[str, Axes]:
-        """``kernel_axes``, and the last of them for the bias."""
+        """Returns ``kernel_axes``, and the last of them for the bias."""
         axes = self.kernel_axes
         return {"kernel": axes, "bias": axes[-1:] if axes else None}
 
@@ -101,7 +111,15 @@ class Linear(Module):
 
 
 class Embed(Module):
-    """A table of vectors, one for each integer below ``num_embeddings``."""
+    """Maps integers below ``num_embeddings`` to vectors.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Embed
+      >>> embed = Embed(100, 16).init(42, jnp.zeros(1, int))
+      >>> embed(jnp.arange(5)).shape
+      (5, 16)
+    """
 
     embedding: jax.Array | None = Parameter.node()
 
@@ -116,16 +134,16 @@ class Embed(Module):
         embedding_axes: Axes = None,
         name: str | None = None,
     ):
-        """Describes the layer; draws nothing.
+        """Sets the options of the layer; computes no values.
 
         Args:
           num_embeddings: number of vectors.
-          features: size of one.
-          dtype: of the result.
-          param_dtype: of the table.
-          embedding_init: from key, shape and dtype.
+          features: size of each vector.
+          dtype: dtype of the result.
+          param_dtype: dtype of the table.
+          embedding_init: takes a key, a shape and a dtype.
           embedding_axes: logical axis names of the table.
-          name: of the field that a compact method makes for the layer.
+          name: name of the field that a compact method makes for the layer.
         """
         super().__init__(name)
         self.num_embeddings, self.features = num_embeddings, features
@@ -135,14 +153,14 @@ class Embed(Module):
         self.embedding = None
 
     def field_axes(self) -> dict[str, Axes]:
-        """``embedding_axes``."""
+        """Returns ``embedding_axes``."""
         return {"embedding": self.embedding_axes}
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Looks up integers (…) as vectors (…, features).
 
         Raises:
-          TypeError: ``ids`` are no integers.
+          TypeError: ``ids`` are not integers.
         """
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise TypeError(f"Embed: got {ids.dtype}, expected integers to look up")
@@ -155,7 +173,17 @@ class Embed(Module):
 
 
 class Conv(Module):
-    """A convolution over the spatial axes of (batch, spatial…, features)."""
+    """A convolution over the spatial axes of (batch, spatial…, features).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Conv
+      >>> conv = Conv(8, (3, 3)).init(42, jnp.ones((1, 16, 16, 3)))
+      >>> conv.kernel.shape
+      (3, 3, 3, 8)
+      >>> conv(jnp.ones((2, 16, 16, 3))).shape
+      (2, 16, 16, 8)
+    """
 
     kernel: jax.Array | None = Parameter.node()
     bias: jax.Array | None = Parameter.node()
@@ -179,26 +207,25 @@ class Conv(Module):
         kernel_axes: Axes = None,
         name: str | None = None,
     ):
-        """Describes the layer; draws nothing.
+        """Sets the options of the layer; computes no values.
 
         Args:
           features_out: number of filters.
-          kernel_size: size along each spatial axis; an int is one axis.
-          strides: of the windows, along each spatial axis.
+          kernel_size: size along each spatial axis; an int means one spatial axis.
+          strides: strides of the windows along each spatial axis.
           padding: ``"SAME"``, ``"VALID"``, or a pair (before, after) for each axis.
-          input_dilation: as of ``jax.lax.conv_general_dilated``; likewise
-            ``kernel_dilation`` and ``feature_group_count``.
-          kernel_dilation: see above.
-          feature_group_count: see above.
+          input_dilation: ``lhs_dilation`` of ``jax.lax.conv_general_dilated``.
+          kernel_dilation: ``rhs_dilation`` of ``jax.lax.conv_general_dilated``.
+          feature_group_count: as for ``jax.lax.conv_general_dilated``.
           use_bias: whether to add a bias.
-          dtype: of the computation.
-          param_dtype: of the parameters.
+          dtype: dtype of the computation.
+          param_dtype: dtype of the parameters.
           precision: see ``jax.lax.Precision``.
-          kernel_init: from key, shape (*kernel_size, features in / groups, features
-            out) and dtype.
-          bias_init: from key, shape (features out,) and dtype.
-          kernel_axes: logical axis names of the kernel; the last one is the bias's.
-          name: of the field that a compact method makes for the layer.
+          kernel_init: takes a key, the shape (*kernel_size, features in / groups,
+            features out) and a dtype.
+          bias_init: takes a key, the shape (features out,) and a dtype.
+          kernel_axes: logical axis names of the kernel; the bias has the last one.
+          name: name of the field that a compact method makes for the layer.
         """
         super().__init__(name)
         single = isinstance(kernel_size, int)
@@ -223,7 +250,7 @@ class Conv(Module):
         return tuple(sizes)
 
     def field_axes(self) -> dict[str, Axes]:
-        """``kernel_axes``, and the last of them for the bias."""
+        """Returns ``kernel_axes``, and the last of them for the bias."""
         axes = self.kernel_axes
         return {"kernel": axes, "bias": axes[-1:] if axes else None}
 

@@ -1,7 +1,6 @@
-"""Normalisation: scale and shift from the first input's size, statistics beside them.
+"""Normalisation layers, whose parameters get their size from the first input.
 
-Parameters start as constants, yet each layer takes one ``next_key()``, since its
-initialisers may draw.
+Each layer takes one ``next_key()``, since its initialisers may be random.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from shardinit.module.layers import Axes, Init, parameter_key
 
 
 class _Norm(Module):
-    """Scale and bias over one axis: what the layers below have in common."""
+    """Base class of the layers: a scale and a bias along one axis."""
 
     scale: jax.Array | None = Parameter.node(None)
     bias: jax.Array | None = Parameter.node(None)
@@ -38,18 +37,18 @@ class _Norm(Module):
         axes: Axes = None,
         name: str | None = None,
     ):
-        """Describes the layer; draws nothing.
+        """Sets the options of the layer; computes no values.
 
         Args:
           epsilon: added to the variance.
-          dtype: of the result; statistics are computed in float32 at least.
-          param_dtype: of the parameters.
+          dtype: dtype of the result; statistics are computed in float32 at least.
+          param_dtype: dtype of the parameters.
           use_bias: whether to add a bias.
           use_scale: whether to multiply by a scale.
-          bias_init: from key, shape (features,) and dtype; likewise ``scale_init``.
-          scale_init: see above.
-          axes: logical name of the one axis of the parameters, as a tuple.
-          name: of the field that a compact method makes for the layer.
+          bias_init: takes a key, the shape (features,) and a dtype.
+          scale_init: takes a key, the shape (features,) and a dtype.
+          axes: logical name of the axis of the parameters, as a tuple of one.
+          name: name of the field that a compact method makes for the layer.
         """
         super().__init__(name)
         self.epsilon = epsilon
@@ -59,7 +58,7 @@ class _Norm(Module):
         self.axes = axes
 
     def field_axes(self) -> dict[str, Axes]:
-        """``axes`` for every array."""
+        """Returns ``axes`` for every array."""
         return dict.fromkeys(("scale", "bias", "mean", "var"), self.axes)
 
     def _make(self, features: int) -> None:
@@ -90,7 +89,15 @@ def _statistics_of(x: jax.Array) -> jax.Array:
 
 
 class LayerNorm(_Norm):
-    """Zero mean and unit variance along the last axis."""
+    """Normalises to zero mean and unit variance along the last axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import LayerNorm
+      >>> x = jnp.array([[1.0, 3.0]])
+      >>> LayerNorm().init(42, x)(x).round(3).tolist()
+      [[-1.0, 1.0]]
+    """
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises x (…, features)."""
@@ -102,10 +109,18 @@ class LayerNorm(_Norm):
 
 
 class RMSNorm(_Norm):
-    """Unit root mean square along the last axis; without a bias by default."""
+    """Normalises to unit root mean square along the last axis; by default no bias.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import RMSNorm
+      >>> x = jnp.array([[3.0, -3.0]])
+      >>> RMSNorm().init(42, x)(x).round(3).tolist()
+      [[1.0, -1.0]]
+    """
 
     def __init__(self, *, use_bias: bool = False, **options: Any):
-        """As of `LayerNorm`; ``use_bias`` is off."""
+        """Takes the options of `LayerNorm`; ``use_bias`` is False by default."""
         super().__init__(use_bias=use_bias, **options)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -117,11 +132,21 @@ class RMSNorm(_Norm):
 
 
 class BatchNorm(_Norm):
-    """Zero mean and unit variance over all axes but one, with running statistics.
+    """Normalises over all axes but one, with running statistics.
 
-    In training (and not frozen) a call normalises by the statistics of its batch and
-    moves the running ones towards them; otherwise it uses the running ones. ``init``
-    makes the statistics and moves nothing.
+    In training, if the layer is not frozen, a call normalises by the statistics of its
+    batch and updates the running statistics. Otherwise it normalises by the running
+    statistics. ``init`` creates the running statistics and does not update them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import BatchNorm
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> norm = BatchNorm(momentum=0.5).init(42, x)
+      >>> norm(x).round(3).tolist()
+      [[-1.0], [1.0]]
+      >>> norm.mean.tolist()
+      [1.0]
     """
 
     mean: jax.Array | None = BatchStat.node(None)
@@ -135,13 +160,13 @@ class BatchNorm(_Norm):
         axis_name: str | None = None,
         **options: Any,
     ):
-        """Describes the layer; draws nothing.
+        """Sets the options of the layer; computes no values.
 
         Args:
-          axis: the axis of features.
-          momentum: share of the running statistics that a batch leaves.
-          axis_name: mapped axis (of ``jax.vmap`` or ``shard_map``) to average over.
-          **options: as of `LayerNorm`.
+          axis: the axis that holds the features.
+          momentum: weight of the old running statistics in an update.
+          axis_name: mapped axis (``jax.vmap`` or ``shard_map``) to average over.
+          **options: options of `LayerNorm`.
         """
         super().__init__(**options)
         self.axis = axis
@@ -155,8 +180,8 @@ class BatchNorm(_Norm):
 
         Args:
           x: an array with features along ``axis``.
-          use_running_average: whether to normalise by the running statistics and leave
-            them alone; default when not training, frozen or in ``init``.
+          use_running_average: whether to normalise by the running statistics and not
+            update them; by default true if not training, if frozen, and in ``init``.
         """
         axis = self.axis % x.ndim
         if self.initializing():

@@ -1,8 +1,8 @@
 """The steps of an initialisation, in the documented order.
 
-Every `Initializer` becomes its value; then ``rng_init`` runs for each module that is
-not initialised, children before parents; then the forward call fills what depends on
-the shape of its input. They change the modules they are given, in the scope under way.
+Each `Initializer` is replaced by its value. Then ``rng_init`` runs for each module that
+is not initialised, children before parents. Then the forward call assigns the values
+that depend on the shape of its input. The steps change the given modules in place.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shardinit.module.walk import PRIVATE, ModuleNode, Path
 
 
 def initialise(root: Any, prefix: Path = ()) -> None:
-    """Runs the two steps that need no input, in place, in the scope under way.
+    """Runs the two steps that need no input, in place, in the current scope.
 
     Args:
-      root: a module; one that a compact method constructed lies below others.
-      prefix: its path.
+      root: a module.
+      prefix: the path of ``root``; not empty if a compact method constructed it.
     """
 
     def fill(path: Path, owner: ModuleNode, name: str, leaf: Any) -> Any:
@@ -51,12 +51,12 @@ def initialise(root: Any, prefix: Path = ()) -> None:
 def forward(
     root: Any, call_method: str, inputs: Inputs, others: Iterable[Any] = ()
 ) -> None:
-    """The forward call; what was initialised before stays as it was.
+    """Runs the forward call; modules that were initialised before keep their values.
 
     Args:
       root: the outermost module.
-      call_method: the method that is given ``inputs``.
-      inputs: its arguments.
+      call_method: the method that is called with ``inputs``.
+      inputs: the arguments of the call.
       others: modules that the call may reach through static fields.
     """
     method = getattr(root, call_method, None)
@@ -79,7 +79,7 @@ def forward(
 
 
 def complete(module: Any) -> bool:
-    """Whether nothing of a module's own still waits for an input."""
+    """Whether no own field is empty and all compact methods have run."""
     for name in walk.node_names(module):
         value = getattr(module, name)
         items = jax.tree.leaves(value, is_leaf=walk.stops)
@@ -89,10 +89,10 @@ def complete(module: Any) -> bool:
 
 
 def refuse_static_tracers(root: ModuleNode) -> None:
-    """Finds arrays that were assigned to a field outside the pytree.
+    """Raises if a traced array was assigned to a field outside the pytree.
 
     Raises:
-      ModuleFieldError: there is one; with its path.
+      ModuleFieldError: there is such an array; it names the path.
     """
     for path, module in walk.modules(root):
         for name, value in walk.static_fields(module).items():

@@ -1,4 +1,4 @@
-"""Compact methods: submodules constructed where they are used.
+"""Compact methods: submodules are constructed where they are used.
 
 ::
 
@@ -8,11 +8,12 @@
             x = Linear(32)(x)          # field `linear`
             return Linear(8)(x)        # field `linear2`
 
-In its first run, inside ``init``, a compact method makes fields: each module that is
-constructed takes the name of its class in snake case (or its own ``name``) and
-initialises itself at once, by a key sequence of its own that one ``next_key()`` begins.
-In every later run the same lines return those modules again, one by one, and their
-arguments do not count; so the modules constructed, and their order, must not change.
+The first run of a compact method, inside ``init``, assigns each module that it
+constructs to a field, named after the class in snake case or by the ``name`` of the
+module, and initialises it at once with a new key sequence that starts from one
+``next_key()``. In later runs the constructors return these modules again, in the same
+order, and ignore their arguments. So each run must construct modules of the same
+classes in the same order.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ class Frame:
     """One run of a compact method.
 
     Attributes:
-      module: whose method; method: its name; outer: the run it was called from.
-      known: names of the fields made in the first run, None if this is the first.
-      made: names of the fields met in this run.
+      module: the module whose method it is.
+      method: name of the method.
+      outer: the run of a compact method, of any module, that led to this one.
+      known: names of the fields that the first run made; None in the first run.
+      made: names of the fields that this run has made or used so far.
     """
 
     module: ModuleNode
@@ -53,9 +56,9 @@ class Frame:
 
 
 def snake_case(name: str) -> str:
-    """``BatchNorm`` as ``batch_norm``, ``MLP`` as ``mlp``.
+    """Converts a class name: ``BatchNorm`` to ``batch_norm``, ``MLP`` to ``mlp``.
 
-    Each capital begins a word, except after a word of one letter.
+    Each capital starts a word, except after a word of one letter.
     """
     words = re.split(r"(?<!^)(?=[A-Z])", name)
     text = words[0]
@@ -65,7 +68,7 @@ def snake_case(name: str) -> str:
 
 
 def _unique(name: str, taken: Any) -> str:
-    """``name``, or with the next number that is free: linear, linear2, linear3."""
+    """Makes a name unique by a number: linear, linear2, linear3."""
     if name not in taken:
         return name
     stem = re.sub(r"\d+$", "", name)
@@ -77,7 +80,20 @@ def _unique(name: str, taken: Any) -> str:
 
 
 def compact(method: Callable[P, R]) -> Callable[P, R]:
-    """Makes the modules constructed in a method fields of its module."""
+    """Decorates a method: modules constructed in it become fields of its module.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Linear, Module, compact
+      >>> class Block(Module):
+      ...     @compact
+      ...     def __call__(self, x):
+      ...         x = Linear(8)(x)
+      ...         return Linear(2)(x)
+      >>> block = Block().init(42, jnp.ones((1, 3)))
+      >>> block.linear.kernel.shape, block.linear2.kernel.shape
+      ((3, 8), (8, 2))
+    """
     name = getattr(method, "__name__", "__call__")
 
     @functools.wraps(method)
@@ -93,30 +109,38 @@ def compact(method: Callable[P, R]) -> Callable[P, R]:
 @contextmanager
 def _running(module: ModuleNode, method: str) -> Iterator[None]:
     now = context.scope()
-    frame = now.compact
-    while frame is not None:
-        if frame.module is module and frame.method == method:
-            raise ModuleStateError(
-                now.where(module),
-                f"its compact method {method!r} calls itself",
-                "a method that returns before it is called again",
-            )
-        frame = frame.outer
+    _refuse_recursion(now, module, method)
     known = (module._subtrees or {}).get(method)
-    frame = Frame(module, method, now.compact, known)
+    frame = Frame(module, method, now.running, known)
     tree = now.tree or context.Tree(module)
-    with context.entered(replace(now, compact=frame, tree=tree, module=module)):
+    inner = replace(now, compact=frame, running=frame, tree=tree, module=module)
+    with context.entered(inner):
         yield
     if known is None and now.initializing:
         subtrees = {**(module._subtrees or {}), method: tuple(frame.made)}
         module.__dict__["_subtrees"] = subtrees
 
 
+def _refuse_recursion(now: context.Scope, module: ModuleNode, method: str) -> None:
+    frame: Frame | None = now.running
+    while frame is not None:
+        if frame.module is module and frame.method == method:
+            raise ModuleStateError(
+                now.where(module),
+                f"its compact method {method!r} was called while it runs",
+                "a compact method that does not call itself, directly or through "
+                "another module",
+                "Repeat layers with a loop in the method, or construct another module "
+                "for the inner call",
+            )
+        frame = frame.outer
+
+
 def first_run(module: ModuleNode) -> bool:
-    """Whether the compact method that runs makes its modules now.
+    """Whether the running compact method constructs its modules in this call.
 
     Raises:
-      ModuleStateError: no compact method of ``module`` runs.
+      ModuleStateError: no compact method of ``module`` is running.
     """
     frame = context.scope().compact
     if frame is None or frame.module is not module:
@@ -129,11 +153,11 @@ def first_run(module: ModuleNode) -> bool:
 
 
 def met_again(cls: type) -> Any:
-    """The module that the first run constructed here; None if this is the first.
+    """Returns the module that the first run constructed here; None in the first run.
 
     Raises:
-      ModuleStateError: the first run constructed another class, or nothing more; or
-        it is the first and no ``init`` is under way.
+      ModuleStateError: the first run constructed an instance of another class here, or
+        none; or this is the first run and no ``init`` is running.
     """
     now = context.scope()
     frame: Frame | None = now.compact
@@ -173,7 +197,7 @@ def met_again(cls: type) -> Any:
 
 
 def adopt(module: Any) -> None:
-    """Makes a module that was just constructed a field of the compact method's own."""
+    """Assigns a new module to a field if a compact method runs; initialises it."""
     from shardinit.module.steps import initialise
 
     now = context.scope()

@@ -1,7 +1,7 @@
-"""A module as a table: what it is made of, how large, of which kinds.
+"""Tables of modules: shapes, sizes and kinds of their leaves.
 
-Nothing is allocated for it. With inputs the module is traced as ``init`` would trace
-it, so that a table of an uninitialised model shows what initialising it will make.
+No array is allocated. With inputs, the module is traced as by ``init``, so that the
+table of an uninitialised model shows the values that ``init`` would make.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shardinit.module.initialise import Initialisation
 def record(
     now: context.Scope, module: Any, args: Any, kwargs: Any, outputs: Any
 ) -> None:
-    """Notes the shapes of a module's first call in ``now.calls``."""
+    """Records the shapes of the first call of a module in ``now.calls``."""
     assert now.calls is not None
     assert now.tree is not None
     given = (args[0] if len(args) == 1 else args) if not kwargs else (args, kwargs)
@@ -48,7 +48,7 @@ def _shape(x: Any) -> str:
 
 
 def human(size: int) -> str:
-    """Bytes with a unit: ``"1.5 MB"``."""
+    """Formats a number of bytes with a unit: ``"1.5 MB"``."""
     value, unit = float(size), "B"
     for larger in ("KB", "MB", "GB", "TB"):
         if value < 1000:
@@ -58,7 +58,7 @@ def human(size: int) -> str:
 
 
 def tabulate(module: Any, inputs: Any = MISSING, depth: int = -1) -> str:
-    """The table of ``module``; see ``Module.tabulate``."""
+    """Implements ``Module.tabulate``."""
     calls: dict[str, tuple[Any, Any]] = {}
     shown = module
     if inputs is not MISSING:
@@ -87,7 +87,7 @@ def _kinds(leaves: dict[int, list[tuple[str, type | None, Any]]]) -> list[Any]:
 
 
 def _order(item: tuple[walk.Path, Any]) -> list[tuple[bool, Any]]:
-    """Parents before children, names alphabetical, indices by number."""
+    """Sort key: parents before children, names alphabetical, indices by number."""
     parts = [getattr(entry, "idx", None) for entry in item[0]]
     return [
         (idx is None, path_str([entry]) if idx is None else idx)

@@ -1,13 +1,13 @@
-"""A module as a node of a graph: its fields, its copies, its leaves.
+"""Traversal of trees of modules: their fields, leaves and copies.
 
-A module looks mutable and is a pytree. Which of its fields are nodes of that pytree is
-told by their declaration, or, where there is none, by what they hold: modules, lists
-and dicts of them, initialisers. Once a node, a field stays one, whatever is assigned to
-it, so that a tree keeps its structure while its values change.
+A field is a node of the pytree if it is declared as one or, without a declaration, if
+it holds modules, lists or dicts of modules, or initialisers. An undeclared field that
+was a node once remains one, whatever is assigned to it, so that the structure of the
+tree stays the same while its values change.
 
-A pytree forgets when one module lies in two places. The functions here do not: they
-visit a module once, by identity, in alphabetical order of fields, so that a copy shares
-what its original shared and an initialisation draws once for it.
+A pytree does not record that one module occurs in two places. The functions here visit
+each module once, by identity, with fields in alphabetical order. So copies share the
+modules that their originals share, and a shared module is initialised once.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from shardinit.module.fields import Initializer, Nothing, is_array
 T = TypeVar("T")
 Path = tuple[Any, ...]
 
-# What a module knows of itself, beside its fields.
+# Attributes of a module that are not fields.
 PRIVATE = frozenset(
     {"_frozen", "_initialized", "_nodes", "_rng_ran", "_subtrees", "_training"}
 )
 
 
 class ModuleNode:
-    """What the walk needs of a module; `Module` is the class to inherit from."""
+    """The attributes of a module that traversal needs; the base of `Module`."""
 
     _fields: ClassVar[dict[str, dataclasses.Field[Any]]] = {}
     _nodes: frozenset[str] = frozenset()  # undeclared fields that are nodes
@@ -47,13 +47,13 @@ class ModuleNode:
 
 @dataclasses.dataclass(frozen=True)
 class Hole:
-    """Stands for a leaf that is not made yet; ``number`` counts those of the tree."""
+    """Placeholder of a leaf, with its number among the holes of the tree."""
 
     number: int
 
 
 def stops(value: Any) -> bool:
-    """Whether flattening a field ends here, though JAX would look inside."""
+    """Whether traversal treats a value as a leaf although JAX would flatten it."""
     return value is None or isinstance(value, (ModuleNode, Initializer, Nothing))
 
 
@@ -87,19 +87,19 @@ def node_names(module: ModuleNode) -> list[str]:
 
 
 def static_fields(module: ModuleNode) -> dict[str, Any]:
-    """The fields outside the pytree, by name."""
+    """Returns the fields outside the pytree, by name."""
     nodes = {*node_names(module), *PRIVATE}
     return {name: v for name, v in vars(module).items() if name not in nodes}
 
 
 def kind_of(module: ModuleNode, name: str) -> type | None:
-    """The kind that field ``name`` is declared with, or None."""
+    """Returns the kind that field ``name`` is declared with, or None."""
     field = module._fields.get(name)
     return field.metadata.get("kind") if field is not None else None
 
 
 def modules(root: ModuleNode) -> list[tuple[Path, ModuleNode]]:
-    """Every module of the tree with its path, once, children before parents.
+    """Lists each module of a tree once, with its path, children before parents.
 
     Raises:
       ModuleFieldError: a module contains itself.
@@ -137,12 +137,12 @@ def modules(root: ModuleNode) -> list[tuple[Path, ModuleNode]]:
 def map_leaves(root: ModuleNode, fn: Callable[[Path, Any, str, Any], Any]) -> None:
     """Replaces every leaf of a tree, in place, in the order of the pytree.
 
-    Leaves of a module that lies in two places are replaced once.
+    Leaves of a module that occurs in two places are replaced once.
 
     Args:
       root: the outermost module.
-      fn: from path, module, field name and leaf to the new leaf. None, initialisers
-        and `Nothing` are leaves here.
+      fn: maps path, module, field name and leaf to the new leaf. None, initialisers and
+        `Nothing` count as leaves.
     """
     seen: set[int] = set()
 
@@ -179,10 +179,10 @@ def copy(
     Args:
       root: the outermost module.
       leaf: applied to every leaf of the pytree; modules in static fields keep theirs.
-      onto: modules to fill instead of making new ones, by the id of their originals.
+      onto: existing modules to use as copies, by the id of their originals.
 
     Returns:
-      the copy, and every copied module by the id of its original.
+      The copy, and every copied module by the id of its original.
     """
     copies: dict[int, Any] = {}
     statics: list[tuple[Any, str, Any]] = []
@@ -224,7 +224,7 @@ def copy(
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether two settings are equal, arrays and static modules by their contents."""
+    """Whether two settings are equal; compares the contents of arrays and modules."""
     if left is right:
         return True
     if isinstance(left, ModuleNode):
@@ -251,7 +251,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 class Aux:
-    """What a module is beside its children: the treedef's part of it."""
+    """The static part of a module, which the treedef holds."""
 
     def __init__(self, names: tuple[str, ...], rest: dict[str, Any]):
         self.names, self.rest = names, rest
@@ -271,7 +271,7 @@ class Aux:
 def flatten_with_keys(
     module: ModuleNode,
 ) -> tuple[list[tuple[Any, Any]], Aux]:
-    """A module's children by field name; for ``jax.tree_util``."""
+    """Returns the children by field name; for ``jax.tree_util``."""
     names = node_names(module)
     fields = vars(module)
     rest = {name: v for name, v in fields.items() if name not in names}
@@ -281,13 +281,13 @@ def flatten_with_keys(
 
 
 def flatten(module: ModuleNode) -> tuple[list[Any], Aux]:
-    """A module's children; for ``jax.tree_util``."""
+    """Returns the children of a module; for ``jax.tree_util``."""
     children, aux = flatten_with_keys(module)
     return [child for _, child in children], aux
 
 
 def unflattener(cls: type[T]) -> Callable[[Aux, Any], T]:
-    """The inverse of ``flatten`` for one class; runs no ``__init__``."""
+    """Returns the inverse of ``flatten`` for one class; runs no ``__init__``."""
 
     def unflatten(aux: Aux, children: Any) -> T:
         module = object.__new__(cls)

@@ -184,14 +184,6 @@ def test_misuse_of_compact_methods():
     with pytest.raises(ModuleStateError, match="where its first run made 'linear'"):
         made.layers[0](X, (tx.Dropout,))
 
-    class Recursive(tx.Module):
-        @tx.compact
-        def __call__(self, x):
-            return self(x)
-
-    with pytest.raises((ModuleStateError, RecursionError)):
-        Recursive().init(1, X)
-
     class Taken(tx.Module):
         linear: int = tx.static(3)
 
@@ -214,3 +206,91 @@ def test_misuse_of_compact_methods():
 
     with pytest.raises(ModuleFieldError, match="without a value"):
         Same()
+
+
+class Recursive(tx.Module):
+    @tx.compact
+    def __call__(self, x):
+        return self(tx.Linear(3)(x))
+
+
+class Mutual(tx.Module):
+    @tx.compact
+    def encode(self, x):
+        return self(tx.Linear(3)(x))
+
+    def __call__(self, x):
+        return self.encode(x)
+
+
+class ThroughAnother(tx.Module):
+    other: tx.Module | None = tx.static(None)
+
+    @tx.compact
+    def __call__(self, x):
+        return self.other(tx.Linear(3)(x))
+
+
+class CallsBack(tx.Module):
+    target: tx.Module | None = tx.static(None)
+
+    def __call__(self, x):
+        return self.target(x)
+
+
+def _through_another():
+    outer = ThroughAnother()
+    outer.other = CallsBack()
+    outer.other.target = outer
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("make", "method"),
+    [(Recursive, "__call__"), (Mutual, "encode"), (_through_another, "__call__")],
+)
+def test_a_compact_method_that_recurses_is_refused(make, method):
+    module = make()
+    with pytest.raises(ModuleStateError) as caught:
+        module.init(1, X)
+    assert caught.value.where == f"module {type(module).__name__}"
+    assert (
+        caught.value.came == f"its compact method {method!r} was called while it runs"
+    )
+    assert caught.value.expected == (
+        "a compact method that does not call itself, directly or through another module"
+    )
+    assert caught.value.remedy == (
+        "Repeat layers with a loop in the method, or construct another module for the "
+        "inner call"
+    )
+
+
+def test_a_recursion_that_would_end_is_refused_too():
+    class Countdown(tx.Module):
+        @tx.compact
+        def __call__(self, x, count=0):
+            x = tx.Linear(3)(x)
+            return self(x, count - 1) if count else x
+
+    made = Countdown().init(1, X)
+    with pytest.raises(ModuleStateError, match="was called while it runs"):
+        made(X, 2)
+    assert made(X).shape == (2, 3)
+    with pytest.raises(ModuleStateError, match="was called while it runs"):
+        Countdown().init(1, tx.Inputs(X, 1))
+
+
+def test_modules_of_one_class_may_nest_in_compact_methods():
+    class Nested(tx.Module):
+        def __init__(self, depth):
+            self.depth = depth
+
+        @tx.compact
+        def __call__(self, x):
+            x = tx.Linear(3)(x)
+            return Nested(self.depth - 1)(x) if self.depth else x
+
+    made = Nested(2).init(1, X)
+    assert made.nested.nested.linear.kernel.shape == (3, 3)
+    assert made(X).shape == (2, 3)
