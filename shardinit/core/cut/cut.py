@@ -26,11 +26,11 @@ from shardinit.core.cut.leaf_program import (
 )
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
-from shardinit.core.ir.graph import Node, Value, detach, topological
+from shardinit.core.ir.graph import Node, Value, extract, topological
 from shardinit.core.paths import path_str
 from shardinit.core.prng import derivation as keys
 from shardinit.core.window import constants
-from shardinit.core.window import evaluate as window
+from shardinit.core.window.analysis import analyse
 from shardinit.errors import InitFnError
 
 
@@ -75,6 +75,12 @@ class Cut:
     tree: Any
     impl: str
     typed: bool
+
+    def replicated_text(self, leaf: LeafCut) -> str:
+        """Why every device computes all of a leaf, for people; empty if none does."""
+        if leaf.program < 0:
+            return ""
+        return str(self.programs[leaf.program].replicated_reason or "")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -206,7 +212,7 @@ class _Cutter:
     def run(self) -> tuple[tuple[LeafCut, ...], tuple[LeafProgram, ...]]:
         """Cuts every leaf."""
         leaves: list[LeafCut | None] = [None] * len(self._outs)
-        whole: list[int] = []
+        replicated: list[int] = []
         for number, out in enumerate(self._outs):
             path = self._paths[number]
             if 0 in out.shape and not jx.is_key(out.dtype):
@@ -220,16 +226,16 @@ class _Cutter:
                 leaves[number] = LeafCut(path, out.shape, out.dtype, -1, 0, (out.key,))
                 continue
             program, operands = self._one(out, path)
-            if program.whole == constants.TABLE:
+            if program.analysis is None:
                 leaves[number] = LeafCut(
                     path, out.shape, out.dtype, -1, 0, (), table=program
                 )
                 continue
-            if program.whole:
-                whole.append(number)
+            if program.replicated_reason is not None:
+                replicated.append(number)
                 continue
             leaves[number] = self._leaf(number, program, operands, 0)
-        for numbers in self._sharing(whole):
+        for numbers in self._sharing(replicated):
             outs = [self._outs[n] for n in numbers]
             program, operands = self._make(
                 outs, ", ".join(self._paths[n] for n in numbers)
@@ -261,23 +267,23 @@ class _Cutter:
             self._paths[number], out.shape, out.dtype, index, result, derived
         )
 
-    def _sharing(self, whole: list[int]) -> list[list[int]]:
-        """Whole leaves in groups that have a node in common: computed once together."""
+    def _sharing(self, replicated: list[int]) -> list[list[int]]:
+        """Replicated leaves in groups that share a node: computed once together."""
         first_of: dict[int, int] = {}
-        owner: dict[int, int] = {number: number for number in whole}
+        owner: dict[int, int] = {number: number for number in replicated}
 
         def find(number: int) -> int:
             while owner[number] != number:
                 number = owner[number]
             return number
 
-        for number in whole:
+        for number in replicated:
             for node in topological([self._outs[number]]):
                 other = find(first_of.setdefault(id(node), number))
                 mine = find(number)
                 owner[max(mine, other)] = min(mine, other)
         groups: dict[int, list[int]] = {}
-        for number in whole:
+        for number in replicated:
             groups.setdefault(find(number), []).append(number)
         return list(groups.values())
 
@@ -299,9 +305,9 @@ class _Cutter:
         digest = digest_of(graph)
         if digest in self._windowed:
             return self._windowed[digest], operands + lifted
-        analysis = window.Analysis(constants.TABLE) if table else window.analyse(graph)
-        if analysis.whole:
-            graph = detach(outs, operands)  # calls and loops as they were traced
+        analysis = None if table else analyse(graph)
+        if table or (analysis is not None and analysis.replicated_reason is not None):
+            graph = extract(outs, operands)  # calls and loops as they were traced
             return LeafProgram(graph, digest_of(graph), analysis), operands
         program = self._windowed[digest] = LeafProgram(graph, digest, analysis)
         return program, operands + lifted

@@ -74,7 +74,8 @@ class PlanProgram:
     @property
     def whole(self) -> str:
         """Why it is evaluated whole on every device; empty if it is not."""
-        return self.program.whole
+        why = self.program.replicated_reason
+        return "" if why is None else why.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,6 +374,6 @@ def _plan_leaf(
         sharding,
         math.prod(shard) * itemsize(leaf.dtype),
         number,
-        cut.programs[leaf.program].whole if leaf.program >= 0 else "",
+        cut.replicated_text(leaf),
         taken,
     )

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.leaf_program import Kind
 from shardinit.core.ir.jaxpr import is_key, key_impl, setting
 from shardinit.core.prng import derivation as keys
 from shardinit.core.program.exported import (
@@ -22,12 +23,19 @@ from shardinit.core.program.exported import (
     export_program,
 )
 from shardinit.core.program.treedef import read_tree, write_tree
-from shardinit.core.window.constants import TABLE
+from shardinit.core.window.reasons import Reason, ReplicatedReason
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
 MAX_ELEMENTS = 1 << 62
 MAX_KEY_WORDS = 1 << 26  # of one node: 32 million stacked keys
+
+_KINDS = {
+    Kind.WINDOWED: pb.Function.KIND_WINDOWED,
+    Kind.REPLICATED: pb.Function.KIND_REPLICATED,
+    Kind.TABLE: pb.Function.KIND_TABLE,
+}
+_KIND_OF = {number: kind for kind, number in _KINDS.items()}
 
 # ---- writing -----------------------------------------------------------------------
 
@@ -124,14 +132,18 @@ def _write_leaf(
 
 def _write_function(function: ExportedProgram, content: pb.InitProgramContent) -> None:
     shape, dtype = function.outs[0]
+    why = function.replicated_reason
     content.functions.add(
         module=function.module,
-        windowed=not function.whole,
-        whole=function.whole,
+        kind=_KINDS[function.kind],
+        windowed=function.kind is Kind.WINDOWED,
+        module_sha256=function.module_sha256,
         dtype=str(dtype),
         rank=len(shape),
         digest=bytes.fromhex(function.digest),
         platforms=function.platforms,
+        reason="" if why is None else why.reason.value,
+        whole="" if why is None else why.text,
     )
 
 
@@ -156,7 +168,7 @@ def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
         )
     derived = _read_keys(content)
     functions = tuple(_read_function(f) for f in content.functions)
-    programs = tuple(f for f in functions if f.whole != TABLE)
+    programs = tuple(f for f in functions if f.kind is not Kind.TABLE)
     if programs != functions[: len(programs)]:
         raise ValueError("a table stands before other functions")
     leaves = [_read_leaf(leaf, derived, functions) for leaf in content.leaves]
@@ -223,13 +235,28 @@ def _read_take(take: Any, parent: Any, impl: str) -> keys.Derivation:
 
 
 def _read_function(function: pb.Function) -> ExportedProgram:
-    if function.windowed == bool(function.whole) or len(function.digest) != 32:
-        raise ValueError("a function that is neither windowed nor whole")
-    return ExportedProgram(
-        function.module,
-        function.digest.hex(),
-        function.whole,
-    )
+    kind = _KIND_OF.get(function.kind)
+    if kind is None or len(function.digest) != 32:
+        raise ValueError("a function that does not say what it makes")
+    windowed = kind is Kind.WINDOWED
+    if function.windowed != windowed or bool(function.reason) != (
+        kind is Kind.REPLICATED
+    ):
+        raise ValueError("a function whose kind is not what its fields say")
+    made = ExportedProgram(function.module, function.digest.hex(), kind, _why(function))
+    if made.module_sha256 != function.module_sha256:
+        raise ValueError(
+            f"the module of function {made.digest[:12]} is not that of its record"
+        )
+    return made
+
+
+def _why(function: pb.Function) -> ReplicatedReason | None:
+    if not function.reason:
+        return None
+    known = {reason.value: reason for reason in Reason}
+    reason = known.get(function.reason, Reason.UNKNOWN)
+    return ReplicatedReason(reason, function.whole or function.reason)
 
 
 def _read_leaf(
@@ -247,7 +274,7 @@ def _read_leaf(
         if leaf.function >= len(functions):
             raise ValueError(f"leaf {leaf.path!r} names function {leaf.function}")
         function = functions[leaf.function]
-        if function.whole == TABLE:
+        if function.kind is Kind.TABLE:
             return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (), table=function)
         return slicing.LeafCut(
             leaf.path, shape, dtype, leaf.function, leaf.result, operands

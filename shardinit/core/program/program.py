@@ -27,12 +27,13 @@ from google.protobuf.message import DecodeError
 from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.init_fn import InitFn
 from shardinit.core.plan import plan as planning
+from shardinit.core.program import format_1
 from shardinit.core.program.codec import read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
-FORMAT = 1
+FORMAT = 2
 MAX_CONTENT_BYTES = 1 << 30
 
 
@@ -41,10 +42,12 @@ class InitProgram:
     """Initial weights as a portable program.
 
     Attributes:
-      content: the serialised ``InitProgramContent`` message.
+      content: the serialised ``InitProgramContent`` message, as it was written.
+      format: of that message; a program of format 1 is kept and sent as it is.
     """
 
     content: bytes
+    format: int = FORMAT
 
     @cached_property
     def sha256(self) -> str:
@@ -86,7 +89,7 @@ class InitProgram:
     def to_bytes(self) -> bytes:
         """The envelope: format version, digest, content."""
         return pb.InitProgram(
-            format=FORMAT,
+            format=self.format,
             sha256=hashlib.sha256(self.content).digest(),
             content=zlib.compress(self.content, 9),
             compression=pb.COMPRESSION_ZLIB,
@@ -108,11 +111,11 @@ class InitProgram:
             raise ProgramFormatError(
                 "init program", f"{len(data)} bytes that are no protobuf message"
             ) from error
-        if envelope.format != FORMAT:
+        if envelope.format not in (1, FORMAT):
             raise ProgramFormatError(
                 "init program",
                 f"format version {envelope.format}",
-                f"version {FORMAT}",
+                f"version 1 or {FORMAT}",
                 "Load it with the shardinit release that wrote it, or export it again",
             )
         content = _unpack(envelope)
@@ -122,7 +125,7 @@ class InitProgram:
                 "its content does not match its SHA-256: it is damaged or cut short",
                 remedy="Fetch or export it again",
             )
-        program = cls(content)
+        program = cls(content, envelope.format)
         _check_version(program.jax_version)
         check_convention(program.message.calling_convention)
         _check_functions(program.as_cut())
@@ -151,7 +154,8 @@ class InitProgram:
     @cached_property
     def _cut(self) -> Cut:
         try:
-            return read_cut(self.message)
+            message = self.message
+            return read_cut(format_1.upgrade(message) if self.format == 1 else message)
         except (IndexError, ValueError, TypeError, KeyError, OverflowError) as error:
             if isinstance(error, ProgramFormatError):
                 raise

@@ -79,7 +79,7 @@ class CompiledPlan:
         ]
         derived = [cut.leaves[g[0]].operands for g in runs]
         derived += [cut.leaves[i].operands for i in hosted]
-        vectors = operands.evaluate(derived, words)
+        vectors = operands.operand_words(derived, words)
         arguments = [np.append(v, np.uint32(0)) for v in vectors[: len(runs)]]
         done, total = 0, sum(map(len, runs)) + len(hosted)
         for group, argument in zip(runs, self._put(runs, arguments), strict=True):
@@ -225,7 +225,7 @@ def lower(
         starts = [[0] * len(shape) for shape in program.shapes]
         return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
 
-    if gspmd and leaf.whole:
+    if gspmd and leaf.replicated_reason is not None:
         run = whole_program
     else:
         run = jax.shard_map(

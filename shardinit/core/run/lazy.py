@@ -50,7 +50,7 @@ class LazyArray:
         self._tree = tree
         self._number = number
         self.path = leaf.path
-        self.whole = tree.cut.programs[leaf.program].whole if leaf.program >= 0 else ""
+        self.whole = tree.cut.replicated_text(leaf)
         if is_key(leaf.dtype):
             width = keys.words_per_key(key_impl(leaf.dtype))
             self.shape: tuple[int, ...] = (*leaf.shape, width)
@@ -185,12 +185,12 @@ class LazyTree(Mapping[str, LazyArray]):
             return np.array(leaf.const[place])
         if leaf.table is not None:
             return np.array(constants.values(leaf.table, self._device)[place])
-        (words,) = operands.evaluate([leaf.operands], self._key_words)
+        (words,) = operands.operand_words([leaf.operands], self._key_words)
         if leaf.program < 0:
             whole = words.reshape(LazyArray(self, number).shape)
             return np.array(whole[place])
         program = self.cut.programs[leaf.program]
-        if program.whole:
+        if program.replicated_reason is not None:
             group = self._groups[number]
             return np.array(self._evaluate_whole(group, program, words, number)[place])
         run = executable(program, (shape,), self._device)
@@ -216,7 +216,7 @@ class LazyTree(Mapping[str, LazyArray]):
 
     def _check_limit(self, leaf: slicing.LeafCut, needed: int) -> None:
         if self._limit is not None and needed > self._limit:
-            why = self.cut.programs[leaf.program].whole
+            why = self.cut.programs[leaf.program].replicated_reason
             raise WholeLeafError(
                 f"leaf {leaf.path!r}",
                 f"any window of it needs the whole leaf ({why}): {needed:,} bytes",
