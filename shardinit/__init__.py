@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from shardinit.core.init_fn import InitFn as InitFn
     from shardinit.core.plan.plan import Plan as Plan
     from shardinit.core.plan.plan import plan as plan
-    from shardinit.core.plan.sharding import AxisRules as AxisRules
-    from shardinit.core.plan.sharding import PathRules as PathRules
-    from shardinit.core.plan.sharding import fsdp as fsdp
+    from shardinit.core.plan.rules import AxisRules as AxisRules
+    from shardinit.core.plan.rules import PathRules as PathRules
+    from shardinit.core.plan.rules import fsdp as fsdp
     from shardinit.core.program.program import InitProgram as InitProgram
     from shardinit.core.program.program import export_plan as export_plan
     from shardinit.core.program.program import load_program as load_program
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AxisRules": "core.plan.sharding",
+    "AxisRules": "core.plan.rules",
     "CompiledPlan": "core.run.compile",
     "InitFn": "core.init_fn",
     "InitProgram": "core.program.program",
     "ModelSpec": "models",
-    "PathRules": "core.plan.sharding",
+    "PathRules": "core.plan.rules",
     "Plan": "core.plan.plan",
     "audit": "verify.audit.audit",
     "compile_plan": "core.run.compile",
@@ -53,7 +53,7 @@ _HOMES = {
     "deferred": "deferred",
     "digest": "verify.digest.devices",
     "export_plan": "core.program.program",
-    "fsdp": "core.plan.sharding",
+    "fsdp": "core.plan.rules",
     "init": "core.run.compile",
     "init_missing": "core.run.missing",
     "load_executables": "storage.executables",

@@ -27,6 +27,7 @@ from shardinit.core import platform as machine
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.plan import Plan
 from shardinit.core.prng import derivation as keys
+from shardinit.core.prng.root_key import as_key
 from shardinit.core.run.arguments import key_words
 from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
 from shardinit.verify.digest.devices import digest
@@ -181,7 +182,7 @@ def receipt(plan: Plan, key: Any, params: Any) -> Receipt:
         name=plan.name,
         fingerprint=plan.fingerprint,
         seed=int(key) if isinstance(key, int | np.integer) else None,
-        key=tuple(int(word) for word in key_words(key, plan.cut)),
+        key=tuple(int(word) for word in key_words(as_key(key), plan.cut)),
         key_impl=plan.cut.impl,
         platform=device.platform,
         device=device.device_kind,

@@ -27,6 +27,7 @@ from google.protobuf.message import DecodeError
 from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.init_fn import InitFn
 from shardinit.core.plan import plan as planning
+from shardinit.core.plan.leaves import gather_results, leaf_infos
 from shardinit.core.program import format_1
 from shardinit.core.program.codec import read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
@@ -211,7 +212,7 @@ def _check_functions(cut: Cut) -> None:
         if leaf.table is not None:
             _check_table(leaf)
     seen: set[int] = set()
-    for group in planning.gather_results(cut):
+    for group in gather_results(cut):
         leaves = [cut.leaves[i] for i in group]
         function = cut.programs[leaves[0].program]
         assert isinstance(function, ExportedProgram)
@@ -270,6 +271,6 @@ def export_plan(fn: Any) -> InitProgram:
     program holds every leaf and runs on any mesh.
     """
     made = fn if isinstance(fn, planning.Plan) else planning.plan(fn)
-    infos = planning.leaf_infos(made.cut, made.init_fn.axes)
+    infos = leaf_infos(made.cut, made.init_fn.axes)
     content = write_cut(made.cut, [info.axes for info in infos], made.name)
     return InitProgram(content.SerializeToString(deterministic=True))

@@ -23,8 +23,11 @@ import numpy as np
 
 from shardinit.core.cut import cut as slicing
 from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh
-from shardinit.core.plan.plan import gather_results, plan
+from shardinit.core.plan.leaves import gather_results
+from shardinit.core.plan.options import PlanOptions
+from shardinit.core.plan.plan import make_plan
 from shardinit.core.prng import derivation as keys
+from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.region import covering
 from shardinit.core.run import arguments as operands
 from shardinit.core.window import constants
@@ -126,7 +129,7 @@ class LazyTree(Mapping[str, LazyArray]):
     """
 
     def __init__(
-        self, cut: slicing.Cut, key: Any, memory_limit: int | None, device: Any
+        self, cut: slicing.Cut, key: jax.Array, memory_limit: int | None, device: Any
     ):
         self.cut = cut
         self._key_words = operands.key_words(key, cut)
@@ -264,7 +267,7 @@ def executable(program: Any, shapes: tuple[tuple[int, ...], ...], device: Any) -
 
 
 def open(
-    fn: Any, key: Any, *, memory_limit: int | None = None, device: Any = None
+    fn: Any, key: KeyLike, *, memory_limit: int | None = None, device: Any = None
 ) -> LazyTree:
     """A function or program at a key as a mapping of lazy arrays; computes nothing.
 
@@ -282,13 +285,14 @@ def open(
       InitFnError: the function cannot be cut.
       TypeError: the key is none, or of another type than the plan's.
     """
-    key = operands.as_key(key)
-    return LazyTree(plan(fn, key=key).cut, key, memory_limit, device)
+    root = as_key(key)
+    cut = make_plan(fn, root, PlanOptions()).cut
+    return LazyTree(cut, root, memory_limit, device)
 
 
 def read(
     fn: Any,
-    key: Any,
+    key: KeyLike,
     path: str,
     window: Any = ...,
     *,
