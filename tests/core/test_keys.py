@@ -100,7 +100,7 @@ def test_a_leaf_of_more_than_2_to_the_32_elements(mesh):
         lambda k: jax.random.bits(k, shape), jax.ShapeDtypeStruct((), key.dtype)
     )
     (program,) = cut.programs
-    assert not program.whole
+    assert program.replicated_reason is None
     start = (shape[0] - 2, shape[1] - 70)
     got = jax.jit(
         lambda words: program.window(

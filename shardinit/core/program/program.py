@@ -25,6 +25,8 @@ import jax
 from google.protobuf.message import DecodeError
 
 from shardinit.core.cut.cut import Cut, LeafCut
+from shardinit.core.cut.leaf_program import Program
+from shardinit.core.cut.sources import Table
 from shardinit.core.init_fn import InitFn
 from shardinit.core.plan import plan as planning
 from shardinit.core.plan.leaves import gather_results, leaf_infos
@@ -209,16 +211,17 @@ def _unpack(envelope: pb.InitProgram) -> bytes:
 def _check_functions(cut: Cut) -> None:
     """Holds every function against the leaves that it makes and what they give it."""
     for leaf in cut.leaves:
-        if leaf.table is not None:
-            _check_table(leaf)
+        if isinstance(leaf.source, Table):
+            _check_table(leaf, leaf.source.program)
     seen: set[int] = set()
     for group in gather_results(cut):
         leaves = [cut.leaves[i] for i in group]
-        function = cut.programs[leaves[0].program]
+        number = cut.run_of(group[0]).program
+        function = cut.programs[number]
         assert isinstance(function, ExportedProgram)
-        if leaves[0].program not in seen:
+        if number not in seen:
             function.check([x.shape for x in leaves], [x.dtype for x in leaves])
-            seen.add(leaves[0].program)
+            seen.add(number)
         given = sum(d.words for d in leaves[0].operands)
         if given != function.words:
             raise ProgramFormatError(
@@ -228,8 +231,7 @@ def _check_functions(cut: Cut) -> None:
             )
 
 
-def _check_table(leaf: LeafCut) -> None:
-    function = leaf.table
+def _check_table(leaf: LeafCut, function: Program) -> None:
     assert isinstance(function, ExportedProgram)
     function.check([leaf.shape], [leaf.dtype])
     if function.words:
