@@ -25,7 +25,7 @@ from flax import linen as nn
 from flax.core import meta
 
 from shardinit.core.init_fn import InitFn
-from shardinit.core.ir.dependencies import dependencies, stand_in
+from shardinit.core.ir.dependencies import Traced, stand_in
 from shardinit.errors import InitFnError
 
 
@@ -112,14 +112,14 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
 
     found: dict[str, Any] = {}
 
-    def describe(given: tuple[jax.Array, list]) -> Any:
-        boxed = init(*given)
+    def describe(key: jax.Array, given: list[Any]) -> Any:
+        boxed = init(key, given)
         found["axes"], found["treedef"] = _names(boxed), jax.tree.structure(boxed)
         variables = _unbox(boxed)
         found["unboxed"] = jax.tree.structure(variables)
         return variables
 
-    needed = dependencies(describe, jax.eval_shape(jax.random.key, 0), shapes)
+    needed = Traced(describe, jax.eval_shape(jax.random.key, 0), shapes).dependencies()
     axes, treedef, unboxed = found["axes"], found["treedef"], found["unboxed"]
     for number, path in needed.items():
         if isinstance(leaves[arrays[number]], jax.ShapeDtypeStruct):
