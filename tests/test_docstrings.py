@@ -7,7 +7,7 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("module", "deferred", "frontends", "initializers")
+PACKAGES = ("module", "deferred", "frontends", "initializers", "files")
 
 
 def _modules(name):

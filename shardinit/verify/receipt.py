@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -29,6 +28,7 @@ from shardinit.core.plan.plan import Plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.run.arguments import key_words
 from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
+from shardinit.files import write_file
 from shardinit.verify.digest.devices import digest
 from shardinit.verify.digest.host import ALGORITHM, Digest, root_digest
 
@@ -139,15 +139,7 @@ class Receipt:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the receipt to ``path``: complete under its name, or not at all."""
-        folder = os.path.dirname(os.path.abspath(path))
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".receipt-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_file(path, self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Receipt:

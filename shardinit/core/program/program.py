@@ -14,9 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,6 +28,7 @@ from shardinit.core.plan import plan as planning
 from shardinit.core.program.codec import read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.errors import ProgramFormatError
+from shardinit.files import write_file
 from shardinit.v1 import program_pb2 as pb
 
 FORMAT = 1
@@ -130,19 +129,7 @@ class InitProgram:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the program to ``path``: complete under its name, or not at all."""
-        path = os.path.abspath(os.fspath(path))
-        name = f".program-{os.getpid()}-{secrets.token_hex(4)}"
-        temporary = os.path.join(os.path.dirname(path), name)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(self.to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        write_file(path, self.to_bytes())
 
     def as_cut(self) -> Cut:
         """The program as what a traced function becomes."""
