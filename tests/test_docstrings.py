@@ -7,7 +7,14 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("module", "deferred", "frontends", "initializers", "files")
+PACKAGES = (
+    "module",
+    "deferred",
+    "frontends",
+    "initializers",
+    "files",
+    "progress",
+)
 
 
 def _modules(name):

@@ -19,6 +19,7 @@ from shardinit.core.paths import chosen
 from shardinit.core.plan import sharding as sh
 from shardinit.core.program.treedef import read_tree
 from shardinit.core.run.compile import agree
+from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
 from shardinit.service.wire.description import Description
 from shardinit.service.wire.messages import entry
@@ -35,7 +36,7 @@ def from_windows(
     mesh: Any,
     out_shardings: Any,
     select: Any,
-    progress: Callable[[int, int], None],
+    progress: Report,
 ) -> Any:
     """The pytree of a described model, its leaves sharded.
 

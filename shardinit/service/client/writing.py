@@ -6,11 +6,11 @@ A watch that breaks is taken up again: the write goes on, or goes on where it wa
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardinit.errors import ServiceError
+from shardinit.progress import Report
 from shardinit.service.client.connection import Connection
 from shardinit.v1 import service_pb2
 
@@ -47,7 +47,7 @@ class Written:
 def write(
     connection: Connection,
     request: service_pb2.WriteCheckpointRequest,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> Written:
     """Returns when the checkpoint is complete.
 
