@@ -14,6 +14,7 @@ PACKAGES = (
     "initializers",
     "files",
     "progress",
+    "version",
 )
 
 

@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import shardinit
 from shardinit.core import platform as machine
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.plan import Plan
@@ -31,6 +30,7 @@ from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
 from shardinit.files import write_file
 from shardinit.verify.digest.devices import digest
 from shardinit.verify.digest.host import ALGORITHM, Digest, root_digest
+from shardinit.version import __version__
 
 FORMAT = 1
 _SHOWN = 5
@@ -181,7 +181,7 @@ def receipt(plan: Plan, key: Any, params: Any) -> Receipt:
         versions={
             "jax": jax.__version__,
             "jaxlib": metadata.version("jaxlib"),
-            "shardinit": shardinit.__version__,
+            "shardinit": __version__,
         },
         x64=bool(setting("jax_enable_x64")),
         xla_flags=machine.xla_flags(),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +29,7 @@ from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.errors import ProgramFormatError
 from shardinit.files import write_file
 from shardinit.v1 import program_pb2 as pb
+from shardinit.version import release
 
 FORMAT = 1
 MAX_CONTENT_BYTES = 1 << 30
@@ -223,10 +223,7 @@ def _check_table(leaf: LeafCut) -> None:
 
 
 def _check_version(producer: str) -> None:
-    def numbers(version: str) -> list[int]:
-        return [int(n) for n in re.findall(r"\d+", version)[:3]]
-
-    if numbers(producer) > numbers(jax.__version__):
+    if release(producer) > release(jax.__version__):
         raise ProgramFormatError(
             "init program",
             f"made by JAX {producer}",

@@ -13,6 +13,7 @@ import os
 import zlib
 from pathlib import Path
 
+import platformdirs
 from google.protobuf.message import DecodeError
 
 from shardinit.errors import ServiceError
@@ -24,8 +25,7 @@ _MAX_CONTENT = 1 << 30  # bytes of a program once it is decompressed
 
 def default_folder() -> Path:
     """The user's cache folder for programs."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "shardinit" / "programs"
+    return platformdirs.user_cache_path("shardinit") / "programs"
 
 
 def digest_of(data: bytes) -> str | None:
