@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import secrets
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,7 +31,9 @@ from shardinit.core.program import format_1
 from shardinit.core.program.codec import read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.errors import ProgramFormatError
+from shardinit.files import write_file
 from shardinit.v1 import program_pb2 as pb
+from shardinit.version import release
 
 FORMAT = 2
 MAX_CONTENT_BYTES = 1 << 30
@@ -136,19 +135,7 @@ class InitProgram:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the program to ``path``: complete under its name, or not at all."""
-        path = os.path.abspath(os.fspath(path))
-        name = f".program-{os.getpid()}-{secrets.token_hex(4)}"
-        temporary = os.path.join(os.path.dirname(path), name)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(self.to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        write_file(path, self.to_bytes())
 
     def as_cut(self) -> Cut:
         """The program as what a traced function becomes."""
@@ -243,10 +230,7 @@ def _check_table(leaf: LeafCut, function: Program) -> None:
 
 
 def _check_version(producer: str) -> None:
-    def numbers(version: str) -> list[int]:
-        return [int(n) for n in re.findall(r"\d+", version)[:3]]
-
-    if numbers(producer) > numbers(jax.__version__):
+    if release(producer) > release(jax.__version__):
         raise ProgramFormatError(
             "init program",
             f"made by JAX {producer}",
