@@ -23,8 +23,8 @@ from shardinit.core.cut.leaf_program import (
     Program,
     digest_of,
     flatten,
-    lift_scale,
 )
+from shardinit.core.cut.scalars import lift_scalars
 from shardinit.core.cut.sources import (
     Constant,
     Keys,
@@ -307,14 +307,18 @@ class _Cutter:
         graph, lifted = flatten(outs[:1], operands), []
         table = constants.is_table(graph)
         if not table:
-            graph, lifted = lift_scale(graph)
+            graph, lifted = lift_scalars(graph)
         digest = digest_of(graph)
         if digest in self._windowed:
             return self._windowed[digest], operands + lifted
         analysis = None if table else analyse(graph)
         if table or (analysis is not None and analysis.replicated_reason is not None):
-            graph = extract(outs, operands)  # calls and loops as they were traced
-            return LeafProgram(graph, digest_of(graph), analysis), operands
+            # Calls and loops stay as they were traced.
+            graph, lifted = extract(outs, operands), []
+            if not table and len(outs) == 1:
+                graph, lifted = lift_scalars(graph)
+            made = LeafProgram(graph, digest_of(graph), analysis)
+            return made, operands + lifted
         program = self._windowed[digest] = LeafProgram(graph, digest, analysis)
         return program, operands + lifted
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from shardinit.core.cut.scalars import from_word
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
 from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
@@ -124,13 +125,13 @@ class LeafProgram:
             count = _operand_words(value)
             part = words[start : start + count]
             start += count
-            if value.dtype == np.float32:
-                part = jax.lax.bitcast_convert_type(part, np.float32)
             if jx.is_key(value.dtype):
                 impl = jx.key_impl(value.dtype)
                 width = keys.words_per_key(impl)
                 part = part.reshape(*value.shape, width)
                 out.append(jax.random.wrap_key_data(part, impl=impl))
+            elif jax.numpy.issubdtype(value.dtype, np.floating):
+                out.append(from_word(part, value.dtype).reshape(value.shape))
             else:
                 out.append(part.reshape(value.shape))
         return out
@@ -197,31 +198,6 @@ def _ruled(outs: list[Value], inputs: list[Value]) -> bool:
     order = topological(outs, set(inputs))
     known = constants_among(order)
     return covered(node for node in order if not known.issuperset(node.outputs))
-
-
-def lift_scale(graph: Subgraph) -> tuple[Subgraph, list[Value]]:
-    """Turns a float32 scalar that only multiplies the result into an operand.
-
-    Initializers scaled by depth differ in nothing else, and a hundred layers would
-    be a hundred programs. Other literals stay: XLA specialises on them. A scalar
-    factor it treats alike, constant or not, so the bits stay (tests hold it).
-    """
-    value = graph.outs[0]
-    while value.node is not None and value.node.name in _AFTER_SCALE:
-        value = value.node.inputs[0]
-    node = value.node
-    if node is None or node.name != "mul" or value.dtype != np.float32:
-        return graph, []
-    scales = [v for v in node.inputs if v.const is not None and v.ndim == 0]
-    if len(scales) != 1 or all(v.const is not None for v in node.inputs):
-        return graph, []
-    (scale,) = scales
-    words = np.asarray(scale.const, np.float32).view(np.uint32)
-    operand = Value((), scale.dtype, key=keys.constant(words, keys.THREEFRY))
-    return extract(graph.outs, [*graph.inputs, scale]), [operand]
-
-
-_AFTER_SCALE = frozenset({"convert_element_type", "reshape", "transpose"})
 
 
 def _vmapped(node: Node) -> Any:

@@ -36,6 +36,11 @@ def _broadcast_in_dim(a: np.ndarray, p: dict[str, Any]) -> np.ndarray:
     return np.broadcast_to(a.reshape(shape), p["shape"])
 
 
+def _reshape(a: np.ndarray, p: dict[str, Any]) -> np.ndarray:
+    order = p.get("dimensions")  # ``order="F"`` reads the axes in another order
+    return (a if order is None else np.transpose(a, order)).reshape(p["new_sizes"])
+
+
 def _dynamic_slice(a: np.ndarray, *starts: np.ndarray, **p: Any) -> np.ndarray:
     sizes = p["slice_sizes"]
     begin = [
@@ -57,7 +62,7 @@ def _split(a: np.ndarray, p: dict[str, Any]) -> list[np.ndarray]:
 _MOVES: dict[str, Callable[[np.ndarray, dict[str, Any]], Any]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "expand_dims": lambda a, p: np.expand_dims(a, p["dimensions"]),
-    "reshape": lambda a, p: a.reshape(p["new_sizes"]),
+    "reshape": _reshape,
     "rev": lambda a, p: np.flip(a, p["dimensions"]),
     "slice": _slice,
     "split": _split,

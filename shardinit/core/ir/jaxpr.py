@@ -327,7 +327,9 @@ class Encoder:
 
     def params(self, params: dict[str, Any]) -> None:
         """Appends an equation's parameters; names of functions do not count."""
-        skip = ("name", "ctx_mesh", "context_mesh", "debug_info", "sharding")
+        skip = {"name", "ctx_mesh", "context_mesh", "debug_info", "sharding"}
+        if "jaxpr" in params:
+            skip.add("computation")  # of ``reduce``: the function that the jaxpr is of
         self.put({k: v for k, v in params.items() if k not in skip})
 
     def _jaxpr(self, jaxpr: Any, consts: tuple[Any, ...]) -> None:

@@ -75,7 +75,8 @@ class Evaluator:
 
     def _begin(self, value: Value, coords: Coords) -> Steps:
         node = value.node
-        require(node is not None and node.name in RULES)
+        # Without elements there are no coordinates to ask for.
+        require(node is not None and node.name in RULES and value.size > 0)
         assert node is not None
         return RULES[node.name](node, value.index, coords)
 

@@ -32,7 +32,7 @@ def _gather(node: Node, which: int, coords: Coords) -> Steps:
     places = _batch_places(node, coords)
     # The components of an index lie along the last axis; each is wanted.
     for component, last in enumerate(_room(node)):
-        drawn = index((*places, u32(component)))
+        drawn = _widened(index((*places, u32(component))))
         top = np.asarray(last, drawn.dtype)
         held = lax.clamp(np.asarray(0, drawn.dtype), drawn, top)
         fits = lax.eq(held, drawn)
@@ -42,6 +42,12 @@ def _gather(node: Node, which: int, coords: Coords) -> Steps:
     if not is_mode(node, "FILL_OR_DROP") or inside is None:
         return value
     return select(inside, value, _fill(node))
+
+
+def _widened(index: Any) -> Any:
+    """Indices that can be held against any place: a table may outgrow their dtype."""
+    narrow = np.dtype(index.dtype).itemsize < 4
+    return lax.convert_element_type(index, np.int32) if narrow else index
 
 
 def is_mode(node: Node, name: str) -> bool:

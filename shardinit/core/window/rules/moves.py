@@ -54,8 +54,10 @@ def _groups(source: Sequence[int], out: Sequence[int]) -> list[tuple[range, rang
 
 @mover("reshape")
 def _reshape(node: Node, which: int, coords: Coords) -> Coords:
-    require(node.params.get("dimensions") is None)
-    source, out = node.inputs[0].shape, node.outputs[0].shape
+    # ``order="F"`` reads the operand's axes in another order: ``dimensions``.
+    order = node.params.get("dimensions") or range(node.inputs[0].ndim)
+    source = [node.inputs[0].shape[axis] for axis in order]
+    out = node.outputs[0].shape
     groups = _groups(source, out)
     # Flat places within a merged run of axes are words of 32 bits.
     require(all(math.prod(source[i] for i in left) < 1 << 32 for left, _ in groups))
@@ -68,7 +70,7 @@ def _reshape(node: Node, which: int, coords: Coords) -> Coords:
             pulled.extend(group)
         else:
             pulled.extend(unravel(ravel(group, to_shape), from_shape))
-    return tuple(pulled)
+    return tuple(pulled[list(order).index(axis)] for axis in range(len(pulled)))
 
 
 @mover("transpose")

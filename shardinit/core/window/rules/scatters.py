@@ -72,6 +72,14 @@ def _scatter(node: Node, which: int, coords: Coords) -> Steps:
     return out
 
 
+def _only_combines(node: Node) -> bool:
+    """Whether it is the primitive's own arithmetic; ``x.at[i].apply(f)`` brings f."""
+    body = node.params["update_jaxpr"]
+    if body is None or node.name != "scatter":
+        return True
+    return not body.eqns and body.outvars[0] is body.invars[1]
+
+
 def _both(one: Any, other: Any) -> Any:
     return lax.bitwise_and(*spread([one, other]))
 
@@ -81,6 +89,7 @@ def _separate_windows(
 ) -> list[tuple[tuple[int, ...], dict[int, tuple[int, int]]]]:
     """The scattered windows (see ``_windows``) if they are few and do not overlap."""
     indices = node.inputs[1]
+    require(_only_combines(node))
     require(len(node.inputs) == 3 and indices.const is not None)
     require(not node.params["dimension_numbers"].operand_batching_dims)
     require(indices.size <= MAX_UPDATES * max(indices.shape[-1], 1))
