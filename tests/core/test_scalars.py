@@ -59,9 +59,9 @@ MAKERS = {
     "transposed": lambda k, i, d: (
         (draw.normal(k, SHAPE, d) * number(0.2 / (i + 1), d)).T
     ),
-    "cast": lambda k, i, d: (
-        draw.normal(k, SHAPE) * jnp.float32(0.2 / (i + 1))
-    ).astype(d),
+    "cast": lambda k, i, d: (draw.normal(k, SHAPE) * jnp.float32(0.2 / (i + 1))).astype(
+        d
+    ),
     "stacked": lambda k, i, d: jax.vmap(
         lambda key: draw.normal(key, (64,), d) * number(0.2 / (i + 1), d)
     )(draw.split(k, 4)),

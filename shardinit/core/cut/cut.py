@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from shardinit.core.cut.fences import fence_moves
 from shardinit.core.cut.leaf_program import (
     Kind,
     LeafProgram,
@@ -42,6 +43,8 @@ from shardinit.core.prng import derivation as keys
 from shardinit.core.window import constants
 from shardinit.core.window.analysis import analyse
 from shardinit.errors import InitFnError
+
+MAX_AXIS = 1 << 32  # elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,7 @@ def cut(fn: Any, key_aval: Any) -> Cut:
         builder = Builder(fold=True, opaque=True)
         outs = builder.read(*jx.opened(closed), [root])
         _refuse_effects(builder.effects, outs, paths)
+        _refuse_no_values(outs, paths)
         return Cut(*_Cutter(outs, paths).run(), tree, impl, typed)
 
 
@@ -211,6 +215,17 @@ def _refuse_effects(effects: list[Node], outs: list[Value], paths: list[str]) ->
     )
 
 
+def _refuse_no_values(outs: list[Value], paths: list[str]) -> None:
+    for out, path in zip(outs, paths, strict=True):
+        if out.dtype == jax.dtypes.float0:
+            raise InitFnError(
+                f"leaf {path!r}",
+                "its dtype is float0, which no device can hold",
+                "an array of numbers or keys",
+                "Leave tangents of integers out of the result",
+            )
+
+
 class _Cutter:
     """Groups the leaves of one graph into programs."""
 
@@ -231,6 +246,7 @@ class _Cutter:
             sources[number] = self._hosted(out, path)
             if sources[number] is not None:
                 continue
+            _refuse_long_axes(out, path)
             program, operands = self._one(out, path)
             if program.kind is Kind.TABLE:
                 sources[number] = Table(program)
@@ -308,6 +324,7 @@ class _Cutter:
         table = constants.is_table(graph)
         if not table:
             graph, lifted = lift_scalars(graph)
+            graph = fence_moves(graph)
         digest = digest_of(graph)
         if digest in self._windowed:
             return self._windowed[digest], operands + lifted
@@ -369,6 +386,19 @@ class _Cutter:
 
 def _derived(operands: list[Value]) -> tuple[keys.Derivation, ...]:
     return tuple(v.key for v in operands if v.key is not None)
+
+
+def _refuse_long_axes(out: Value, path: str) -> None:
+    """Places along an axis are words of 32 bits: behind them they would wrap."""
+    for node in topological([out]):
+        for value in node.outputs:
+            if max(value.shape, default=0) > MAX_AXIS:
+                raise InitFnError(
+                    f"leaf {path!r}",
+                    f"an array of shape {list(value.shape)} ({node.name})",
+                    f"axes of at most {MAX_AXIS:,} elements",
+                    "Make it of two axes and reshape it where it is used",
+                )
 
 
 def _tracer_error(path: str) -> InitFnError:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from shardinit.core.cut.fences import fence
 from shardinit.core.cut.scalars import from_word
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
@@ -180,7 +181,8 @@ def flatten(outs: list[Value], operands: list[Value]) -> Subgraph:
         if node.name == "map":
             body, consts = jx.opened(_vmapped(node))
             flat = inliner.read(body, consts, inputs)
-            return flat if _ruled(flat, inputs) else None
+            # Under jit a loop's results are in memory before anything is made of them.
+            return fence(flat) if _ruled(flat, inputs) else None
         if node.name == "scan":
             parts = jx.scan_parts(node, node.inputs, node.outputs)
             return inliner.unrolled(parts, inputs, len(node.outputs))

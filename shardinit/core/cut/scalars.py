@@ -61,14 +61,23 @@ def _scalars(graph: Subgraph) -> list[Value]:
         here = _STAGES.get(node.name, -1)
         if here < stage or len(others) != 1 or not scalars:
             break
+        if here == _SHIFT and _is_shifted(others[0]):
+            break
         found.update((v, None) for v in scalars if not _removed(node.name, v))
         stage = here if here == _BOUND else here + 1
         (value,) = others
     return list(found)
 
 
+def _is_shifted(value: Value) -> bool:
+    """Whether a scalar is added already: XLA adds two constants beforehand."""
+    while value.node is not None and value.node.name in _MOVES:
+        value = value.node.inputs[0]
+    return value.node is not None and _STAGES.get(value.node.name) == _SHIFT
+
+
 def _removed(name: str, scalar: Value) -> bool:
-    """Whether XLA takes the operation away: in half precision a rounding goes with it."""
+    """Whether XLA removes it: in half precision a rounding goes with it."""
     identity = {"add": 0.0, "sub": 0.0, "mul": 1.0}.get(name)
     if str(scalar.dtype) == "float32" or identity is None:
         return False

@@ -69,7 +69,8 @@ class Builder:
                     arrays = [np.asarray(c) for c in consts]
                     folded = prelude.fold_integers(name, params, arrays, avals[0])
                     if folded is not None:
-                        return [constant(f) for f in folded]
+                        counted = name == "iota" or any(a.counted for a in args)
+                        return [constant(f, counted=counted) for f in folded]
             derived = prelude.fold_keys(name, params, args, avals[0]) if avals else None
             if derived is not None:
                 return [

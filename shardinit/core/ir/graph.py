@@ -25,10 +25,12 @@ class Value:
       node: the node that makes it, None for an input, a constant or a derived key.
       index: which result of the node it is.
       const: its contents when they are known while tracing.
+      counted: whether the contents were folded from an ``iota``, which is no constant
+        to XLA.
       key: its derivation when it is made of keys alone.
     """
 
-    __slots__ = ("const", "dtype", "index", "key", "node", "shape")
+    __slots__ = ("const", "counted", "dtype", "index", "key", "node", "shape")
 
     def __init__(
         self,
@@ -42,6 +44,7 @@ class Value:
         self.shape, self.dtype = tuple(shape), dtype
         self.node, self.index = node, index
         self.const, self.key = const, key
+        self.counted = False
 
     @property
     def size(self) -> int:
@@ -84,11 +87,13 @@ class Node:
         )
 
 
-def constant(value: Any, dtype: Any = None) -> Value:
+def constant(value: Any, dtype: Any = None, *, counted: bool = False) -> Value:
     """A value known while tracing; ``dtype`` where a literal does not carry its own."""
     if not hasattr(value, "dtype") or dtype is not None:
         value = np.asarray(value, dtype)
-    return Value(value.shape, value.dtype, const=value)
+    made = Value(value.shape, value.dtype, const=value)
+    made.counted = counted
+    return made
 
 
 def topological(wanted: Iterable[Value], stop: Container[Value] = ()) -> list[Node]:
@@ -196,6 +201,7 @@ def extract(
     def copy(value: Value) -> Value:
         if value not in copies:
             copies[value] = Value(value.shape, value.dtype, const=value.const)
+            copies[value].counted = value.counted
         return copies[value]
 
     for node in topological(wanted, set(boundary)):

@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.cut import cut as slicing
 from shardinit.core.cut.sources import Hosted
-from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh
+from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh, setting
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.leaves import PlanProgram, gather_results
 from shardinit.core.plan.mesh import AnyMesh, one_device
@@ -98,7 +98,7 @@ class CompiledPlan:
         done, total = 0, sum(map(len, runs)) + len(hosted)
         for group, argument in zip(runs, self._put(runs, arguments), strict=True):
             program = self.plan.leaves[group[0]].program
-            made = self.executables[program](argument)
+            made = self._call(program, argument, group)
             for i, array in zip(group, made, strict=True):
                 if chosen[i]:
                     leaves[i] = array
@@ -111,6 +111,15 @@ class CompiledPlan:
             if progress is not None:
                 progress(done, total)
         return leaves
+
+    def _call(self, program: int, argument: Any, group: Sequence[int]) -> Any:
+        try:
+            return self.executables[program](argument)
+        except Exception as error:  # JAX's own class for it is private
+            if not (setting("jax_debug_nans") or setting("jax_debug_infs")):
+                raise
+            paths = ", ".join(self.plan.leaves[i].path for i in group)
+            raise FloatingPointError(f"leaf {paths!r}: {error}") from error
 
     def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> list[Any]:
         """All arguments onto their meshes in one transfer, which costs a tenth."""

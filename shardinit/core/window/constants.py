@@ -53,7 +53,7 @@ def evaluate_table(graph: Subgraph) -> list[Any]:
         for value in node.inputs
         if value.const is not None
     }
-    counted = {value: _counted(value.const) for value in constants}
+    counted = {value: _counted(value.const) for value in constants if value.counted}
     return interpret(graph.outs, {v: x for v, x in counted.items() if x is not None})
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax import lax
 
 from shardinit.core.ir import jaxpr as jx
@@ -49,7 +50,7 @@ def evaluate_window(
     (out,) = graph.outs
     if any(isinstance(n, int) and n == 0 for n in shape):
         return lax.full(shape, 0, out.dtype)
-    evaluator = Evaluator(_in_full(graph, analysis, operands))
+    evaluator = Evaluator(_in_full(graph, analysis, operands), _unknown_zero(start))
     if not lanes:
         return crd.spread_to(evaluator.at(out, axes_grid(start, shape)), shape)
     rows = _rows(analysis, shape)
@@ -72,6 +73,18 @@ def evaluate_window(
         if not (static and full == 0):
             flat = lax.concatenate([at(0, full), flat], len(height))
     return lax.reshape(lax.optimization_barrier(flat), tuple(shape))
+
+
+def _unknown_zero(start: Sequence[Any]) -> Any:
+    """A zero made of where the window starts, which is known only as it runs.
+
+    No window begins at the last of 2**32 elements of a first axis: ``analysis`` takes
+    care of it.
+    """
+    if not start:
+        return crd.ZERO
+    last = lax.eq(crd.u32(start[0]), np.uint32(0xFFFFFFFF))
+    return lax.convert_element_type(last, np.uint32)
 
 
 def _in_full(

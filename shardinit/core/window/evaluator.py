@@ -15,9 +15,9 @@ import numpy as np
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value
-from shardinit.core.window.coordinates import Coords
+from shardinit.core.window.coordinates import ZERO, Coords
 from shardinit.core.window.reasons import require
-from shardinit.core.window.rules.rule import RULES, At, Full, Later, Steps
+from shardinit.core.window.rules.rule import RULES, At, Full, Later, Steps, Zero
 from shardinit.core.window.rules.sources import elements
 
 # A value at coordinates. Coordinates count by identity: rules hand on what they got.
@@ -29,10 +29,12 @@ class Evaluator:
 
     Args:
       arrays: what is there in full: the operands, tables and keys. Typed keys are keys.
+      zero: a uint32 scalar that is zero, as the compiler must not know.
     """
 
-    def __init__(self, arrays: Mapping[Value, Any]):
+    def __init__(self, arrays: Mapping[Value, Any], zero: Any = ZERO):
         self._arrays = arrays
+        self._zero = zero
 
     def at(self, value: Value, coords: Coords) -> Any:
         """The elements of ``value`` at ``coords``, broadcastable to the grid's shape.
@@ -67,7 +69,9 @@ class Evaluator:
                 made[wanted] = at, end.value
                 known, found = True, end.value
                 continue
-            if isinstance(request, At):
+            if isinstance(request, Zero):
+                known, found = True, self._zero
+            elif isinstance(request, At):
                 known, found = answer(node.inputs[request.number], request.coords)
             else:
                 known, found = True, self._other(node, request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # A module registers its rules when it is imported.
 from shardinit.core.window.rules import elementwise as elementwise
+from shardinit.core.window.rules import fences as fences
 from shardinit.core.window.rules import folds as folds
 from shardinit.core.window.rules import gathers as gathers
 from shardinit.core.window.rules import joins as joins

@@ -8,7 +8,8 @@ It asks for what it needs by yielding a request, and is sent the answer:
 - ``Full(number)``: all of that operand, made once for all windows. It has to be made of
   constants alone (``of_keys``: or derived from keys), as it is no part of the window;
 - ``Later(number)``: a function from coordinates to the operand's elements, for places
-  that are known only while the values are made, once for each step of a loop.
+  that are known only while the values are made, once for each step of a loop;
+- ``Zero()``: a zero that the compiler does not know to be one.
 
 What it returns are the elements. A rule raises ``NotWindowable`` (``require``) before
 its first request where it does not cover an equation. The evaluator runs rules without
@@ -69,7 +70,12 @@ class Later:
     folds: bool = False
 
 
-Request = At | Full | Later
+@dataclass(frozen=True)
+class Zero:
+    """Asks for a uint32 zero that the compiler does not know to be one."""
+
+
+Request = At | Full | Later | Zero
 Steps = Generator[Request, Any, Any]
 RuleFn = Callable[[Node, int, Coords], Steps]
 

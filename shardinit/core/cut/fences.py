@@ -1,0 +1,107 @@
+"""Fences: arithmetic that a move keeps apart under plain jit stays apart in a window.
+
+Windows carry moves out on coordinates, so that nothing of them is left between the
+arithmetic on both sides. The compiler would join it there, with other last places:
+``(x * a)[3:9] * b`` becomes ``x * (a * b)``; a rounding to bfloat16 is dropped before a
+cast back (XLA's excess precision); what a loop made is joined with what follows it.
+
+An ``optimization_barrier`` does not hold: JAX 0.10.2's CPU compiler takes it away
+before it fuses, and LLVM then contracts across it. A *fence* is an exclusive or of the
+bits with a zero that no compiler knows to be one (``window/rules/fences.py``). It costs
+one integer operation an element, and no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+
+from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
+
+FENCE = "fence"
+
+# Moves that keep elements but not their neighbours: XLA joins nothing across these.
+_PICKS = frozenset("dynamic_slice gather slice split stack unstack".split())
+# XLA moves these out of the way of factors and shifts, though not of a rounding.
+_MOVES = _PICKS | frozenset(
+    "broadcast_in_dim concatenate expand_dims pad reshape rev tile transpose".split()
+)
+_FAMILIES = {"mul": "factor", "div": "factor", "add": "shift", "sub": "shift"}
+
+
+def fence(values: Sequence[Value]) -> list[Value]:
+    """Each value behind a fence of its own, numbers that are no floats as they are."""
+    return [
+        Node(FENCE, None, {}, [v], [v]).outputs[0] if _is_float(v) else v
+        for v in values
+    ]
+
+
+def fence_moves(graph: Subgraph) -> Subgraph:
+    """Puts fences behind the moves between arithmetic that XLA would join."""
+    order = topological(graph.outs)
+    above = _wanted_by(order)
+    below: dict[Value, set[str]] = {}
+    fenced: set[Node] = set()
+    for node in order:
+        made = _families(node)
+        if node.name in _MOVES:
+            made = _union(below, node.inputs)
+            joined = made & _union(above, node.outputs)
+            if "rounding" in joined or (joined and node.name in _PICKS):
+                fenced.add(node)
+                made = set()
+        for value in node.outputs:
+            below[value] = made
+    if not fenced:
+        return graph
+
+    def expand(node: Node, inputs: list[Value]) -> list[Value] | None:
+        if node not in fenced:
+            return None
+        moved = Node(node.name, node.prim, node.params, inputs, node.outputs)
+        return fence(moved.outputs)
+
+    return extract(graph.outs, graph.inputs, expand)
+
+
+def _families(node: Node) -> set[str]:
+    """What an equation's results are to the arithmetic that may follow."""
+    (out, *_) = node.outputs
+    if not _is_float(out) or node.name in _MOVES or node.name == FENCE:
+        return set()
+    found = {"rounding"} if _bits(out) < 32 else set()
+    if node.name in _FAMILIES and any(v.size == 1 for v in node.inputs):
+        found.add(_FAMILIES[node.name])
+    return found
+
+
+def _wanted_by(order: Sequence[Node]) -> dict[Value, set[str]]:
+    """For each value the arithmetic that reads it, through moves."""
+    wanted: dict[Value, set[str]] = {}
+    for node in reversed(order):
+        asked: set[str] = set()
+        if node.name in _MOVES:
+            asked = _union(wanted, node.outputs)
+        elif node.name == "convert_element_type":
+            value, out = node.inputs[0], node.outputs[0]
+            if _is_float(value) and _is_float(out) and _bits(value) < _bits(out):
+                asked = {"rounding"}
+        elif node.name in _FAMILIES and any(v.size == 1 for v in node.inputs):
+            asked = {_FAMILIES[node.name]}
+        for value in node.inputs:
+            wanted.setdefault(value, set()).update(asked)
+    return wanted
+
+
+def _union(families: dict[Value, set[str]], values: Sequence[Value]) -> set[str]:
+    return set().union(*(families.get(v, set()) for v in values))
+
+
+def _is_float(value: Value) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def _bits(value: Value) -> int:
+    return jnp.finfo(value.dtype).bits

@@ -1,0 +1,34 @@
+"""Fences and barriers: what keeps the arithmetic on both sides of it apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jax import lax
+
+from shardinit.core.ir.graph import Node
+from shardinit.core.window.coordinates import Coords, spread
+from shardinit.core.window.rules.rule import At, Steps, Zero, rule
+
+
+@rule("fence", "optimization_barrier")
+def _fence(node: Node, which: int, coords: Coords) -> Steps:
+    value = yield At(which, coords)
+    return fenced(value, (yield Zero()))
+
+
+def fenced(value: Any, zero: Any) -> Any:
+    """The same floats, which the compiler cannot join with what they are made of.
+
+    Args:
+      value: elements; those that are no floats of 16 or 32 bits are left as they are.
+      zero: a uint32 scalar that is zero whenever the program runs.
+    """
+    dtype = np.dtype(value.dtype)
+    word = {2: np.uint16, 4: np.uint32}.get(dtype.itemsize)
+    if word is None or dtype.kind not in "fV":
+        return value
+    bits = lax.bitcast_convert_type(value, word)
+    bits = lax.bitwise_xor(*spread([bits, lax.convert_element_type(zero, word)]))
+    return lax.bitcast_convert_type(bits, dtype)
