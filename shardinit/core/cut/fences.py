@@ -24,8 +24,9 @@ FENCE = "fence"
 # Moves that keep elements but not their neighbours: XLA joins nothing across these.
 _PICKS = frozenset("dynamic_slice gather slice split stack unstack".split())
 # XLA moves these out of the way of factors and shifts, though not of a rounding.
-_MOVES = _PICKS | frozenset(
-    "broadcast_in_dim concatenate expand_dims pad reshape rev tile transpose".split()
+MOVES = _PICKS | frozenset(
+    """broadcast_in_dim concatenate expand_dims pad reshape rev squeeze tile
+    transpose""".split()
 )
 _FAMILIES = {"mul": "factor", "div": "factor", "add": "shift", "sub": "shift"}
 
@@ -46,7 +47,7 @@ def fence_moves(graph: Subgraph) -> Subgraph:
     fenced: set[Node] = set()
     for node in order:
         made = _families(node)
-        if node.name in _MOVES:
+        if node.name in MOVES:
             made = _union(below, node.inputs)
             joined = made & _union(above, node.outputs)
             if "rounding" in joined or (joined and node.name in _PICKS):
@@ -69,7 +70,7 @@ def fence_moves(graph: Subgraph) -> Subgraph:
 def _families(node: Node) -> set[str]:
     """What an equation's results are to the arithmetic that may follow."""
     (out, *_) = node.outputs
-    if not _is_float(out) or node.name in _MOVES or node.name == FENCE:
+    if not _is_float(out) or node.name in MOVES or node.name == FENCE:
         return set()
     found = {"rounding"} if _bits(out) < 32 else set()
     if node.name in _FAMILIES and any(v.size == 1 for v in node.inputs):
@@ -82,7 +83,7 @@ def _wanted_by(order: Sequence[Node]) -> dict[Value, set[str]]:
     wanted: dict[Value, set[str]] = {}
     for node in reversed(order):
         asked: set[str] = set()
-        if node.name in _MOVES:
+        if node.name in MOVES:
             asked = _union(wanted, node.outputs)
         elif node.name == "convert_element_type":
             value, out = node.inputs[0], node.outputs[0]

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from shardinit.core.cut.fences import MOVES
 from shardinit.core.ir.graph import Subgraph, Value, extract, interpret, topological
 from shardinit.core.prng import derivation as keys
 
@@ -71,7 +72,7 @@ def _scalars(graph: Subgraph) -> list[Value]:
 
 def _is_shifted(value: Value) -> bool:
     """Whether a scalar is added already: XLA adds two constants beforehand."""
-    while value.node is not None and value.node.name in _MOVES:
+    while value.node is not None and value.node.name in _MOVES | MOVES:
         value = value.node.inputs[0]
     return value.node is not None and _STAGES.get(value.node.name) == _SHIFT
 

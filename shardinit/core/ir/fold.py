@@ -70,6 +70,7 @@ _MOVES: dict[str, Callable[[np.ndarray, dict[str, Any]], Any]] = {
     "transpose": lambda a, p: np.transpose(a, p["permutation"]),
     "unstack": _unstack,
     **{name: (lambda a, p: a) for name in sorted(IDENTITY)},
+    "optimization_barrier": lambda a, p: a,
 }
 _ARITHMETIC: dict[str, Callable[..., Any]] = {
     "add": np.add,

@@ -45,7 +45,6 @@ IDENTITY = frozenset(
         "device_put",
         "mesh_cast",
         "name",
-        "optimization_barrier",
         "pvary",
         "random_clone",
         "reshard",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -42,19 +41,12 @@ _COMBINE = {
     "scatter-max": lax.max,
 }
 
-# These take one of the two: nothing is rounded.
-_EXACT = frozenset("scatter scatter_min scatter_max scatter-min scatter-max".split())
-
 
 @rule(*_COMBINE)
 def _scatter(node: Node, which: int, coords: Coords) -> Steps:
     windows = _separate_windows(node)
     out = yield At(0, coords)
     updates = yield Later(2)
-    # XLA joins a combined float with what it is made of, and folds what is combined of
-    # constants, in ways of its own: such a leaf is replicated, constant or not.
-    dtype = node.outputs[0].dtype
-    require(node.name in _EXACT or not jnp.issubdtype(dtype, jnp.inexact))
     dims = node.params["dimension_numbers"]
     combine = _COMBINE[node.name]
     free = [a for a in range(len(coords)) if a not in dims.inserted_window_dims]

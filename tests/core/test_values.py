@@ -1,0 +1,153 @@
+"""Values at the edge of what the engine reads: plain jit's bits, or a clear refusal."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import shardinit
+from shardinit.errors import InitFnError
+
+from .bits import differing
+
+draw = jax.random
+ROWS = np.arange(3, 40, 2)
+
+
+def normal(key, dtype=jnp.float32):
+    return draw.normal(key, (64, 64), dtype)
+
+
+def scanned(key, length=8):
+    def layer(key, _):
+        key, own = draw.split(key)
+        return key, draw.normal(own, (64,))
+
+    return lax.scan(layer, key, None, length=length)[1]
+
+
+PICKS = {
+    "slice": lambda x: x[3:35],
+    "strided slice": lambda x: x[1::3],
+    "lookup": lambda x: x[ROWS],
+    "dynamic slice": lambda x: lax.dynamic_slice(x, (4, 0), (32, 64)),
+    "split": lambda x: jnp.split(x, 2)[1],
+}
+MOVES = {
+    **PICKS,
+    "reversed": lambda x: x[::-1],
+    "transposed": lambda x: x.T,
+    "reshaped": lambda x: x.reshape(32, 128),
+    "tiled": lambda x: jnp.tile(x, (2, 1)),
+    "broadcast": lambda x: jnp.broadcast_to(x, (2, 64, 64)),
+    "stacked": lambda x: jnp.stack([x, x]),
+}
+BETWEEN = {
+    "factors": (lambda x: x * 0.3, lambda x: x * 0.7),
+    "the draw's factor": (lambda x: x, lambda x: x * 0.7),
+    "divisors": (lambda x: x / 3.0, lambda x: x / 7.0),
+    "shifts": (lambda x: x + 0.3, lambda x: x + 0.7),
+}
+VALUES = {
+    "index drawn as uint8": lambda k: jnp.take(
+        jnp.arange(300 * 64.0).reshape(300, 64),
+        draw.randint(k, (64,), 0, 255, dtype=jnp.uint8),
+        axis=0,
+    ),
+    "index drawn as int8": lambda k: jnp.take(
+        jnp.arange(200 * 64.0).reshape(200, 64),
+        draw.randint(k, (64,), 0, 127, dtype=jnp.int8),
+        axis=0,
+    ),
+    "function applied at rows": lambda k: normal(k).at[ROWS].apply(jnp.exp),
+    "function applied to integers": lambda k: (
+        draw.randint(k, (16, 64), 0, 100).at[3:9].apply(lambda x: x * 2 + 1)
+    ),
+    "row added to integers": lambda k: (
+        draw.randint(k, (64, 64), 0, 9).at[jnp.array([3, 60])].add(5)
+    ),
+    "constant by columns": lambda k: jnp.arange(384).reshape(8, 48).ravel(order="F"),
+    "draw by columns": lambda k: normal(k).reshape(16, 256, order="F") + 1,
+    "indices by columns": lambda k: normal(k)[
+        jnp.arange(16).reshape(4, 4).ravel(order="F")
+    ],
+    "table of captured data": lambda k: (
+        (x := jnp.asarray(np.arange(9900, dtype=np.uint16).reshape(300, 33)))
+        .astype(jnp.float16)
+        .astype(jnp.float32)
+        / jnp.linalg.norm(x.astype(jnp.float32), axis=1, keepdims=True)
+    ),
+    "nothing reshaped": lambda k: jnp.sum(
+        draw.randint(k, (2, 0, 3), 0, 9).reshape(-1)[None], axis=1
+    ),
+    "layers of a scan scaled": lambda k: scanned(k) * 0.02,
+    "layers of a scan shifted": lambda k: scanned(k) - 2.0,
+    "layers of a map shifted": lambda k: (
+        lax.map(lambda key: draw.normal(key, (64,)), draw.split(k, 8)) + 3.0
+    ),
+    "barrier of the user's": lambda k: lax.optimization_barrier(normal(k) * 0.3) * 0.7,
+    "largest so far": lambda k: lax.associative_scan(
+        jnp.maximum, draw.randint(k, (64,), 0, 100)
+    ),
+    "two shifts": lambda k: (normal(k) + 0.3)[::-1] + 0.7,
+}
+
+
+def same_as_jit(fn, mesh):
+    key = draw.key(5)
+    rules = shardinit.fsdp("data", min_bytes=0)
+    made = shardinit.init(fn, key, mesh=mesh, rules=rules)
+    assert differing(made, jax.jit(fn)(key)) == []
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_values_are_those_of_jit(name, mesh):
+    same_as_jit(VALUES[name], mesh)
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@pytest.mark.parametrize("move", PICKS)
+def test_a_pick_keeps_the_arithmetic_on_both_sides_apart(move, between, mesh):
+    first, last = BETWEEN[between]
+    same_as_jit(lambda key: last(PICKS[move](first(normal(key)))), mesh)
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_move_keeps_the_rounding_before_a_cast(move, mesh):
+    def fn(key):
+        drawn = normal(key, jnp.bfloat16) * jnp.bfloat16(0.3)
+        return MOVES[move](drawn).astype(jnp.float32) * 3
+
+    same_as_jit(fn, mesh)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda k: lax.iota(jnp.float32, 2**33),
+        lambda k: jnp.flip(lax.iota(jnp.float32, 2**33)),
+        lambda k: jnp.pad(jnp.ones(64, jnp.uint8), (2**32 + 8, 0)),
+        lambda k: draw.bits(k, (2**33,), jnp.uint8),
+        lambda k: draw.bits(k, (2**33,), jnp.uint8)[2**32 : 2**32 + 8],
+    ],
+)
+def test_axes_beyond_32_bits_are_refused_by_name(fn):
+    with pytest.raises(InitFnError, match=r"'big'.*at most 4,294,967,296 elements"):
+        shardinit.plan(lambda key: {"big": fn(key)})
+
+
+def test_a_leaf_without_values_is_refused_by_name():
+    def fn(key):
+        return {"w": normal(key), "tangent": np.zeros(8, jax.dtypes.float0)}
+
+    with pytest.raises(InitFnError, match=r"'tangent'.*float0"):
+        shardinit.plan(fn)
+
+
+def test_debug_nans_names_the_leaf(mesh):
+    def fn(key):
+        return {"fine": jnp.ones((8, 32)), "broken": jnp.log(normal(key))}
+
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="'broken'"):
+        shardinit.init(fn, 0, mesh=mesh)
