@@ -25,6 +25,8 @@ class PlanOptions:
       select: globs over leaf paths, or a predicate: the leaves to initialise.
       strict: refuse leaves that every device must compute whole.
       whole: how such leaves are computed, ``"replicate"`` or ``"gspmd"``.
+      indivisible: what happens where an axis does not divide by the mesh axes of its
+        rule: ``"error"``, or ``"next"`` for the next rule, else whole.
       memory_limit: bytes that the leaves of one whole program may take together.
 
     Raises:
@@ -38,11 +40,16 @@ class PlanOptions:
     select: Select | None = None
     strict: bool = False
     whole: str = "replicate"
+    indivisible: str = "error"
     memory_limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.whole not in ("replicate", "gspmd"):
             raise ValueError(f"whole={self.whole!r}; expected 'replicate' or 'gspmd'")
+        if self.indivisible not in ("error", "next"):
+            raise ValueError(
+                f"indivisible={self.indivisible!r}; expected 'error' or 'next'"
+            )
         check_mesh(self.mesh)
         if self.rules is not None and self.out_shardings is not None:
             raise ShardingError("rules and out_shardings", "both were given", "one")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from shardinit.core.paths import chosen
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan import tables as plan_table
 from shardinit.core.plan import text_table as table
+from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.leaves import (
     PlanLeaf,
     PlanProgram,
@@ -36,7 +37,7 @@ from shardinit.core.plan.leaves import (
 )
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions, Select
-from shardinit.core.plan.rules import LeafInfo, Rules
+from shardinit.core.plan.rules import AxisRules, Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.errors import ShardingError, UnsupportedConfigError, WholeLeafError
 
@@ -130,6 +131,7 @@ def plan(
     select: Select | None = None,
     strict: bool = False,
     whole: str = "replicate",
+    indivisible: str = "error",
     memory_limit: int | None = None,
 ) -> Plan:
     """Cuts ``fn`` and says where each leaf will lie; allocates nothing.
@@ -148,6 +150,8 @@ def plan(
       whole: how such leaves are computed: ``"replicate"`` (whole on every device, the
         same bits on every mesh) or ``"gspmd"`` (partitioned by the compiler: less
         memory where it finds a way, bits that depend on the mesh).
+      indivisible: what happens where an axis of a leaf does not divide by the mesh axes
+        of its rule: ``"error"``, or ``"next"`` for the next rule, else whole.
       memory_limit: bytes that the leaves of one whole program may take together on
         every device while it runs, temporaries not counted; None for no limit.
 
@@ -165,6 +169,7 @@ def plan(
         select=select,
         strict=strict,
         whole=whole,
+        indivisible=indivisible,
         memory_limit=memory_limit,
     )
     return make_plan(fn, as_key(0 if key is None else key), options)
@@ -179,7 +184,9 @@ def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
         _check_config()
         init_fn = as_init_fn(fn)
         cut = slicing.cut(init_fn.fn, jax.ShapeDtypeStruct(key.shape, key.dtype))
-    mesh, shardings = _place(cut, leaf_infos(cut, init_fn.axes), options)
+    infos = leaf_infos(cut, init_fn.axes)
+    mesh, placed = _place(cut, infos, _with_context(options, init_fn))
+    shardings = [sharding for sharding, _ in placed]
     picked = chosen(options.select, [x.path for x in cut.leaves])
     programs, numbers = group_programs(cut, shardings, picked)
     leaves = tuple(
@@ -202,19 +209,37 @@ def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     return made
 
 
+def _with_context(options: PlanOptions, init_fn: InitFn) -> PlanOptions:
+    """The rules of the framework's own context count where no others are given."""
+    if options.rules is not None or options.out_shardings is not None:
+        return options
+    if options.mesh is None or init_fn.context_rules is None:
+        return options
+    rules = init_fn.context_rules()
+    return replace(options, rules=AxisRules(rules)) if rules else options
+
+
+Placed = tuple[NamedSharding | None, Choice]
+
+
 def _place(
     cut: slicing.Cut, infos: Sequence[LeafInfo], options: PlanOptions
-) -> tuple[AnyMesh | None, Sequence[NamedSharding | None]]:
-    """The mesh, and one sharding for each leaf."""
+) -> tuple[AnyMesh | None, Sequence[Placed]]:
+    """The mesh, and for each leaf its sharding and what the rules say of it."""
     mesh, rules = options.mesh, options.rules
     if options.out_shardings is not None:
-        placed = sh.from_tree(options.out_shardings, infos, cut.tree, mesh)
-        return mesh or (placed[0].mesh if placed else None), placed
-    if mesh is not None:
-        return mesh, sh.resolve(infos, mesh, rules)
-    if rules is not None:
+        given = sh.from_tree(options.out_shardings, infos, cut.tree, mesh)
+        mesh = mesh or (given[0].mesh if given else None)
+        return mesh, [(sharding, Choice()) for sharding in given]
+    if mesh is None and rules is not None:
         raise ShardingError("rules", "given without a mesh", "mesh=...")
-    return None, [None] * len(infos)
+    if mesh is None:  # the one on which the model places itself, if it does
+        mesh = next(
+            (leaf.own_mesh for leaf in infos if leaf.own_mesh is not None), None
+        )
+    if mesh is None:
+        return None, [(None, Choice())] * len(infos)
+    return mesh, sh.choose(infos, mesh, rules, options.indivisible)
 
 
 def _check_whole(made: Plan, options: PlanOptions) -> None:

@@ -131,7 +131,9 @@ def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) 
     impl = key_impl(leaf.dtype)
     data = words.reshape(*leaf.shape, keys.words_per_key(impl))
     entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
-    placed = _from_numpy(data, NamedSharding(sharding.mesh, PartitionSpec(*entries)))
+    kind = sharding.memory_kind
+    where = NamedSharding(sharding.mesh, PartitionSpec(*entries), memory_kind=kind)
+    placed = _from_numpy(data, where)
     return jax.random.wrap_key_data(placed, impl=impl)
 
 
@@ -202,7 +204,8 @@ def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
         if own is None:
             placed.append(_replicated(fallback))
         elif mesh is not None or isinstance(own.mesh, AbstractMesh):
-            placed.append(NamedSharding(fallback, own.spec))
+            kind = own.memory_kind
+            placed.append(NamedSharding(fallback, own.spec, memory_kind=kind))
         else:
             placed.append(own)
     return placed
@@ -318,6 +321,7 @@ def init(
     select: Select | None = None,
     strict: bool = False,
     whole: str = "replicate",
+    indivisible: str = "error",
     memory_limit: int | None = None,
     progress: Progress | None = None,
 ) -> Any:
@@ -335,6 +339,7 @@ def init(
       select: as for ``plan``.
       strict: as for ``plan``.
       whole: as for ``plan``.
+      indivisible: as for ``plan``.
       memory_limit: as for ``plan``.
       progress: called with (leaves dispatched, leaves in all).
 
@@ -348,6 +353,7 @@ def init(
         select=select,
         strict=strict,
         whole=whole,
+        indivisible=indivisible,
         memory_limit=memory_limit,
     )
     root = as_key(key)

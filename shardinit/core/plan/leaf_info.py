@@ -1,0 +1,55 @@
+"""A leaf as rules see it, and what they chose for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from jax.sharding import PartitionSpec
+
+from shardinit.core.init_fn import AxisRule, Name
+from shardinit.core.plan.mesh import AnyMesh
+
+WHOLE: Final = PartitionSpec()
+
+
+@dataclass(frozen=True)
+class LeafInfo:
+    """What rules look at.
+
+    Attributes:
+      path: the leaf's key path.
+      shape: its global shape.
+      itemsize: bytes of one element.
+      axes: a logical axis name, or None, for each dimension; None if unknown.
+      passes: a name without a rule that is a mesh axis means that axis.
+      own_rules: logical axis rules that the model attaches to the leaf.
+      own_mesh: the mesh on which the model places the leaf.
+      named: how many dimensions the model itself named.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    itemsize: int
+    axes: tuple[Name, ...] | None = None
+    passes: bool = False
+    own_rules: tuple[AxisRule, ...] = ()
+    own_mesh: AnyMesh | None = None
+    named: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Where rules put one leaf, and what kept them from cutting it.
+
+    Attributes:
+      spec: the partition spec.
+      memory_kind: the kind of memory, None for the device's own.
+      reasons: why axes lie whole that no rule keeps whole.
+      rules: the rules that this comes from.
+    """
+
+    spec: PartitionSpec = WHOLE
+    memory_kind: str | None = None
+    reasons: tuple[str, ...] = ()
+    rules: tuple[object, ...] = ()
