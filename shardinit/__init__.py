@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from shardinit.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from shardinit import deferred as deferred
     from shardinit import module as module
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from shardinit.verify.digest.devices import digest as digest
     from shardinit.verify.receipt import receipt as receipt
     from shardinit.verify.receipt import verify_receipt as verify_receipt
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "AxisRules": "core.plan.rules",

@@ -7,7 +7,7 @@ in each of which a `NotInThisPartition` replaces the nodes that are in the other
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -47,13 +47,61 @@ def mark_where(node: Any, path: KeyPath, test: Callable[[KeyPath, Any], bool]) -
     )
 
 
+def mark_innermost(
+    node: Any, path: KeyPath, test: Callable[[KeyPath, Any], bool]
+) -> Any:
+    """Marks the innermost nodes for which ``test(path, node)`` holds."""
+    return _innermost(node, path, test)[0]
+
+
+def _innermost(
+    node: Any, path: KeyPath, test: Callable[[KeyPath, Any], bool]
+) -> tuple[Any, bool]:
+    """Returns the marked node, and whether there is a mark in it."""
+    children, treedef = one_level(node) or ([], None)
+    inner = [_innermost(child, (*path, key), test) for key, child in children]
+    if treedef is not None and any(found for _, found in inner):
+        return treedef.unflatten([child for child, _ in inner]), True
+    return (Mark(node), True) if test(path, node) else (node, False)
+
+
+def inlined(
+    node: Any, path: KeyPath, fn: Callable[[KeyPath, Any], Iterable[Any]]
+) -> Any:
+    """Replaces each marked item of a list or tuple by the items ``fn`` returns for it.
+
+    Raises:
+      SelectionError: a marked node is no item of a list or tuple.
+    """
+    if is_mark(node):
+        raise SelectionError(
+            f"Selection.apply_and_inline at {path_str(path)!r}",
+            "it is selected and no item of a list or tuple",
+            "only items of lists and tuples",
+            "A node in another place has no neighbours; apply() replaces it",
+        )
+    level = one_level(node)
+    if level is None:
+        return node
+    children, treedef = level
+    sequence = isinstance(node, list | tuple) and not hasattr(node, "_fields")
+    new: list[Any] = []
+    for key, child in children:
+        here = (*path, key)
+        if sequence and is_mark(child):
+            new.extend(fn(here, child.node))
+        else:
+            new.append(inlined(child, here, fn))
+    return type(node)(new) if sequence else treedef.unflatten(new)
+
+
 def mark_picked(node: Any, accessor_fn: Callable[[Any], Any], multiple: bool) -> Any:
     """Marks the node, or the nodes, that an accessor returns for a tree.
 
     Raises:
       SelectionError: the accessor returned something that is not a node of the tree.
     """
-    copy = jax.tree.map(Mark, node, is_leaf=_is_childless)
+    copy = jax.tree.map(Mark, node, is_leaf=is_childless)
     picked = accessor_fn(copy)
     wanted = {id(p): p for p in (picked if multiple else [picked])}
     parts, treedef = jax.tree.flatten(copy, is_leaf=lambda x: id(x) in wanted)
@@ -74,7 +122,8 @@ def mark_picked(node: Any, accessor_fn: Callable[[Any], Any], multiple: bool) ->
     )
 
 
-def _is_childless(node: Any) -> bool:
+def is_childless(node: Any) -> bool:
+    """Whether a node is a leaf, or has no children, as an empty list."""
     level = one_level(node)
     return level is None or not level[0]
 

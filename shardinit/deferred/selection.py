@@ -13,7 +13,7 @@ import dataclasses
 import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import jax
 
@@ -22,7 +22,10 @@ from shardinit.deferred.cutting import (
     KeyPath,
     Mark,
     NotInThisPartition,
+    inlined,
+    is_childless,
     is_mark,
+    mark_innermost,
     mark_picked,
     mark_where,
 )
@@ -122,23 +125,27 @@ class Selection(TreeNode, Generic[S]):
 
     # Replacing.
 
-    @overload
-    def apply(self, fn: Callable[[S], Any], *, with_keypath: bool = False) -> Any: ...
-
-    @overload
-    def apply(self, fn: Callable[[KeyPath, S], Any], *, with_keypath: bool) -> Any: ...
-
-    def apply(self, fn: Any, *, with_keypath: bool = False) -> Any:
+    def apply(
+        self,
+        fn: Callable[..., Any],
+        *,
+        with_keypath: bool = False,
+        keep_selected: bool = False,
+    ) -> Any:
         """Returns the whole tree with ``fn(node)`` in place of each selected node.
 
         Args:
           fn: maps a node, or its key path and the node, to the replacement.
           with_keypath: whether the key path is passed as the first argument.
+          keep_selected: whether a selection of the replacements is returned in place
+            of the tree.
         """
         if with_keypath:
             found = self.get_by_path().items()
-            return self.set_sequence([fn(path, node) for path, node in found])
-        return self.set_sequence([fn(node) for node in self.get_sequence()])
+            changed = self._with([fn(path, node) for path, node in found])
+        else:
+            changed = self._with([fn(node) for node in self.get_sequence()])
+        return changed if keep_selected else changed.deselect()
 
     def set(self, replacement: Any) -> Any:
         """Returns the whole tree with ``replacement`` for each selected node."""
@@ -157,11 +164,7 @@ class Selection(TreeNode, Generic[S]):
                 f"{len(given)} replacements for {self.count()} selected nodes",
                 "one for each",
             )
-        rest = iter(given)
-        pairs = zip(self.nodes, self.selected, strict=True)
-        return self.treedef.unflatten(
-            [next(rest) if taken else node for node, taken in pairs]
-        )
+        return self._with(given).deselect()
 
     def set_by_path(
         self, replacer: Mapping[KeyPath, Any] | Callable[[KeyPath], Any]
@@ -186,6 +189,66 @@ class Selection(TreeNode, Generic[S]):
             )
         return self.set_sequence([replacer[path] for path in paths])
 
+    def select_and_set_by_path(
+        self, replacements_by_path: Mapping[KeyPath, Any]
+    ) -> Any:
+        """Returns the whole tree with nodes replaced by key path.
+
+        Args:
+          replacements_by_path: replacements by key paths that start at the selected
+            nodes. A path without a node is ignored.
+        """
+
+        def replace(node: Any) -> Any:
+            at = select(node).at_keypaths(replacements_by_path)
+            return at.set_by_path(replacements_by_path)
+
+        return self.apply(replace)
+
+    def apply_and_inline(
+        self, fn: Callable[..., Iterable[Any]], *, with_keypath: bool = False
+    ) -> Any:
+        """Returns the whole tree with several items in place of each selected item.
+
+        Args:
+          fn: maps a node, or its key path and the node, to the items that replace it.
+          with_keypath: whether the key path is passed as the first argument.
+
+        Raises:
+          SelectionError: a selected node is no item of a list or tuple.
+        """
+        marked = self.apply(Mark)
+        return inlined(marked, (), fn if with_keypath else lambda _, node: fn(node))
+
+    def remove_from_parent(self) -> Any:
+        """Returns the whole tree without the selected items of lists and tuples.
+
+        Raises:
+          SelectionError: a selected node is no item of a list or tuple.
+        """
+        return self.apply_and_inline(lambda _: ())
+
+    def insert_before(self, value: Any, and_select: bool = False) -> Any:
+        """Returns the whole tree with ``value`` before each selected item.
+
+        Args:
+          value: the new item of each list or tuple.
+          and_select: whether a selection of the new items is returned in place of the
+            tree.
+
+        Raises:
+          SelectionError: a selected node is no item of a list or tuple.
+        """
+        if and_select:
+            return _at_marks(self.insert_before(Mark(value)))
+        return self.apply_and_inline(lambda node: (value, node))
+
+    def insert_after(self, value: Any, and_select: bool = False) -> Any:
+        """As `insert_before`, with ``value`` after each selected item."""
+        if and_select:
+            return _at_marks(self.insert_after(Mark(value)))
+        return self.apply_and_inline(lambda node: (node, value))
+
     def deselect(self) -> Any:
         """Returns the whole tree."""
         return self.treedef.unflatten(self.nodes)
@@ -207,36 +270,86 @@ class Selection(TreeNode, Generic[S]):
         """
         return _at_marks(self.apply(lambda x: mark_picked(x, accessor_fn, multiple)))
 
+    def refine(self, selector_fn: Callable[[S], Selection[N]]) -> Selection[N]:
+        """Selects in each selected node what a function of that node selects.
+
+        Args:
+          selector_fn: maps a node to a selection, usually in that node. The tree of
+            that selection takes the place of the node.
+        """
+        return self.apply(selector_fn, keep_selected=True).flatten_selected_selections()
+
+    def flatten_selected_selections(self) -> Selection[Any]:
+        """Selects what selections select that are themselves the selected nodes.
+
+        Raises:
+          SelectionError: a selected node is no selection.
+        """
+        for node in self.get_sequence():
+            if not isinstance(node, Selection):
+                raise SelectionError(
+                    "Selection.refine",
+                    f"a {type(node).__name__}",
+                    "a selection",
+                    "Return select(node) and what follows, not a node of the tree",
+                )
+        return _at_marks(self.apply(lambda inner: inner.apply(Mark)))
+
     def at_instances_of(
-        self, cls: type[N] | tuple[type[N], ...] | types.UnionType
+        self,
+        cls: type[N] | tuple[type[N], ...] | types.UnionType,
+        innermost: bool = False,
     ) -> Selection[N]:
-        """Selects the outermost instances of a class, or of any of several."""
-        return self.at_subtrees_where(lambda node: isinstance(node, cls))
+        """Selects the outermost instances of a class, or of any of several.
+
+        Args:
+          cls: the class, a tuple of classes, or a union.
+          innermost: whether the innermost instances are selected instead.
+        """
+        return self.at_subtrees_where(
+            lambda node: isinstance(node, cls), innermost=innermost
+        )
 
     def at_subtrees_where(
-        self, filter_fn: Callable[..., bool], *, with_keypath: bool = False
+        self,
+        filter_fn: Callable[..., bool],
+        *,
+        with_keypath: bool = False,
+        absolute_keypath: bool = False,
+        innermost: bool = False,
     ) -> Selection[Any]:
         """Selects the outermost nodes, inside the selected ones, that pass a test.
 
         Args:
-          filter_fn: maps a node, or its key path and the node, to a bool. The key path
-            starts at the selected node.
+          filter_fn: maps a node, or its key path and the node, to a bool.
           with_keypath: whether the key path is passed as the first argument.
+          absolute_keypath: whether key paths start at the root of the tree; by default
+            they start at the selected node.
+          innermost: whether the innermost nodes that pass are selected instead.
         """
-        if with_keypath:
-            return _at_marks(self.apply(lambda x: mark_where(x, (), filter_fn)))
+        if not (with_keypath or innermost):
+            # JAX walks the tree, and asks the test at every node and leaf of it.
+            def mark(node: Any) -> Any:
+                return Mark(node) if filter_fn(node) else node
 
-        def mark(node: Any) -> Any:
-            return Mark(node) if filter_fn(node) else node
+            return _at_marks(
+                self.apply(lambda node: jax.tree.map(mark, node, is_leaf=filter_fn))
+            )
+        test = filter_fn if with_keypath else lambda _, node: filter_fn(node)
+        walk = mark_innermost if innermost else mark_where
 
-        # JAX walks the tree, and asks the test at every node and leaf of it.
-        return _at_marks(
-            self.apply(lambda node: jax.tree.map(mark, node, is_leaf=filter_fn))
-        )
+        def marked(path: KeyPath, node: Any) -> Any:
+            return walk(node, path if absolute_keypath else (), test)
+
+        return _at_marks(self.apply(marked, with_keypath=True))
 
     def at_pytree_leaves(self) -> Selection[Any]:
         """Selects all leaves of the selected nodes."""
         return _at_marks(self.apply(lambda node: jax.tree.map(Mark, node)))
+
+    def at_childless(self) -> Selection[Any]:
+        """Selects all leaves, and the nodes without children, such as empty lists."""
+        return self.at_subtrees_where(is_childless)
 
     def at_children(self) -> Selection[Any]:
         """Selects the direct children of the selected nodes."""
@@ -314,14 +427,27 @@ class Selection(TreeNode, Generic[S]):
         cut = select(self.deselect()).at_subtrees_where(test, with_keypath=True)
         return cut.where(lambda path, _: path not in now, with_keypath=True)
 
-    def partition(self) -> tuple[Any, Any]:
+    def partition(self, at_leaves: bool = False) -> tuple[Any, Any]:
         """Returns a tree of the selected nodes and one of the rest; see `combine`.
 
         In each, a `NotInThisPartition`, which has no leaves, replaces the nodes that
         are in the other.
+
+        Args:
+          at_leaves: whether each leaf is replaced on its own, so that both trees have
+            the structure of the whole tree.
         """
+        mine, rest = self, self.invert()
+        if at_leaves:
+            mine, rest = self.at_pytree_leaves(), rest.at_pytree_leaves()
         hole = NotInThisPartition()
-        return self.invert().set(hole), self.set(hole)
+        return rest.set(hole), mine.set(hole)
+
+    def _with(self, replacements: list[Any]) -> Selection[Any]:
+        rest = iter(replacements)
+        pairs = zip(self.nodes, self.selected, strict=True)
+        nodes = [next(rest) if taken else node for node, taken in pairs]
+        return Selection(nodes, self.selected, self.treedef)
 
     def _keep(self, keep: list[bool]) -> Selection[S]:
         rest = iter(keep)

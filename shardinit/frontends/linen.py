@@ -8,16 +8,16 @@ sees the shapes, hardly ever the values. Inputs that do not matter become zeros 
 inside the traced function, which nothing reads and which therefore cost nothing; they
 need not exist at all, a `jax.ShapeDtypeStruct` will do.
 
-Whether values matter is not guessed. The function is traced once with its inputs
-batched and nothing else: a variable that comes out batched depends on an input
-(data-dependent initialisation, a loss that is sown). Then the inputs are kept if they
-are arrays, and refused, with the names of those variables, if they are only shapes.
+Whether values matter is not guessed: the function is traced with its inputs as
+arguments, and a variable depends on those that it is computed from (data-dependent
+initialisation, a loss that is sown). An input that matters is kept if it is an array,
+and refused, with the name of such a variable, if it is only a shape.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,10 +27,9 @@ from flax import linen as nn
 from flax.core import meta
 from flax.core.spmd import get_logical_axis_rules
 from flax.linen import partitioning
-from jax.custom_batching import custom_vmap
 
 from shardinit.core.init_fn import AxisNames, InitFn, Name
-from shardinit.core.ir.jaxpr import no_mesh
+from shardinit.core.ir.dependencies import Traced, stand_in
 from shardinit.core.paths import path_str
 from shardinit.errors import InitFnError
 
@@ -125,50 +124,6 @@ def _without_eager_sharding() -> AbstractContextManager[Any]:
     return nullcontext() if nnx is None else nnx.use_eager_sharding(False)
 
 
-def _dependent(variables: Any, batched: Sequence[bool]) -> list[str]:
-    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, hit in zip(paths, batched, strict=True)
-        if hit
-    ]
-
-
-def _input_dependent(
-    init: Callable[[jax.Array, list], Any], key: Any, inputs: list
-) -> list[str] | None:
-    """Paths of the variables whose values depend on the inputs' values.
-
-    Args:
-      init: from a key and the array inputs to the unboxed variables.
-      key: the abstract key.
-      inputs: abstract inputs.
-
-    Returns:
-      The paths, or None where the module cannot be batched, so that it is not known.
-    """
-    paths: list[str] = []
-
-    @custom_vmap
-    def watch(variables: Any) -> Any:
-        return variables
-
-    @watch.def_vmap
-    def _(axis_size: int, in_batched: Any, variables: Any) -> Any:
-        del axis_size
-        paths.extend(_dependent(variables, jax.tree.leaves(in_batched[0])))
-        return variables, in_batched[0]
-
-    batch = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in inputs]
-    try:
-        jax.eval_shape(
-            jax.vmap(lambda k, xs: watch(init(k, xs)), in_axes=(None, 0)), key, batch
-        )
-    except Exception:  # some primitive without a batching rule: any type of error
-        return None
-    return paths
-
-
 def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
     """Makes an `InitFn` of a Linen module and the shapes of its inputs.
 
@@ -214,35 +169,28 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
 
     found: dict[str, Any] = {}
 
-    def describe(key: jax.Array, values: list) -> Any:
-        boxed = init(key, values)
-        found["axes"] = _names(boxed)
-        found["treedef"] = jax.tree.structure(boxed)
-        return _unbox(boxed)
+    def describe(key: jax.Array, given: list[Any]) -> Any:
+        boxed = init(key, given)
+        found["axes"], found["treedef"] = _names(boxed), jax.tree.structure(boxed)
+        variables = _unbox(boxed)
+        found["unboxed"] = jax.tree.structure(variables)
+        return variables
 
-    key = jax.eval_shape(jax.random.key, 0)
-    with no_mesh():  # whatever mesh the caller has set, the plan places the leaves
-        unboxed = jax.tree.structure(jax.eval_shape(describe, key, shapes))
-    axes, treedef = found["axes"], found["treedef"]
-
-    values: list[Any] | None = None
-    if shapes:
-        with no_mesh():
-            depends = _input_dependent(lambda k, xs: _unbox(init(k, xs)), key, shapes)
-        abstract = any(isinstance(leaves[i], jax.ShapeDtypeStruct) for i in arrays)
-        if depends and abstract:
+    needed = Traced(describe, jax.eval_shape(jax.random.key, 0), shapes).dependencies()
+    axes, treedef, unboxed = found["axes"], found["treedef"], found["unboxed"]
+    for number, path in needed.items():
+        if isinstance(leaves[arrays[number]], jax.ShapeDtypeStruct):
             raise InitFnError(
-                depends[0],
-                f"{len(depends)} variable(s) of {name} depend on the values of its "
-                "inputs, of which only shapes were given",
+                path,
+                f"this variable of {name} depends on the values of an input, of which "
+                "only the shape was given",
                 "variables that depend on the shapes alone",
                 "Pass arrays instead of jax.ShapeDtypeStruct",
             )
-        if depends or (depends is None and not abstract):
-            values = [leaves[i] for i in arrays]
+    values = {number: leaves[arrays[number]] for number in needed}
 
     def fn(key: jax.Array) -> Any:
-        given = values or [jnp.zeros(s.shape, s.dtype) for s in shapes]
+        given = [values.get(i, stand_in(shape)) for i, shape in enumerate(shapes)]
         return _unbox(init(key, given))
 
     def rebuild(tree: Any) -> Any:

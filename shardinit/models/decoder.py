@@ -1,15 +1,15 @@
-"""One decoder for many families, driven by the keys of a ``config.json``.
+"""The parameters of a decoder, for many families, by the keys of a ``config.json``.
 
 The families of decoder-only language models differ in a handful of choices: where
 positions enter, how heads are shared, what is normalised, where biases are, whether
-the MLP is a mixture of experts. `DecoderConfig` names those choices and this module
-makes one Flax NNX model of them, with a logical name for every dimension of every
-parameter.
+the MLP is a mixture of experts. `DecoderConfig` names those choices, and this module
+says which parameters follow from them. Kernels keep heads and the width of a head as
+separate dimensions, so that a mesh can split whole heads.
 
 Layers are unrolled by default, each a subtree of its own (``layers/3/mlp/up/kernel``),
 as checkpoints have them. Stacked, the parameters of all equal layers lie along a
-leading axis named ``layers`` and the forward pass scans over it; a mixture of experts
-whose first layers are dense makes two stacks.
+leading axis named ``layers``; a mixture of experts whose first layers are dense makes
+two stacks. There is no forward pass: whoever trains a model brings one.
 """
 
 from __future__ import annotations
@@ -17,58 +17,178 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from shardinit.core.init_fn import InitFn
 from shardinit.frontends import nnx as frontend
-from shardinit.models.attention import Attention, LatentAttention
-from shardinit.models.config import DecoderConfig
+from shardinit.models.config import DecoderConfig, Experts, Latent
 from shardinit.models.keys import schema
-from shardinit.models.layers import Embedding, Linear, Norm
-from shardinit.models.mlp import Mlp, Moe
+from shardinit.models.parameters import Dims, Param, Parameters, Stacked, Tree
 from shardinit.models.registry import register
 
 
-class Layer(nnx.Module):
-    """Attention, then an MLP or a mixture of experts; each adds to its input."""
-
-    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs, *, dense: bool):
-        self.attention_norm = Norm(config.hidden_size, config)
-        if config.latent is None:
-            self.attention = Attention(config, rngs)
-        else:
-            self.attention = LatentAttention(config, config.latent, rngs)
-        self.mlp_norm = Norm(config.hidden_size, config)
-        if dense or config.experts is None:
-            self.mlp = Mlp(config.mlp_size, config, rngs)
-        else:
-            self.moe = Moe(config.experts, config, rngs)
-
-    def __call__(self, x: jax.Array, window: jax.Array | int | None) -> jax.Array:
-        """Maps (batch, length, embed) to the same shape."""
-        x = x + self.attention(self.attention_norm(x), window)
-        inner = self.moe if hasattr(self, "moe") else self.mlp
-        return x + inner(self.mlp_norm(x))
+class RouterBias(nnx.Variable):
+    """Moved by a rule that balances the experts, never by a gradient: no parameter."""
 
 
-def _stack(config: DecoderConfig, rngs: nnx.Rngs, count: int, *, dense: bool) -> Layer:
-    """A layer whose parameters have a leading axis of ``count`` layers."""
-
-    @nnx.split_rngs(splits=count)
-    @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
-    def layers(rngs: nnx.Rngs) -> Layer:
-        return Layer(config, rngs, dense=dense)
-
-    return layers(rngs)
+def _normal(dims: Dims, c: DecoderConfig, std: float | None = None) -> Param:
+    std = c.std if std is None else std
+    return Param(dims, c.param_dtype, std=std, draw=c.init_dtype)
 
 
-class Decoder(nnx.Module):
-    """A decoder-only language model.
+def _linear(
+    inputs: Dims,
+    outputs: Dims,
+    c: DecoderConfig,
+    *,
+    bias: bool = False,
+    std: float | None = None,
+) -> Tree:
+    tree: Tree = {"kernel": _normal(inputs + outputs, c, std)}
+    if bias:
+        tree["bias"] = Param(outputs, c.param_dtype, fill=0)
+    return tree
+
+
+def _norm(size: int, c: DecoderConfig) -> Tree:
+    dims = (("norm", size),)
+    tree: Tree = {"scale": Param(dims, c.param_dtype, fill=1)}
+    if c.layer_norm:
+        tree["bias"] = Param(dims, c.param_dtype, fill=0)
+    return tree
+
+
+def _embed(c: DecoderConfig) -> Dims:
+    return (("embed", c.hidden_size),)
+
+
+def _table(name: str, count: int, c: DecoderConfig) -> Tree:
+    return {"embedding": _normal(((name, count), *_embed(c)), c)}
+
+
+def _attention(c: DecoderConfig) -> Tree:
+    """Grouped-query attention."""
+    embed, width = _embed(c), ("head_dim", c.head_dim)
+    heads, shared = ("heads", c.num_heads), ("kv_heads", c.num_kv_heads)
+    tree: Tree = {
+        "q": _linear(embed, (heads, width), c, bias=c.qkv_bias),
+        "k": _linear(embed, (shared, width), c, bias=c.qkv_bias),
+        "v": _linear(embed, (shared, width), c, bias=c.qkv_bias),
+        "o": _linear((heads, width), embed, c, bias=c.out_bias, std=c.residual_std),
+    }
+    if c.qk_norm:
+        tree |= {"q_norm": _norm(c.head_dim, c), "k_norm": _norm(c.head_dim, c)}
+    return tree
+
+
+def _latent_attention(latent: Latent, c: DecoderConfig) -> Tree:
+    """Multi-head latent attention: what is projected from is compressed first."""
+    embed, heads = _embed(c), ("heads", c.num_heads)
+
+    def head(width: int) -> Dims:
+        return (heads, ("head_dim", width))
+
+    def low(name: str, rank: int, extra: int, outputs: Dims) -> Tree:
+        axis = f"{name}_lora"
+        return {
+            f"{name}_a": _linear(embed, ((axis, rank + extra),), c, bias=c.out_bias),
+            f"{name}_norm": _norm(rank, c),
+            f"{name}_b": _linear(((axis, rank),), outputs, c),
+        }
+
+    whole = head(latent.nope_dim + latent.rope_dim)
+    pair = head(latent.nope_dim + latent.v_dim)
+    if latent.q_rank is None:
+        query = {"q": _linear(embed, whole, c)}
+    else:
+        query = low("q", latent.q_rank, 0, whole)
+    # one rotary key serves all heads, beside the compressed keys and values
+    pairs = low("kv", latent.kv_rank, latent.rope_dim, pair)
+    value = head(latent.v_dim)
+    return (
+        query
+        | pairs
+        | {"o": _linear(value, embed, c, bias=c.out_bias, std=c.residual_std)}
+    )
+
+
+def _mlp(size: int, c: DecoderConfig) -> Tree:
+    embed, inner = _embed(c), (("mlp", size),)
+    names = ("gate", "up") if c.gated else ("up",)
+    tree: Tree = {name: _linear(embed, inner, c, bias=c.mlp_bias) for name in names}
+    tree["down"] = _linear(inner, embed, c, bias=c.mlp_bias, std=c.residual_std)
+    return tree
+
+
+def _expert(leading: Dims, size: int, c: DecoderConfig) -> Tree:
+    """The weights of one expert, or of all experts along a leading axis."""
+    embed, inner = _embed(c), (("mlp", size),)
+    return {
+        "gate": _normal(leading + embed + inner, c),
+        "up": _normal(leading + embed + inner, c),
+        "down": _normal(leading + inner + embed, c, c.residual_std),
+    }
+
+
+def _moe(experts: Experts, c: DecoderConfig) -> Tree:
+    """A router, its experts, and experts that every token uses."""
+    axis = (("expert", experts.num),)
+    tree: Tree = {"router": _linear(_embed(c), axis, c)}
+    if experts.correction_bias:
+        bias = Param(axis, "float32", fill=0, variable=RouterBias)
+        tree["router_bias"] = bias
+    if experts.stacked:
+        tree["experts"] = _expert(axis, experts.size, c)
+    else:
+        tree["experts"] = [_expert((), experts.size, c)] * experts.num
+    if experts.shared_size:
+        tree["shared"] = _mlp(experts.shared_size, c)
+    return tree
+
+
+def _layer(c: DecoderConfig, *, dense: bool) -> Tree:
+    tree: Tree = {
+        "attention_norm": _norm(c.hidden_size, c),
+        "attention": _latent_attention(c.latent, c) if c.latent else _attention(c),
+        "mlp_norm": _norm(c.hidden_size, c),
+    }
+    if dense or c.experts is None:
+        tree["mlp"] = _mlp(c.mlp_size, c)
+    else:
+        tree["moe"] = _moe(c.experts, c)
+    return tree
+
+
+def _layers(c: DecoderConfig) -> Tree:
+    dense = c.num_dense if c.experts else c.num_layers
+    rest = c.num_layers - dense
+    first, then = _layer(c, dense=True), _layer(c, dense=False)
+    if not c.stacked:
+        return {"layers": [first] * dense + [then] * rest}
+    tree: Tree = {}
+    if dense:
+        tree["dense_layers" if c.experts else "layers"] = Stacked(dense, first)
+    if rest:
+        tree["layers"] = Stacked(rest, then)
+    return tree
+
+
+def parameters(c: DecoderConfig) -> Tree:
+    """Every parameter of the decoder, in the order in which they are drawn."""
+    tree: Tree = {"embed": _table("vocab", c.vocab_size, c)}
+    if c.positions:
+        tree["positions"] = _table("position", c.positions, c)
+    tree |= _layers(c)
+    tree["norm"] = _norm(c.hidden_size, c)
+    if not c.tied:
+        tree["lm_head"] = _linear(_embed(c), (("vocab", c.vocab_size),), c)
+    return tree
+
+
+class Decoder(Parameters):
+    """The parameters of a decoder-only language model.
 
     Attributes:
-      config: the architecture.
       embed: embedding of the tokens.
       positions: embedding of the positions, where they are learned.
       layers: the layers; of a stacked mixture of experts, those with experts.
@@ -78,69 +198,7 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.embed = Embedding("vocab", config.vocab_size, config, rngs)
-        if config.positions:
-            self.positions = Embedding("position", config.positions, config, rngs)
-        dense = config.num_dense if config.experts else config.num_layers
-        if not config.stacked:
-            self.layers = nnx.List(
-                [Layer(config, rngs, dense=i < dense) for i in range(config.num_layers)]
-            )
-        else:
-            rest = config.num_layers - dense
-            if dense:
-                name = "dense_layers" if config.experts else "layers"
-                setattr(self, name, _stack(config, rngs, dense, dense=True))
-            if rest:
-                self.layers = _stack(config, rngs, rest, dense=False)
-        self.norm = Norm(config.hidden_size, config)
-        if not config.tied:
-            embed, vocab = ("embed", config.hidden_size), ("vocab", config.vocab_size)
-            self.lm_head = Linear((embed,), (vocab,), config, rngs)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """The logits of the next token at each position.
-
-        Args:
-          tokens: token ids, integers, shape (batch, length).
-
-        Returns:
-          float32, shape (batch, length, vocab).
-
-        Raises:
-          ValueError: positions are learned and there are fewer than tokens.
-        """
-        x = self.embed(tokens)
-        length, positions = tokens.shape[1], self.config.positions
-        if positions:
-            if length > positions:
-                raise ValueError(f"{length} tokens, but only {positions} positions")
-            x = x + self.positions(jnp.arange(length))
-        windows = self.config.windows
-        for layers in (getattr(self, n, None) for n in ("dense_layers", "layers")):
-            if isinstance(layers, nnx.List):
-                for layer, window in zip(layers, windows, strict=True):
-                    x = layer(x, window)
-            elif layers is not None:
-                count = layers.attention_norm.scale.shape[0]
-                x = _scan(layers, x, windows[:count])
-                windows = windows[count:]
-        x = self.norm(x)
-        logits = self.embed.attend(x) if self.config.tied else self.lm_head(x)
-        return logits.astype(jnp.float32)
-
-
-def _scan(stack: Layer, x: jax.Array, windows: tuple[int | None, ...]) -> jax.Array:
-    graph, state = nnx.split(stack)
-    width = x.shape[1]  # a window as long as the text hides nothing
-    seen = jnp.asarray([width if w is None else w for w in windows], jnp.int32)
-
-    def step(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        state, window = layer
-        return nnx.merge(graph, state)(x, window), None
-
-    return jax.lax.scan(step, x, (state, seen))[0]
+        super().__init__(parameters(config), rngs)
 
 
 @register("decoder", schema=schema())

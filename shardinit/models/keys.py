@@ -37,7 +37,8 @@ class Key:
 
     Attributes:
       name: the key.
-      field: the attribute of `DecoderConfig` (or of its parts) that it sets.
+      field: what families call differently, by one name (mostly that of
+        `DecoderConfig`).
       type: JSON type: integer, number, boolean, string, object or array.
       text: what it means, with units where there are any.
       families: the model types that have it.
@@ -186,7 +187,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": {"sliding_window": 4096, "head_dim": 128},
 }
 
-# Keys whose other values would ask for a computation that the decoder does not have.
+# Keys whose other values belong to another architecture.
 FIXED: dict[str, tuple[Any, ...]] = {
     "moe_layer_freq": (1,),
     "scoring_func": ("sigmoid",),
@@ -198,7 +199,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "use_mrope": (False,),
 }
 
-# Of no consequence for the parameters, their initial values or the forward pass.
+# Of no consequence for the architecture or its initial values.
 _IGNORED = """
     _name_or_path architectures attention_dropout attn_pdrop auto_map aux_loss_alpha
     bos_token_id chunk_size_feed_forward embd_pdrop eos_token_id ep_size

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from shardinit.core.init_fn import InitFn
-from shardinit.core.ir.dependencies import dependencies, off_devices, stand_in
+from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.prng.root_key import as_key
 from shardinit.core.run import compile as compiled
@@ -40,6 +40,8 @@ class Initialisation:
       inputs: as for ``Module.init``.
       call_method: as for ``Module.init``.
       key_policy: as for ``Module.init``.
+      key: a key of the type of those that ``fn`` will be given; a threefry key by
+        default.
       traced: whether the caller is being traced, so that the inputs and the module may
         hold tracers.
 
@@ -55,6 +57,7 @@ class Initialisation:
         call_method: str = "__call__",
         key_policy: str = "sequence",
         *,
+        key: Any = None,
         traced: bool = False,
     ):
         walk.modules(module)  # refuses one that contains itself
@@ -66,15 +69,18 @@ class Initialisation:
         self._numbers: dict[int, Hole] = {}
         self._arguments = jax.tree.map(self._hole, (asked.args, asked.kwargs))
         self._template, self._copies = walk.copy(module, self._hole)
-        self._abstract = jax.eval_shape(lambda xs: xs, self._given)
-        key = jax.eval_shape(jax.random.key, 0)
+        abstract = jax.eval_shape(lambda xs: xs, self._given)
+        self._abstract = abstract if traced else [_off_meshes(x) for x in abstract]
+        self._traces: dict[Any, Traced] = {}
+        trace = self._traced(jax.eval_shape(jax.random.key, 0) if key is None else key)
         if traced:
-            self._values = dict(enumerate(self._given))
-            jax.eval_shape(lambda k: self._describe(k, self._given), key)
+            self._values = {
+                n: x for n, x in enumerate(self._given) if not _is_abstract(x)
+            }
             return
-        needed = dependencies(lambda a: self._describe(*a), key, self._abstract)
+        needed = trace.dependencies()
         for number, path in needed.items():
-            if isinstance(self._given[number], jax.ShapeDtypeStruct):
+            if _is_abstract(self._given[number]):
                 raise InitFnError(
                     f"leaf {path!r}",
                     f"its value depends on the values of an input of {self.name}, of "
@@ -90,9 +96,19 @@ class Initialisation:
             self._values[n] if n in self._values else stand_in(x)
             for n, x in enumerate(self._abstract)
         ]
-        root, _, held = self._run(key, values)
-        made = self._made(root, values, held)
-        return _nest(self._paths, [leaf for _, leaf, _ in made])
+        return self._traced(key)(key, values)
+
+    def _traced(self, key: Any) -> Traced:
+        """Traces the initialisation once for each type of key.
+
+        The module's code must not run again for a plan: what it assigns to settings
+        may come from a counter or a random number, and agree with no other run.
+        """
+        kind = (key.shape, key.dtype)
+        if kind not in self._traces:
+            abstract = jax.ShapeDtypeStruct(key.shape, key.dtype)
+            self._traces[kind] = Traced(self._describe, abstract, self._abstract)
+        return self._traces[kind]
 
     def rebuild(self, tree: Any, onto: Any = None) -> Any:
         """Returns the initialised module.
@@ -138,7 +154,7 @@ class Initialisation:
         return self._numbers[id(value)]
 
     def _describe(self, key: jax.Array, values: Sequence[Any]) -> Any:
-        """Traces ``fn`` for the first time; stores the skeleton, paths and axes."""
+        """Runs the initialisation; stores the skeleton, paths and axes."""
         root, self._skeletons, held = self._run(key, values)
         made = self._made(root, values, held)
         self._skeleton = root
@@ -217,7 +233,17 @@ class Initialisation:
 def _is_placed(x: Any) -> bool:
     """Whether an array has a `NamedSharding`, or is only a shape."""
     sharded = isinstance(getattr(x, "sharding", None), NamedSharding)
-    return sharded or isinstance(x, jax.ShapeDtypeStruct)
+    return sharded or _is_abstract(x)
+
+
+def _off_meshes(x: Any) -> Any:
+    # else the trace would hold the mesh that a given array lies on, where its axes
+    # are Explicit, and the mesh of the plan may be another
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type)
+
+
+def _is_abstract(x: Any) -> bool:
+    return isinstance(x, jax.ShapeDtypeStruct)
 
 
 def _nest(paths: Sequence[Path], values: Sequence[Any]) -> Any:
@@ -293,7 +319,9 @@ def init(
     walk.modules(module)  # refuses one that contains itself, before JAX walks it
     traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
     traced = traced or any(map(is_tracer, jax.tree.leaves((key, module, inputs))))
-    made = Initialisation(module, inputs, call_method, key_policy, traced=traced)
+    made = Initialisation(
+        module, inputs, call_method, key_policy, key=key, traced=traced
+    )
     if not traced:
         arrays = compiled.init(InitFn(made.fn, made.axes), key, mesh=mesh, rules=rules)
         if mesh is None:  # plain arrays: no mesh of one device shall follow them

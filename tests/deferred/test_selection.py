@@ -9,6 +9,7 @@ import pytest
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 
 from shardinit import deferred
+from shardinit.core.paths import path_str
 from shardinit.deferred import SelectionError, select
 from tests.core.bits import differing
 from tests.deferred.models import Dense, stack
@@ -211,3 +212,102 @@ def test_partitions_combine_to_the_tree_and_inversion_takes_the_rest(tree, n, di
     rest = found.invert().get_sequence()
     assert jax.tree.leaves(right) == jax.tree.leaves(rest)
     assert found.set_by_path(found.get_by_path()) == tree
+
+
+def nested():
+    return {"layers": [1, [2, 3], {"deep": [4, []]}], "other": (5, None, [6])}
+
+
+def test_items_of_sequences_are_inlined_removed_and_given_neighbours():
+    pair = select(nested()).at(lambda t: t["layers"][1])
+    assert pair.apply_and_inline(reversed)["layers"] == [1, 3, 2, {"deep": [4, []]}]
+    assert pair.remove_from_parent()["layers"] == [1, {"deep": [4, []]}]
+    assert pair.insert_before(0)["layers"][:3] == [1, 0, [2, 3]]
+    assert pair.insert_after([])["layers"][1:3] == [[2, 3], []]
+    added = pair.insert_after(0, and_select=True)
+    assert [path_str(path) for path in added.get_keypaths()] == ["layers/2"]
+    assert added.set(9)["layers"][2] == 9
+    first = select(nested()).at(lambda t: t["other"][0])
+    assert first.remove_from_parent()["other"] == (None, [6])
+    paths = select(nested()).at_instances_of(int).where(lambda n: n > 3)
+    shown = paths.apply_and_inline(lambda path, _: (path_str(path),), with_keypath=True)
+    assert shown["layers"][2] == {"deep": ["layers/2/deep/0", []]}
+    layers = select(stack(2, 2, 2))
+    assert len(layers.at(lambda t: t[0]).remove_from_parent()) == 1
+
+
+@pytest.mark.parametrize("pick", [lambda t: t, lambda t: t["layers"]])
+def test_what_is_no_item_of_a_sequence_has_no_neighbours(pick):
+    with pytest.raises(SelectionError, match="no item of a list or tuple"):
+        select(nested()).at(pick).insert_after(0)
+
+
+def test_refine_selects_by_a_function_of_each_node():
+    lists = select(nested()).at_instances_of(list)
+    first = lists.refine(lambda node: select(node).at(lambda x: x[0]))
+    assert first.get_sequence() == (1, 6)
+    assert first.set(0)["layers"][0] == 0
+    twice = lists.refine(lambda node: select([node, 8]).at(lambda both: both[1]))
+    assert twice.set(9)["other"] == (5, None, [[6], 9])
+    with pytest.raises(SelectionError, match="expected a selection"):
+        lists.refine(lambda node: node[0])
+
+
+def test_what_was_applied_stays_selected_if_asked():
+    lists = select(nested()).at_instances_of(list)
+    kept = lists.apply(len, keep_selected=True)
+    assert kept.get_sequence() == (3, 1)
+    assert kept.apply(lambda n: -n) == {"layers": -3, "other": (5, None, -1)}
+
+
+def test_innermost_and_childless_nodes():
+    lists = select(nested()).at_instances_of(list, innermost=True)
+    assert lists.get_sequence() == ([2, 3], [], [6])
+    everything = select(nested()).at_subtrees_where(lambda _: True, innermost=True)
+    childless = select(nested()).at_childless()
+    assert everything.get_by_path() == childless.get_by_path()
+    assert childless.get_sequence() == (1, 2, 3, 4, [], 5, None, 6)
+
+
+def test_key_paths_start_at_the_selected_node_or_at_the_root():
+    seen = {True: [], False: []}
+    for absolute, paths in seen.items():
+        select(nested()).at(lambda t: t["other"]).at_subtrees_where(
+            lambda path, _: bool(paths.append(path_str(path))),  # noqa: B023
+            with_keypath=True,
+            absolute_keypath=absolute,
+        )
+    assert seen[False] == ["", "0", "1", "2", "2/0"]
+    assert seen[True] == ["other", "other/0", "other/1", "other/2", "other/2/0"]
+
+
+def test_paths_from_selected_nodes_are_set():
+    layers = select({"a": [1, 2], "b": [3]}).at_instances_of(list)
+    assert layers.select_and_set_by_path({(SequenceKey(0),): 0}) == {
+        "a": [0, 2],
+        "b": [0],
+    }
+
+
+@hypothesis.given(trees, st.integers(0, 9))
+def test_partitions_at_leaves_have_the_leaves_of_the_tree(tree, n):
+    left, right = select(tree).at_subtrees_where(lambda x: x == n).partition(True)
+    hole = deferred.NotInThisPartition()
+
+    def shape(part):
+        return jax.tree.structure(part, is_leaf=lambda x: x == hole)
+
+    assert shape(left) == shape(right) == jax.tree.structure(tree)
+    assert deferred.combine(left, right) == tree
+
+
+@hypothesis.given(trees, st.sampled_from([list, dict, tuple, deferred.Parameter]))
+def test_selections_are_those_of_penzai(tree, cls):
+    pz = pytest.importorskip("penzai.pz")
+    for innermost in (False, True):
+        ours, theirs = (
+            s(tree).at_instances_of(cls, innermost=innermost)
+            for s in (select, pz.select)
+        )
+        assert ours.get_by_path() == theirs.get_by_path()
+        assert ours.set(0) == theirs.set(0)

@@ -23,34 +23,52 @@ from shardinit.core.prng import derivation as keys
 from shardinit.errors import InitFnError
 
 
-def dependencies(
-    fn: Callable[[Any], Any], key: Any, inputs: Sequence[Any]
-) -> dict[int, str]:
-    """The inputs that leaves depend on, each with the path of one such leaf.
+class Traced:
+    """A function of a key and arrays, traced once; calls run what was traced.
+
+    So the user's code runs once, however often the function is traced again.
 
     Args:
-      fn: from a pair of a key and a list of arrays to a pytree of arrays.
-      key: an abstract typed key.
+      fn: from a key and a list of arrays to a pytree of arrays.
+      key: an abstract key, typed or raw.
       inputs: abstract arrays.
-
-    Raises:
-      InitFnError: a leaf is a value of another trace, inside this one.
     """
-    with jx.collector_paused(), jx.no_mesh():
-        closed, shapes = jx.trace(fn, (key, list(inputs)))
-        root = Value(key.shape, key.dtype, key=keys.root(jx.key_impl(key.dtype)))
-        values = [Value(x.shape, x.dtype) for x in inputs]
-        given = [root, *values]
-        outs = Builder(fold=True, opaque=False).read(*jx.opened(closed), given)
-    number_of = {value: number for number, value in enumerate(values)}
-    found: dict[int, str] = {}
-    paths = jax.tree_util.tree_leaves_with_path(shapes)
-    for (path, _), out in zip(paths, outs, strict=True):
-        _refuse_foreign(path_str(path), out)
-        for value in leaves([out], ()):
-            if value in number_of:
-                found.setdefault(number_of[value], path_str(path))
-    return found
+
+    def __init__(
+        self, fn: Callable[[Any, list[Any]], Any], key: Any, inputs: Sequence[Any]
+    ):
+        self._key, self._inputs = key, inputs
+        with jx.collector_paused(), jx.no_mesh():
+            given = (key, list(inputs))
+            self._closed, self._shapes = jx.trace(lambda both: fn(*both), given)
+
+    def __call__(self, key: Any, values: Sequence[Any]) -> Any:
+        """Returns the pytree for a key and arrays, or tracers of them."""
+        results = jx.run(*jx.opened(self._closed), [key, *values])
+        return jax.tree.unflatten(jax.tree.structure(self._shapes), results)
+
+    def dependencies(self) -> dict[int, str]:
+        """The inputs that leaves depend on, each with the path of one such leaf.
+
+        Raises:
+          InitFnError: a leaf is a value of another trace, inside this one.
+        """
+        key = self._key
+        derived = keys.root(jx.key_impl(key.dtype)) if jx.is_key(key.dtype) else None
+        root = Value(key.shape, key.dtype, key=derived)
+        values = [Value(x.shape, x.dtype) for x in self._inputs]
+        opened = jx.opened(self._closed)
+        with jx.collector_paused(), jx.no_mesh():
+            outs = Builder(fold=True, opaque=False).read(*opened, [root, *values])
+        number_of = {value: number for number, value in enumerate(values)}
+        found: dict[int, str] = {}
+        paths = jax.tree_util.tree_leaves_with_path(self._shapes)
+        for (path, _), out in zip(paths, outs, strict=True):
+            _refuse_foreign(path_str(path), out)
+            for value in leaves([out], ()):
+                if value in number_of:
+                    found.setdefault(number_of[value], path_str(path))
+        return found
 
 
 def _refuse_foreign(path: str, out: Value) -> None:

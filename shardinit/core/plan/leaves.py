@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.sources import Replicated, Windowed
 from shardinit.core.init_fn import AxisNames
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.plan.leaf_info import LeafInfo
@@ -62,7 +63,7 @@ class PlanProgram:
     @property
     def whole(self) -> str:
         """Why it is evaluated whole on every device; empty if it is not."""
-        return self.program.whole
+        return str(self.program.replicated_reason or "")
 
 
 def itemsize(dtype: Any) -> int:
@@ -127,7 +128,7 @@ def group_programs(
     for together in gather_results(cut):
         if not any(picked[i] for i in together):
             continue
-        index = cut.leaves[together[0]].program
+        index = cut.run_of(together[0]).program
         places = tuple(shardings[i] for i in together)
         shapes = tuple(cut.leaves[i].shape for i in together)
         kind = (index, shapes, places)
@@ -145,14 +146,14 @@ def gather_results(cut: slicing.Cut) -> list[list[int]]:
     groups: list[list[int]] = []
     waiting: dict[Any, list[int]] = {}
     for number, leaf in enumerate(cut.leaves):
-        if leaf.program < 0:
-            continue
-        if cut.programs[leaf.program].results == 1:
+        source = leaf.source
+        if isinstance(source, Windowed):
             groups.append([number])
+        if not isinstance(source, Replicated):
             continue
-        run = (leaf.program, tuple(map(id, leaf.operands)))
+        run = (source.program, tuple(map(id, source.operands)))
         group = waiting.get(run)
-        if group is None or leaf.result == 0:
+        if group is None or source.result == 0:
             group = waiting[run] = []
             groups.append(group)
         group.append(number)
@@ -183,6 +184,6 @@ def plan_leaf(
         sharding,
         math.prod(shard) * itemsize(leaf.dtype),
         number,
-        cut.programs[leaf.program].whole if leaf.program >= 0 else "",
+        cut.replicated_text(leaf),
         taken,
     )

@@ -44,7 +44,7 @@ def key_words(key: jax.Array, cut: slicing.Cut) -> np.ndarray:
     return np.asarray(words)
 
 
-def evaluate(
+def operand_words(
     derived: Sequence[tuple[keys.Derivation, ...]], words: np.ndarray
 ) -> list[np.ndarray]:
     """For each leaf the words of all its operands in one uint32 vector.
@@ -53,7 +53,7 @@ def evaluate(
       derived: the operands of each leaf.
       words: the root key's words.
     """
-    flat = keys.evaluate([d for group in derived for d in group], words)
+    flat = keys.derive([d for group in derived for d in group], words)
     vectors, start = [], 0
     for group in derived:
         parts = flat[start : start + len(group)]

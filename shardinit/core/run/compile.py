@@ -21,6 +21,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.sources import Hosted
 from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.leaves import PlanProgram, gather_results
@@ -28,10 +29,8 @@ from shardinit.core.plan.mesh import AnyMesh, one_device
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
-from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
-from shardinit.core.window import constants
 from shardinit.errors import FingerprintMismatchError, InitFnError, ShardingError
 
 Progress = Callable[[int, int], None]
@@ -88,11 +87,13 @@ class CompiledPlan:
                 )
         runs = [g for g in gather_results(cut) if any(chosen[i] for i in g)]
         hosted = [
-            i for i, leaf in enumerate(cut.leaves) if leaf.program < 0 and chosen[i]
+            i
+            for i, leaf in enumerate(cut.leaves)
+            if isinstance(leaf.source, Hosted) and chosen[i]
         ]
         derived = [cut.leaves[g[0]].operands for g in runs]
         derived += [cut.leaves[i].operands for i in hosted]
-        vectors = operands.evaluate(derived, words)
+        vectors = operands.operand_words(derived, words)
         arguments = [np.append(v, np.uint32(0)) for v in vectors[: len(runs)]]
         done, total = 0, sum(map(len, runs)) + len(hosted)
         for group, argument in zip(runs, self._put(runs, arguments), strict=True):
@@ -121,20 +122,16 @@ class CompiledPlan:
 
 def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
     """A leaf that is a constant, a table or made of keys: each device gets its part."""
-    if leaf.const is not None:
-        return _from_numpy(leaf.const, sharding)
-    if leaf.table is not None:
-        device = min(sharding.addressable_devices, key=lambda device: device.id)
-        return _from_numpy(constants.values(leaf.table, device), sharding)
+    assert isinstance(leaf.source, Hosted)
+    device = min(sharding.addressable_devices, key=lambda device: device.id)
+    array = leaf.source.on_host(leaf.shape, words, device)
     if not is_key(leaf.dtype):
-        return _from_numpy(words.reshape(leaf.shape), sharding)
-    impl = key_impl(leaf.dtype)
-    data = words.reshape(*leaf.shape, keys.words_per_key(impl))
+        return _from_numpy(array, sharding)
     entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
     kind = sharding.memory_kind
     where = NamedSharding(sharding.mesh, PartitionSpec(*entries), memory_kind=kind)
-    placed = _from_numpy(data, where)
-    return jax.random.wrap_key_data(placed, impl=impl)
+    placed = _from_numpy(array, where)
+    return jax.random.wrap_key_data(placed, impl=key_impl(leaf.dtype))
 
 
 def _from_numpy(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -241,7 +238,7 @@ def lower(
         starts = [[0] * len(shape) for shape in program.shapes]
         return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
 
-    if gspmd and leaf.whole:
+    if gspmd and leaf.replicated_reason is not None:
         run = whole_program
     else:
         run = jax.shard_map(

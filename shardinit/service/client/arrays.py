@@ -22,6 +22,7 @@ from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
 from shardinit.core.program.treedef import read_tree
 from shardinit.core.run.compile import agree
+from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
 from shardinit.service.wire.description import Description
 
@@ -37,7 +38,7 @@ def from_windows(
     mesh: Any,
     out_shardings: Any,
     select: Any,
-    progress: Callable[[int, int], None],
+    progress: Report,
 ) -> Any:
     """The pytree of a described model, its leaves sharded.
 
