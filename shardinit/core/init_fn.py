@@ -74,6 +74,9 @@ class InitFn:
       name: what to call the model in tables and errors.
       context_rules: reads the logical axis rules of the framework's own context, which
         count where a plan is given none.
+      draws_on_host: NumPy's or Python's random state moved while the front end traced
+        the function.
+      again: makes the init function anew, from the user's own code.
     """
 
     fn: Callable[[jax.Array], Any]
@@ -81,6 +84,8 @@ class InitFn:
     rebuild: Callable[[Any], Any] = identity
     name: str = "init"
     context_rules: Callable[[], Sequence[AxisRule]] | None = None
+    draws_on_host: bool = False
+    again: Callable[[], InitFn] | None = None
 
     def __call__(self, key: jax.Array) -> Any:
         """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""

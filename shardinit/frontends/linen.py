@@ -28,6 +28,7 @@ from flax.core import meta
 from flax.core.spmd import get_logical_axis_rules
 from flax.linen import partitioning
 
+from shardinit.core.host_random import watched
 from shardinit.core.init_fn import AxisNames, InitFn, Name
 from shardinit.core.ir.dependencies import Traced, stand_in
 from shardinit.core.paths import path_str
@@ -176,7 +177,9 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         found["unboxed"] = jax.tree.structure(variables)
         return variables
 
-    needed = Traced(describe, jax.eval_shape(jax.random.key, 0), shapes).dependencies()
+    with watched() as random_state:
+        traced = Traced(describe, jax.eval_shape(jax.random.key, 0), shapes)
+    needed = traced.dependencies()
     axes, treedef, unboxed = found["axes"], found["treedef"], found["unboxed"]
     for number, path in needed.items():
         if isinstance(leaves[arrays[number]], jax.ShapeDtypeStruct):
@@ -208,4 +211,6 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         rebuild=rebuild,
         name=name,
         context_rules=get_logical_axis_rules,
+        draws_on_host=random_state.moved,
+        again=lambda: init_fn(module, *inputs, **kwargs),
     )

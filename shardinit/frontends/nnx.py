@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 from flax.core.spmd import get_logical_axis_rules
 
+from shardinit.core.host_random import watched
 from shardinit.core.init_fn import AxisNames, InitFn
 from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.errors import InitFnError
@@ -147,7 +148,6 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
     Example:
       >>> import shardinit
       >>> from flax import nnx
-    from flax.core.spmd import get_logical_axis_rules
       >>> from shardinit.frontends import nnx as frontend
       >>> model = shardinit.init(frontend.init_fn(nnx.Linear, 3, 8), 42)
       >>> model.kernel.shape
@@ -169,7 +169,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         found["treedef"] = jax.tree.structure(state)
         return _nest(state, _arrays)
 
-    with collector_paused(), no_mesh():
+    with collector_paused(), no_mesh(), watched() as random_state:
         shapes = jax.eval_shape(fn, jax.eval_shape(jax.random.key, 0))
     structure = jax.tree.structure(shapes)
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
@@ -189,4 +189,6 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         rebuild=rebuild,
         name=name,
         context_rules=get_logical_axis_rules,
+        draws_on_host=random_state.moved,
+        again=lambda: init_fn(model, *args, **kwargs),
     )

@@ -23,11 +23,3 @@ def divides(leaf: LeafInfo, dim: int, entry: Any, mesh: AnyMesh) -> bool:
     return not (known and dim < len(leaf.shape)) or (
         leaf.shape[dim] % parts(entry, mesh.shape) == 0
     )
-
-
-def undivided(leaf: LeafInfo, dim: int, entry: Any, mesh: AnyMesh) -> str:
-    """Says which axis does not divide by which mesh axes."""
-    name = leaf.axes[dim] if leaf.axes else None
-    ways = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in mesh_axes(entry))
-    axis = f"axis {dim}" + (f" ({name!r})" if name else "")
-    return f"{axis} of size {leaf.shape[dim]} does not divide by {ways}"

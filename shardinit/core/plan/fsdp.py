@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from jax.sharding import PartitionSpec
 
+from shardinit.core.plan import reasons
 from shardinit.core.plan.entries import as_entry, parts
 from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh
@@ -26,7 +26,7 @@ class Fsdp:
     def choose(self, leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
         """Where one leaf lies; an axis that does not divide is never taken."""
         axes = self.axes or tuple(mesh.axis_names)
-        if math.prod(leaf.shape) * leaf.itemsize < self.min_bytes:
+        if leaf.nbytes < self.min_bytes:
             return Choice()
         # All axes on one dimension if one divides; otherwise fewer axes, last first.
         for first in range(len(axes)):
@@ -40,8 +40,7 @@ class Fsdp:
             if sizes and ways > 1:
                 dim = -max(sizes)[1]
                 return Choice(PartitionSpec(*[None] * dim, as_entry(wanted)))
-        ways = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
-        return Choice(reasons=(f"no axis of {leaf.shape} divides by any of {ways}",))
+        return Choice(reasons=(reasons.indivisible(leaf, mesh, axes),))
 
 
 def fsdp(*axes: str, min_bytes: int = 1 << 16) -> Fsdp:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.init_fn import AxisRule, Name
 from shardinit.core.plan.mesh import AnyMesh
@@ -26,6 +27,7 @@ class LeafInfo:
       own_rules: logical axis rules that the model attaches to the leaf.
       own_mesh: the mesh on which the model places the leaf.
       named: how many dimensions the model itself named.
+      stated: the sharding that the function itself gives the leaf.
     """
 
     path: str
@@ -36,6 +38,32 @@ class LeafInfo:
     own_rules: tuple[AxisRule, ...] = ()
     own_mesh: AnyMesh | None = None
     named: int | None = None
+    stated: NamedSharding | None = None
+
+    @property
+    def plain_names(self) -> tuple[str | None, ...] | None:
+        """The names that a file can hold: one for a dimension, or none."""
+        if self.axes is None:
+            return None
+        return tuple(name if isinstance(name, str) else None for name in self.axes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole leaf."""
+        return math.prod(self.shape) * self.itemsize
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an axis lies whole that no rule keeps whole.
+
+    Attributes:
+      text: the reason, the same for all leaves that it holds for.
+      remedy: what would help the leaf at hand.
+    """
+
+    text: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -51,5 +79,5 @@ class Choice:
 
     spec: PartitionSpec = WHOLE
     memory_kind: str | None = None
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...] = ()
     rules: tuple[object, ...] = ()

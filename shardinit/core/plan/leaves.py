@@ -88,8 +88,9 @@ def leaf_infos(cut: slicing.Cut, axes: Any) -> list[LeafInfo]:
                 f"leaves",
             ) from error
     infos = []
-    for leaf, name in zip(cut.leaves, names, strict=True):
-        infos.append(_leaf_info(leaf, name))
+    stated = cut.stated or [None] * len(cut.leaves)
+    for leaf, name, place in zip(cut.leaves, names, stated, strict=True):
+        infos.append(replace(_leaf_info(leaf, name), stated=place))
     return infos
 
 

@@ -16,9 +16,9 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from shardinit.core.init_fn import Name
-from shardinit.core.plan import logical
-from shardinit.core.plan.divide import divides, fits_of, undivided
-from shardinit.core.plan.entries import MeshAxes, as_entry, mesh_axes
+from shardinit.core.plan import logical, reasons
+from shardinit.core.plan.divide import divides, fits_of
+from shardinit.core.plan.entries import MeshAxes, as_entry, mesh_axes, mesh_axes_of
 from shardinit.core.plan.fsdp import Fsdp, fsdp
 from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh
@@ -84,7 +84,7 @@ class AxisRules:
           ShardingError: a name that stands twice, or rules that name two memories.
         """
         if leaf.axes is None:
-            return Choice(reasons=("it has no axis names",))
+            return Choice(reasons=(reasons.no_names(leaf, mesh),))
         logical.check_distinct(leaf.axes, f"leaf {leaf.path!r}")
         rules, fits = self.with_own(leaf), fits_of(leaf, mesh, indivisible)
         pairs = [(name, axes_of(value)) for name, value in rules]
@@ -94,20 +94,22 @@ class AxisRules:
         if leaf.passes:
             settled = logical.pass_through(unknown, settled, mesh.shape, fits)
         entries = [None if e is logical.UNSETTLED else e for e in settled]
-        reasons = []
+        why = []
         for dim, name in enumerate(leaf.axes):
-            if settled[dim] is not logical.UNSETTLED:
+            if settled[dim] is not logical.UNSETTLED or not isinstance(name, str):
                 continue
             tried = [axes for rule, axes in pairs if rule == name]
             if not tried:
-                reasons.append(f"no rule for the axis name {name!r}")
+                why.append(reasons.no_rule(name, mesh))
             elif not all(divides(leaf, dim, entry, mesh) for entry in tried):
-                reasons.append(undivided(leaf, dim, tried[0], mesh))
+                why.append(reasons.undivided(leaf, dim, tried[0], mesh))
+        if not any(isinstance(name, str | tuple) for name in leaf.axes):
+            why.append(reasons.no_names(leaf, mesh))
         kinds = [(rule[0], kind_of(rule[1])) for rule in rules if rule[0] in leaf.axes]
         return Choice(
             PartitionSpec(*entries),
             _one_kind(leaf, dict(kinds)),
-            tuple(reasons),
+            tuple(why),
             tuple(rule for rule in rules if rule[0] in leaf.axes),
         )
 
@@ -149,7 +151,7 @@ class PathRules:
     def mesh_axes(self) -> set[str]:
         """All mesh axes that the rules name."""
         specs = [axes_of(value) for _, value in self.rules]
-        return {axis for spec in specs for entry in spec for axis in mesh_axes(entry)}
+        return {axis for spec in specs for axis in mesh_axes_of(spec)}
 
     def choose(self, leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
         """Where one leaf lies; see ``AxisRules.choose``.
@@ -159,7 +161,7 @@ class PathRules:
         """
         matching = [rule for rule in self.rules if re.search(rule[0], leaf.path)]
         if not matching:
-            return Choice(reasons=("no path rule matches",))
+            return Choice(reasons=(reasons.no_path_rule(leaf, mesh),))
         fits = fits_of(leaf, mesh, indivisible)
         for rule in matching:
             spec = axes_of(rule[1])
@@ -170,12 +172,12 @@ class PathRules:
         kept = [
             entry if fits(i, mesh_axes(entry)) else None for i, entry in enumerate(spec)
         ]
-        reasons = [
-            undivided(leaf, dim, entry, mesh)
+        why = [
+            reasons.undivided(leaf, dim, entry, mesh)
             for dim, entry in enumerate(spec)
             if entry is not None and kept[dim] is None
         ]
-        return Choice(PartitionSpec(*kept), kind_of(rule[1]), tuple(reasons), (rule,))
+        return Choice(PartitionSpec(*kept), kind_of(rule[1]), tuple(why), (rule,))
 
 
 Rules = AxisRules | PathRules | Fsdp
@@ -191,6 +193,10 @@ class DefaultRules:
 
     def choose(self, leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
         """Where one leaf lies; see ``AxisRules.choose``."""
+        if leaf.stated is not None and set(mesh_axes_of(leaf.stated.spec)) <= set(
+            mesh.shape
+        ):
+            return Choice(leaf.stated.spec, leaf.stated.memory_kind)
         if leaf.own_rules:
             return AxisRules(leaf.own_rules).choose(leaf, mesh, indivisible)
         named = [
@@ -201,15 +207,15 @@ class DefaultRules:
             return fsdp().choose(leaf, mesh, indivisible)
         fits = fits_of(leaf, mesh, indivisible)
         entries: list[MeshAxes] = []
-        reasons = []
+        why = []
         for dim, names in enumerate(named):
             known = set(names) <= set(mesh.shape)
             entries.append(as_entry(names) if known and fits(dim, names) else None)
             if not known:
-                reasons.append(f"no rule for the axis name {as_entry(names)!r}")
+                why.append(reasons.no_rule("+".join(names), mesh))
             elif not fits(dim, names):
-                reasons.append(undivided(leaf, dim, names, mesh))
-        return Choice(PartitionSpec(*entries), None, tuple(reasons))
+                why.append(reasons.undivided(leaf, dim, names, mesh))
+        return Choice(PartitionSpec(*entries), None, tuple(why))
 
 
 def _one_kind(leaf: LeafInfo, kinds: Mapping[str, str | None]) -> str | None:

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.paths import path_str
-from shardinit.core.plan.entries import mesh_axes, parts
+from shardinit.core.plan.entries import mesh_axes, mesh_axes_of, parts
 from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh, one_device
 from shardinit.core.plan.rules import (
@@ -70,7 +70,7 @@ def _placed(
     mesh: AnyMesh, spec: PartitionSpec, leaf: LeafInfo, memory_kind: str | None = None
 ) -> NamedSharding:
     """A spec on a mesh; what JAX would refuse is refused with the leaf's name."""
-    names = [name for entry in spec for name in mesh_axes(entry)]
+    names = mesh_axes_of(spec)
     twice = next((n for n in names if names.count(n) > 1), None)
     unknown = next((n for n in names if n not in mesh.shape), None)
     if twice is not None or unknown is not None:

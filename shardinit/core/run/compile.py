@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,7 @@ class CompiledPlan:
     def run(self, key: jax.Array, progress: Progress | None = None) -> list[Any]:
         """``leaves`` for a key that ``as_key`` made."""
         cut = self.plan.cut
-        words = operands.key_words(key, cut)
+        words = operands.key_words(self.plan.root_key(key), cut)
         leaves: list[Any] = [None] * len(cut.leaves)
         chosen = [leaf.selected for leaf in self.plan.leaves]
         for number, leaf in enumerate(cut.leaves):
@@ -316,10 +316,11 @@ def init(
     rules: Rules | None = None,
     out_shardings: Any = None,
     select: Select | None = None,
-    strict: bool = False,
+    strict: bool | Collection[str] = False,
     whole: str = "replicate",
     indivisible: str = "error",
     memory_limit: int | None = None,
+    prng: str | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Initialises ``fn`` on a mesh, every device making its own shard.
@@ -338,6 +339,7 @@ def init(
       whole: as for ``plan``.
       indivisible: as for ``plan``.
       memory_limit: as for ``plan``.
+      prng: as for ``plan``.
       progress: called with (leaves dispatched, leaves in all).
 
     Returns:
@@ -352,7 +354,10 @@ def init(
         whole=whole,
         indivisible=indivisible,
         memory_limit=memory_limit,
+        prng=prng,
     )
     root = as_key(key)
-    compiled = compile_plan(make_plan(fn, root, options))
+    made = make_plan(fn, root, options)
+    made.warn()
+    compiled = compile_plan(made)
     return compiled.rebuild(compiled.run(root, progress))
