@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import shardinit
 from shardinit.errors import FindingsError, FindingsWarning, WholeLeafError
 
-MESH = AbstractMesh((2, 4), ("data", "model"))
+MESH = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 AXIS = shardinit.AxisRules
 
 

@@ -54,9 +54,10 @@ class Finding:
 
     Example:
       >>> import jax, shardinit
-      >>> mesh = jax.sharding.AbstractMesh((8,), ("data",))
+      >>> auto = (jax.sharding.AxisType.Auto,)
+      >>> mesh = jax.sharding.AbstractMesh((8,), ("data",), axis_types=auto)
       >>> def fn(key):
-      ...     return {"odd": jax.random.normal(key, (1023, 1025))}
+      ...     return {"odd": jax.random.normal(key, (255, 257))}
       >>> [finding] = shardinit.plan(fn, mesh=mesh, rules=shardinit.fsdp()).findings
       >>> finding.kind, finding.severity, finding.leaves
       ('replicated', 'warning', ('odd',))
