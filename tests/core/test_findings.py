@@ -281,3 +281,17 @@ def test_findings_are_shown():
     assert "<li>warning" in plan._repr_html_()
     assert "<embed>" not in plan._repr_html_()
     assert found.as_data()["leaves"] == ["kernel"]
+
+
+def test_a_placement_stated_inside_a_jitted_function():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    stated = NamedSharding(mesh, P("model"))
+
+    @jax.jit
+    def layer(key):
+        w = jax.lax.with_sharding_constraint(jax.random.normal(key, (64, 64)), stated)
+        return w.astype(jnp.bfloat16), jnp.zeros(64)
+
+    w, b = shardinit.init(layer, 0, mesh=mesh)
+    assert w.sharding == stated
+    assert b.sharding == NamedSharding(mesh, P())

@@ -22,25 +22,37 @@ _KEEPING = frozenset(
 
 def stated_shardings(closed: Any) -> list[NamedSharding | None]:
     """For each result of a jaxpr the sharding that it was last constrained to."""
+    makers: dict[int, dict[Any, Any]] = {}
     jaxpr, _ = jx.opened(closed)
-    makers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
-    return [_stated(var, makers) for var in jaxpr.outvars]
+    return [_stated(var, jaxpr, makers) for var in jaxpr.outvars]
 
 
-def _stated(var: Any, makers: dict[Any, Any]) -> NamedSharding | None:
+def _stated(
+    var: Any, jaxpr: Any, makers: dict[int, dict[Any, Any]]
+) -> NamedSharding | None:
+    """The sharding of one result.
+
+    Args:
+      var: the result.
+      jaxpr: whose it is.
+      makers: what makes each variable, by jaxpr: one may make thousands of leaves.
+    """
     typed = getattr(var.aval, "sharding", None)
     if isinstance(typed, NamedSharding) and any(e is not None for e in typed.spec):
         return typed
-    while not isinstance(var, jx.Literal) and var in makers:
-        eqn = makers[var]
+    while not isinstance(var, jx.Literal):
+        if id(jaxpr) not in makers:
+            makers[id(jaxpr)] = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
+        eqn = makers[id(jaxpr)].get(var)
+        if eqn is None:
+            return None
         name = eqn.primitive.name
         if name == "sharding_constraint":
             found = eqn.params["sharding"]
             return found if isinstance(found, NamedSharding) else None
         if name in jx.INLINED:
-            body, _ = jx.nested(eqn)
-            var = body.outvars[eqn.outvars.index(var)]
-            makers = {v: inner for inner in body.eqns for v in inner.outvars}
+            jaxpr, _ = jx.nested(eqn)
+            var = jaxpr.outvars[eqn.outvars.index(var)]
         elif name in _KEEPING:
             var = eqn.invars[eqn.outvars.index(var)]
         else:
