@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from shardinit import module as module
     from shardinit import storage as storage
     from shardinit.core.init_fn import InitFn as InitFn
+    from shardinit.core.plan.fsdp import fsdp as fsdp
+    from shardinit.core.plan.placement import Placement as Placement
     from shardinit.core.plan.plan import Plan as Plan
     from shardinit.core.plan.plan import plan as plan
     from shardinit.core.plan.rules import AxisRules as AxisRules
     from shardinit.core.plan.rules import PathRules as PathRules
-    from shardinit.core.plan.rules import fsdp as fsdp
     from shardinit.core.program.program import InitProgram as InitProgram
     from shardinit.core.program.program import export_plan as export_plan
     from shardinit.core.program.program import load_program as load_program
@@ -46,6 +47,7 @@ _HOMES = {
     "InitProgram": "core.program.program",
     "ModelSpec": "models",
     "PathRules": "core.plan.rules",
+    "Placement": "core.plan.placement",
     "Plan": "core.plan.plan",
     "audit": "verify.audit.audit",
     "compile_plan": "core.run.compile",
@@ -53,7 +55,7 @@ _HOMES = {
     "deferred": "deferred",
     "digest": "verify.digest.devices",
     "export_plan": "core.program.program",
-    "fsdp": "core.plan.rules",
+    "fsdp": "core.plan.fsdp",
     "init": "core.run.compile",
     "init_missing": "core.run.missing",
     "load_executables": "storage.executables",

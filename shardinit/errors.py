@@ -60,7 +60,31 @@ class ShardingError(ShardinitError, ValueError):
 
 
 class WholeLeafError(ShardinitError, ValueError):
-    """``strict=True`` met leaves that must be evaluated whole on every device."""
+    """Leaves take more than ``memory_limit`` on a device, or are refused as whole."""
+
+
+class FindingsError(WholeLeafError):
+    """``strict=`` refuses what a plan's findings say.
+
+    Attributes:
+      findings: those that are refused.
+    """
+
+    def __init__(
+        self,
+        where: str = "",
+        came: str = "",
+        expected: str = "",
+        remedy: str = "",
+        *,
+        findings: Sequence[Any] = (),
+    ):
+        self.findings = tuple(findings)
+        super().__init__(where, came, expected, remedy)
+
+
+class FindingsWarning(UserWarning):
+    """What a plan's findings say of leaves that take a MiB of each device or more."""
 
 
 class SelectError(ShardinitError, KeyError):

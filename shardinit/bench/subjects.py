@@ -16,8 +16,9 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from shardinit.core.init_fn import InitFn
+from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.leaves import itemsize
-from shardinit.core.plan.rules import AxisRules, LeafInfo
+from shardinit.core.plan.rules import AxisRules
 from shardinit.core.plan.sharding import resolve
 from shardinit.models import ModelSpec, build, example_config
 

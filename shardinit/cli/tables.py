@@ -30,7 +30,10 @@ def print_plan(plan: Any) -> None:
         table.add_column(name, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row[: len(shown)]))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for found in plan.findings:
+        console.print(Text(str(found)))
 
 
 def plan_as_data(plan: Any) -> dict[str, Any]:
@@ -58,6 +61,7 @@ def plan_as_data(plan: Any) -> dict[str, Any]:
         "bytes_per_device": plan.bytes_per_device,
         "parameter_count": plan.parameter_count,
         "programs": len(plan.programs),
+        "findings": [found.as_data() for found in plan.findings],
         "leaves": leaves,
     }
 

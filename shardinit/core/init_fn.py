@@ -8,7 +8,7 @@ follows (the plan, the programs, windows, digests) knows nothing of the framewor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,47 @@ def identity(tree: Any) -> Any:
     return tree
 
 
+Name = str | tuple[str, ...] | None
+AxisRule = tuple[str, str | tuple[str, ...] | None]
+AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
+
+
+class AxisNames(tuple[Name, ...]):
+    """The names of one leaf's axes, with what a framework attaches to them.
+
+    It is the tuple of names, one for each dimension: a logical name, the mesh axes
+    themselves, or None. In ``InitFn.axes`` a plain tuple attaches nothing.
+
+    Attributes:
+      named: how many dimensions the model named; the rest are None.
+      passes: a name that no rule knows and that is a mesh axis means that axis, as in
+        Flax NNX and ``nn.Partitioned``.
+      rules: logical axis rules that the leaf brings along.
+      mesh: the mesh on which the model itself places the leaf.
+    """
+
+    named: int
+    passes: bool
+    rules: tuple[AxisRule, ...]
+    mesh: AnyMesh | None
+
+    def __new__(
+        cls,
+        names: Iterable[Name],
+        rank: int,
+        *,
+        passes: bool = False,
+        rules: Iterable[AxisRule] = (),
+        mesh: AnyMesh | None = None,
+    ) -> AxisNames:
+        """Names of the first dimensions of an array of that rank."""
+        given = tuple(names)
+        made = super().__new__(cls, (*given, *[None] * (rank - len(given))))
+        made.named, made.passes = len(given), passes
+        made.rules, made.mesh = tuple(rules), mesh
+        return made
+
+
 @dataclass(frozen=True)
 class InitFn:
     """A function from a key to a pytree of arrays, with what a front end knows of it.
@@ -27,16 +68,24 @@ class InitFn:
     Attributes:
       fn: ``key -> pytree of arrays``; pure, traceable by ``jax.make_jaxpr``.
       axes: a pytree shaped like ``fn``'s result, each leaf a tuple with one logical
-        axis name (or None) for each dimension, or None where nothing is known;
-        None when no leaf has names.
+        axis name (or None) for each dimension, `AxisNames`, or None where nothing is
+        known; None when no leaf has names.
       rebuild: turns the pytree of arrays into the user's own object.
       name: what to call the model in tables and errors.
+      context_rules: reads the logical axis rules of the framework's own context, which
+        count where a plan is given none.
+      draws_on_host: NumPy's or Python's random state moved while the front end traced
+        the function.
+      again: makes the init function anew, from the user's own code.
     """
 
     fn: Callable[[jax.Array], Any]
     axes: Any = None
     rebuild: Callable[[Any], Any] = identity
     name: str = "init"
+    context_rules: Callable[[], Sequence[AxisRule]] | None = None
+    draws_on_host: bool = False
+    again: Callable[[], InitFn] | None = None
 
     def __call__(self, key: jax.Array) -> Any:
         """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""

@@ -16,16 +16,22 @@ and refused, with the name of such a variable, if it is only a shape.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
+from flax.core.spmd import get_logical_axis_rules
+from flax.linen import partitioning
 
-from shardinit.core.init_fn import InitFn
+from shardinit.core.host_random import watched
+from shardinit.core.init_fn import AxisNames, InitFn, Name
 from shardinit.core.ir.dependencies import Traced, stand_in
+from shardinit.core.paths import path_str
 from shardinit.errors import InitFnError
 
 
@@ -55,17 +61,68 @@ def _unbox(tree: Any) -> Any:
 
 def _names(tree: Any) -> Any:
     """The tree of axis names, shaped like the unboxed ``tree``."""
+    sown = _sown_names(tree)
 
-    def of_leaf(x: Any) -> Any:
+    def of_leaf(path: Any, x: Any) -> Any:
         content = _unbox(x)
-        names = getattr(x, "names", None)
-        if names is None:  # an NNX Variable bridged into Linen keeps them here
-            names = getattr(x, "metadata", {}).get("out_sharding")
-        if names is None or not hasattr(content, "ndim"):
+        if not hasattr(content, "ndim"):
             return jax.tree.map(lambda _: None, content)
-        return (*names, *[None] * (content.ndim - len(names)))
+        if _is_box(x):
+            return _box_names(x, content.ndim)
+        names = sown.get(path_str(path))
+        return None if names is None else AxisNames(names, content.ndim)
 
-    return jax.tree.map(of_leaf, tree, is_leaf=_is_box)
+    return jax.tree_util.tree_map_with_path(of_leaf, tree, is_leaf=_is_box)
+
+
+def _box_names(box: Any, rank: int) -> AxisNames | None:
+    """What a box says of its leaf.
+
+    The names of a logical box have a meaning by rules alone; those of `nn.Partitioned`
+    and of an NNX Variable bridged into Linen may be mesh axes.
+    """
+    metadata = getattr(box, "metadata", {})  # where a bridged Variable keeps all this
+    names = getattr(box, "names", None) or metadata.get("out_sharding")
+    if not names and hasattr(box, "get_partition_spec"):  # a box of somebody else's
+        names = box.get_partition_spec()
+    if not names:
+        return None
+    rules = getattr(box, "rules", None) or metadata.get("sharding_rules") or ()
+    return AxisNames(
+        names,
+        rank,
+        passes=not isinstance(box, nn.LogicallyPartitioned),
+        rules=rules,
+        mesh=getattr(box, "mesh", None) or metadata.get("mesh"),
+    )
+
+
+def _sown_names(tree: Any) -> dict[str, tuple[Name, ...]]:
+    """Names by path that ``param_with_axes`` and its kin sow beside the variables.
+
+    The names of ``params/dense/kernel`` are at ``params_axes/dense/kernel_axes``.
+    """
+
+    def is_sown(x: Any) -> bool:
+        return isinstance(x, partitioning.AxisMetadata)
+
+    sown: dict[str, tuple[Name, ...]] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_sown):
+        if not is_sown(x) or x.names is None:
+            continue
+        collection, *inner = path_str(path).split("/")
+        of = "/".join((collection.removesuffix("_axes"), *inner))
+        sown[of.removesuffix("_axes")] = tuple(x.names)
+    return sown
+
+
+def _without_eager_sharding() -> AbstractContextManager[Any]:
+    """NNX Variables inside Linen must not ask for a mesh: the plan places them.
+
+    Flax loads NNX only for who uses it; without it there are no Variables.
+    """
+    nnx = sys.modules.get("flax.nnx")
+    return nullcontext() if nnx is None else nnx.use_eager_sharding(False)
 
 
 def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
@@ -108,7 +165,8 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         for i, value in zip(arrays, values, strict=True):
             filled[i] = value
         args, options = jax.tree.unflatten(structure, filled)
-        return module.init(key, *args, **options)
+        with _without_eager_sharding():
+            return module.init(key, *args, **options)
 
     found: dict[str, Any] = {}
 
@@ -119,7 +177,9 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         found["unboxed"] = jax.tree.structure(variables)
         return variables
 
-    needed = Traced(describe, jax.eval_shape(jax.random.key, 0), shapes).dependencies()
+    with watched() as random_state:
+        traced = Traced(describe, jax.eval_shape(jax.random.key, 0), shapes)
+    needed = traced.dependencies()
     axes, treedef, unboxed = found["axes"], found["treedef"], found["unboxed"]
     for number, path in needed.items():
         if isinstance(leaves[arrays[number]], jax.ShapeDtypeStruct):
@@ -145,4 +205,12 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
             )
         return jax.tree.unflatten(treedef, jax.tree.leaves(tree))
 
-    return InitFn(fn, axes=axes, rebuild=rebuild, name=name)
+    return InitFn(
+        fn,
+        axes=axes,
+        rebuild=rebuild,
+        name=name,
+        context_rules=get_logical_axis_rules,
+        draws_on_host=random_state.moved,
+        again=lambda: init_fn(module, *inputs, **kwargs),
+    )

@@ -26,8 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.core.spmd import get_logical_axis_rules
 
-from shardinit.core.init_fn import InitFn
+from shardinit.core.host_random import watched
+from shardinit.core.init_fn import AxisNames, InitFn
 from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.errors import InitFnError
 
@@ -93,7 +95,11 @@ def _arrays(entry: Any) -> Any:
 
 
 def _axes(entry: Any) -> Any:
-    """The logical axis names of one state entry: a tuple, or None a leaf."""
+    """The axis names of one state entry, or None a leaf.
+
+    Flax reads a name without a rule as a mesh axis, and lets a Variable bring rules
+    and a mesh of its own.
+    """
     value = entry.get_raw_value() if isinstance(entry, nnx.Variable) else entry
     if not isinstance(entry, nnx.Variable) or not hasattr(value, "shape"):
         return jax.tree.map(lambda _: None, value)
@@ -103,11 +109,13 @@ def _axes(entry: Any) -> Any:
     )
     while hasattr(names, "sharding"):  # a jax Format wraps a sharding
         names = names.sharding
-    names = getattr(names, "spec", names)  # a NamedSharding wraps a PartitionSpec
+    # a NamedSharding wraps a PartitionSpec, and names a mesh
+    mesh = getattr(names, "mesh", metadata.get("mesh"))
+    names = getattr(names, "spec", names)
     if names is None:
         return None
-    # a PartitionSpec may leave off its last dimensions
-    return (*names, *[None] * (len(value.shape) - len(names)))
+    rules = metadata.get("sharding_rules") or ()
+    return AxisNames(names, value.ndim, passes=True, rules=rules, mesh=mesh)
 
 
 def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
@@ -161,7 +169,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         found["treedef"] = jax.tree.structure(state)
         return _nest(state, _arrays)
 
-    with collector_paused(), no_mesh():
+    with collector_paused(), no_mesh(), watched() as random_state:
         shapes = jax.eval_shape(fn, jax.eval_shape(jax.random.key, 0))
     structure = jax.tree.structure(shapes)
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
@@ -175,4 +183,12 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
             )
         return nnx.merge(graphdef, jax.tree.unflatten(treedef, jax.tree.leaves(arrays)))
 
-    return InitFn(fn, axes=axes, rebuild=rebuild, name=name)
+    return InitFn(
+        fn,
+        axes=axes,
+        rebuild=rebuild,
+        name=name,
+        context_rules=get_logical_axis_rules,
+        draws_on_host=random_state.moved,
+        again=lambda: init_fn(model, *args, **kwargs),
+    )

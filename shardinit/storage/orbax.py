@@ -21,8 +21,9 @@ import orbax.checkpoint as ocp
 
 from shardinit.core.paths import path_str
 from shardinit.core.plan import sharding as sh
+from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
-from shardinit.core.plan.rules import LeafInfo, Rules
+from shardinit.core.plan.rules import Rules
 from shardinit.errors import CheckpointError
 
 

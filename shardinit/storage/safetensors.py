@@ -29,8 +29,9 @@ import numpy as np
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.paths import path_str
 from shardinit.core.plan import sharding as sh
+from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
-from shardinit.core.plan.rules import LeafInfo, Rules
+from shardinit.core.plan.rules import Rules
 from shardinit.core.run.lazy import LazyTree
 from shardinit.errors import CheckpointError
 from shardinit.storage.layout import (

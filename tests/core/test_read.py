@@ -149,13 +149,20 @@ def test_bad_windows_are_refused_by_name():
     assert lazy["w"][4:].shape == (0, 8)
 
 
-def test_a_plan_refuses_whole_leaves_beyond_the_limit(mesh):
+def test_a_plan_refuses_more_bytes_on_a_device_than_the_limit(mesh):
     def model(key):
         return {
             "w": jax.random.normal(key, (512, 512)),
             "t": jax.random.gamma(key, 2.0, (64,)),
         }
 
-    assert shardinit.plan(model, mesh=mesh, memory_limit=256).whole_leaves
+    held = 512 * 512 * 4 // 8 + 256  # the shard of w, and t in full
+    assert shardinit.plan(model, mesh=mesh, memory_limit=held).whole_leaves
+    with pytest.raises(
+        WholeLeafError, match=r"'w'.*131,328 bytes.*'t' whole.*memory_limit=131,327"
+    ):
+        shardinit.init(model, 0, mesh=mesh, memory_limit=held - 1)
+    only_t = {"select": "t", "mesh": mesh}
+    assert shardinit.plan(model, memory_limit=256, **only_t).whole_leaves
     with pytest.raises(WholeLeafError, match=r"'t'.*256 bytes.*memory_limit=255"):
-        shardinit.init(model, 0, mesh=mesh, memory_limit=255)
+        shardinit.plan(model, memory_limit=255, **only_t)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from shardinit.core.cut.fences import fence_moves
 from shardinit.core.cut.leaf_program import (
@@ -25,6 +26,7 @@ from shardinit.core.cut.leaf_program import (
     digest_of,
     flatten,
 )
+from shardinit.core.cut.repeats import repeated_draws
 from shardinit.core.cut.scalars import lift_scalars
 from shardinit.core.cut.sources import (
     Constant,
@@ -38,6 +40,7 @@ from shardinit.core.cut.sources import (
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
 from shardinit.core.ir.graph import Node, Value, extract, topological
+from shardinit.core.ir.placements import stated_shardings
 from shardinit.core.paths import path_str
 from shardinit.core.prng import derivation as keys
 from shardinit.core.window import constants
@@ -79,6 +82,8 @@ class Cut:
       programs: the distinct programs.
       tree: the pytree structure of the result.
       impl: the key implementation; typed: whether the root key is a typed one.
+      stated: the sharding that the function itself gives each leaf, or None.
+      repeats: groups of leaves, by number, of one value that one key drew twice.
     """
 
     leaves: tuple[LeafCut, ...]
@@ -86,6 +91,8 @@ class Cut:
     tree: Any
     impl: str
     typed: bool
+    stated: tuple[NamedSharding | None, ...] = ()
+    repeats: tuple[tuple[int, ...], ...] = ()
 
     def run_of(self, number: int) -> Run:
         """The source of a leaf that a program computes."""
@@ -130,7 +137,10 @@ def cut(fn: Any, key_aval: Any) -> Cut:
         outs = builder.read(*jx.opened(closed), [root])
         _refuse_effects(builder.effects, outs, paths)
         _refuse_no_values(outs, paths)
-        return Cut(*_Cutter(outs, paths).run(), tree, impl, typed)
+        leaves, programs = _Cutter(outs, paths).run()
+        repeats = repeated_draws([leaf.source for leaf in leaves], outs)
+        stated = tuple(stated_shardings(closed))
+        return Cut(leaves, programs, tree, impl, typed, stated, repeats)
 
 
 def _raw_impl(key_aval: Any) -> str:

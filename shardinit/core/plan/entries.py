@@ -24,6 +24,11 @@ def mesh_axes(entry: str | Iterable[str] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
+def mesh_axes_of(spec: Iterable[str | Iterable[str] | None]) -> list[str]:
+    """The mesh axes of all entries of a spec."""
+    return [axis for entry in spec for axis in mesh_axes(entry)]
+
+
 def as_entry(axes: Iterable[str]) -> MeshAxes:
     """The entry that names ``axes``, as JAX writes it: the inverse of ``mesh_axes``."""
     names = tuple(axes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,8 +13,9 @@ from jax.sharding import NamedSharding
 
 from shardinit.core.cut import cut as slicing
 from shardinit.core.cut.sources import Replicated, Windowed
+from shardinit.core.init_fn import AxisNames
 from shardinit.core.ir.jaxpr import is_key
-from shardinit.core.plan.rules import LeafInfo
+from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.errors import ShardingError
 
 
@@ -87,15 +88,32 @@ def leaf_infos(cut: slicing.Cut, axes: Any) -> list[LeafInfo]:
                 f"leaves",
             ) from error
     infos = []
-    for leaf, name in zip(cut.leaves, names, strict=True):
-        if name is not None and len(name) != len(leaf.shape):
-            raise ShardingError(
-                f"leaf {leaf.path!r}",
-                f"axis names {name} for the shape {leaf.shape}",
-                "one name (or None) for each dimension",
-            )
-        infos.append(LeafInfo(leaf.path, leaf.shape, itemsize(leaf.dtype), name))
+    stated = cut.stated or [None] * len(cut.leaves)
+    for leaf, name, place in zip(cut.leaves, names, stated, strict=True):
+        infos.append(replace(_leaf_info(leaf, name), stated=place))
     return infos
+
+
+def _leaf_info(leaf: slicing.LeafCut, name: Any) -> LeafInfo:
+    info = LeafInfo(leaf.path, leaf.shape, itemsize(leaf.dtype))
+    if name is None:
+        return info
+    if len(name) != len(leaf.shape):
+        raise ShardingError(
+            f"leaf {leaf.path!r}",
+            f"axis names {name} for the shape {leaf.shape}",
+            "one name (or None) for each dimension",
+        )
+    if not isinstance(name, AxisNames):
+        return replace(info, axes=tuple(name))
+    return replace(
+        info,
+        axes=tuple(name),
+        passes=name.passes,
+        own_rules=name.rules,
+        own_mesh=name.mesh,
+        named=name.named,
+    )
 
 
 def group_programs(

@@ -8,9 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
+from shardinit.core.init_fn import AnyMesh as AnyMesh
 from shardinit.errors import ShardingError
-
-AnyMesh = Mesh | AbstractMesh
 
 
 def check_mesh(mesh: object) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from shardinit.core.plan.findings import KINDS
 from shardinit.core.plan.mesh import AnyMesh, check_mesh
 from shardinit.core.plan.rules import Rules
 from shardinit.errors import ShardingError
@@ -23,9 +24,12 @@ class PlanOptions:
         are mesh axes, else ``fsdp()`` over all axes.
       out_shardings: a pytree prefix of shardings instead of rules.
       select: globs over leaf paths, or a predicate: the leaves to initialise.
-      strict: refuse leaves that every device must compute whole.
+      strict: refuse what the findings warn of, or a set of the kinds to refuse.
       whole: how such leaves are computed, ``"replicate"`` or ``"gspmd"``.
-      memory_limit: bytes that the leaves of one whole program may take together.
+      indivisible: what happens where an axis does not divide by the mesh axes of its
+        rule: ``"error"``, or ``"next"`` for the next rule, else whole.
+      memory_limit: bytes that a device may hold.
+      prng: ``"threefry"`` derives all keys from a threefry one, whatever the root key.
 
     Raises:
       ShardingError: what is no mesh, or both rules and shardings.
@@ -36,13 +40,33 @@ class PlanOptions:
     rules: Rules | None = None
     out_shardings: Any = None
     select: Select | None = None
-    strict: bool = False
+    strict: bool | Collection[str] = False
     whole: str = "replicate"
+    indivisible: str = "error"
     memory_limit: int | None = None
+    prng: str | None = None
 
     def __post_init__(self) -> None:
         if self.whole not in ("replicate", "gspmd"):
             raise ValueError(f"whole={self.whole!r}; expected 'replicate' or 'gspmd'")
+        if self.indivisible not in ("error", "next"):
+            raise ValueError(
+                f"indivisible={self.indivisible!r}; expected 'error' or 'next'"
+            )
+        if self.prng not in (None, "threefry"):
+            raise ValueError(f"prng={self.prng!r}; expected None or 'threefry'")
+        _check_strict(self.strict)
         check_mesh(self.mesh)
         if self.rules is not None and self.out_shardings is not None:
             raise ShardingError("rules and out_shardings", "both were given", "one")
+
+
+def _check_strict(strict: bool | Collection[str]) -> None:
+    if isinstance(strict, bool):
+        return
+    unknown = [strict] if isinstance(strict, str) else sorted(set(strict) - set(KINDS))
+    if unknown:
+        raise ValueError(
+            f"strict={strict!r}; expected True, False or a set of kinds of findings: "
+            f"{', '.join(KINDS)}"
+        )

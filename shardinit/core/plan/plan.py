@@ -10,35 +10,36 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
 
 from shardinit.core.cut import cut as slicing
+from shardinit.core.host_random import watched
 from shardinit.core.init_fn import InitFn, as_init_fn
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import chosen
-from shardinit.core.plan import sharding as sh
 from shardinit.core.plan import tables as plan_table
 from shardinit.core.plan import text_table as table
+from shardinit.core.plan.drawing import drawing
+from shardinit.core.plan.findings import Finding, as_text, refuse, warn
 from shardinit.core.plan.leaves import (
     PlanLeaf,
     PlanProgram,
-    gather_results,
     group_programs,
     itemsize,
-    leaf_infos,
     plan_leaf,
 )
+from shardinit.core.plan.memory import check_memory
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions, Select
-from shardinit.core.plan.rules import LeafInfo, Rules
-from shardinit.core.prng.root_key import KeyLike, as_key
-from shardinit.errors import ShardingError, UnsupportedConfigError, WholeLeafError
+from shardinit.core.plan.place import place
+from shardinit.core.plan.rules import Rules
+from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
+from shardinit.errors import UnsupportedConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +52,8 @@ class Plan:
       fingerprint: hash of the function (not of the mesh, nor of any value), in hex.
       mesh: the mesh, or None.
       name: the model's name.
+      findings: what a careful colleague would say of it.
+      prng: ``"threefry"`` where every root key is made a threefry one.
     """
 
     leaves: tuple[PlanLeaf, ...]
@@ -61,6 +64,8 @@ class Plan:
     cut: slicing.Cut = field(repr=False)
     init_fn: InitFn = field(repr=False)
     whole_mode: str = "replicate"
+    findings: tuple[Finding, ...] = ()
+    prng: str | None = None
 
     def as_cut(self) -> slicing.Cut:
         """The cut function: a plan can be planned again, for another mesh."""
@@ -69,6 +74,15 @@ class Plan:
     def as_init_fn(self) -> InitFn:
         """The init function that was planned."""
         return self.init_fn
+
+    def root_key(self, key: jax.Array) -> jax.Array:
+        """The key that the function gets for a root key of the user's."""
+        return key if self.prng is None else as_threefry(key)
+
+    def warn(self) -> None:
+        """One Python warning for what weighs more than 1 MiB of each device."""
+        sizes = {leaf.path: leaf.bytes_per_device for leaf in self.leaves}
+        warn(self.findings, sizes)
 
     @property
     def mesh_shape(self) -> dict[str, int]:
@@ -113,11 +127,14 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        return f"{self.summary()}\n{table.as_text(plan_table.HEADER, self.rows())}"
+        shown = f"{self.summary()}\n{table.as_text(plan_table.HEADER, self.rows())}"
+        return "\n".join(filter(None, (shown, as_text(self.findings))))
 
     def _repr_html_(self) -> str:
         body = table.as_html(plan_table.HEADER, self.rows())
-        return f"<p>{html.escape(self.summary())}</p>{body}"
+        said = "".join(f"<li>{html.escape(str(x))}</li>" for x in self.findings)
+        shown = f"<p>{html.escape(self.summary())}</p>{body}"
+        return f"{shown}<ul>{said}</ul>" if said else shown
 
 
 def plan(
@@ -128,9 +145,11 @@ def plan(
     rules: Rules | None = None,
     out_shardings: Any = None,
     select: Select | None = None,
-    strict: bool = False,
+    strict: bool | Collection[str] = False,
     whole: str = "replicate",
+    indivisible: str = "error",
     memory_limit: int | None = None,
+    prng: str | None = None,
 ) -> Plan:
     """Cuts ``fn`` and says where each leaf will lie; allocates nothing.
 
@@ -144,18 +163,25 @@ def plan(
         are mesh axes, else ``fsdp()`` over all axes.
       out_shardings: a pytree prefix of shardings instead of rules.
       select: globs over leaf paths, or a predicate: the leaves to initialise.
-      strict: refuse leaves that every device must compute whole.
+      strict: refuse what ``findings`` warn of, all in one error; or a set of the kinds
+        to refuse.
       whole: how such leaves are computed: ``"replicate"`` (whole on every device, the
         same bits on every mesh) or ``"gspmd"`` (partitioned by the compiler: less
         memory where it finds a way, bits that depend on the mesh).
-      memory_limit: bytes that the leaves of one whole program may take together on
-        every device while it runs, temporaries not counted; None for no limit.
+      indivisible: what happens where an axis of a leaf does not divide by the mesh axes
+        of its rule: ``"error"``, or ``"next"`` for the next rule, else whole.
+      memory_limit: bytes that a device may hold: the shards of all leaves, and what
+        the largest of the leaves that it computes in full takes while that runs;
+        temporaries are not counted. None for no limit.
+      prng: ``"threefry"`` makes the root key a threefry one, whatever its
+        implementation, and so all that is derived from it; for a seed it is the key
+        that ``jax.random.key(seed, impl="threefry2x32")`` gives.
 
     Raises:
       InitFnError: the function cannot be cut.
       ShardingError: rules or shardings that do not fit.
-      WholeLeafError: ``strict`` and there are whole leaves, or some take more than
-        ``memory_limit``.
+      FindingsError: ``strict`` refuses what the findings say.
+      WholeLeafError: a device would hold more than ``memory_limit``.
       UnsupportedConfigError: ``jax_threefry_partitionable`` or ``jax.jit`` is off.
     """
     options = PlanOptions(
@@ -165,22 +191,28 @@ def plan(
         select=select,
         strict=strict,
         whole=whole,
+        indivisible=indivisible,
         memory_limit=memory_limit,
+        prng=prng,
     )
-    return make_plan(fn, as_key(0 if key is None else key), options)
+    made = make_plan(fn, as_key(0 if key is None else key), options)
+    made.warn()
+    return made
 
 
 def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
-    """``plan`` for a key that is one and options that were checked."""
+    """``plan`` for a key that is one and checked options; warns of nothing."""
     _check_jit()
+    by_host: list[str] = []
     if hasattr(fn, "as_cut"):
-        cut, init_fn = fn.as_cut(), fn.as_init_fn()
+        cut, init_fn, prng = fn.as_cut(), fn.as_init_fn(), getattr(fn, "prng", None)
     else:
         _check_config()
-        init_fn = as_init_fn(fn)
-        cut = slicing.cut(init_fn.fn, jax.ShapeDtypeStruct(key.shape, key.dtype))
-    mesh, shardings = _place(cut, leaf_infos(cut, init_fn.axes), options)
+        init_fn, prng = as_init_fn(fn), options.prng
+        key = as_threefry(key) if prng is not None else key
+        cut, by_host = _traced(init_fn, key, prng)
     picked = chosen(options.select, [x.path for x in cut.leaves])
+    mesh, shardings, findings = place(cut, init_fn, options, picked)
     programs, numbers = group_programs(cut, shardings, picked)
     leaves = tuple(
         plan_leaf(leaf, cut, sharding, number, taken)
@@ -188,6 +220,7 @@ def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
             cut.leaves, shardings, numbers, picked, strict=True
         )
     )
+    findings += drawing(cut, leaves, by_host)
     made = Plan(
         leaves,
         programs,
@@ -197,52 +230,44 @@ def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
         cut,
         init_fn,
         options.whole,
+        tuple(findings),
+        prng,
     )
-    _check_whole(made, options)
+    refuse(made.findings, options.strict, made.name)
+    if options.memory_limit is not None:
+        check_memory(cut, leaves, options.memory_limit)
     return made
 
 
-def _place(
-    cut: slicing.Cut, infos: Sequence[LeafInfo], options: PlanOptions
-) -> tuple[AnyMesh | None, Sequence[NamedSharding | None]]:
-    """The mesh, and one sharding for each leaf."""
-    mesh, rules = options.mesh, options.rules
-    if options.out_shardings is not None:
-        placed = sh.from_tree(options.out_shardings, infos, cut.tree, mesh)
-        return mesh or (placed[0].mesh if placed else None), placed
-    if mesh is not None:
-        return mesh, sh.resolve(infos, mesh, rules)
-    if rules is not None:
-        raise ShardingError("rules", "given without a mesh", "mesh=...")
-    return None, [None] * len(infos)
+def _traced(
+    init_fn: InitFn, key: jax.Array, prng: str | None
+) -> tuple[slicing.Cut, list[str]]:
+    """The function cut, and the paths of leaves that the host's random state reaches.
 
+    Where that state moved, the function is traced once more and what came out
+    otherwise is named.
+    """
+    root = jax.ShapeDtypeStruct(key.shape, key.dtype)
 
-def _check_whole(made: Plan, options: PlanOptions) -> None:
-    memory_limit = options.memory_limit
-    if options.strict and made.whole_leaves:
-        first = made.whole_leaves[0]
-        raise WholeLeafError(
-            f"leaf {first.path!r}",
-            f"it must be computed whole on every device ({first.whole}); "
-            f"{len(made.whole_leaves)} such leaves in all",
-            "initialisers that shard (strict=True)",
-            "Use another initialiser, or strict=False and pay for the full leaf",
-        )
-    if memory_limit is None:
-        return
-    for group in gather_results(made.cut):
-        first = made.leaves[group[0]]
-        needed = sum(
-            math.prod(made.leaves[i].shape) * itemsize(made.leaves[i].dtype)
-            for i in group
-        )
-        if first.whole and first.program >= 0 and needed > memory_limit:
-            raise WholeLeafError(
-                f"leaf {first.path!r}",
-                f"every device must compute it whole ({first.whole}): {needed:,} bytes",
-                f"at most memory_limit={memory_limit:,} bytes",
-                "Raise memory_limit, or use an initialiser that can be windowed",
-            )
+    def cut(fn: Any) -> slicing.Cut:
+        if prng is None:
+            return slicing.cut(fn, root)
+        with jax.default_prng_impl("threefry2x32"):  # keys that the function makes
+            return slicing.cut(fn, root)
+
+    with watched() as random_state:
+        made = cut(init_fn.fn)
+    if not (random_state.moved or init_fn.draws_on_host):
+        return made, []
+    fn = init_fn.fn if init_fn.again is None else init_fn.again().fn
+    other = cut(lambda key: fn(key))  # another function, or JAX gives the same trace
+    pairs = zip(made.leaves, other.leaves, strict=True)
+    return made, [
+        one.path
+        for one, two in pairs
+        if replace(made, leaves=(one,)).fingerprint
+        != replace(other, leaves=(two,)).fingerprint
+    ]
 
 
 def _check_jit() -> None:

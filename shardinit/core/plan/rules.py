@@ -1,79 +1,125 @@
-"""Rules: from what is known of a leaf to a partition spec.
+"""Rules: from what is known of a leaf to where it lies.
 
-Three kinds, of which a plan has one: ``AxisRules`` from logical axis names (as Flax
-writes them), ``PathRules`` from leaf paths, and ``fsdp``, which needs no names.
+Three kinds, of which a plan has one: ``AxisRules`` from logical axis names, with the
+meaning that Flax gives them, ``PathRules`` from leaf paths, and ``fsdp``, which needs
+no names. ``DefaultRules`` stand in where a plan is given none. Each answers with a
+``Choice``: the spec, and what kept it from cutting the leaf.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from shardinit.core.plan.entries import MeshAxes, as_entry, mesh_axes, parts
+from shardinit.core.init_fn import Name
+from shardinit.core.plan import logical, reasons
+from shardinit.core.plan.divide import divides, fits_of
+from shardinit.core.plan.entries import MeshAxes, as_entry, mesh_axes, mesh_axes_of
+from shardinit.core.plan.fsdp import Fsdp, fsdp
+from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh
+from shardinit.core.plan.placement import (
+    Placement,
+    axes_of,
+    axis_rule,
+    kind_of,
+    path_rule,
+)
 from shardinit.errors import ShardingError
-
-
-@dataclass(frozen=True)
-class LeafInfo:
-    """What rules look at: a leaf's path, shape and logical axis names (or None)."""
-
-    path: str
-    shape: tuple[int, ...]
-    itemsize: int
-    axes: tuple[str | None, ...] | None = None
 
 
 @dataclass(frozen=True, init=False)
 class AxisRules:
-    """Logical axis name to mesh axes, first match first, as Flax's logical rules.
+    """Logical axis names to mesh axes, with the meaning of Flax's logical rules.
 
-    A mesh axis is used once in a leaf: when an earlier dimension took it, the next
-    rule for the name is tried, and without one the dimension stays whole. Names
-    without a rule and leaves without names stay whole.
+    The rules count in order, each for the dimension of its name if that is not settled
+    yet and all mesh axes of the rule are free: several rules for one name are
+    alternatives, and an earlier rule wins a mesh axis even for a later dimension. Names
+    without a rule and leaves without names stay whole, but a name without a rule that
+    is itself a free mesh axis means that axis where Flax lets it (NNX variables and
+    ``nn.Partitioned``, not logical boxes).
 
     Attributes:
-      rules: pairs of logical axis name and mesh axis, tuple of mesh axes, or None.
+      rules: pairs of logical axis name and mesh axis, tuple of mesh axes, None, or
+        `Placement`.
+
+    Raises:
+      ShardingError: what is no pair of a name and mesh axes.
+
+    Example:
+      >>> rules = AxisRules([("embed", "data"), ("mlp", ("model",)), ("norm", None)])
     """
 
-    rules: tuple[tuple[str, MeshAxes], ...]
+    rules: tuple[tuple[str, MeshAxes | Placement], ...]
 
-    def __init__(self, rules: Iterable[tuple[str, MeshAxes | list[str]]]):
+    def __init__(
+        self,
+        rules: Iterable[tuple[str, MeshAxes | list[str] | Placement]]
+        | Mapping[str, MeshAxes | list[str] | Placement],
+    ):
         fixed = tuple(
-            (name, tuple(axes) if isinstance(axes, list) else axes)
-            for name, axes in rules
+            axis_rule(rule)
+            for rule in (rules.items() if isinstance(rules, Mapping) else rules)
         )
         object.__setattr__(self, "rules", fixed)
 
-    def spec(self, leaf: LeafInfo, mesh: AnyMesh) -> PartitionSpec:
-        """The partition spec of one leaf."""
-        if leaf.axes is None:
-            return PartitionSpec()
-        used: set[str] = set()
-        entries: list[MeshAxes] = []
-        for name in leaf.axes:
-            entries.append(self._entry(name, used))
-        return PartitionSpec(*entries)
-
-    def _entry(self, name: str | None, used: set[str]) -> MeshAxes:
-        for rule, axes in self.rules:
-            if rule != name:
-                continue
-            if axes is None:
-                return None
-            wanted = mesh_axes(axes)
-            if not used.intersection(wanted):
-                used.update(wanted)
-                return axes
-        return None
-
     def mesh_axes(self) -> set[str]:
         """All mesh axes that the rules name."""
-        return {a for _, axes in self.rules for a in mesh_axes(axes)}
+        return {a for _, value in self.rules for a in mesh_axes(axes_of(value))}
+
+    def choose(self, leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
+        """Where one leaf lies.
+
+        Args:
+          leaf: the leaf.
+          mesh: the mesh.
+          indivisible: ``"next"`` passes over a rule whose mesh axes do not divide the
+            dimension.
+
+        Raises:
+          ShardingError: a name that stands twice, or rules that name two memories.
+        """
+        if leaf.axes is None:
+            return Choice(reasons=(reasons.no_names(leaf, mesh),))
+        logical.check_distinct(leaf.axes, f"leaf {leaf.path!r}")
+        rules, fits = self.with_own(leaf), fits_of(leaf, mesh, indivisible)
+        pairs = [(name, axes_of(value)) for name, value in rules]
+        settled = logical.assign(leaf.axes, pairs, fits)
+        known = {name for name, _ in rules}
+        unknown: list[Name] = [None if name in known else name for name in leaf.axes]
+        if leaf.passes:
+            settled = logical.pass_through(unknown, settled, mesh.shape, fits)
+        entries = [None if e is logical.UNSETTLED else e for e in settled]
+        why = []
+        for dim, name in enumerate(leaf.axes):
+            if settled[dim] is not logical.UNSETTLED or not isinstance(name, str):
+                continue
+            tried = [axes for rule, axes in pairs if rule == name]
+            if not tried:
+                why.append(reasons.no_rule(name, mesh))
+            elif not all(divides(leaf, dim, entry, mesh) for entry in tried):
+                why.append(reasons.undivided(leaf, dim, tried[0], mesh))
+        if not any(isinstance(name, str | tuple) for name in leaf.axes):
+            why.append(reasons.no_names(leaf, mesh))
+        kinds = [(rule[0], kind_of(rule[1])) for rule in rules if rule[0] in leaf.axes]
+        return Choice(
+            PartitionSpec(*entries),
+            _one_kind(leaf, dict(kinds)),
+            tuple(why),
+            tuple(rule for rule in rules if rule[0] in leaf.axes),
+        )
+
+    def with_own(self, leaf: LeafInfo) -> tuple[tuple[str, Any], ...]:
+        """The rules, then the leaf's own for names that these do not know."""
+        if not leaf.own_rules:
+            return self.rules
+        known = {name for name, _ in self.rules}
+        own = AxisRules(leaf.own_rules).rules
+        return (*self.rules, *(rule for rule in own if rule[0] not in known))
 
 
 @dataclass(frozen=True, init=False)
@@ -82,83 +128,103 @@ class PathRules:
 
     An expression may match anywhere in the path (``re.search``); a leaf that none
     matches stays whole.
+
+    Attributes:
+      rules: pairs of a pattern and a ``PartitionSpec``, or a `Placement` of one.
+
+    Raises:
+      ShardingError: what is no pair of a pattern and a spec.
+
+    Example:
+      >>> from jax.sharding import PartitionSpec as P
+      >>> rules = PathRules([("embed$", P("data")), (".*", P())])
     """
 
-    rules: tuple[tuple[str, PartitionSpec], ...]
+    rules: tuple[tuple[str, PartitionSpec | Placement], ...]
 
-    def __init__(self, rules: Iterable[tuple[str, PartitionSpec]]):
-        fixed = tuple((str(pattern), PartitionSpec(*spec)) for pattern, spec in rules)
-        for pattern, _ in fixed:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ShardingError(
-                    f"path rule {pattern!r}",
-                    f"it is no regular expression ({error})",
-                    "a pattern for re.search",
-                ) from error
-        object.__setattr__(self, "rules", fixed)
-
-    def spec(self, leaf: LeafInfo, mesh: AnyMesh) -> PartitionSpec:
-        """The partition spec of one leaf."""
-        for pattern, spec in self.rules:
-            if re.search(pattern, leaf.path):
-                return spec
-        return PartitionSpec()
+    def __init__(
+        self, rules: Iterable[tuple[str, PartitionSpec | Placement | tuple | None]]
+    ):
+        pairs = rules.items() if isinstance(rules, Mapping) else rules
+        object.__setattr__(self, "rules", tuple(path_rule(rule) for rule in pairs))
 
     def mesh_axes(self) -> set[str]:
         """All mesh axes that the rules name."""
-        return {a for _, spec in self.rules for axes in spec for a in mesh_axes(axes)}
+        specs = [axes_of(value) for _, value in self.rules]
+        return {axis for spec in specs for axis in mesh_axes_of(spec)}
 
+    def choose(self, leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
+        """Where one leaf lies; see ``AxisRules.choose``.
 
-@dataclass(frozen=True)
-class Fsdp:
-    """Shards the largest axis that divides of every leaf above a size (see fsdp)."""
-
-    axes: tuple[str, ...]
-    min_bytes: int
-
-    def spec(self, leaf: LeafInfo, mesh: AnyMesh) -> PartitionSpec:
-        """The partition spec of one leaf."""
-        axes = self.axes or tuple(mesh.axis_names)
-        if math.prod(leaf.shape) * leaf.itemsize < self.min_bytes:
-            return PartitionSpec()
-        # All axes on one dimension if one divides; otherwise fewer axes, last first.
-        for first in range(len(axes)):
-            wanted = axes[first:]
-            ways = parts(wanted, mesh.shape)
-            sizes = [
-                (size, -dim)
-                for dim, size in enumerate(leaf.shape)
-                if size % ways == 0 and size
-            ]
-            if sizes and ways > 1:
-                dim = -max(sizes)[1]
-                return PartitionSpec(*[None] * dim, as_entry(wanted))
-        return PartitionSpec()
-
-    def mesh_axes(self) -> set[str]:
-        """All mesh axes that the rule names."""
-        return set(self.axes)
-
-
-def fsdp(*axes: str, min_bytes: int = 1 << 16) -> Fsdp:
-    """Fully sharded: every leaf's largest divisible axis over ``axes``.
-
-    Args:
-      *axes: mesh axes to shard over together; none means all axes of the mesh.
-      min_bytes: leaves smaller than this stay whole on every device.
-    """
-    return Fsdp(tuple(axes), min_bytes)
+        With ``indivisible="next"`` the next rule that matches and divides, else the
+        first that matches without the axes that do not divide.
+        """
+        matching = [rule for rule in self.rules if re.search(rule[0], leaf.path)]
+        if not matching:
+            return Choice(reasons=(reasons.no_path_rule(leaf, mesh),))
+        fits = fits_of(leaf, mesh, indivisible)
+        for rule in matching:
+            spec = axes_of(rule[1])
+            if all(fits(dim, mesh_axes(entry)) for dim, entry in enumerate(spec)):
+                return Choice(spec, kind_of(rule[1]), (), (rule,))
+        rule = matching[0]
+        spec = axes_of(rule[1])
+        kept = [
+            entry if fits(i, mesh_axes(entry)) else None for i, entry in enumerate(spec)
+        ]
+        why = [
+            reasons.undivided(leaf, dim, entry, mesh)
+            for dim, entry in enumerate(spec)
+            if entry is not None and kept[dim] is None
+        ]
+        return Choice(PartitionSpec(*kept), kind_of(rule[1]), tuple(why), (rule,))
 
 
 Rules = AxisRules | PathRules | Fsdp
 
 
-def default_spec(leaf: LeafInfo, mesh: AnyMesh) -> PartitionSpec:
-    """Without rules: names that are mesh axes count, else fsdp over all axes."""
-    if leaf.axes is not None and any(a is not None for a in leaf.axes):
-        known = set(mesh.axis_names)
-        if all(a is None or set(mesh_axes(a)) <= known for a in leaf.axes):
-            return PartitionSpec(*leaf.axes)
-    return fsdp().spec(leaf, mesh)
+@dataclass(frozen=True)
+class DefaultRules:
+    """Without rules: a leaf's own rules, names that are mesh axes, else fsdp."""
+
+    def mesh_axes(self) -> set[str]:
+        """No mesh axis is named."""
+        return set()
+
+    def choose(self, leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
+        """Where one leaf lies; see ``AxisRules.choose``."""
+        if leaf.stated is not None and set(mesh_axes_of(leaf.stated.spec)) <= set(
+            mesh.shape
+        ):
+            return Choice(leaf.stated.spec, leaf.stated.memory_kind)
+        if leaf.own_rules:
+            return AxisRules(leaf.own_rules).choose(leaf, mesh, indivisible)
+        named = [
+            mesh_axes(name) if isinstance(name, str | tuple) else ()
+            for name in leaf.axes or ()
+        ]
+        if not any(names and set(names) <= set(mesh.shape) for names in named):
+            return fsdp().choose(leaf, mesh, indivisible)
+        fits = fits_of(leaf, mesh, indivisible)
+        entries: list[MeshAxes] = []
+        why = []
+        for dim, names in enumerate(named):
+            known = set(names) <= set(mesh.shape)
+            entries.append(as_entry(names) if known and fits(dim, names) else None)
+            if not known:
+                why.append(reasons.no_rule("+".join(names), mesh))
+            elif not fits(dim, names):
+                why.append(reasons.undivided(leaf, dim, names, mesh))
+        return Choice(PartitionSpec(*entries), None, tuple(why))
+
+
+def _one_kind(leaf: LeafInfo, kinds: Mapping[str, str | None]) -> str | None:
+    """The one kind of memory that the rules for a leaf name, or None."""
+    named = {name: kind for name, kind in kinds.items() if kind is not None}
+    if len(set(named.values())) > 1:
+        raise ShardingError(
+            f"leaf {leaf.path!r}",
+            f"the rules for its axes name several memories, {named}",
+            "one kind of memory a leaf",
+        )
+    return next(iter(named.values()), None)

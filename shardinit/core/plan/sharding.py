@@ -14,15 +14,15 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.paths import path_str
-from shardinit.core.plan.entries import mesh_axes, parts
+from shardinit.core.plan.entries import mesh_axes, mesh_axes_of, parts
+from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh, one_device
 from shardinit.core.plan.rules import (
     AxisRules,
+    DefaultRules,
     Fsdp,
-    LeafInfo,
     PathRules,
     Rules,
-    default_spec,
 )
 from shardinit.errors import ShardingError
 
@@ -30,26 +30,47 @@ from shardinit.errors import ShardingError
 def resolve(
     leaves: Sequence[LeafInfo], mesh: AnyMesh, rules: Rules | None
 ) -> list[NamedSharding]:
-    """One checked sharding for each leaf, from rules.
+    """One checked sharding for each leaf, from rules; see ``choose``."""
+    return [sharding for sharding, _ in choose(leaves, mesh, rules)]
+
+
+def choose(
+    leaves: Sequence[LeafInfo],
+    mesh: AnyMesh,
+    rules: Rules | None,
+    indivisible: str = "error",
+) -> list[tuple[NamedSharding, Choice]]:
+    """One checked sharding for each leaf, with what the rules say of it.
+
+    Args:
+      leaves: the leaves.
+      mesh: the mesh.
+      rules: None for what the leaves themselves say, else fsdp.
+      indivisible: what happens where an axis does not divide: ``"error"``, or
+        ``"next"`` for the next rule, else whole.
 
     Raises:
-      ShardingError: a rule names a mesh axis that the mesh lacks, or an axis of a
-        leaf does not divide by its mesh axes.
+      ShardingError: a rule names a mesh axis that the mesh lacks, an axis of a leaf
+        does not divide by its mesh axes, or a name stands twice in a leaf.
     """
     if rules is not None:
         _check_rules(rules, mesh)
-    shardings = []
+    chooser = DefaultRules() if rules is None else rules
+    chosen = []
     for leaf in leaves:
-        spec = default_spec(leaf, mesh) if rules is None else rules.spec(leaf, mesh)
-        sharding = _placed(mesh, _short(spec, leaf), leaf)
+        choice = chooser.choose(leaf, mesh, indivisible)
+        spec = _short(choice.spec, leaf)
+        sharding = _placed(mesh, spec, leaf, choice.memory_kind)
         check(leaf, sharding)
-        shardings.append(sharding)
-    return shardings
+        chosen.append((sharding, choice))
+    return chosen
 
 
-def _placed(mesh: AnyMesh, spec: PartitionSpec, leaf: LeafInfo) -> NamedSharding:
+def _placed(
+    mesh: AnyMesh, spec: PartitionSpec, leaf: LeafInfo, memory_kind: str | None = None
+) -> NamedSharding:
     """A spec on a mesh; what JAX would refuse is refused with the leaf's name."""
-    names = [name for entry in spec for name in mesh_axes(entry)]
+    names = mesh_axes_of(spec)
     twice = next((n for n in names if names.count(n) > 1), None)
     unknown = next((n for n in names if n not in mesh.shape), None)
     if twice is not None or unknown is not None:
@@ -60,7 +81,12 @@ def _placed(mesh: AnyMesh, spec: PartitionSpec, leaf: LeafInfo) -> NamedSharding
             f"axes of the mesh, each at most once: "
             f"{', '.join(map(repr, mesh.axis_names))}",
         )
-    return NamedSharding(mesh, spec)
+    try:
+        return NamedSharding(mesh, spec, memory_kind=memory_kind)
+    except ValueError as error:  # a kind of memory that the devices do not have
+        raise ShardingError(
+            f"leaf {leaf.path!r}", str(error), "a memory kind"
+        ) from error
 
 
 def _short(spec: PartitionSpec, leaf: LeafInfo) -> PartitionSpec:

@@ -45,3 +45,21 @@ def as_key(key: KeyLike) -> jax.Array:
 
 def _is_key(dtype: Any) -> bool:
     return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def as_threefry(key: jax.Array) -> jax.Array:
+    """A threefry key from a key of any implementation.
+
+    The data of an rbg key is that of the threefry key of the same seed, twice; so a
+    seed gives the key that it gives where threefry is the default, and ``fold_in`` and
+    ``split`` of rbg keys commute with this.
+
+    Args:
+      key: from ``as_key``; typed, or raw words.
+    """
+    typed = _is_key(key.dtype)
+    words = jax.random.key_data(key) if typed else key
+    if words.shape[-1] < 2:
+        raise TypeError(f"key: got {words.shape[-1]} words; expected 2 or more")
+    raw = words[..., :2]
+    return jax.random.wrap_key_data(raw, impl="threefry2x32") if typed else raw

@@ -258,5 +258,5 @@ def export_plan(fn: Any) -> InitProgram:
     """
     made = fn if isinstance(fn, planning.Plan) else planning.plan(fn)
     infos = leaf_infos(made.cut, made.init_fn.axes)
-    content = write_cut(made.cut, [info.axes for info in infos], made.name)
+    content = write_cut(made.cut, [info.plain_names for info in infos], made.name)
     return InitProgram(content.SerializeToString(deterministic=True))

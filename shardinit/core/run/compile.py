@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,7 @@ class CompiledPlan:
     def run(self, key: jax.Array, progress: Progress | None = None) -> list[Any]:
         """``leaves`` for a key that ``as_key`` made."""
         cut = self.plan.cut
-        words = operands.key_words(key, cut)
+        words = operands.key_words(self.plan.root_key(key), cut)
         leaves: list[Any] = [None] * len(cut.leaves)
         chosen = [leaf.selected for leaf in self.plan.leaves]
         for number, leaf in enumerate(cut.leaves):
@@ -137,7 +137,9 @@ def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) 
     if not is_key(leaf.dtype):
         return _from_numpy(array, sharding)
     entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
-    placed = _from_numpy(array, NamedSharding(sharding.mesh, PartitionSpec(*entries)))
+    kind = sharding.memory_kind
+    where = NamedSharding(sharding.mesh, PartitionSpec(*entries), memory_kind=kind)
+    placed = _from_numpy(array, where)
     return jax.random.wrap_key_data(placed, impl=key_impl(leaf.dtype))
 
 
@@ -208,7 +210,8 @@ def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
         if own is None:
             placed.append(_replicated(fallback))
         elif mesh is not None or isinstance(own.mesh, AbstractMesh):
-            placed.append(NamedSharding(fallback, own.spec))
+            kind = own.memory_kind
+            placed.append(NamedSharding(fallback, own.spec, memory_kind=kind))
         else:
             placed.append(own)
     return placed
@@ -322,9 +325,11 @@ def init(
     rules: Rules | None = None,
     out_shardings: Any = None,
     select: Select | None = None,
-    strict: bool = False,
+    strict: bool | Collection[str] = False,
     whole: str = "replicate",
+    indivisible: str = "error",
     memory_limit: int | None = None,
+    prng: str | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Initialises ``fn`` on a mesh, every device making its own shard.
@@ -341,7 +346,9 @@ def init(
       select: as for ``plan``.
       strict: as for ``plan``.
       whole: as for ``plan``.
+      indivisible: as for ``plan``.
       memory_limit: as for ``plan``.
+      prng: as for ``plan``.
       progress: called with (leaves dispatched, leaves in all).
 
     Returns:
@@ -354,8 +361,12 @@ def init(
         select=select,
         strict=strict,
         whole=whole,
+        indivisible=indivisible,
         memory_limit=memory_limit,
+        prng=prng,
     )
     root = as_key(key)
-    compiled = compile_plan(make_plan(fn, root, options))
+    made = make_plan(fn, root, options)
+    made.warn()
+    compiled = compile_plan(made)
     return compiled.rebuild(compiled.run(root, progress))

@@ -282,8 +282,8 @@ def open(
       TypeError: the key is none, or of another type than the plan's.
     """
     root = as_key(key)
-    cut = make_plan(fn, root, PlanOptions()).cut
-    return LazyTree(cut, root, memory_limit, device)
+    made = make_plan(fn, root, PlanOptions())
+    return LazyTree(made.cut, made.root_key(root), memory_limit, device)
 
 
 def read(

@@ -65,6 +65,7 @@ def init_missing(
     root = as_key(key)
     options = PlanOptions(mesh=mesh, rules=rules, out_shardings=out_shardings)
     whole = make_plan(fn, root, options)
+    whole.warn()
     present = _present(partial, whole)
     paths = [leaf.path for leaf in whole.leaves]
     may_grow = chosen(grow or (lambda path: False), paths, "grow")

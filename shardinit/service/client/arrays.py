@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from shardinit.core.paths import chosen
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.entries import as_entry
+from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
-from shardinit.core.plan.rules import LeafInfo
 from shardinit.core.program.treedef import read_tree
 from shardinit.core.run.compile import agree
 from shardinit.progress import Report

@@ -117,16 +117,22 @@ def rules_to_proto(rules: Any) -> spec_pb2.ShardingRules:
       TypeError: ``rules`` is none of these.
     """
     from shardinit.core.plan import rules as known
+    from shardinit.core.plan.placement import axes_of
 
     result = spec_pb2.ShardingRules()
     if isinstance(rules, known.AxisRules):
         result.axis_rules.SetInParent()
         for name, axes in rules.rules:
-            result.axis_rules.rules.add(logical=name, mesh_axes=mesh_axes(axes))
+            result.axis_rules.rules.add(
+                logical=name, mesh_axes=mesh_axes(axes_of(axes))
+            )
     elif isinstance(rules, known.PathRules):
         result.path_rules.SetInParent()
         for pattern, spec in rules.rules:
-            entries = [spec_pb2.Dimension(mesh_axes=mesh_axes(entry)) for entry in spec]
+            entries = [
+                spec_pb2.Dimension(mesh_axes=mesh_axes(entry))
+                for entry in axes_of(spec)
+            ]
             result.path_rules.rules.add(pattern=pattern, dimensions=entries)
     elif isinstance(rules, known.Fsdp):
         result.fsdp.mesh_axes.extend(rules.axes)

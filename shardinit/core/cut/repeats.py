@@ -1,0 +1,62 @@
+"""Leaves of one value that one key drew twice.
+
+A key that is used again gives the same numbers again. Leaves that share the draw itself
+(tied weights, a moving average that begins as the weights) have one value on purpose;
+those of equal programs and equal keys that share nothing of the graph do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from shardinit.core.cut.sources import Replicated, Source, Windowed
+from shardinit.core.ir.graph import Value, topological
+from shardinit.core.prng import derivation as keys
+
+
+def repeated_draws(
+    sources: Sequence[Source], outs: Sequence[Value]
+) -> tuple[tuple[int, ...], ...]:
+    """Groups of leaves, by number, that were drawn more than once from one key.
+
+    Args:
+      sources: where each leaf comes from.
+      outs: each leaf in the traced graph.
+    """
+    same = _equal_keys(sources)
+    groups: dict[Any, list[int]] = {}
+    for number, source in enumerate(sources):
+        if isinstance(source, (Windowed, Replicated)) and source.operands:
+            operands = tuple(same[id(d)] for d in source.operands)
+            kind = (source.program, source.result, operands)
+            groups.setdefault(kind, []).append(number)
+    return tuple(
+        drawn
+        for group in groups.values()
+        if len(group) > 1
+        if len(drawn := _apart(group, outs)) > 1
+    )
+
+
+def _equal_keys(sources: Sequence[Source]) -> dict[int, int]:
+    """A number for each derivation, the same for those of one value."""
+    numbers: dict[Any, int] = {}
+    same: dict[int, int] = {}
+    for node in keys.topological(d for source in sources for d in source.operands):
+        parents = tuple(same[id(parent)] for parent in node.parents)
+        what = (node.op, node.impl, node.words, parents, node.shape)
+        same[id(node)] = numbers.setdefault((*what, node.data.tobytes()), len(numbers))
+    return same
+
+
+def _apart(group: Sequence[int], outs: Sequence[Value]) -> tuple[int, ...]:
+    """The leaves of a group whose graphs have nothing in common with those before."""
+    seen: set[int] = set()
+    apart = []
+    for number in group:
+        nodes = {id(node) for node in topological([outs[number]])}
+        if seen.isdisjoint(nodes):
+            apart.append(number)
+        seen |= nodes
+    return tuple(apart)

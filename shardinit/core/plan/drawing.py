@@ -1,0 +1,124 @@
+"""Findings about how leaves are drawn: keys, dtypes, and what each device computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from shardinit.core.cut.cut import Cut
+from shardinit.core.cut.leaf_program import LeafProgram
+from shardinit.core.ir.graph import topological
+from shardinit.core.plan.findings import Finding, finding
+from shardinit.core.plan.leaves import PlanLeaf
+from shardinit.core.prng import derivation as keys
+
+_NARROW = ("bfloat16", "float16")
+
+
+def drawing(
+    cut: Cut, leaves: Sequence[PlanLeaf], by_host: Sequence[str]
+) -> Iterator[Finding]:
+    """What is to say of how leaves are drawn.
+
+    Args:
+      cut: the function.
+      leaves: of the plan; those that are not selected are passed over.
+      by_host: paths of leaves that NumPy's or Python's random state reaches.
+    """
+    yield from _in_full(leaves)
+    yield from _rbg(cut, leaves)
+    yield from _same_key(cut, leaves)
+    yield from _unused_key(cut, leaves)
+    yield from _narrow(cut, leaves)
+    if by_host:
+        yield finding(
+            "host-random",
+            by_host,
+            "NumPy's or Python's random state makes them: no key gives them again, and "
+            "every process has others",
+            "Draw with jax.random from the function's key",
+        )
+
+
+def _in_full(leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
+    groups: dict[str, list[str]] = {}
+    for leaf in leaves:
+        if leaf.whole and leaf.selected:
+            groups.setdefault(leaf.whole, []).append(leaf.path)
+    for reason, paths in groups.items():
+        yield finding(
+            "computed-in-full",
+            paths,
+            f"every device computes all of each ({reason})",
+            "Use an initialiser that can be windowed, such as those of "
+            "shardinit.initializers, or bound it: memory_limit=<bytes>",
+        )
+
+
+def _rbg(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
+    paths = [x.path for x in leaves if x.selected and x.program >= 0]
+    if cut.impl != keys.THREEFRY and paths:
+        yield finding(
+            "rbg",
+            paths,
+            f"{cut.impl} keys: a number depends on the size of the whole array, so "
+            "every device computes each leaf in full",
+            'shardinit.plan(..., prng="threefry"), or jax.random.key(seed, '
+            'impl="threefry2x32")',
+        )
+
+
+def _same_key(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
+    for group in cut.repeats:
+        found = [leaves[number] for number in group if leaves[number].selected]
+        if len(found) > 1:
+            yield finding(
+                "same-key",
+                [leaf.path for leaf in found],
+                "they have one and the same value: one key drew each of them",
+                f"one, two, ... = jax.random.split(key, {len(found)})",
+            )
+
+
+def _unused_key(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
+    derived = keys.topological(d for leaf in cut.leaves for d in leaf.operands)
+    if cut.leaves and not any(node.op == "root" for node in derived):
+        yield finding(
+            "unused-key",
+            [leaf.path for leaf in leaves if leaf.selected],
+            "the root key reaches no leaf: every seed gives the same values",
+            "Draw from the key that the function is given",
+        )
+
+
+def _narrow(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
+    known: dict[int, bool] = {}
+    groups: dict[str, list[str]] = {}
+    for number, leaf in enumerate(leaves):
+        if not leaf.selected or leaf.program < 0 or str(leaf.dtype) not in _NARROW:
+            continue
+        program = cut.run_of(number).program
+        if program not in known:
+            known[program] = _draws_narrow(cut.programs[program])
+        if known[program]:
+            groups.setdefault(str(leaf.dtype), []).append(leaf.path)
+    for dtype, paths in groups.items():
+        bits = jnp.finfo(dtype).nmant + 1
+        yield finding(
+            "narrow-draw",
+            paths,
+            f"drawn in {dtype}: a uniform number has no more than {bits} bits, and the "
+            "tails of a normal one end early",
+            f"Draw in float32: init(key, shape, jnp.float32).astype({dtype!r})",
+        )
+
+
+def _draws_narrow(program: Any) -> bool:
+    if not isinstance(program, LeafProgram):  # of a file: its graph is not there
+        return False
+    return any(
+        node.name == "random_bits" and node.params["bit_width"] < 32
+        for node in topological(program.graph.outs)
+    )

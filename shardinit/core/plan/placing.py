@@ -1,0 +1,227 @@
+"""Findings about where leaves lie: what rules do not reach, and what they overrule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from shardinit.core.plan.entries import mesh_axes, mesh_axes_of
+from shardinit.core.plan.findings import Finding, finding
+from shardinit.core.plan.leaf_info import Choice, LeafInfo
+from shardinit.core.plan.mesh import AnyMesh
+from shardinit.core.plan.rules import AxisRules, DefaultRules, PathRules, Rules
+
+LARGE: Final = 1 << 16
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One leaf, where it lies, what its rules say of it, and whether it is made."""
+
+    leaf: LeafInfo
+    sharding: NamedSharding
+    choice: Choice
+    selected: bool = True
+
+    @property
+    def whole(self) -> bool:
+        """Whether it lies whole on every device."""
+        return not mesh_axes_of(self.sharding.spec)
+
+
+def placing(
+    placed: Sequence[Placed], mesh: AnyMesh, rules: Rules | None, given: bool
+) -> Iterator[Finding]:
+    """What is to say of where leaves lie.
+
+    Args:
+      placed: the leaves.
+      mesh: the mesh.
+      rules: the rules that placed them; None for the default.
+      given: the caller said where each leaf lies (``out_shardings``).
+    """
+    made = [x for x in placed if x.selected]
+    yield from _explicit_mesh(mesh)
+    yield from _short_names(made)
+    yield from _overruled(made, mesh)
+    if given or mesh.size == 1:
+        return
+    nameless = all(x.leaf.axes is None for x in placed)
+    if isinstance(rules, AxisRules) and made and nameless:
+        yield _unnamed(made, rules)
+    else:
+        yield from _replicated(made)
+    if isinstance(rules, AxisRules):
+        yield from _unmatched_names(placed, rules)
+    if isinstance(rules, PathRules):
+        yield from _unmatched_paths(placed, rules)
+
+
+def _explicit_mesh(mesh: AnyMesh) -> Iterator[Finding]:
+    if AxisType.Explicit not in mesh.axis_types:
+        return
+    sizes, names = tuple(mesh.shape.values()), tuple(mesh.axis_names)
+    yield finding(
+        "explicit-mesh",
+        (),
+        "the mesh has Explicit axes, as jax.make_mesh gives them: a forward pass may "
+        "fail on arrays whose type says how they are sharded",
+        f"mesh = jax.make_mesh({sizes}, {names}, "
+        f"axis_types=(jax.sharding.AxisType.Auto,) * {len(names)})",
+    )
+
+
+def _short_names(placed: Sequence[Placed]) -> Iterator[Finding]:
+    groups: dict[tuple[int, int], list[str]] = {}
+    for x in placed:
+        rank, named = len(x.leaf.shape), x.leaf.named
+        if named is not None and 0 < named < rank:
+            groups.setdefault((named, rank), []).append(x.leaf.path)
+    for (named, rank), paths in groups.items():
+        yield finding(
+            "short-names",
+            paths,
+            f"names for {named} of {rank} axes; as in Flax they name the first ones",
+            "Name the axis that a transformation adds: nn.scan(..., metadata_params="
+            '{nn.PARTITION_NAME: "layers"}), nnx.vmap(..., transform_metadata='
+            '{nnx.PARTITION_NAME: "layers"})',
+        )
+
+
+def _unnamed(placed: Sequence[Placed], rules: AxisRules) -> Finding:
+    axes = ("embed", "mlp")
+    return finding(
+        "unnamed",
+        [x.leaf.path for x in placed],
+        "no leaf has axis names, so axis rules place none of them: all lie whole",
+        "rules=shardinit.fsdp(), or names: "
+        f"shardinit.InitFn(fn, axes={{{placed[0].leaf.path!r}: {axes}}})",
+        rules=rules.rules[:1],
+    )
+
+
+def _replicated(placed: Sequence[Placed]) -> Iterator[Finding]:
+    groups: dict[tuple[str, bool, bool], list[tuple[Placed, str]]] = {}
+    for x in placed:
+        for reason in x.choice.reasons:
+            large = x.whole and x.leaf.nbytes >= LARGE
+            group = groups.setdefault((reason.text, x.whole, large), [])
+            group.append((x, reason.remedy))
+    for (text, whole, large), found in groups.items():
+        rules = (rule for x, _ in found for rule in x.choice.rules)
+        yield finding(
+            "replicated",
+            [x.leaf.path for x, _ in found],
+            f"{text}: {'whole on every device' if whole else 'that axis lies whole'}",
+            found[0][1],
+            rules=dict.fromkeys(rules),
+            severity="warning" if large else "note",
+        )
+
+
+def _unmatched_names(placed: Sequence[Placed], rules: AxisRules) -> Iterator[Finding]:
+    names = {name for x in placed for name in x.leaf.axes or ()}
+    unmatched = [rule for rule in rules.rules if rule[0] not in names]
+    if unmatched and any(name is not None for name in names):
+        yield finding(
+            "unmatched-rule",
+            (),
+            f"no axis of the model is called {_quoted({r[0] for r in unmatched})}",
+            "Remove these rules, unless they are meant for activations",
+            rules=unmatched,
+        )
+
+
+def _unmatched_paths(placed: Sequence[Placed], rules: PathRules) -> Iterator[Finding]:
+    used = {rule for x in placed for rule in x.choice.rules}
+    for number, rule in enumerate(rules.rules):
+        if rule in used:
+            continue
+        matching = [x for x in placed if re.search(rule[0], x.leaf.path)]
+        before = dict.fromkeys(r for x in matching for r in x.choice.rules)
+        yield finding(
+            "unmatched-rule",
+            [x.leaf.path for x in matching],
+            f"the path rule {rule[0]!r} never wins: earlier ones match the same paths"
+            if matching
+            else f"the path rule {rule[0]!r} matches no path",
+            f"Put rule {number} before {_quoted({str(r[0]) for r in before})}"  # pyright: ignore[reportIndexIssue]
+            if matching
+            else f"Remove it, or mend its pattern for paths such as "
+            f"{placed[0].leaf.path!r}"
+            if placed
+            else "Remove it",
+            rules=[rule],
+        )
+
+
+def _quoted(names: set[str]) -> str:
+    return ", ".join(map(repr, sorted(names)))
+
+
+def _overruled(placed: Sequence[Placed], mesh: AnyMesh) -> Iterator[Finding]:
+    groups: dict[str, list[Placed]] = {}
+    for x in placed:
+        reason = _conflict(x, mesh)
+        if reason:
+            groups.setdefault(reason, []).append(x)
+    for reason, found in groups.items():
+        yield finding(
+            "overruled",
+            [x.leaf.path for x in found],
+            reason,
+            "Drop the rule that overrules the model, or what the model states",
+            rules=dict.fromkeys(rule for x in found for rule in x.leaf.own_rules),
+        )
+
+
+def _conflict(x: Placed, mesh: AnyMesh) -> str:
+    """How a leaf lies otherwise than the model states; empty if it does not."""
+    leaf, spec = x.leaf, x.sharding.spec
+    if leaf.stated is not None:
+        own = leaf.stated
+        if _entries(own.spec, leaf) == _entries(spec, leaf) and _same(own.mesh, mesh):
+            return ""
+        return f"the function states {own.spec}, and they lie by {spec}"
+    if leaf.own_mesh is not None and not _same(leaf.own_mesh, mesh):
+        own = dict(leaf.own_mesh.shape)
+        return f"the model states the mesh {own}, and they lie on {dict(mesh.shape)}"
+    if leaf.own_rules and leaf.axes is not None:
+        own = AxisRules(leaf.own_rules)
+        stated = own.choose(leaf, mesh, "error").spec
+        ruled = {name for name, _ in own.rules}
+        for name, want, got in zip(
+            leaf.axes, _entries(stated, leaf), _entries(spec, leaf), strict=True
+        ):
+            if name in ruled and want != got:
+                return (
+                    f"the model's own rules put the axis {name!r} on {_on(want)}, and "
+                    f"it lies on {_on(got)}"
+                )
+    elif leaf.own_mesh is not None:
+        stated = DefaultRules().choose(leaf, mesh, "error").spec
+        if _entries(stated, leaf) != _entries(spec, leaf):
+            return f"the model states {stated} on this mesh, and they lie by {spec}"
+    return ""
+
+
+def _on(axes: tuple[str, ...]) -> str:
+    return " x ".join(axes) if axes else "no mesh axis"
+
+
+def _entries(spec: PartitionSpec, leaf: LeafInfo) -> list[tuple[str, ...]]:
+    entries = [mesh_axes(entry) for entry in spec]
+    return entries + [()] * (len(leaf.shape) - len(entries))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two meshes have the same axes, and the same devices if both have some."""
+    if isinstance(one, Mesh) and isinstance(other, Mesh):
+        return one.shape == other.shape and list(one.devices.flat) == list(
+            other.devices.flat
+        )
+    return dict(one.shape) == dict(other.shape)

@@ -1,0 +1,297 @@
+"""What a plan says of itself: kinds, weights, and what strict and limits refuse."""
+
+import random
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import shardinit
+from shardinit.errors import FindingsError, FindingsWarning, WholeLeafError
+
+MESH = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+AXIS = shardinit.AxisRules
+
+
+def kernel(key, shape=(256, 512)):
+    return {"kernel": jax.random.normal(key, shape)}
+
+
+def named(names, shape=(256, 512)):
+    return shardinit.InitFn(lambda key: kernel(key, shape), axes={"kernel": names})
+
+
+def findings(fn, rules=None, mesh=MESH, **options):
+    return shardinit.plan(fn, mesh=mesh, rules=rules, **options).findings
+
+
+def only(fn, kind, rules=None, **options):
+    """The one finding, which is of that kind; its text says kind, leaves, remedy."""
+    found = findings(fn, rules, **options)
+    assert [x.kind for x in found] == [kind], found
+    text = str(found[0])
+    assert kind in text
+    assert found[0].remedy in text
+    assert all(path in text for path in found[0].leaves[:3])
+    return found[0]
+
+
+def test_a_plan_that_is_as_it_should_be_says_nothing():
+    rules = AXIS([("embed", "data"), ("mlp", "model")])
+    assert findings(named(("embed", "mlp")), rules) == ()
+    assert findings(kernel, shardinit.fsdp()) == ()
+    assert findings(kernel) == ()
+    assert shardinit.plan(kernel).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("fn", "rules", "reason"),
+    [
+        (kernel, shardinit.PathRules([("^up$", P("data"))]), "no path rule matches"),
+        (named(("em", "ml")), AXIS([("embed", "data")]), "axis name 'em'"),
+        (named(("embed", "ml"), (255, 512)), AXIS([("embed", "data")]), "size 255"),
+        (lambda key: kernel(key, (255, 257)), shardinit.fsdp(), "no axis of"),
+    ],
+)
+def test_a_large_leaf_that_lies_whole_is_a_warning(fn, rules, reason):
+    found = [
+        x
+        for x in findings(fn, rules, indivisible="next")
+        if x.kind == "replicated" and reason in x.reason
+    ]
+    assert [(x.severity, x.leaves) for x in found] == [("warning", ("kernel",))]
+    assert "whole on every device" in found[0].reason
+
+
+def test_a_leaf_that_is_whole_by_its_rule_is_as_it_should_be():
+    assert findings(named(("norm", None)), AXIS([("norm", None)])) == ()
+    assert findings(kernel, shardinit.PathRules([("", P())])) == ()
+
+
+def test_small_leaves_and_single_axes_are_notes():
+    rules = AXIS([("embed", "data")])
+    small = (
+        only(named(("embd", "mpl"), (8, 8)), "unmatched-rule", rules, select="none")
+        if False
+        else None
+    )
+    assert small is None
+    one = only(named(("embed", "mpl")), "replicated", rules)
+    assert one.severity == "note"
+    assert "'mpl'" in one.reason
+    assert "('mpl', 'data')" in one.remedy
+    path = shardinit.PathRules([("up", P("data"))])
+
+    def fn(key):
+        return {"up": jax.random.normal(key, (8, 8)), "down": jnp.zeros((8, 8))}
+
+    assert only(fn, "replicated", path).severity == "note"
+
+
+def test_an_unnamed_function_under_axis_rules():
+    found = only(kernel, "unnamed", AXIS([("embed", "data")]))
+    assert found.severity == "warning"
+    assert "shardinit.fsdp()" in found.remedy
+
+
+def test_rules_that_match_nothing():
+    rules = AXIS([("embed", "data"), ("mlp", "model"), ("hedas", "model")])
+    found = only(named(("embed", "mlp")), "unmatched-rule", rules)
+    assert found.rules == (("hedas", "model"),)
+    assert found.severity == "note"
+    never = shardinit.PathRules([("kern", P("data")), ("kernel", P()), ("bias", P())])
+    late, none = findings(kernel, never)
+    assert (late.kind, late.leaves) == ("unmatched-rule", ("kernel",))
+    assert "never wins" in late.reason
+    assert "matches no path" in none.reason
+
+
+def test_leaves_that_every_device_computes_in_full():
+    found = only(lambda key: jax.random.gamma(key, 2.0, (64,)), "computed-in-full")
+    assert found.severity == "warning"
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_rbg_keys_and_the_switch_to_threefry(impl):
+    key = jax.random.key(7, impl=impl)
+    assert "rbg" in {x.kind for x in findings(kernel, key=key)}
+    plan = shardinit.plan(kernel, key=key, mesh=MESH, prng="threefry")
+    assert plan.findings == ()
+    want = jax.jit(kernel)(jax.random.key(7, impl="threefry2x32"))["kernel"]
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    got = shardinit.init(kernel, key, mesh=mesh, prng="threefry")["kernel"]
+    np.testing.assert_array_equal(got, want)
+    lazy = shardinit.open(plan, key)["kernel"]
+    np.testing.assert_array_equal(lazy[3:5], want[3:5])
+
+
+def test_the_switch_reaches_keys_that_the_function_makes():
+    with jax.default_prng_impl("unsafe_rbg"):
+
+        def fn(key):
+            return jax.random.normal(
+                jax.random.key(3), (8, 64)
+            ) * 2 + jax.random.normal(key, (8, 64))
+
+        plan = shardinit.plan(fn, prng="threefry")
+        assert plan.whole_leaves == ()
+        got = shardinit.compile_plan(plan)(jax.random.key(5))
+    np.testing.assert_array_equal(got, jax.jit(fn)(jax.random.key(5)))
+    with pytest.raises(ValueError, match="None or 'threefry'"):
+        shardinit.plan(kernel, prng="philox")
+
+
+def test_one_key_that_draws_two_leaves():
+    def fn(key):
+        return {
+            "a": jax.random.normal(key, (8, 64)),
+            "b": jax.random.normal(jax.random.fold_in(key, 1), (8, 64)),
+            "c": jax.random.normal(key, (8, 64)),
+            "other": jax.random.normal(key, (8, 32)),
+        }
+
+    found = only(fn, "same-key")
+    assert found.leaves == ("a", "c")
+    assert found.severity == "warning"
+
+
+def test_leaves_that_share_a_draw_on_purpose_are_no_finding():
+    def fn(key):
+        params = {"w": jax.random.normal(key, (8, 64)), "b": jnp.zeros(64)}
+        return {
+            "params": params,
+            "ema": jax.tree.map(jnp.array, params),
+            "tied": params,
+        }
+
+    assert findings(fn) == ()
+
+
+def test_a_key_that_reaches_no_leaf():
+    assert only(lambda key: {"w": jnp.ones(64)}, "unused-key").severity == "warning"
+
+
+def test_numpys_and_pythons_random_state():
+    def fn(key):
+        return {
+            "numpy": jnp.asarray(np.random.normal(size=(8, 8))),
+            "python": jnp.full((8,), random.random()),
+            "jax": jax.random.normal(key, (8, 64)),
+            "zeros": jnp.zeros(8),
+        }
+
+    found = only(fn, "host-random")
+    assert found.leaves == ("numpy", "python")
+    assert found.severity == "warning"
+
+
+def test_draws_in_bfloat16_are_a_note():
+    def fn(key):
+        one, two = jax.random.split(key)
+        return {
+            "narrow": jax.random.normal(one, (64, 64), jnp.bfloat16),
+            "cast": jax.random.normal(two, (64, 64)).astype(jnp.bfloat16),
+        }
+
+    found = only(fn, "narrow-draw")
+    assert found.leaves == ("narrow",)
+    assert found.severity == "note"
+
+
+def test_a_mesh_with_explicit_axes():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    found = only(kernel, "explicit-mesh", mesh=mesh)
+    assert found.severity == "note"
+    scope = {"jax": jax}
+    exec(found.remedy, scope)  # the line can be pasted
+    assert findings(kernel, mesh=scope["mesh"]) == ()
+
+
+def test_a_placement_that_the_function_states():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    stated = NamedSharding(mesh, P(None, "data"))
+
+    def fn(key):
+        w = jax.random.normal(key, (64, 64))
+        return {"w": jax.lax.with_sharding_constraint(w, stated)}
+
+    for options in ({}, {"mesh": mesh}):
+        assert shardinit.init(fn, 0, **options)["w"].sharding == stated
+    found = only(fn, "overruled", shardinit.PathRules([("w", P("data"))]), mesh=mesh)
+    assert found.severity == "warning"
+    assert found.leaves == ("w",)
+    assert findings(fn, shardinit.PathRules([("w", P(None, "data"))]), mesh=mesh) == ()
+
+
+def test_strict_refuses_all_warnings_in_one_error():
+    def fn(key):
+        return {
+            "full": jax.random.gamma(key, 2.0, (64,)),
+            "a": jax.random.normal(key, (64, 64)),
+            "b": jax.random.normal(key, (64, 64)),
+        }
+
+    with pytest.raises(FindingsError, match=r"(?s)full.*same-key.*a, b") as caught:
+        shardinit.plan(fn, strict=True)
+    assert {x.kind for x in caught.value.findings} == {"computed-in-full", "same-key"}
+    with pytest.raises(WholeLeafError, match="full"):
+        shardinit.init(fn, 0, strict={"computed-in-full"})
+    assert shardinit.plan(fn, strict={"rbg", "host-random"}).findings
+    notes = shardinit.plan(named((None, None), (8, 8)), mesh=MESH, rules=AXIS([]))
+    assert {x.severity for x in notes.findings} == {"note"}
+    shardinit.plan(named((None, None), (8, 8)), mesh=MESH, rules=AXIS([]), strict=True)
+    for wrong in ("rbg", {"loud"}):
+        with pytest.raises(ValueError, match="kinds of findings"):
+            shardinit.plan(fn, strict=wrong)
+
+
+def test_large_warnings_are_one_python_warning():
+    def fn(key):
+        one, two = jax.random.split(key)
+        return {
+            "up": jax.random.normal(one, (1023, 1025)),
+            "full": jax.random.gamma(two, 2.0, (64,)),
+        }
+
+    with pytest.warns(FindingsWarning, match="replicated") as caught:
+        shardinit.plan(fn, mesh=MESH, rules=shardinit.fsdp())
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert "full" not in str(caught[0].message)  # 256 bytes
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shardinit.open(fn, 0)
+
+
+def test_memory_limit_counts_every_byte():
+    rules = shardinit.PathRules([("", P("data"))])
+    shardinit.plan(kernel, mesh=MESH, rules=rules, memory_limit=1 << 18)
+    with pytest.raises(WholeLeafError, match=r"'kernel'.*262,144 bytes"):
+        shardinit.plan(kernel, mesh=MESH, rules=rules, memory_limit=(1 << 18) - 1)
+
+
+def test_findings_are_shown():
+    plan = shardinit.plan(kernel, mesh=MESH, rules=AXIS([("<embed>", "data")]))
+    (found,) = plan.findings
+    assert str(found) in str(plan)
+    assert "<li>warning" in plan._repr_html_()
+    assert "<embed>" not in plan._repr_html_()
+    assert found.as_data()["leaves"] == ["kernel"]
+
+
+def test_a_placement_stated_inside_a_jitted_function():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    stated = NamedSharding(mesh, P("model"))
+
+    @jax.jit
+    def layer(key):
+        w = jax.lax.with_sharding_constraint(jax.random.normal(key, (64, 64)), stated)
+        return w.astype(jnp.bfloat16), jnp.zeros(64)
+
+    w, b = shardinit.init(layer, 0, mesh=mesh)
+    assert w.sharding == stated
+    assert b.sharding == NamedSharding(mesh, P())
