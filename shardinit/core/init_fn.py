@@ -20,6 +20,26 @@ def identity(tree: Any) -> Any:
     return tree
 
 
+def axis_names(node: Any) -> tuple[str | None, ...] | None:
+    """The names of the dimensions of an array that comes in a box which has them.
+
+    Args:
+      node: any node of a pytree; Flax's boxes and Penzai's named arrays have names.
+
+    Returns:
+      A name, or None, for each dimension; None if ``node`` is no such box.
+    """
+    names = getattr(node, "names", None)
+    inner: Any = getattr(node, "value", None)
+    if isinstance(names, tuple) and hasattr(inner, "shape"):
+        return (*names, *[None] * (len(inner.shape) - len(names)))
+    known: Any = getattr(node, "named_axes", None)
+    data: Any = getattr(node, "data_array", None)
+    if isinstance(known, dict) and hasattr(data, "shape"):  # names of the last axes
+        return (*[None] * (len(data.shape) - len(known)), *map(str, known))
+    return None
+
+
 @dataclass(frozen=True)
 class InitFn:
     """A function from a key to a pytree of arrays, with what a front end knows of it.

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shardinit.core.init_fn import axis_names
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import path_str
 from shardinit.deferred.node import one_level
@@ -139,24 +140,12 @@ def structure_of(value: Any, axes: Axes | None = None) -> Structure:
         return node
 
     def inside(node: Any) -> Any:
-        names = _named(node)
+        names = axis_names(node)
         if names is None:
             return leaf(node, axes)
         return jax.tree.map(lambda x: leaf(x, names), node)
 
-    return jax.tree.map(inside, value, is_leaf=lambda n: _named(n) is not None)
-
-
-def _named(node: Any) -> Axes | None:
-    """Returns the axis names of a Penzai NamedArray or of a Flax box."""
-    names = getattr(node, "names", None)
-    if isinstance(names, tuple) and hasattr(getattr(node, "value", None), "shape"):
-        return names
-    known: Any = getattr(node, "named_axes", None)
-    data: Any = getattr(node, "data_array", None)
-    if isinstance(known, dict) and hasattr(data, "shape"):  # names of the last axes
-        return (*[None] * (len(data.shape) - len(known)), *map(str, known))
-    return None
+    return jax.tree.map(inside, value, is_leaf=lambda n: axis_names(n) is not None)
 
 
 def axes_of(structure: Structure) -> Any:

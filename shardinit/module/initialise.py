@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from shardinit.core.init_fn import InitFn
+from shardinit.core.init_fn import InitFn, axis_names
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.plan.plan import as_key
@@ -216,9 +216,7 @@ class Initialisation:
         def punch(path: Path, owner: Any, name: str, leaf: Any) -> Any:
             if not is_array(leaf):
                 return leaf
-            axes = (
-                owner.field_axes().get(name) if getattr(owner, name) is leaf else None
-            )
+            axes = _axes(owner, name, leaf)
             if id(leaf) in given:
                 leaf = given[id(leaf)]
                 if id(owner) in held or _is_placed(leaf):
@@ -228,6 +226,19 @@ class Initialisation:
 
         walk.map_leaves(root, punch)
         return made
+
+
+def _axes(owner: Any, name: str, leaf: Any) -> Any:
+    """Axis names of a leaf: those of its box, or those declared for its field."""
+    value = getattr(owner, name)
+    if value is leaf:
+        return owner.field_axes().get(name)
+    boxes = jax.tree.leaves(value, is_leaf=lambda node: axis_names(node) is not None)
+    for box in boxes:
+        names = axis_names(box)
+        if names is not None and any(x is leaf for x in jax.tree.leaves(box)):
+            return names
+    return None
 
 
 def _is_placed(x: Any) -> bool:

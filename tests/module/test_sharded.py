@@ -186,3 +186,30 @@ def test_typed_and_rbg_keys(mesh):
         assert differing(made.layers[0].kernel, plain["layers"][0]["kernel"]) == []
     raw = net.init(jax.random.PRNGKey(42), X, mesh=mesh)
     assert raw.layers[1].rng.dtype == np.uint32
+
+
+@pytest.mark.parametrize("box", ["with_logical_partitioning", "with_partitioning"])
+def test_the_names_of_flax_boxes_in_fields_count(mesh, box):
+    linen = pytest.importorskip("flax.linen")
+    normal = linen.initializers.normal()
+    normal = getattr(linen, box)(normal, ("embed", "mlp"))
+
+    class Boxed(tx.Module):
+        kernel: object = tx.Parameter.node(None)
+        layers: object = tx.Parameter.node(None)
+
+        def __init__(self):
+            self.kernel = tx.Initializer(lambda key: normal(key, (8, 64)))
+
+        def __call__(self, x):
+            if self.initializing():
+                self.layers = {"up": normal(tx.next_key(), (64, 8)), "b": jnp.ones(8)}
+            return x
+
+    rules = shardinit.AxisRules([("embed", "data"), ("mlp", "model")])
+    made = Boxed().init(0, jnp.ones(8), mesh=mesh, rules=rules)
+    kernels = jax.tree.leaves((made.kernel, made.layers["up"]))
+    assert [x.sharding.spec for x in kernels] == [P("data", "model")] * 2
+    assert made.layers["b"].sharding.is_fully_replicated
+    plain = Boxed().init(0, jnp.ones(8))
+    assert differing(plain, made) == []
