@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from shardinit.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from shardinit import deferred as deferred
     from shardinit import module as module
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
     from shardinit.core.init_fn import InitFn as InitFn
     from shardinit.core.plan.plan import Plan as Plan
     from shardinit.core.plan.plan import plan as plan
-    from shardinit.core.plan.sharding import AxisRules as AxisRules
-    from shardinit.core.plan.sharding import PathRules as PathRules
-    from shardinit.core.plan.sharding import fsdp as fsdp
+    from shardinit.core.plan.rules import AxisRules as AxisRules
+    from shardinit.core.plan.rules import PathRules as PathRules
+    from shardinit.core.plan.rules import fsdp as fsdp
     from shardinit.core.program.program import InitProgram as InitProgram
     from shardinit.core.program.program import export_plan as export_plan
     from shardinit.core.program.program import load_program as load_program
@@ -37,15 +39,13 @@ if TYPE_CHECKING:
     from shardinit.verify.receipt import receipt as receipt
     from shardinit.verify.receipt import verify_receipt as verify_receipt
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "AxisRules": "core.plan.sharding",
+    "AxisRules": "core.plan.rules",
     "CompiledPlan": "core.run.compile",
     "InitFn": "core.init_fn",
     "InitProgram": "core.program.program",
     "ModelSpec": "models",
-    "PathRules": "core.plan.sharding",
+    "PathRules": "core.plan.rules",
     "Plan": "core.plan.plan",
     "audit": "verify.audit.audit",
     "compile_plan": "core.run.compile",
@@ -53,7 +53,7 @@ _HOMES = {
     "deferred": "deferred",
     "digest": "verify.digest.devices",
     "export_plan": "core.program.program",
-    "fsdp": "core.plan.sharding",
+    "fsdp": "core.plan.rules",
     "init": "core.run.compile",
     "init_missing": "core.run.missing",
     "load_executables": "storage.executables",

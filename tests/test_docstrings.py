@@ -7,7 +7,15 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ("module", "deferred", "frontends", "initializers")
+PACKAGES = (
+    "module",
+    "deferred",
+    "frontends",
+    "initializers",
+    "files",
+    "progress",
+    "version",
+)
 
 
 def _modules(name):

@@ -16,8 +16,9 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from shardinit.core.init_fn import InitFn
-from shardinit.core.plan.plan import itemsize
-from shardinit.core.plan.sharding import AxisRules, LeafInfo, resolve
+from shardinit.core.plan.leaves import itemsize
+from shardinit.core.plan.rules import AxisRules, LeafInfo
+from shardinit.core.plan.sharding import resolve
 from shardinit.models import ModelSpec, build, example_config
 
 RULES = AxisRules(

@@ -44,7 +44,7 @@ def parse_rules(text: str | None) -> Any:
     """
     if text is None:
         return None
-    from shardinit.core.plan.sharding import AxisRules
+    from shardinit.core.plan.rules import AxisRules
 
     rules: list[tuple[str, Any]] = []
     for part in text.split(","):

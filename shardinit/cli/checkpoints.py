@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +16,7 @@ import typer
 from shardinit.cli import devices
 from shardinit.cli.programs import ModelName, Modules, Seed, Source
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
+from shardinit.progress import counted, progress
 
 if TYPE_CHECKING:
     from shardinit.verify.digest.host import Digest
@@ -187,7 +185,8 @@ def _write_windows(
     plan = shardinit.plan(fn)
     lazy = shardinit.open(plan, seed, memory_limit=memory)
     digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
-    with _progress(lazy.nbytes) as advance:
+    with progress("write") as report:
+        advance = counted(report, lazy.nbytes)
 
         def on_window(path: str, start: tuple[int, ...], window: Any) -> None:
             digester.add(path, start, window)
@@ -236,18 +235,3 @@ def _write_arrays(
 
 def _say(target: Path, beside: Path, root: str) -> None:
     print(f"wrote {target}\nreceipt {beside}\nroot {root}")
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of bytes on a terminal; nothing elsewhere."""
-    if not sys.stdout.isatty():
-        yield lambda _: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
-
-    with Progress(
-        BarColumn(), DownloadColumn(), TimeRemainingColumn(), transient=True
-    ) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

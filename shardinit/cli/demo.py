@@ -55,8 +55,8 @@ def run(config: str) -> None:
             with _child(command, job) as process:
                 code = process.wait()
         finally:
-            if sys.stdout.isatty():
-                print("\x1b[?25h", end="", flush=True)  # a bar hides the cursor
+            if sys.stderr.isatty():  # a bar hides the cursor
+                print("\x1b[?25h", end="", file=sys.stderr, flush=True)
         if code:
             raise ShardinitError("demo", f"the job ended with exit code {code}")
     print(f"Done in {time.monotonic() - begin:.1f} s; nothing is left running.")

@@ -12,21 +12,19 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
 
 import shardinit
 from shardinit.cli import arguments
 from shardinit.cli.demo import RULES, demo_mesh
 from shardinit.errors import FingerprintMismatchError, ShardinitError
 from shardinit.models import build
+from shardinit.progress import Report, progress
 
 SEED = 0
 
@@ -48,8 +46,12 @@ def run(address: str, config: str, cache: str) -> None:
     with _stage("compile the distinct programs", times):
         plan = shardinit.plan(program, mesh=mesh, rules=rules)
         compiled = shardinit.compile_plan(plan)
-    with _stage("initialise", times), _progress("initialise") as progress:
-        params = jax.block_until_ready(compiled(SEED, progress))
+    lines = None if sys.stderr.isatty() else _quarters("initialise")
+    with (
+        _stage("initialise", times),
+        progress("   initialise", lines, "leaves") as report,
+    ):
+        params = jax.block_until_ready(compiled(SEED, report))
     peak = _peak_bytes()
     held, seconds = _bytes_by_device(params), sum(times.values())
     with _stage("check against plain jax.jit", times):
@@ -73,29 +75,18 @@ def _stage(name: str, times: dict[str, float]) -> Iterator[None]:
     print(f"   {name}: {times[name]:.2f} s", flush=True)
 
 
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal; elsewhere a line for each quarter."""
-    if not sys.stdout.isatty():
-        shown = 0
+def _quarters(name: str) -> Report:
+    """Where there is no terminal for a bar, a line for each quarter."""
+    shown = 0
 
-        def lines(done: int, total: int) -> None:
-            nonlocal shown
-            quarter = 4 * done // total if total else 4
-            if quarter > shown:
-                shown = quarter
-                print(f"   {name}: {done} of {total} leaves", flush=True)
+    def report(done: int, total: int) -> None:
+        nonlocal shown
+        quarter = 4 * done // total if total else 4
+        if quarter > shown:
+            shown = quarter
+            print(f"   {name}: {done} of {total} leaves", flush=True)
 
-        yield lines
-        return
-    columns = (TextColumn("   {task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, Elapsed(), console=Console(), transient=True) as progress:
-        task = progress.add_task(name, total=None)
-
-        def bar(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
-        yield bar
+    return report
 
 
 def _check(plan: Any, params: Any, init_fn: Any) -> int:

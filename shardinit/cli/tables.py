@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shardinit.core.plan.entries import mesh_axes
+
 _RIGHT = ("program", "leaves", "bytes a device")
 
 
@@ -36,7 +38,7 @@ def plan_as_data(plan: Any) -> dict[str, Any]:
     leaves = []
     for leaf in plan.leaves:
         entries = () if leaf.sharding is None else leaf.sharding.spec
-        spec = [[e] if isinstance(e, str) else list(e or ()) for e in entries]
+        spec = [list(mesh_axes(entry)) for entry in entries]
         leaves.append(
             {
                 "path": leaf.path,
@@ -51,7 +53,7 @@ def plan_as_data(plan: Any) -> dict[str, Any]:
     return {
         "name": plan.name,
         "fingerprint": plan.fingerprint,
-        "mesh": dict(plan.mesh.shape) if plan.mesh is not None else {},
+        "mesh": plan.mesh_shape,
         "total_bytes": plan.total_bytes,
         "bytes_per_device": plan.bytes_per_device,
         "parameter_count": plan.parameter_count,

@@ -15,7 +15,7 @@ import jax
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.prng import names
-from shardinit.core.run.arguments import as_key
+from shardinit.core.prng.root_key import as_key
 from shardinit.deferred import structure
 from shardinit.deferred.parameters import (
     FrozenParameter,

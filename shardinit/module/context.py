@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from shardinit.core.paths import path_str
-from shardinit.core.plan.plan import as_key
+from shardinit.core.prng.root_key import as_key
 from shardinit.errors import ModuleStateError, NameClashError
 
 KEY_POLICIES = ("sequence", "name")

@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 from shardinit.core.init_fn import InitFn, axis_names
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
-from shardinit.core.plan.plan import as_key
+from shardinit.core.prng.root_key import as_key
 from shardinit.core.run import compile as compiled
 from shardinit.errors import InitFnError, ModuleStateError
 from shardinit.module import context, steps, walk

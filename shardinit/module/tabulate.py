@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shardinit.core.paths import path_str
-from shardinit.core.plan.plan import itemsize
+from shardinit.core.plan.leaves import itemsize
 from shardinit.module import context, walk
 from shardinit.module.fields import MISSING, Initializer, is_array
 from shardinit.module.initialise import Initialisation

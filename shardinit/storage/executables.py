@@ -23,12 +23,11 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +43,7 @@ from shardinit.core.plan.plan import Plan
 from shardinit.core.program.exported import ExportedProgram
 from shardinit.core.run.compile import CompiledPlan, compile_plan, on_devices
 from shardinit.errors import ExecutablesError, ExecutablesWarning
+from shardinit.files import write_file
 
 FORMAT = 1
 MAX_BYTES = 1 << 30
@@ -114,7 +114,10 @@ def save_executables(
     sizes = [[name, len(content)] for name, content in entries.items()]
     head = json.dumps({_MAGIC: FORMAT, **facts, "entries": sizes}) + "\n"
     data = b"".join([head.encode(), *entries.values()])
-    _write(target, data)
+    try:
+        write_file(target, data, replace=False)
+    except FileExistsError as error:
+        raise _exists(target) from error
     return hashlib.sha256(data).hexdigest()
 
 
@@ -270,23 +273,6 @@ def _parse(where: str, data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
             "a file that save_executables of this release wrote",
         ) from error
     return manifest, entries
-
-
-def _write(target: Path, data: bytes) -> None:
-    """Writes a new file: complete under its name, or not at all."""
-    name = f".executables-{os.getpid()}-{secrets.token_hex(4)}"
-    temporary = target.with_name(name)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, target)  # unlike a rename it replaces nothing
-    except FileExistsError as error:
-        raise _exists(target) from error
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
 
 
 def _exists(target: Path) -> ExecutablesError:

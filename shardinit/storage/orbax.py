@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from shardinit.core.paths import path_str
 from shardinit.core.plan import sharding as sh
+from shardinit.core.plan.mesh import one_device
+from shardinit.core.plan.rules import LeafInfo, Rules
 from shardinit.errors import CheckpointError
 
 
@@ -58,7 +59,7 @@ def restore(
     folder: str | os.PathLike[str],
     *,
     mesh: Any = None,
-    rules: sh.Rules | None = None,
+    rules: Rules | None = None,
     out_shardings: Any = None,
 ) -> Any:
     """Reads a checkpoint into sharded arrays; each process reads its own shards.
@@ -88,11 +89,11 @@ def restore(
         leaves, structure = jax.tree.flatten(shapes, is_leaf=_is_shape)
         paths = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=_is_shape)
         infos = [
-            sh.LeafInfo(path_str(path), tuple(leaf.shape), _itemsize(leaf.dtype))
+            LeafInfo(path_str(path), tuple(leaf.shape), _itemsize(leaf.dtype))
             for path, leaf in paths
         ]
         if mesh is None:
-            mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("device",))
+            mesh = one_device()
         if out_shardings is not None:
             shardings = sh.from_tree(out_shardings, infos, structure, mesh)
         else:

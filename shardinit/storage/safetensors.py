@@ -29,6 +29,8 @@ import numpy as np
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.paths import path_str
 from shardinit.core.plan import sharding as sh
+from shardinit.core.plan.mesh import one_device
+from shardinit.core.plan.rules import LeafInfo, Rules
 from shardinit.core.run.lazy import LazyTree
 from shardinit.errors import CheckpointError
 from shardinit.storage.layout import (
@@ -342,7 +344,7 @@ def load(
     folder: str | os.PathLike[str],
     *,
     mesh: Any = None,
-    rules: sh.Rules | None = None,
+    rules: Rules | None = None,
 ) -> dict[str, Any]:
     """A checkpoint as sharded arrays; each device reads its own shard from the files.
 
@@ -360,9 +362,9 @@ def load(
     """
     arrays = open(folder)
     if mesh is None:
-        mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("device",))
+        mesh = one_device()
     infos = [
-        sh.LeafInfo(path, array.shape, array.dtype.itemsize)
+        LeafInfo(path, array.shape, array.dtype.itemsize)
         for path, array in arrays.items()
     ]
     shardings = sh.resolve(infos, mesh, rules)

@@ -89,7 +89,7 @@ class NodeKey(_message.Message):
     def __init__(self, text: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Leaf(_message.Message):
-    __slots__ = ("path", "shape", "dtype", "has_axes", "axes", "function", "host", "operands", "key_impl", "result")
+    __slots__ = ("path", "shape", "dtype", "has_axes", "axes", "function", "host", "operands", "key_impl", "result", "weak_type")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,7 @@ class Leaf(_message.Message):
     OPERANDS_FIELD_NUMBER: _ClassVar[int]
     KEY_IMPL_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
+    WEAK_TYPE_FIELD_NUMBER: _ClassVar[int]
     path: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
@@ -110,7 +111,8 @@ class Leaf(_message.Message):
     operands: _containers.RepeatedCompositeFieldContainer[Operand]
     key_impl: str
     result: int
-    def __init__(self, path: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., has_axes: bool = ..., axes: _Optional[_Iterable[str]] = ..., function: _Optional[int] = ..., host: _Optional[_Union[Operand, _Mapping]] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., key_impl: _Optional[str] = ..., result: _Optional[int] = ...) -> None: ...
+    weak_type: bool
+    def __init__(self, path: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., has_axes: bool = ..., axes: _Optional[_Iterable[str]] = ..., function: _Optional[int] = ..., host: _Optional[_Union[Operand, _Mapping]] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., key_impl: _Optional[str] = ..., result: _Optional[int] = ..., weak_type: bool = ...) -> None: ...
 
 class Operand(_message.Message):
     __slots__ = ("key_node", "constant")
@@ -200,7 +202,17 @@ class WordRange(_message.Message):
     def __init__(self, start: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Function(_message.Message):
-    __slots__ = ("module", "windowed", "whole", "dtype", "rank", "digest", "platforms")
+    __slots__ = ("module", "windowed", "whole", "dtype", "rank", "digest", "platforms", "kind", "reason", "module_sha256")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Function.Kind]
+        KIND_WINDOWED: _ClassVar[Function.Kind]
+        KIND_REPLICATED: _ClassVar[Function.Kind]
+        KIND_TABLE: _ClassVar[Function.Kind]
+    KIND_UNSPECIFIED: Function.Kind
+    KIND_WINDOWED: Function.Kind
+    KIND_REPLICATED: Function.Kind
+    KIND_TABLE: Function.Kind
     MODULE_FIELD_NUMBER: _ClassVar[int]
     WINDOWED_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +220,9 @@ class Function(_message.Message):
     RANK_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     PLATFORMS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MODULE_SHA256_FIELD_NUMBER: _ClassVar[int]
     module: bytes
     windowed: bool
     whole: str
@@ -215,4 +230,7 @@ class Function(_message.Message):
     rank: int
     digest: bytes
     platforms: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, module: _Optional[bytes] = ..., windowed: bool = ..., whole: _Optional[str] = ..., dtype: _Optional[str] = ..., rank: _Optional[int] = ..., digest: _Optional[bytes] = ..., platforms: _Optional[_Iterable[str]] = ...) -> None: ...
+    kind: Function.Kind
+    reason: str
+    module_sha256: bytes
+    def __init__(self, module: _Optional[bytes] = ..., windowed: bool = ..., whole: _Optional[str] = ..., dtype: _Optional[str] = ..., rank: _Optional[int] = ..., digest: _Optional[bytes] = ..., platforms: _Optional[_Iterable[str]] = ..., kind: _Optional[_Union[Function.Kind, str]] = ..., reason: _Optional[str] = ..., module_sha256: _Optional[bytes] = ...) -> None: ...

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -22,15 +21,17 @@ from typing import Any
 import jax
 import numpy as np
 
-import shardinit
 from shardinit.core import platform as machine
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.plan import Plan
 from shardinit.core.prng import derivation as keys
+from shardinit.core.prng.root_key import as_key
 from shardinit.core.run.arguments import key_words
 from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
+from shardinit.files import write_file
 from shardinit.verify.digest.devices import digest
 from shardinit.verify.digest.host import ALGORITHM, Digest, root_digest
+from shardinit.version import __version__
 
 FORMAT = 1
 _SHOWN = 5
@@ -139,15 +140,7 @@ class Receipt:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the receipt to ``path``: complete under its name, or not at all."""
-        folder = os.path.dirname(os.path.abspath(path))
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".receipt-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        write_file(path, self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Receipt:
@@ -181,7 +174,7 @@ def receipt(plan: Plan, key: Any, params: Any) -> Receipt:
         name=plan.name,
         fingerprint=plan.fingerprint,
         seed=int(key) if isinstance(key, int | np.integer) else None,
-        key=tuple(int(word) for word in key_words(key, plan.cut)),
+        key=tuple(int(word) for word in key_words(as_key(key), plan.cut)),
         key_impl=plan.cut.impl,
         platform=device.platform,
         device=device.device_kind,
@@ -189,7 +182,7 @@ def receipt(plan: Plan, key: Any, params: Any) -> Receipt:
         versions={
             "jax": jax.__version__,
             "jaxlib": metadata.version("jaxlib"),
-            "shardinit": shardinit.__version__,
+            "shardinit": __version__,
         },
         x64=bool(setting("jax_enable_x64")),
         xla_flags=machine.xla_flags(),

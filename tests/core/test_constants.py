@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import shardinit
 from shardinit.errors import ProgramFormatError
+from shardinit.v1 import program_pb2 as pb
 
 from .bits import differing
 
@@ -111,7 +112,7 @@ def test_a_table_may_not_ask_for_operands_or_stand_before_the_rest():
 
     program = shardinit.export_plan(fn)
     windowed, table = program.message.functions
-    assert table.whole == "a table of constants"
+    assert table.kind == pb.Function.KIND_TABLE
     swapped = type(program.message)()
     swapped.CopyFrom(program.message)
     swapped.functions[0].CopyFrom(table)

@@ -40,7 +40,7 @@ def test_chains_equal_jax(steps, seed, impl):
             last = np.arange((number - 1) * width, number * width)
             derived = keys.take([parts], last)
             want = jax.random.split(want, number)[-1]
-    (got,) = keys.evaluate([derived], data(key))
+    (got,) = keys.derive([derived], data(key))
     np.testing.assert_array_equal(got, data(want))
 
 
@@ -49,7 +49,7 @@ def test_batches_of_keys():
     many = keys.split(keys.root("threefry2x32"), (4, 3))
     folded = keys.fold_in(many, np.arange(12))
     nested = keys.split(folded, (2,))
-    got = keys.evaluate([many, folded, nested], data(key))
+    got = keys.derive([many, folded, nested], data(key))
     want = jax.random.split(key, (4, 3))
     np.testing.assert_array_equal(got[0], data(want))
     each = jax.vmap(jax.random.fold_in)(want.reshape(-1), jnp.arange(12))
@@ -100,7 +100,7 @@ def test_a_leaf_of_more_than_2_to_the_32_elements(mesh):
         lambda k: jax.random.bits(k, shape), jax.ShapeDtypeStruct((), key.dtype)
     )
     (program,) = cut.programs
-    assert not program.whole
+    assert program.replicated_reason is None
     start = (shape[0] - 2, shape[1] - 70)
     got = jax.jit(
         lambda words: program.window(

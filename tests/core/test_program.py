@@ -1,6 +1,8 @@
 """Programs without code and mesh: same bits, same bytes, and refusals."""
 
+import hashlib
 import importlib.util
+import json
 import pathlib
 import subprocess
 import sys
@@ -167,13 +169,39 @@ def test_damage_is_refused(program):
 
 def test_other_formats_and_versions_are_refused(program):
     message = envelope(program)
-    message.format = 2
-    with pytest.raises(ProgramFormatError, match="format version 2"):
+    message.format = 3
+    with pytest.raises(ProgramFormatError, match="format version 3"):
         shardinit.InitProgram.from_bytes(message.SerializeToString())
     message = envelope(program)
     message.content_size = 1 << 40
     with pytest.raises(ProgramFormatError, match="at most"):
         shardinit.InitProgram.from_bytes(message.SerializeToString())
+
+
+@pytest.mark.parametrize("version", ["0.10.2", "0.12.0.1"])
+def test_files_of_format_1_load_with_the_values_they_had(version, mesh):
+    if tuple(map(int, version.split("."))) > jax.version.__version_info__:
+        pytest.skip(f"a program of JAX {version} does not run on {jax.__version__}")
+    program = shardinit.load_program(FIXTURES / f"format-1-jax-{version}.program")
+    kept = json.loads((FIXTURES / f"format-1-jax-{version}.json").read_text())
+    assert program.fingerprint == kept["fingerprint"]
+    assert [f.kind.value for f in program.as_cut().programs] == [
+        *["windowed"] * 5,
+        "replicated",
+    ]
+    digest = shardinit.digest(shardinit.init(program, 0, mesh=mesh))
+    assert (digest.root, dict(digest.leaves)) == (kept["root"], kept["leaves"])
+    again = shardinit.InitProgram.from_bytes(program.to_bytes())
+    assert (again.format, again.sha256) == (1, program.sha256)
+
+
+def test_a_module_that_is_not_of_its_record_is_refused(program):
+    def swap(content):
+        first, second = content.functions[:2]
+        first.module, second.module = second.module, first.module
+
+    with pytest.raises(ProgramFormatError, match="not that of its record"):
+        shardinit.InitProgram.from_bytes(rewritten(program, swap))
 
 
 def rewritten(program, change):
@@ -260,7 +288,9 @@ def test_foreign_calls_are_refused(program):
 
     def tamper(content):
         number = next(x.function for x in content.leaves if x.path == "orthogonal")
-        content.functions[number].module = bytes(module.serialize())
+        function = content.functions[number]
+        function.module = bytes(module.serialize())
+        function.module_sha256 = hashlib.sha256(function.module).digest()
 
     with pytest.raises(ProgramFormatError, match="calls 'run_shell' outside"):
         shardinit.InitProgram.from_bytes(rewritten(program, tamper))

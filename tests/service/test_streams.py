@@ -292,9 +292,7 @@ def test_a_stream_goes_on_after_every_kind_of_break(tmp_path, how):
 
 
 def test_a_stream_that_never_gets_further_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "shardinit.service.client.transfer.time.sleep", lambda seconds: None
-    )
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
 
     class Dead(servicing.Servicer):
         def StreamShards(self, request, context):

@@ -18,19 +18,29 @@ import jax
 import numpy as np
 
 from shardinit.core.cut.leaf_program import (
+    Kind,
     LeafProgram,
     Program,
     digest_of,
     flatten,
     lift_scale,
 )
+from shardinit.core.cut.sources import (
+    Constant,
+    Keys,
+    Replicated,
+    Run,
+    Source,
+    Table,
+    Windowed,
+)
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
-from shardinit.core.ir.graph import Node, Value, detach, topological
+from shardinit.core.ir.graph import Node, Value, extract, topological
 from shardinit.core.paths import path_str
 from shardinit.core.prng import derivation as keys
 from shardinit.core.window import constants
-from shardinit.core.window import evaluate as window
+from shardinit.core.window.analysis import analyse
 from shardinit.errors import InitFnError
 
 
@@ -41,22 +51,20 @@ class LeafCut:
     Attributes:
       path: its key path.
       shape, dtype: what it is; a key dtype for a leaf of typed keys.
-      program: number of its program, -1 for a leaf made on the host.
-      result: which result of the program it is.
-      operands: the derivations of the program's operands, shared by all leaves of one
-        multi-result program; for a leaf that is itself keys, its derivation.
-      const: contents of a leaf that is a captured or folded constant, or None.
-      table: the program of a leaf that is a table of constants, or None.
+      source: where it comes from.
+      weak_type: whether its dtype gives way to others, as a Python number's does.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: Any
-    program: int
-    result: int
-    operands: tuple[keys.Derivation, ...]
-    const: np.ndarray | None = None
-    table: Program | None = None
+    source: Source
+    weak_type: bool = False
+
+    @property
+    def operands(self) -> tuple[keys.Derivation, ...]:
+        """The keys that it is made of, in the order of its program's operands."""
+        return self.source.operands
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +83,18 @@ class Cut:
     tree: Any
     impl: str
     typed: bool
+
+    def run_of(self, number: int) -> Run:
+        """The source of a leaf that a program computes."""
+        source = self.leaves[number].source
+        assert isinstance(source, (Windowed, Replicated))
+        return source
+
+    def replicated_text(self, leaf: LeafCut) -> str:
+        """Why every device computes all of a leaf, for people; empty if none does."""
+        if not isinstance(leaf.source, Replicated):
+            return ""
+        return str(self.programs[leaf.source.program].replicated_reason or "")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -205,79 +225,71 @@ class _Cutter:
 
     def run(self) -> tuple[tuple[LeafCut, ...], tuple[LeafProgram, ...]]:
         """Cuts every leaf."""
-        leaves: list[LeafCut | None] = [None] * len(self._outs)
-        whole: list[int] = []
-        for number, out in enumerate(self._outs):
-            path = self._paths[number]
-            if 0 in out.shape and not jx.is_key(out.dtype):
-                empty = np.zeros(out.shape, out.dtype)
-                leaves[number] = LeafCut(path, out.shape, out.dtype, -1, 0, (), empty)
-                continue
-            if out.const is not None:
-                leaves[number] = self._constant(path, out)
-                continue
-            if out.key is not None:
-                leaves[number] = LeafCut(path, out.shape, out.dtype, -1, 0, (out.key,))
+        sources: list[Source | None] = [None] * len(self._outs)
+        replicated: list[int] = []
+        for number, (out, path) in enumerate(zip(self._outs, self._paths, strict=True)):
+            sources[number] = self._hosted(out, path)
+            if sources[number] is not None:
                 continue
             program, operands = self._one(out, path)
-            if program.whole == constants.TABLE:
-                leaves[number] = LeafCut(
-                    path, out.shape, out.dtype, -1, 0, (), table=program
-                )
-                continue
-            if program.whole:
-                whole.append(number)
-                continue
-            leaves[number] = self._leaf(number, program, operands, 0)
-        for numbers in self._sharing(whole):
+            if program.kind is Kind.TABLE:
+                sources[number] = Table(program)
+            elif program.kind is Kind.REPLICATED:
+                replicated.append(number)
+            else:
+                sources[number] = Windowed(self._number(program), _derived(operands))
+        for numbers in self._sharing(replicated):
             outs = [self._outs[n] for n in numbers]
-            program, operands = self._make(
-                outs, ", ".join(self._paths[n] for n in numbers)
-            )
+            names = ", ".join(self._paths[n] for n in numbers)
+            program, operands = self._make(outs, names)
+            derived = _derived(operands)
             for result, number in enumerate(numbers):
-                leaves[number] = self._leaf(number, program, operands, result)
-        return tuple(leaf for leaf in leaves if leaf is not None), tuple(self._list)
+                index = self._number(program)
+                sources[number] = Replicated(index, derived, result)
+        leaves = [
+            LeafCut(path, out.shape, out.dtype, source)
+            for out, path, source in zip(self._outs, self._paths, sources, strict=True)
+            if source is not None
+        ]
+        return tuple(leaves), tuple(self._list)
 
-    def _constant(self, path: str, out: Value) -> LeafCut:
+    def _hosted(self, out: Value, path: str) -> Source | None:
+        """The source of a leaf that no program computes, or None."""
+        if 0 in out.shape and not jx.is_key(out.dtype):
+            return Constant(np.zeros(out.shape, out.dtype))
+        if out.const is None:
+            return Keys(out.key) if out.key is not None else None
         if jx.is_tracer(out.const):
             raise _tracer_error(path)
-        if jx.is_key(out.dtype):
-            impl = jx.key_impl(out.dtype)
-            words = np.asarray(jax.random.key_data(out.const))
-            derived = keys.constant(words, impl)
-            return LeafCut(path, out.shape, out.dtype, -1, 0, (derived,))
-        return LeafCut(path, out.shape, out.dtype, -1, 0, (), np.asarray(out.const))
+        if not jx.is_key(out.dtype):
+            return Constant(np.asarray(out.const))
+        words = np.asarray(jax.random.key_data(out.const))
+        return Keys(keys.constant(words, jx.key_impl(out.dtype)))
 
-    def _leaf(
-        self, number: int, program: LeafProgram, operands: list[Value], result: int
-    ) -> LeafCut:
+    def _number(self, program: LeafProgram) -> int:
+        """The program's number, the next one for a program not met before."""
         if program.digest not in self._programs:
             self._programs[program.digest] = len(self._list)
             self._list.append(program)
-        out = self._outs[number]
-        derived = tuple(v.key for v in operands if v.key is not None)
-        index = self._programs[program.digest]
-        return LeafCut(
-            self._paths[number], out.shape, out.dtype, index, result, derived
-        )
+        return self._programs[program.digest]
 
-    def _sharing(self, whole: list[int]) -> list[list[int]]:
-        """Whole leaves in groups that have a node in common: computed once together."""
+    def _sharing(self, replicated: list[int]) -> list[list[int]]:
+        """Replicated leaves in groups that share a node: computed once together."""
         first_of: dict[int, int] = {}
-        owner: dict[int, int] = {number: number for number in whole}
+        owner: dict[int, int] = {number: number for number in replicated}
 
         def find(number: int) -> int:
             while owner[number] != number:
                 number = owner[number]
             return number
 
-        for number in whole:
+        for number in replicated:
             for node in topological([self._outs[number]]):
                 other = find(first_of.setdefault(id(node), number))
                 mine = find(number)
                 owner[max(mine, other)] = min(mine, other)
         groups: dict[int, list[int]] = {}
-        for number in whole:
+        for number in replicated:
             groups.setdefault(find(number), []).append(number)
         return list(groups.values())
 
@@ -299,9 +311,9 @@ class _Cutter:
         digest = digest_of(graph)
         if digest in self._windowed:
             return self._windowed[digest], operands + lifted
-        analysis = window.Analysis(constants.TABLE) if table else window.analyse(graph)
-        if analysis.whole:
-            graph = detach(outs, operands)  # calls and loops as they were traced
+        analysis = None if table else analyse(graph)
+        if table or (analysis is not None and analysis.replicated_reason is not None):
+            graph = extract(outs, operands)  # calls and loops as they were traced
             return LeafProgram(graph, digest_of(graph), analysis), operands
         program = self._windowed[digest] = LeafProgram(graph, digest, analysis)
         return program, operands + lifted
@@ -351,6 +363,10 @@ class _Cutter:
         return self._tokens[id(items)][1]
 
 
+def _derived(operands: list[Value]) -> tuple[keys.Derivation, ...]:
+    return tuple(v.key for v in operands if v.key is not None)
+
+
 def _tracer_error(path: str) -> InitFnError:
     return InitFnError(
         f"leaf {path!r}",
@@ -382,12 +398,16 @@ def _fingerprint(cuts: Cut) -> str:
         sha.update(repr((node.op, node.impl, node.words, parents, node.shape)).encode())
         sha.update(node.data.tobytes())
     for leaf in leaves:
-        made_by = cuts.programs[leaf.program] if leaf.program >= 0 else leaf.table
-        program = made_by.digest if made_by is not None else ""
+        source, program = leaf.source, ""
+        if isinstance(source, Table):
+            program = source.program.digest
+        elif not isinstance(source, (Constant, Keys)):
+            program = cuts.programs[source.program].digest
+        result = getattr(source, "result", 0)
         derived = [numbers[id(d)] for d in leaf.operands]
-        facts = (leaf.path, leaf.shape, str(leaf.dtype), program, leaf.result, derived)
+        facts = (leaf.path, leaf.shape, str(leaf.dtype), program, result, derived)
         sha.update(repr(facts).encode())
-        if leaf.const is not None:
-            sha.update(np.ascontiguousarray(leaf.const).tobytes())
+        if isinstance(source, Constant):
+            sha.update(np.ascontiguousarray(source.array).tobytes())
     sha.update(repr((cuts.impl, cuts.typed, jx.setting("jax_enable_x64"))).encode())
     return sha.hexdigest()

@@ -9,6 +9,7 @@ differently across a call, and such a leaf's bits are to be those of plain ``jax
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,15 +19,33 @@ import numpy as np
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
-from shardinit.core.ir.graph import Detached, Node, Value, detach, topological
+from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
 from shardinit.core.prng import derivation as keys
-from shardinit.core.window import constants, rules
-from shardinit.core.window import evaluate as window
-from shardinit.core.window import replicated as whole
+from shardinit.core.window import constants
+from shardinit.core.window.analysis import Analysis, constants_among, covered
+from shardinit.core.window.evaluate import evaluate_window
+from shardinit.core.window.reasons import ReplicatedReason
+from shardinit.core.window.replicated import evaluate_replicated
+
+
+class Kind(enum.Enum):
+    """What a leaf program makes. The values are names of the file format's."""
+
+    WINDOWED = "windowed"
+    """Any window of its leaf, computed alone."""
+    REPLICATED = "replicated"
+    """All of its leaves, on every device."""
+    TABLE = "table"
+    """A table of constants, made once on the host and handed out."""
 
 
 class Program(Protocol):
     """A leaf program, from a traced function or from a portable module."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it makes."""
+        ...
 
     @property
     def digest(self) -> str:
@@ -34,8 +53,8 @@ class Program(Protocol):
         ...
 
     @property
-    def whole(self) -> str:
-        """Why it is evaluated whole on every device; empty if windowed."""
+    def replicated_reason(self) -> ReplicatedReason | None:
+        """Why every device computes all of it; None if it computes windows."""
         ...
 
     @property
@@ -45,7 +64,7 @@ class Program(Protocol):
 
     @property
     def results(self) -> int:
-        """Number of results: one, unless leaves share whole work."""
+        """Number of results: one, unless leaves share replicated work."""
         ...
 
     def window(
@@ -57,22 +76,31 @@ class Program(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LeafProgram:
-    """A function from operands to one leaf, or to several that share whole work.
+    """A function from operands to one leaf, or to several that share replicated work.
 
     Attributes:
       graph: the computation; its inputs are the operands (typed keys or raw words).
       digest: hash of the canonical form, in hex; equal programs have equal digests.
-      analysis: how it is windowed, or why it cannot be.
+      analysis: how it is windowed, or why it cannot be; None for a table of constants,
+        which is made once on the host.
     """
 
-    graph: Detached
+    graph: Subgraph
     digest: str
-    analysis: window.Analysis
+    analysis: Analysis | None
 
     @property
-    def whole(self) -> str:
-        """Why the program is evaluated whole on every device; empty if windowed."""
-        return self.analysis.whole
+    def kind(self) -> Kind:
+        """What it makes."""
+        if self.analysis is None:
+            return Kind.TABLE
+        replicated = self.analysis.replicated_reason is not None
+        return Kind.REPLICATED if replicated else Kind.WINDOWED
+
+    @property
+    def replicated_reason(self) -> ReplicatedReason | None:
+        """Why every device computes all of it; None if it computes windows."""
+        return self.analysis.replicated_reason if self.analysis is not None else None
 
     @property
     def outs(self) -> list[tuple[tuple[int, ...], Any]]:
@@ -81,7 +109,7 @@ class LeafProgram:
 
     @property
     def results(self) -> int:
-        """Number of results: one, unless leaves share whole work."""
+        """Number of results: one, unless leaves share replicated work."""
         return len(self.graph.outs)
 
     @property
@@ -119,12 +147,12 @@ class LeafProgram:
           lanes: evaluate over flat lanes (CPU).
         """
         operands = self.operands(words)
-        if self.whole == constants.TABLE:
+        if self.analysis is None:
             return constants.evaluate_table(self.graph)
-        if self.whole:
-            return whole.evaluate_whole(self.graph, operands, starts, shapes)
+        if self.analysis.replicated_reason is not None:
+            return evaluate_replicated(self.graph, operands, starts, shapes)
         return [
-            window.evaluate_window(
+            evaluate_window(
                 self.graph, self.analysis, operands, starts[0], shapes[0], lanes=lanes
             )
         ]
@@ -136,7 +164,7 @@ def _operand_words(value: Value) -> int:
     return value.size
 
 
-def flatten(outs: list[Value], operands: list[Value]) -> Detached:
+def flatten(outs: list[Value], operands: list[Value]) -> Subgraph:
     """A leaf program's graph with every call inlined and every map vmapped.
 
     A map whose steps no rule covers stays: it is windowed by the step. Short loops over
@@ -161,22 +189,17 @@ def flatten(outs: list[Value], operands: list[Value]) -> Detached:
             return inliner.read(body, consts, inputs)
         return None
 
-    return detach(outs, operands, expand)
+    return extract(outs, operands, expand)
 
 
 def _ruled(outs: list[Value], inputs: list[Value]) -> bool:
     """Whether all between the inputs and the results windows or derives keys."""
     order = topological(outs, set(inputs))
-    constant: set[Value] = set()
-    for node in order:
-        if all(v.const is not None or v in constant for v in node.inputs):
-            constant.update(node.outputs)
-        elif node.name not in jx.KEY_DERIVATIONS and rules.rule_of(node) is None:
-            return False
-    return True
+    known = constants_among(order)
+    return covered(node for node in order if not known.issuperset(node.outputs))
 
 
-def lift_scale(graph: Detached) -> tuple[Detached, list[Value]]:
+def lift_scale(graph: Subgraph) -> tuple[Subgraph, list[Value]]:
     """Turns a float32 scalar that only multiplies the result into an operand.
 
     Initializers scaled by depth differ in nothing else, and a hundred layers would
@@ -195,7 +218,7 @@ def lift_scale(graph: Detached) -> tuple[Detached, list[Value]]:
     (scale,) = scales
     words = np.asarray(scale.const, np.float32).view(np.uint32)
     operand = Value((), scale.dtype, key=keys.constant(words, keys.THREEFRY))
-    return detach(graph.outs, [*graph.inputs, scale]), [operand]
+    return extract(graph.outs, [*graph.inputs, scale]), [operand]
 
 
 _AFTER_SCALE = frozenset({"convert_element_type", "reshape", "transpose"})
@@ -213,7 +236,7 @@ def _vmapped(node: Node) -> Any:
     return jx.closed_from(step, *avals)
 
 
-def digest_of(graph: Detached) -> str:
+def digest_of(graph: Subgraph) -> str:
     """Hash of the canonical form of a leaf program."""
     encoder = jx.Encoder()
     names: dict[Value, Any] = {}

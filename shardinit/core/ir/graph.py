@@ -114,7 +114,7 @@ def topological(wanted: Iterable[Value], stop: Container[Value] = ()) -> list[No
     return order
 
 
-def evaluate(wanted: Sequence[Value], known: dict[Value, Any]) -> list[Any]:
+def interpret(wanted: Sequence[Value], known: dict[Value, Any]) -> list[Any]:
     """Runs the graph plainly on arrays or tracers, as the jaxpr would have run.
 
     Args:
@@ -169,18 +169,18 @@ def leaves(wanted: Sequence[Value], stop: Container[Value]) -> list[Value]:
     return list(found)
 
 
-class Detached:
-    """A piece of a graph with inputs of its own (see ``detach``)."""
+class Subgraph:
+    """A piece of a graph with inputs of its own (see ``extract``)."""
 
     def __init__(self, inputs: list[Value], outs: list[Value]):
         self.inputs, self.outs = inputs, outs
 
 
-def detach(
+def extract(
     wanted: Sequence[Value],
     boundary: Sequence[Value],
     expand: Callable[[Node, list[Value]], list[Value] | None] | None = None,
-) -> Detached:
+) -> Subgraph:
     """Copies the nodes between ``boundary`` and ``wanted``.
 
     Args:
@@ -207,4 +207,4 @@ def detach(
             )
         for old, new in zip(node.outputs, outs, strict=True):
             copies.setdefault(old, new)
-    return Detached([copies[b] for b in boundary], [copy(w) for w in wanted])
+    return Subgraph([copies[b] for b in boundary], [copy(w) for w in wanted])

@@ -16,7 +16,14 @@ import jax
 import numpy as np
 
 from shardinit.core.ir import jaxpr as jx
-from shardinit.core.ir.graph import Node, Value, constant, evaluate, leaves, topological
+from shardinit.core.ir.graph import (
+    Node,
+    Value,
+    constant,
+    interpret,
+    leaves,
+    topological,
+)
 from shardinit.core.prng import derivation as keys
 
 
@@ -204,6 +211,6 @@ def _as_jaxpr(inputs: Sequence[Value], out: Value) -> Any:
     """The part of a graph between ``inputs`` and ``out`` as a closed jaxpr."""
 
     def fn(*args: Any) -> Any:
-        return evaluate([out], dict(zip(inputs, args, strict=True)))[0]
+        return interpret([out], dict(zip(inputs, args, strict=True)))[0]
 
     return jx.closed_from(fn, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs))

@@ -10,71 +10,35 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 
 from shardinit.core.cut import cut as slicing
 from shardinit.core.init_fn import InitFn, as_init_fn
-from shardinit.core.ir.jaxpr import is_key, setting
+from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import chosen
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan import tables as plan_table
 from shardinit.core.plan import text_table as table
-from shardinit.core.run.arguments import as_key
+from shardinit.core.plan.leaves import (
+    PlanLeaf,
+    PlanProgram,
+    gather_results,
+    group_programs,
+    itemsize,
+    leaf_infos,
+    plan_leaf,
+)
+from shardinit.core.plan.mesh import AnyMesh
+from shardinit.core.plan.options import PlanOptions, Select
+from shardinit.core.plan.rules import LeafInfo, Rules
+from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.errors import ShardingError, UnsupportedConfigError, WholeLeafError
-
-
-@dataclass(frozen=True)
-class PlanLeaf:
-    """One leaf of a plan.
-
-    Attributes:
-      path: its key path, ``/``-joined.
-      shape: its global shape; dtype: its dtype.
-      sharding: where it lies; None in a plan without a mesh.
-      bytes_per_device: bytes of one shard.
-      program: index into ``plan.programs``; -1 for a leaf made on the host (a
-        constant, or keys).
-      whole: why every device computes the full leaf; empty when it computes its shard.
-      selected: False for a leaf that ``select`` left out.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: Any
-    sharding: NamedSharding | None
-    bytes_per_device: int
-    program: int
-    whole: str
-    selected: bool
-
-
-@dataclass(frozen=True, eq=False)
-class PlanProgram:
-    """One executable: a leaf program at a sharding.
-
-    Attributes:
-      program: what it computes.
-      shapes: global shape of each result.
-      shardings: of each result; None in a plan without a mesh.
-      leaves: how many leaves (or groups of leaves with one whole program) it makes.
-    """
-
-    program: slicing.Program
-    shapes: tuple[tuple[int, ...], ...]
-    shardings: tuple[NamedSharding | None, ...]
-    leaves: int
-
-    @property
-    def whole(self) -> str:
-        """Why it is evaluated whole on every device; empty if it is not."""
-        return self.program.whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +56,7 @@ class Plan:
     leaves: tuple[PlanLeaf, ...]
     programs: tuple[PlanProgram, ...]
     fingerprint: str
-    mesh: Any
+    mesh: AnyMesh | None
     name: str
     cut: slicing.Cut = field(repr=False)
     init_fn: InitFn = field(repr=False)
@@ -105,6 +69,11 @@ class Plan:
     def as_init_fn(self) -> InitFn:
         """The init function that was planned."""
         return self.init_fn
+
+    @property
+    def mesh_shape(self) -> dict[str, int]:
+        """The size of each mesh axis; empty in a plan without a mesh."""
+        return {} if self.mesh is None else dict(self.mesh.shape)
 
     @cached_property
     def total_bytes(self) -> int:
@@ -134,7 +103,7 @@ class Plan:
 
     def summary(self) -> str:
         """One line: counts and bytes."""
-        devices = f" on {dict(self.mesh.shape)}" if self.mesh is not None else ""
+        devices = f" on {self.mesh_shape}" if self.mesh is not None else ""
         whole = len(self.whole_leaves)
         return (
             f"{self.name}: {len(self.leaves):,} leaves, {self.parameter_count:,} "
@@ -151,22 +120,14 @@ class Plan:
         return f"<p>{html.escape(self.summary())}</p>{body}"
 
 
-def itemsize(dtype: Any) -> int:
-    """Bytes of one element; of its key data for typed keys."""
-    if is_key(dtype):
-        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
-        return 4 * math.prod(data.shape)
-    return np.dtype(dtype).itemsize
-
-
 def plan(
     fn: Any,
     *,
-    key: Any = None,
-    mesh: Any = None,
-    rules: sh.Rules | None = None,
+    key: KeyLike | None = None,
+    mesh: AnyMesh | None = None,
+    rules: Rules | None = None,
     out_shardings: Any = None,
-    select: str | Iterable[str] | Callable[[str], bool] | None = None,
+    select: Select | None = None,
     strict: bool = False,
     whole: str = "replicate",
     memory_limit: int | None = None,
@@ -197,33 +158,32 @@ def plan(
         ``memory_limit``.
       UnsupportedConfigError: ``jax_threefry_partitionable`` or ``jax.jit`` is off.
     """
-    if whole not in ("replicate", "gspmd"):
-        raise ValueError(f"whole={whole!r}; expected 'replicate' or 'gspmd'")
+    options = PlanOptions(
+        mesh=mesh,
+        rules=rules,
+        out_shardings=out_shardings,
+        select=select,
+        strict=strict,
+        whole=whole,
+        memory_limit=memory_limit,
+    )
+    return make_plan(fn, as_key(0 if key is None else key), options)
+
+
+def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
+    """``plan`` for a key that is one and options that were checked."""
     _check_jit()
-    sh.check_mesh(mesh)
-    if rules is not None and out_shardings is not None:
-        raise ShardingError("rules and out_shardings", "both were given", "one of them")
     if hasattr(fn, "as_cut"):
         cut, init_fn = fn.as_cut(), fn.as_init_fn()
     else:
         _check_config()
         init_fn = as_init_fn(fn)
-        key = as_key(0 if key is None else key)
         cut = slicing.cut(init_fn.fn, jax.ShapeDtypeStruct(key.shape, key.dtype))
-    infos = leaf_infos(cut, init_fn.axes)
-    if out_shardings is not None:
-        shardings: list[Any] = sh.from_tree(out_shardings, infos, cut.tree, mesh)
-        mesh = mesh if mesh is not None else shardings[0].mesh if shardings else None
-    elif mesh is not None:
-        shardings = list(sh.resolve(infos, mesh, rules))
-    elif rules is not None:
-        raise ShardingError("rules", "given without a mesh", "mesh=...")
-    else:
-        shardings = [None] * len(infos)
-    picked = chosen(select, [x.path for x in cut.leaves])
-    programs, numbers = _group(cut, shardings, picked)
+    mesh, shardings = _place(cut, leaf_infos(cut, init_fn.axes), options)
+    picked = chosen(options.select, [x.path for x in cut.leaves])
+    programs, numbers = group_programs(cut, shardings, picked)
     leaves = tuple(
-        _plan_leaf(leaf, cut, sharding, number, taken)
+        plan_leaf(leaf, cut, sharding, number, taken)
         for leaf, sharding, number, taken in zip(
             cut.leaves, shardings, numbers, picked, strict=True
         )
@@ -236,14 +196,30 @@ def plan(
         init_fn.name,
         cut,
         init_fn,
-        whole,
+        options.whole,
     )
-    _check_whole(made, strict, memory_limit)
+    _check_whole(made, options)
     return made
 
 
-def _check_whole(made: Plan, strict: bool, memory_limit: int | None) -> None:
-    if strict and made.whole_leaves:
+def _place(
+    cut: slicing.Cut, infos: Sequence[LeafInfo], options: PlanOptions
+) -> tuple[AnyMesh | None, Sequence[NamedSharding | None]]:
+    """The mesh, and one sharding for each leaf."""
+    mesh, rules = options.mesh, options.rules
+    if options.out_shardings is not None:
+        placed = sh.from_tree(options.out_shardings, infos, cut.tree, mesh)
+        return mesh or (placed[0].mesh if placed else None), placed
+    if mesh is not None:
+        return mesh, sh.resolve(infos, mesh, rules)
+    if rules is not None:
+        raise ShardingError("rules", "given without a mesh", "mesh=...")
+    return None, [None] * len(infos)
+
+
+def _check_whole(made: Plan, options: PlanOptions) -> None:
+    memory_limit = options.memory_limit
+    if options.strict and made.whole_leaves:
         first = made.whole_leaves[0]
         raise WholeLeafError(
             f"leaf {first.path!r}",
@@ -289,90 +265,3 @@ def _check_config() -> None:
             "Without it a random number depends on the size of the whole array, so "
             "no device could make its shard alone. Remove the setting",
         )
-
-
-def leaf_infos(cut: slicing.Cut, axes: Any) -> list[sh.LeafInfo]:
-    """What sharding rules look at, one for each leaf; checks the axis names."""
-    names: list[Any] = [None] * len(cut.leaves)
-    if axes is not None:
-        try:
-            names = cut.tree.flatten_up_to(axes)
-        except (ValueError, TypeError) as error:
-            raise ShardingError(
-                "InitFn.axes",
-                f"its structure differs from the result's ({error})"[:300],
-                f"a tuple of axis names, or None, for each of the {len(cut.leaves)} "
-                f"leaves",
-            ) from error
-    infos = []
-    for leaf, name in zip(cut.leaves, names, strict=True):
-        if name is not None and len(name) != len(leaf.shape):
-            raise ShardingError(
-                f"leaf {leaf.path!r}",
-                f"axis names {name} for the shape {leaf.shape}",
-                "one name (or None) for each dimension",
-            )
-        infos.append(sh.LeafInfo(leaf.path, leaf.shape, itemsize(leaf.dtype), name))
-    return infos
-
-
-def _group(
-    cut: slicing.Cut, shardings: list[Any], picked: list[bool]
-) -> tuple[tuple[PlanProgram, ...], list[int]]:
-    """Leaf programs by sharding: what is compiled, and which leaf uses which.
-
-    A program with several results is compiled when any of its leaves is selected.
-    """
-    together = gather_results(cut)
-    numbers = [-1] * len(cut.leaves)
-    found: dict[Any, int] = {}
-    programs: list[list[Any]] = []
-    for group in together:
-        if not any(picked[i] for i in group):
-            continue
-        index = cut.leaves[group[0]].program
-        places = tuple(shardings[i] for i in group)
-        shapes = tuple(cut.leaves[i].shape for i in group)
-        kind = (index, shapes, places)
-        if kind not in found:
-            found[kind] = len(programs)
-            programs.append([cut.programs[index], shapes, places, 0])
-        programs[found[kind]][3] += 1
-        for i in group:
-            numbers[i] = found[kind]
-    return tuple(PlanProgram(*p) for p in programs), numbers
-
-
-def gather_results(cut: slicing.Cut) -> list[list[int]]:
-    """Leaves made by one run of one program together, in the order of its results."""
-    groups: list[list[int]] = []
-    waiting: dict[Any, list[int]] = {}
-    for number, leaf in enumerate(cut.leaves):
-        if leaf.program < 0:
-            continue
-        if cut.programs[leaf.program].results == 1:
-            groups.append([number])
-            continue
-        run = (leaf.program, tuple(map(id, leaf.operands)))
-        group = waiting.get(run)
-        if group is None or leaf.result == 0:
-            group = waiting[run] = []
-            groups.append(group)
-        group.append(number)
-    return groups
-
-
-def _plan_leaf(
-    leaf: slicing.LeafCut, cut: slicing.Cut, sharding: Any, number: int, taken: bool
-) -> PlanLeaf:
-    shard = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
-    return PlanLeaf(
-        leaf.path,
-        leaf.shape,
-        leaf.dtype,
-        sharding,
-        math.prod(shard) * itemsize(leaf.dtype),
-        number,
-        cut.programs[leaf.program].whole if leaf.program >= 0 else "",
-        taken,
-    )

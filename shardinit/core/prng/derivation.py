@@ -121,7 +121,7 @@ def topological(wanted: Iterable[Derivation]) -> list[Derivation]:
     return order
 
 
-def evaluate(wanted: Sequence[Derivation], key_words: np.ndarray) -> list[np.ndarray]:
+def derive(wanted: Sequence[Derivation], key_words: np.ndarray) -> list[np.ndarray]:
     """Runs the derivations on the host.
 
     Args:

@@ -14,6 +14,15 @@ import jax
 import numpy as np
 
 from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.leaf_program import Kind
+from shardinit.core.cut.sources import (
+    Constant,
+    Keys,
+    Replicated,
+    Source,
+    Table,
+    Windowed,
+)
 from shardinit.core.ir.jaxpr import is_key, key_impl, setting
 from shardinit.core.prng import derivation as keys
 from shardinit.core.program.exported import (
@@ -22,12 +31,19 @@ from shardinit.core.program.exported import (
     export_program,
 )
 from shardinit.core.program.treedef import read_tree, write_tree
-from shardinit.core.window.constants import TABLE
+from shardinit.core.window.reasons import Reason, ReplicatedReason
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
 MAX_ELEMENTS = 1 << 62
 MAX_KEY_WORDS = 1 << 26  # of one node: 32 million stacked keys
+
+_KINDS = {
+    Kind.WINDOWED: pb.Function.KIND_WINDOWED,
+    Kind.REPLICATED: pb.Function.KIND_REPLICATED,
+    Kind.TABLE: pb.Function.KIND_TABLE,
+}
+_KIND_OF = {number: kind for kind, number in _KINDS.items()}
 
 # ---- writing -----------------------------------------------------------------------
 
@@ -53,7 +69,8 @@ def write_cut(
     )
     content.nodes.extend(write_tree(cut.tree))
     numbers = _write_keys(cut, content)
-    tables = dict.fromkeys(x.table for x in cut.leaves if x.table is not None)
+    sources = [leaf.source for leaf in cut.leaves]
+    tables = dict.fromkeys(x.program for x in sources if isinstance(x, Table))
     functions = [*cut.programs, *tables]  # tables last: the rest keeps its numbers
     numbers |= {id(table): functions.index(table) for table in tables}
     for leaf, names in zip(cut.leaves, axes, strict=True):
@@ -101,37 +118,43 @@ def _write_leaf(
     numbers: dict[int, int],
     content: pb.InitProgramContent,
 ) -> None:
-    out = content.leaves.add(path=leaf.path, shape=leaf.shape, result=leaf.result)
+    out = content.leaves.add(path=leaf.path, shape=leaf.shape)
+    out.weak_type = leaf.weak_type
     out.dtype = "uint32" if is_key(leaf.dtype) else str(leaf.dtype)
     if is_key(leaf.dtype):
         out.key_impl = key_impl(leaf.dtype)
     if axes is not None:
         out.has_axes = True
         out.axes.extend(a or "" for a in axes)
-    if leaf.program >= 0:
-        out.function = leaf.program
-        for derived in leaf.operands:
-            out.operands.add(key_node=numbers[id(derived)])
-    elif leaf.table is not None:
-        out.function = numbers[id(leaf.table)]
-    elif leaf.const is not None:
-        constant = out.host.constant
-        constant.dtype, constant.data = str(leaf.const.dtype), leaf.const.tobytes()
-        constant.shape.extend(leaf.const.shape)
-    else:
-        out.host.key_node = numbers[id(leaf.operands[0])]
+    match leaf.source:
+        case Windowed() | Replicated() as run:
+            out.function, out.result = run.program, run.result
+            for derived in run.operands:
+                out.operands.add(key_node=numbers[id(derived)])
+        case Table(program):
+            out.function = numbers[id(program)]
+        case Constant(array):
+            constant = out.host.constant
+            constant.dtype, constant.data = str(array.dtype), array.tobytes()
+            constant.shape.extend(array.shape)
+        case Keys(derivation):
+            out.host.key_node = numbers[id(derivation)]
 
 
 def _write_function(function: ExportedProgram, content: pb.InitProgramContent) -> None:
     shape, dtype = function.outs[0]
+    why = function.replicated_reason
     content.functions.add(
         module=function.module,
-        windowed=not function.whole,
-        whole=function.whole,
+        kind=_KINDS[function.kind],
+        windowed=function.kind is Kind.WINDOWED,
+        module_sha256=function.module_sha256,
         dtype=str(dtype),
         rank=len(shape),
         digest=bytes.fromhex(function.digest),
         platforms=function.platforms,
+        reason="" if why is None else why.reason.value,
+        whole="" if why is None else why.text,
     )
 
 
@@ -156,7 +179,7 @@ def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
         )
     derived = _read_keys(content)
     functions = tuple(_read_function(f) for f in content.functions)
-    programs = tuple(f for f in functions if f.whole != TABLE)
+    programs = tuple(f for f in functions if f.kind is not Kind.TABLE)
     if programs != functions[: len(programs)]:
         raise ValueError("a table stands before other functions")
     leaves = [_read_leaf(leaf, derived, functions) for leaf in content.leaves]
@@ -223,13 +246,28 @@ def _read_take(take: Any, parent: Any, impl: str) -> keys.Derivation:
 
 
 def _read_function(function: pb.Function) -> ExportedProgram:
-    if function.windowed == bool(function.whole) or len(function.digest) != 32:
-        raise ValueError("a function that is neither windowed nor whole")
-    return ExportedProgram(
-        function.module,
-        function.digest.hex(),
-        function.whole,
-    )
+    kind = _KIND_OF.get(function.kind)
+    if kind is None or len(function.digest) != 32:
+        raise ValueError("a function that does not say what it makes")
+    windowed = kind is Kind.WINDOWED
+    if function.windowed != windowed or bool(function.reason) != (
+        kind is Kind.REPLICATED
+    ):
+        raise ValueError("a function whose kind is not what its fields say")
+    made = ExportedProgram(function.module, function.digest.hex(), kind, _why(function))
+    if made.module_sha256 != function.module_sha256:
+        raise ValueError(
+            f"the module of function {made.digest[:12]} is not that of its record"
+        )
+    return made
+
+
+def _why(function: pb.Function) -> ReplicatedReason | None:
+    if not function.reason:
+        return None
+    known = {reason.value: reason for reason in Reason}
+    reason = known.get(function.reason, Reason.UNKNOWN)
+    return ReplicatedReason(reason, function.whole or function.reason)
 
 
 def _read_leaf(
@@ -241,28 +279,39 @@ def _read_leaf(
     dtype: Any = _dtype(leaf.dtype)
     if leaf.key_impl:
         dtype = jax.eval_shape(lambda: jax.random.key(0, impl=leaf.key_impl)).dtype
-    source = leaf.WhichOneof("source")
+    source = _read_source(leaf, derived, functions)
+    if isinstance(source, Constant):
+        array = source.array
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError(f"leaf {leaf.path!r} is not like its constant")
+    return slicing.LeafCut(leaf.path, shape, dtype, source, leaf.weak_type)
+
+
+def _read_source(
+    leaf: pb.Leaf,
+    derived: Sequence[keys.Derivation],
+    functions: Sequence[ExportedProgram],
+) -> Source:
     operands = tuple(derived[o.key_node] for o in leaf.operands)
-    if source == "function":
+    kind = leaf.WhichOneof("source")
+    if kind == "function":
         if leaf.function >= len(functions):
             raise ValueError(f"leaf {leaf.path!r} names function {leaf.function}")
         function = functions[leaf.function]
-        if function.whole == TABLE:
-            return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (), table=function)
-        return slicing.LeafCut(
-            leaf.path, shape, dtype, leaf.function, leaf.result, operands
-        )
-    if source != "host":
+        if function.kind is Kind.TABLE:
+            return Table(function)
+        if function.kind is Kind.REPLICATED:
+            return Replicated(leaf.function, operands, leaf.result)
+        if leaf.result:
+            raise ValueError(f"leaf {leaf.path!r} is result {leaf.result} of one")
+        return Windowed(leaf.function, operands)
+    if kind != "host":
         raise ValueError(f"leaf {leaf.path!r} comes from nowhere")
-    if leaf.host.WhichOneof("value") == "constant":
-        constant = leaf.host.constant
-        array = np.frombuffer(constant.data, _dtype(constant.dtype))
-        array = array.reshape(_shape(constant.shape))
-        if array.shape != shape or array.dtype != dtype:
-            raise ValueError(f"leaf {leaf.path!r} is not like its constant")
-        return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (), array)
-    key = derived[leaf.host.key_node]
-    return slicing.LeafCut(leaf.path, shape, dtype, -1, 0, (key,))
+    if leaf.host.WhichOneof("value") != "constant":
+        return Keys(derived[leaf.host.key_node])
+    constant = leaf.host.constant
+    array = np.frombuffer(constant.data, _dtype(constant.dtype))
+    return Constant(array.reshape(_shape(constant.shape)))
 
 
 def _dtype(name: str) -> np.dtype:

@@ -3,12 +3,13 @@
 The module takes the words of the leaf's operands, where the window starts, and an
 empty array whose dimensions are the window's sizes. The sizes are symbolic, so one
 module serves every shard of every mesh, and it is lowered for CPU, TPU and CUDA at
-once, each with its own way to lay the window out. A whole program takes its words and
-gives the full leaf, which is cut where it is called.
+once, each with its own way to lay the window out. A replicated program takes its words
+and gives the full leaf, which is cropped where it is called.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Sequence
@@ -20,8 +21,10 @@ import jax
 import numpy as np
 from jax import export, lax
 
+from shardinit.core.cut.leaf_program import Kind
 from shardinit.core.ir.jaxpr import no_mesh, setting
-from shardinit.core.window import replicated as whole
+from shardinit.core.window.reasons import ReplicatedReason
+from shardinit.core.window.replicated import crop
 from shardinit.errors import ProgramFormatError
 
 PLATFORMS = ("cpu", "tpu", "cuda")
@@ -68,12 +71,23 @@ class ExportedProgram:
     Attributes:
       module: the serialised module.
       digest: hash of the leaf program's canonical form, in hex.
-      whole: why it is evaluated whole; empty if it computes windows.
+      kind: what it makes.
+      replicated_reason: why every device computes all of it; None if none does.
     """
 
     module: bytes
     digest: str
-    whole: str
+    kind: Kind
+    replicated_reason: ReplicatedReason | None = None
+
+    @property
+    def _is_windowed(self) -> bool:
+        return self.kind is Kind.WINDOWED
+
+    @cached_property
+    def module_sha256(self) -> bytes:
+        """Digest of the module."""
+        return hashlib.sha256(self.module).digest()
 
     @cached_property
     def _exported(self) -> export.Exported:
@@ -116,7 +130,7 @@ class ExportedProgram:
         fits = len(outs) == len(shapes) and all(
             np.dtype(out) == np.dtype(dtype)
             and len(have) == len(want)
-            and (not self.whole or tuple(have) == tuple(want))
+            and (self._is_windowed or tuple(have) == tuple(want))
             for (have, out), want, dtype in zip(outs, shapes, dtypes, strict=True)
         )
         if not fits:
@@ -141,8 +155,8 @@ class ExportedProgram:
 
     @property
     def results(self) -> int:
-        """Number of results: one, unless leaves share whole work."""
-        return len(self._exported.out_avals) if self.whole else 1
+        """Number of results: one, unless leaves share replicated work."""
+        return 1 if self._is_windowed else len(self._exported.out_avals)
 
     @property
     def platforms(self) -> tuple[str, ...]:
@@ -156,8 +170,8 @@ class ExportedProgram:
 
         ``lanes`` is decided inside the module, by the platform it is lowered for.
         """
-        if self.whole:
-            return whole.cut(lambda: list(self._exported.call(words)), starts, shapes)
+        if not self._is_windowed:
+            return crop(lambda: list(self._exported.call(words)), starts, shapes)
         start = [jax.numpy.asarray(s, np.uint32) for s in starts[0]]
         place = jax.numpy.stack(start) if start else np.zeros(0, np.uint32)
         sizes = np.zeros((0, *shapes[0]), np.uint8)
@@ -173,9 +187,9 @@ def export_program(program: Any) -> ExportedProgram:
     if isinstance(program, ExportedProgram):
         return program
     words = jax.ShapeDtypeStruct((program.words,), np.uint32)
-    if program.whole:
+    if program.kind is not Kind.WINDOWED:
         arguments: tuple[Any, ...] = (words,)
-        function = _whole(program)
+        function = _in_full(program)
     else:
         ((shape, _),) = program.outs
         start = jax.ShapeDtypeStruct((len(shape),), np.uint32)
@@ -190,7 +204,12 @@ def export_program(program: Any) -> ExportedProgram:
             made = export.export(jax.jit(function), platforms=PLATFORMS)(*arguments)
         finally:
             jax.config.update("jax_traceback_in_locations_limit", limit)
-    return ExportedProgram(bytes(made.serialize()), program.digest, program.whole)
+    return ExportedProgram(
+        bytes(made.serialize()),
+        program.digest,
+        program.kind,
+        program.replicated_reason,
+    )
 
 
 def _symbolic(shape: Sequence[int]) -> tuple[Any, ...]:
@@ -215,7 +234,7 @@ def _windowed(program: Any) -> Any:
     return leaf_program
 
 
-def _whole(program: Any) -> Any:
+def _in_full(program: Any) -> Any:
     def leaf_program(words: Any) -> tuple[Any, ...]:
         starts = [[0] * len(shape) for shape, _ in program.outs]
         full = [shape for shape, _ in program.outs]

@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
-import secrets
 import zlib
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -25,14 +22,20 @@ import jax
 from google.protobuf.message import DecodeError
 
 from shardinit.core.cut.cut import Cut, LeafCut
+from shardinit.core.cut.leaf_program import Program
+from shardinit.core.cut.sources import Table
 from shardinit.core.init_fn import InitFn
 from shardinit.core.plan import plan as planning
+from shardinit.core.plan.leaves import gather_results, leaf_infos
+from shardinit.core.program import format_1
 from shardinit.core.program.codec import read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.errors import ProgramFormatError
+from shardinit.files import write_file
 from shardinit.v1 import program_pb2 as pb
+from shardinit.version import release
 
-FORMAT = 1
+FORMAT = 2
 MAX_CONTENT_BYTES = 1 << 30
 
 
@@ -41,10 +44,12 @@ class InitProgram:
     """Initial weights as a portable program.
 
     Attributes:
-      content: the serialised ``InitProgramContent`` message.
+      content: the serialised ``InitProgramContent`` message, as it was written.
+      format: of that message; a program of format 1 is kept and sent as it is.
     """
 
     content: bytes
+    format: int = FORMAT
 
     @cached_property
     def sha256(self) -> str:
@@ -86,7 +91,7 @@ class InitProgram:
     def to_bytes(self) -> bytes:
         """The envelope: format version, digest, content."""
         return pb.InitProgram(
-            format=FORMAT,
+            format=self.format,
             sha256=hashlib.sha256(self.content).digest(),
             content=zlib.compress(self.content, 9),
             compression=pb.COMPRESSION_ZLIB,
@@ -108,11 +113,11 @@ class InitProgram:
             raise ProgramFormatError(
                 "init program", f"{len(data)} bytes that are no protobuf message"
             ) from error
-        if envelope.format != FORMAT:
+        if envelope.format not in (1, FORMAT):
             raise ProgramFormatError(
                 "init program",
                 f"format version {envelope.format}",
-                f"version {FORMAT}",
+                f"version 1 or {FORMAT}",
                 "Load it with the shardinit release that wrote it, or export it again",
             )
         content = _unpack(envelope)
@@ -122,7 +127,7 @@ class InitProgram:
                 "its content does not match its SHA-256: it is damaged or cut short",
                 remedy="Fetch or export it again",
             )
-        program = cls(content)
+        program = cls(content, envelope.format)
         _check_version(program.jax_version)
         check_convention(program.message.calling_convention)
         _check_functions(program.as_cut())
@@ -130,19 +135,7 @@ class InitProgram:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the program to ``path``: complete under its name, or not at all."""
-        path = os.path.abspath(os.fspath(path))
-        name = f".program-{os.getpid()}-{secrets.token_hex(4)}"
-        temporary = os.path.join(os.path.dirname(path), name)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(self.to_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        write_file(path, self.to_bytes())
 
     def as_cut(self) -> Cut:
         """The program as what a traced function becomes."""
@@ -151,7 +144,8 @@ class InitProgram:
     @cached_property
     def _cut(self) -> Cut:
         try:
-            return read_cut(self.message)
+            message = self.message
+            return read_cut(format_1.upgrade(message) if self.format == 1 else message)
         except (IndexError, ValueError, TypeError, KeyError, OverflowError) as error:
             if isinstance(error, ProgramFormatError):
                 raise
@@ -204,16 +198,17 @@ def _unpack(envelope: pb.InitProgram) -> bytes:
 def _check_functions(cut: Cut) -> None:
     """Holds every function against the leaves that it makes and what they give it."""
     for leaf in cut.leaves:
-        if leaf.table is not None:
-            _check_table(leaf)
+        if isinstance(leaf.source, Table):
+            _check_table(leaf, leaf.source.program)
     seen: set[int] = set()
-    for group in planning.gather_results(cut):
+    for group in gather_results(cut):
         leaves = [cut.leaves[i] for i in group]
-        function = cut.programs[leaves[0].program]
+        number = cut.run_of(group[0]).program
+        function = cut.programs[number]
         assert isinstance(function, ExportedProgram)
-        if leaves[0].program not in seen:
+        if number not in seen:
             function.check([x.shape for x in leaves], [x.dtype for x in leaves])
-            seen.add(leaves[0].program)
+            seen.add(number)
         given = sum(d.words for d in leaves[0].operands)
         if given != function.words:
             raise ProgramFormatError(
@@ -223,8 +218,7 @@ def _check_functions(cut: Cut) -> None:
             )
 
 
-def _check_table(leaf: LeafCut) -> None:
-    function = leaf.table
+def _check_table(leaf: LeafCut, function: Program) -> None:
     assert isinstance(function, ExportedProgram)
     function.check([leaf.shape], [leaf.dtype])
     if function.words:
@@ -236,10 +230,7 @@ def _check_table(leaf: LeafCut) -> None:
 
 
 def _check_version(producer: str) -> None:
-    def numbers(version: str) -> list[int]:
-        return [int(n) for n in re.findall(r"\d+", version)[:3]]
-
-    if numbers(producer) > numbers(jax.__version__):
+    if release(producer) > release(jax.__version__):
         raise ProgramFormatError(
             "init program",
             f"made by JAX {producer}",
@@ -266,6 +257,6 @@ def export_plan(fn: Any) -> InitProgram:
     program holds every leaf and runs on any mesh.
     """
     made = fn if isinstance(fn, planning.Plan) else planning.plan(fn)
-    infos = planning.leaf_infos(made.cut, made.init_fn.axes)
+    infos = leaf_infos(made.cut, made.init_fn.axes)
     content = write_cut(made.cut, [info.axes for info in infos], made.name)
     return InitProgram(content.SerializeToString(deterministic=True))

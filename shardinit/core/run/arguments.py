@@ -7,7 +7,6 @@ those into the words of every leaf's operands, on the host and for all leaves at
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -17,44 +16,16 @@ from shardinit.core.ir.jaxpr import is_key, is_tracer, key_impl
 from shardinit.core.prng import derivation as keys
 
 
-def as_key(key: Any) -> Any:
-    """An int seed, a typed key or raw key data as a key.
-
-    Raises:
-      TypeError: anything else.
-      ValueError: a seed of more than 64 bits.
-    """
-    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
-        if not -(1 << 63) <= key < 1 << 63:
-            raise ValueError(
-                f"key: got the seed {key}; expected one from -2**63 to 2**63 - 1"
-            )
-        return jax.random.key(int(key))
-    if (
-        not isinstance(key, bool)
-        and hasattr(key, "dtype")
-        and (
-            (is_key(key.dtype) and key.shape == ())
-            or (key.dtype == np.uint32 and len(key.shape) == 1)
-        )
-    ):
-        return key
-    what = type(key).__name__
-    if isinstance(key, np.ndarray | jax.Array):
-        what += f" of shape {key.shape} and dtype {key.dtype}"
-    raise TypeError(
-        f"key: got {what}; expected one key (jax.random.key(0)), raw uint32 key data "
-        f"or an int seed"
-    )
-
-
-def key_words(key: Any, cut: slicing.Cut) -> np.ndarray:
+def key_words(key: jax.Array, cut: slicing.Cut) -> np.ndarray:
     """The uint32 words of a root key, which must be of the kind that was planned for.
+
+    Args:
+      key: from ``as_key``.
+      cut: the function that was planned.
 
     Raises:
       TypeError: the key has another implementation than the plan's, or no value.
     """
-    key = as_key(key)
     if is_tracer(key):
         raise TypeError(
             "key: got a value that is being traced; expected a concrete key. Call "
@@ -73,7 +44,7 @@ def key_words(key: Any, cut: slicing.Cut) -> np.ndarray:
     return np.asarray(words)
 
 
-def evaluate(
+def operand_words(
     derived: Sequence[tuple[keys.Derivation, ...]], words: np.ndarray
 ) -> list[np.ndarray]:
     """For each leaf the words of all its operands in one uint32 vector.
@@ -82,7 +53,7 @@ def evaluate(
       derived: the operands of each leaf.
       words: the root key's words.
     """
-    flat = keys.evaluate([d for group in derived for d in group], words)
+    flat = keys.derive([d for group in derived for d in group], words)
     vectors, start = [], 0
     for group in derived:
         parts = flat[start : start + len(group)]

@@ -21,11 +21,16 @@ from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.sources import Hosted
 from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh
-from shardinit.core.plan.plan import Plan, PlanProgram, gather_results, plan
-from shardinit.core.prng import derivation as keys
+from shardinit.core.plan.entries import mesh_axes
+from shardinit.core.plan.leaves import PlanProgram, gather_results
+from shardinit.core.plan.mesh import AnyMesh, one_device
+from shardinit.core.plan.options import PlanOptions, Select
+from shardinit.core.plan.plan import Plan, make_plan
+from shardinit.core.plan.rules import Rules
+from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
-from shardinit.core.window import constants
 from shardinit.errors import FingerprintMismatchError, InitFnError, ShardingError
 
 Progress = Callable[[int, int], None]
@@ -45,7 +50,7 @@ class CompiledPlan:
     executables: tuple[Any, ...]
     shardings: tuple[NamedSharding, ...]
 
-    def __call__(self, key: Any, progress: Progress | None = None) -> Any:
+    def __call__(self, key: KeyLike, progress: Progress | None = None) -> Any:
         """Initialises.
 
         Args:
@@ -59,11 +64,18 @@ class CompiledPlan:
         Raises:
           TypeError: the key has another type than the plan's.
         """
-        tree = jax.tree.unflatten(self.plan.cut.tree, self.leaves(key, progress))
-        return self.plan.init_fn.rebuild(tree)
+        return self.rebuild(self.run(as_key(key), progress))
 
-    def leaves(self, key: Any, progress: Progress | None = None) -> list[Any]:
+    def leaves(self, key: KeyLike, progress: Progress | None = None) -> list[Any]:
         """The leaves alone, in the order of the pytree (see ``__call__``)."""
+        return self.run(as_key(key), progress)
+
+    def rebuild(self, leaves: Sequence[Any]) -> Any:
+        """The user's object from its leaves."""
+        return self.plan.init_fn.rebuild(jax.tree.unflatten(self.plan.cut.tree, leaves))
+
+    def run(self, key: jax.Array, progress: Progress | None = None) -> list[Any]:
+        """``leaves`` for a key that ``as_key`` made."""
         cut = self.plan.cut
         words = operands.key_words(key, cut)
         leaves: list[Any] = [None] * len(cut.leaves)
@@ -75,11 +87,13 @@ class CompiledPlan:
                 )
         runs = [g for g in gather_results(cut) if any(chosen[i] for i in g)]
         hosted = [
-            i for i, leaf in enumerate(cut.leaves) if leaf.program < 0 and chosen[i]
+            i
+            for i, leaf in enumerate(cut.leaves)
+            if isinstance(leaf.source, Hosted) and chosen[i]
         ]
         derived = [cut.leaves[g[0]].operands for g in runs]
         derived += [cut.leaves[i].operands for i in hosted]
-        vectors = operands.evaluate(derived, words)
+        vectors = operands.operand_words(derived, words)
         arguments = [np.append(v, np.uint32(0)) for v in vectors[: len(runs)]]
         done, total = 0, sum(map(len, runs)) + len(hosted)
         for group, argument in zip(runs, self._put(runs, arguments), strict=True):
@@ -108,18 +122,14 @@ class CompiledPlan:
 
 def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
     """A leaf that is a constant, a table or made of keys: each device gets its part."""
-    if leaf.const is not None:
-        return _from_numpy(leaf.const, sharding)
-    if leaf.table is not None:
-        device = min(sharding.addressable_devices, key=lambda device: device.id)
-        return _from_numpy(constants.values(leaf.table, device), sharding)
+    assert isinstance(leaf.source, Hosted)
+    device = min(sharding.addressable_devices, key=lambda device: device.id)
+    array = leaf.source.on_host(leaf.shape, words, device)
     if not is_key(leaf.dtype):
-        return _from_numpy(words.reshape(leaf.shape), sharding)
-    impl = key_impl(leaf.dtype)
-    data = words.reshape(*leaf.shape, keys.words_per_key(impl))
+        return _from_numpy(array, sharding)
     entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
-    placed = _from_numpy(data, NamedSharding(sharding.mesh, PartitionSpec(*entries)))
-    return jax.random.wrap_key_data(placed, impl=impl)
+    placed = _from_numpy(array, NamedSharding(sharding.mesh, PartitionSpec(*entries)))
+    return jax.random.wrap_key_data(placed, impl=key_impl(leaf.dtype))
 
 
 def _from_numpy(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -169,7 +179,7 @@ def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
     """The sharding of each leaf on devices that are there; see ``compile_plan``."""
     fallback = mesh or plan.mesh
     if fallback is None:
-        fallback = Mesh(np.asarray(jax.local_devices()[:1]), ("device",))
+        fallback = one_device()
     if isinstance(fallback, AbstractMesh):
         raise ShardingError(
             "mesh",
@@ -225,7 +235,7 @@ def lower(
         starts = [[0] * len(shape) for shape in program.shapes]
         return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
 
-    if gspmd and leaf.whole:
+    if gspmd and leaf.replicated_reason is not None:
         run = whole_program
     else:
         run = jax.shard_map(
@@ -258,10 +268,8 @@ def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any
     """Where this device's window begins along each axis, as uint32 scalars."""
     starts: list[Any] = []
     for dim, size in enumerate(shape):
-        entry = spec[dim] if dim < len(spec) else None
-        names = () if entry is None else (entry,) if isinstance(entry, str) else entry
         place: Any = np.uint32(0)
-        for name in names:
+        for name in mesh_axes(spec[dim] if dim < len(spec) else None):
             place = place * np.uint32(mesh.shape[name])
             place = place + lax.axis_index(name).astype(np.uint32)
         starts.append(place * np.uint32(size) + origin)
@@ -299,12 +307,12 @@ def agree(fingerprint: str, shardings: Sequence[Any]) -> None:
 
 def init(
     fn: Any,
-    key: Any,
+    key: KeyLike,
     *,
-    mesh: Any = None,
-    rules: Any = None,
+    mesh: AnyMesh | None = None,
+    rules: Rules | None = None,
     out_shardings: Any = None,
-    select: Any = None,
+    select: Select | None = None,
     strict: bool = False,
     whole: str = "replicate",
     memory_limit: int | None = None,
@@ -330,10 +338,7 @@ def init(
     Returns:
       What ``fn(key)`` returns, sharded; its values equal ``jax.jit(fn)(key)``.
     """
-    key = operands.as_key(key)
-    made = plan(
-        fn,
-        key=key,
+    options = PlanOptions(
         mesh=mesh,
         rules=rules,
         out_shardings=out_shardings,
@@ -342,4 +347,6 @@ def init(
         whole=whole,
         memory_limit=memory_limit,
     )
-    return compile_plan(made)(key, progress)
+    root = as_key(key)
+    compiled = compile_plan(make_plan(fn, root, options))
+    return compiled.rebuild(compiled.run(root, progress))

@@ -22,12 +22,15 @@ import jax
 import numpy as np
 
 from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.sources import Hosted, Replicated
 from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh
-from shardinit.core.plan.plan import gather_results, plan
+from shardinit.core.plan.leaves import gather_results
+from shardinit.core.plan.options import PlanOptions
+from shardinit.core.plan.plan import make_plan
 from shardinit.core.prng import derivation as keys
+from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.region import covering
 from shardinit.core.run import arguments as operands
-from shardinit.core.window import constants
 from shardinit.errors import SelectError, WholeLeafError
 
 EXECUTABLES = 256
@@ -50,7 +53,7 @@ class LazyArray:
         self._tree = tree
         self._number = number
         self.path = leaf.path
-        self.whole = tree.cut.programs[leaf.program].whole if leaf.program >= 0 else ""
+        self.whole = tree.cut.replicated_text(leaf)
         if is_key(leaf.dtype):
             width = keys.words_per_key(key_impl(leaf.dtype))
             self.shape: tuple[int, ...] = (*leaf.shape, width)
@@ -126,7 +129,7 @@ class LazyTree(Mapping[str, LazyArray]):
     """
 
     def __init__(
-        self, cut: slicing.Cut, key: Any, memory_limit: int | None, device: Any
+        self, cut: slicing.Cut, key: jax.Array, memory_limit: int | None, device: Any
     ):
         self.cut = cut
         self._key_words = operands.key_words(key, cut)
@@ -181,16 +184,12 @@ class LazyTree(Mapping[str, LazyArray]):
     ) -> np.ndarray:
         leaf = self.cut.leaves[number]
         place = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
-        if leaf.const is not None:
-            return np.array(leaf.const[place])
-        if leaf.table is not None:
-            return np.array(constants.values(leaf.table, self._device)[place])
-        (words,) = operands.evaluate([leaf.operands], self._key_words)
-        if leaf.program < 0:
-            whole = words.reshape(LazyArray(self, number).shape)
-            return np.array(whole[place])
-        program = self.cut.programs[leaf.program]
-        if program.whole:
+        (words,) = operands.operand_words([leaf.operands], self._key_words)
+        if isinstance(leaf.source, Hosted):
+            array = leaf.source.on_host(leaf.shape, words, self._device)
+            return np.array(array[place])
+        program = self.cut.programs[leaf.source.program]
+        if isinstance(leaf.source, Replicated):
             group = self._groups[number]
             return np.array(self._evaluate_whole(group, program, words, number)[place])
         run = executable(program, (shape,), self._device)
@@ -216,7 +215,7 @@ class LazyTree(Mapping[str, LazyArray]):
 
     def _check_limit(self, leaf: slicing.LeafCut, needed: int) -> None:
         if self._limit is not None and needed > self._limit:
-            why = self.cut.programs[leaf.program].whole
+            why = self.cut.replicated_text(leaf)
             raise WholeLeafError(
                 f"leaf {leaf.path!r}",
                 f"any window of it needs the whole leaf ({why}): {needed:,} bytes",
@@ -264,7 +263,7 @@ def executable(program: Any, shapes: tuple[tuple[int, ...], ...], device: Any) -
 
 
 def open(
-    fn: Any, key: Any, *, memory_limit: int | None = None, device: Any = None
+    fn: Any, key: KeyLike, *, memory_limit: int | None = None, device: Any = None
 ) -> LazyTree:
     """A function or program at a key as a mapping of lazy arrays; computes nothing.
 
@@ -282,13 +281,14 @@ def open(
       InitFnError: the function cannot be cut.
       TypeError: the key is none, or of another type than the plan's.
     """
-    key = operands.as_key(key)
-    return LazyTree(plan(fn, key=key).cut, key, memory_limit, device)
+    root = as_key(key)
+    cut = make_plan(fn, root, PlanOptions()).cut
+    return LazyTree(cut, root, memory_limit, device)
 
 
 def read(
     fn: Any,
-    key: Any,
+    key: KeyLike,
     path: str,
     window: Any = ...,
     *,

@@ -8,8 +8,7 @@ given, so that it does not matter in how many steps a model came to be.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,8 +17,13 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.paths import chosen, path_str
-from shardinit.core.plan.plan import Plan, PlanLeaf, plan
-from shardinit.core.run.arguments import as_key
+from shardinit.core.plan.entries import parts
+from shardinit.core.plan.leaves import PlanLeaf
+from shardinit.core.plan.mesh import AnyMesh
+from shardinit.core.plan.options import PlanOptions, Select
+from shardinit.core.plan.plan import Plan, make_plan
+from shardinit.core.plan.rules import Rules
+from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.compile import Progress, compile_plan
 from shardinit.errors import StructureMismatchError
 
@@ -27,12 +31,12 @@ from shardinit.errors import StructureMismatchError
 def init_missing(
     partial: Any,
     fn: Any,
-    key: Any,
+    key: KeyLike,
     *,
-    mesh: Any = None,
-    rules: Any = None,
+    mesh: AnyMesh | None = None,
+    rules: Rules | None = None,
     out_shardings: Any = None,
-    grow: str | Iterable[str] | Callable[[str], bool] = (),
+    grow: Select = (),
     progress: Progress | None = None,
 ) -> Any:
     """Fills what ``partial`` lacks of what ``fn(key)`` would give.
@@ -58,8 +62,9 @@ def init_missing(
       StructureMismatchError: a leaf that ``fn`` does not have, another dtype, or
         another shape that ``grow`` does not allow.
     """
-    key = as_key(key)
-    whole = plan(fn, key=key, mesh=mesh, rules=rules, out_shardings=out_shardings)
+    root = as_key(key)
+    options = PlanOptions(mesh=mesh, rules=rules, out_shardings=out_shardings)
+    whole = make_plan(fn, root, options)
     present = _present(partial, whole)
     paths = [leaf.path for leaf in whole.leaves]
     may_grow = chosen(grow or (lambda path: False), paths, "grow")
@@ -70,15 +75,9 @@ def init_missing(
             array = present[leaf.path]
             larger = _check(leaf, array, allowed)
             (grown if larger else kept)[leaf.path] = array
-    lacking = plan(
-        whole,
-        mesh=mesh,
-        rules=rules,
-        out_shardings=out_shardings,
-        select=lambda path: path not in kept,
-    )
-    exe = compile_plan(lacking)
-    made = exe.leaves(key, progress)
+    lacking = replace(options, select=lambda path: path not in kept)
+    exe = compile_plan(make_plan(whole, root, lacking))
+    made = exe.run(root, progress)
     out = []
     for leaf, fresh, sharding in zip(whole.leaves, made, exe.shardings, strict=True):
         if leaf.path in kept:
@@ -92,7 +91,7 @@ def init_missing(
             out.append(_grow(fresh, grown[leaf.path], sharding))
         else:
             out.append(fresh)
-    return whole.init_fn.rebuild(jax.tree.unflatten(whole.cut.tree, out))
+    return exe.rebuild(out)
 
 
 def _present(partial: Any, whole: Plan) -> dict[str, Any]:
@@ -170,7 +169,5 @@ def _dividing(sharding: NamedSharding, shape: tuple[int, ...]) -> PartitionSpec:
     sizes = sharding.mesh.shape
     entries = []
     for size, entry in zip(shape, sharding.spec, strict=False):
-        names = () if entry is None else (entry,) if isinstance(entry, str) else entry
-        parts = math.prod(sizes[name] for name in names)
-        entries.append(entry if size % parts == 0 else None)
+        entries.append(entry if size % parts(entry, sizes) == 0 else None)
     return PartitionSpec(*entries)

@@ -16,11 +16,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from shardinit.core.ir.graph import Detached, evaluate, topological
+from shardinit.core.ir.graph import Subgraph, interpret, topological
 from shardinit.core.ir.jaxpr import no_mesh
-
-TABLE = "a table of constants"
-"""What a program says of itself that makes one (see ``LeafProgram.whole``)."""
 
 MAX_BYTES = 1 << 20
 
@@ -30,7 +27,7 @@ _EXACT = frozenset(
 )
 
 
-def is_table(graph: Detached) -> bool:
+def is_table(graph: Subgraph) -> bool:
     """Whether a leaf program makes a small table of numbers."""
     if graph.inputs or len(graph.outs) != 1:
         return False
@@ -48,7 +45,7 @@ def is_table(graph: Detached) -> bool:
     )
 
 
-def evaluate_table(graph: Detached) -> list[Any]:
+def evaluate_table(graph: Subgraph) -> list[Any]:
     """Runs the program of a table as the jaxpr would have run."""
     constants = {
         value
@@ -57,7 +54,7 @@ def evaluate_table(graph: Detached) -> list[Any]:
         if value.const is not None
     }
     counted = {value: _counted(value.const) for value in constants}
-    return evaluate(graph.outs, {v: x for v, x in counted.items() if x is not None})
+    return interpret(graph.outs, {v: x for v, x in counted.items() if x is not None})
 
 
 def _counted(const: Any) -> Any:
@@ -97,7 +94,7 @@ def values(program: Any, device: Any) -> np.ndarray:
     """What a program of a table makes, on one device; not to be written to.
 
     Args:
-      program: one whose ``whole`` is ``TABLE``.
+      program: one that makes a table.
       device: where it is computed.
     """
     ((shape, _),) = program.outs

@@ -1,4 +1,4 @@
-"""Whole leaves: computed entire on every device, as plain JAX would, and then cut.
+"""Replicated leaves: computed in full on every device, as by plain JAX, then cropped.
 
 What no rule windows (QR, sorting, gamma, sums along the leaf) costs the memory of the
 full leaf on each device, and has the same bits on all of them.
@@ -13,27 +13,27 @@ import jax
 import numpy as np
 from jax import lax
 
-from shardinit.core.ir.graph import Detached, evaluate
+from shardinit.core.ir.graph import Subgraph, interpret
 from shardinit.core.window import coordinates as crd
 
 
-def evaluate_whole(
-    graph: Detached,
+def evaluate_replicated(
+    graph: Subgraph,
     operands: Sequence[Any],
     starts: Sequence[Sequence[Any]],
     shapes: Sequence[Sequence[int]],
 ) -> list[Any]:
-    """Windows of all results of a whole program, cut from what plain JAX computes."""
+    """Windows of all results of a replicated program, cropped from plain JAX's."""
     known = dict(zip(graph.inputs, operands, strict=True))
-    return cut(lambda: evaluate(graph.outs, known), starts, shapes)
+    return crop(lambda: interpret(graph.outs, known), starts, shapes)
 
 
-def cut(
+def crop(
     compute: Callable[[], Sequence[Any]],
     starts: Sequence[Sequence[Any]],
     shapes: Sequence[Sequence[int]],
 ) -> list[Any]:
-    """Windows of arrays that are computed whole, as if nothing were cut from them.
+    """Windows of arrays that are computed in full, as if nothing was cropped after.
 
     A part would otherwise be fused with the computation, in loops that depend on the
     part, and so would its last places: XLA's CPU compiler has taken all barriers away

@@ -13,15 +13,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.paths import chosen
 from shardinit.core.plan import sharding as sh
+from shardinit.core.plan.entries import as_entry
+from shardinit.core.plan.mesh import one_device
+from shardinit.core.plan.rules import LeafInfo
 from shardinit.core.program.treedef import read_tree
 from shardinit.core.run.compile import agree
+from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
 from shardinit.service.wire.description import Description
-from shardinit.service.wire.messages import entry
 
 Receive = Callable[[Sequence[Piece]], Iterator[np.ndarray]]
 
@@ -35,7 +38,7 @@ def from_windows(
     mesh: Any,
     out_shardings: Any,
     select: Any,
-    progress: Callable[[int, int], None],
+    progress: Report,
 ) -> Any:
     """The pytree of a described model, its leaves sharded.
 
@@ -58,11 +61,11 @@ def from_windows(
     structure, order = read_tree(described.nodes, len(described.leaves))
     leaves = [described.leaves[number] for number in order]
     if out_shardings is not None:
-        infos = [sh.LeafInfo(x.path, x.shape, 1, None) for x in leaves]
+        infos = [LeafInfo(x.path, x.shape, 1, None) for x in leaves]
         shardings = sh.from_tree(out_shardings, infos, structure, mesh)
     else:
-        devices = mesh or Mesh(np.asarray(jax.local_devices()[:1]), ("device",))
-        specs = [PartitionSpec(*(entry(e) for e in x.spec or ())) for x in leaves]
+        devices = mesh or one_device()
+        specs = [PartitionSpec(*(as_entry(e) for e in x.spec or ())) for x in leaves]
         shardings = [NamedSharding(devices, spec) for spec in specs]
     picked = chosen(select, [leaf.path for leaf in leaves])
     taken = [s for s, pick in zip(shardings, picked, strict=True) if pick]

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardinit.core.region import covering
+from shardinit.progress import Report, counted
+from shardinit.progress import progress as shown
 from shardinit.service.client import transfer, writing
 from shardinit.service.client.connection import Connection, Credentials
 from shardinit.service.client.programs import Programs
-from shardinit.service.client.progress import shown
 from shardinit.service.client.store import Store
 from shardinit.service.wire import messages as wire
 from shardinit.service.wire.description import Description, description_from_proto
@@ -32,7 +33,6 @@ from shardinit.v1 import service_pb2
 if TYPE_CHECKING:
     from shardinit.core.program.program import InitProgram
 
-Progress = Callable[[int, int], None]
 Path = str | os.PathLike[str]
 
 
@@ -140,7 +140,7 @@ class Client:
         out_shardings: Any = None,
         select: Any = None,
         via: str = "program",
-        progress: Progress | None = None,
+        progress: Report | None = None,
     ) -> Any:
         """Initialises a model by spec, every device making its own shard.
 
@@ -168,12 +168,12 @@ class Client:
             program = self.program(spec)
             from shardinit.core.run.compile import init
 
-            with shown("initialise", progress) as report:
+            with shown("initialise", progress, "leaves") as report:
                 return init(program, key, rules=rules, progress=report, **where)
         from shardinit.service.client.arrays import from_windows
 
         described = self.describe(spec, mesh if out_shardings is None else None, rules)
-        with shown("receive", progress) as report:
+        with shown("receive", progress, "leaves") as report:
             return from_windows(
                 described,
                 lambda pieces: self.receive(spec, key, pieces),
@@ -187,7 +187,7 @@ class Client:
         key: Any,
         *,
         select: str | Iterable[str] | Callable[[str], bool] | None = None,
-        progress: Progress | None = None,
+        progress: Report | None = None,
     ) -> dict[str, np.ndarray]:
         """The leaves of a model as numpy arrays by path, in the order of the pytree.
 
@@ -203,15 +203,9 @@ class Client:
           SelectError: a glob that matches no leaf.
         """
         pieces = [transfer.whole(x) for x in self.describe(spec).chosen(select)]
-        total, done = sum(piece.nbytes for piece in pieces), 0
-        with shown("receive", progress, "bytes") as report:
-
-            def moved(count: int) -> None:
-                nonlocal done
-                done += count
-                report(done, total)
-
-            arrays = self.receive(spec, key, pieces, moved)
+        total = sum(piece.nbytes for piece in pieces)
+        with shown("receive", progress) as report:
+            arrays = self.receive(spec, key, pieces, counted(report, total))
             return {x.path: array for x, array in zip(pieces, arrays, strict=True)}
 
     def read(self, spec: Any, key: Any, path: str, window: Any = ...) -> np.ndarray:
@@ -242,7 +236,7 @@ class Client:
         *,
         format: str = "safetensors",
         detach: bool = False,
-        progress: Progress | None = None,
+        progress: Report | None = None,
     ) -> writing.Written:
         """Has the service write a checkpoint on its own storage.
 
@@ -266,7 +260,7 @@ class Client:
             format=writing.FORMATS[format],
             detach=detach,
         )
-        with shown("write", progress, "bytes") as report:
+        with shown("write", progress) as report:
             return writing.write(self._connection, request, report)
 
     def receive(

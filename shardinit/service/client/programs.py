@@ -12,14 +12,12 @@ from typing import Any
 
 from shardinit.errors import ServiceError
 from shardinit.service.client.connection import Connection
+from shardinit.service.client.retrying import attempts
 from shardinit.service.client.store import Store, digest_of
 from shardinit.service.wire import messages as wire
 from shardinit.service.wire.limits import DEFAULTS
 from shardinit.service.wire.versions import jax_version
 from shardinit.v1 import service_pb2, spec_pb2
-
-_ATTEMPTS = 3
-_AGAIN = ("UNAVAILABLE", "DATA_LOSS")
 
 
 class Programs:
@@ -49,15 +47,8 @@ class Programs:
         if held is not None and message.program_sha256:
             return held  # its digest is its name: nothing to ask
         known = bytes.fromhex(digest) if digest and held is not None else b""
-        failures = 0
-        while True:
-            try:
-                data, digest = self._fetch(message, known, held)
-                break
-            except ServiceError as error:
-                failures += 1  # gRPC never resumes a stream that has begun
-                if error.code not in _AGAIN or failures == _ATTEMPTS:
-                    raise
+        fetched = attempts(("UNAVAILABLE", "DATA_LOSS"), most=3)
+        data, digest = fetched(self._fetch, message, known, held)
         if data is not held:
             self._store.write(digest, data)
             self._store.remember(name, digest)

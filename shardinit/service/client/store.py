@@ -1,9 +1,8 @@
 """Store: init programs on a client's disk, by digest.
 
 A program is fetched once for all processes of a user. Its name is its sha256, so a
-damaged file is known by its name and fetched again. A file appears whole or not at
-all: it is written under a temporary name and then renamed. Which digest a spec had
-last time is remembered beside it, so that asking again costs one header.
+damaged file is known by its name and fetched again. Which digest a spec had last time
+is remembered beside it, so that asking again costs one header.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import zlib
 from pathlib import Path
 
+import platformdirs
 from google.protobuf.message import DecodeError
 
 from shardinit.errors import ServiceError
+from shardinit.files import write_file
 from shardinit.v1 import program_pb2
 
 _MAX_CONTENT = 1 << 30  # bytes of a program once it is decompressed
@@ -25,8 +25,7 @@ _MAX_CONTENT = 1 << 30  # bytes of a program once it is decompressed
 
 def default_folder() -> Path:
     """The user's cache folder for programs."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "shardinit" / "programs"
+    return platformdirs.user_cache_path("shardinit") / "programs"
 
 
 def digest_of(data: bytes) -> str | None:
@@ -110,12 +109,8 @@ class Store:
 
     def _put(self, name: str, data: bytes) -> None:
         # A full disk, or no folder: the run goes on without a cache.
-        with (
-            contextlib.suppress(OSError),
-            tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as new,
-        ):
-            (Path(new) / name).write_bytes(data)
-            os.replace(Path(new) / name, self._folder / name)
+        with contextlib.suppress(OSError):
+            write_file(self._folder / name, data)
 
     def _prune(self) -> None:
         for suffix in ("program", "spec"):

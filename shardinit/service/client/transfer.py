@@ -10,7 +10,6 @@ tells whether both ends of it came from the same computation.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,12 +20,12 @@ import xxhash
 
 from shardinit.errors import ServiceError
 from shardinit.service.client.connection import Connection
+from shardinit.service.client.retrying import attempts
 from shardinit.service.wire import frames
 from shardinit.service.wire.description import LeafDescription
 from shardinit.service.wire.limits import DEFAULTS
 from shardinit.v1 import service_pb2, spec_pb2
 
-_ATTEMPTS = 8  # without a byte between them
 _RESUMABLE = ("UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
 
 
@@ -126,28 +125,24 @@ class _Incoming:
         self._offset = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        failures, reached = 0, (0, 0)
-        while self._at < len(self._pieces):
-            self._request.resume.window = self._at
-            self._request.resume.offset = self._offset
-            try:
-                with self._connection.stream(
-                    "StreamShards", self._request, read=frames.read
-                ) as messages:
-                    for message in messages:
-                        array = self._take(message)
-                        if array is not None:
-                            yield array
+        for attempt in attempts(_RESUMABLE, lambda: (self._at, self._offset)):
+            with attempt:
                 if self._at < len(self._pieces):
-                    raise self._damaged("the stream ended before the last window")
-            except ServiceError as error:
-                place = (self._at, self._offset)
-                failures = 0 if place > reached else failures + 1
-                slow = error.code == "DEADLINE_EXCEEDED" and failures
-                if error.code not in _RESUMABLE or slow or failures == _ATTEMPTS:
-                    raise
-                reached = max(place, reached)
-                time.sleep(min(0.1 * 2**failures, 2.0) if failures else 0.0)
+                    yield from self._rest()
+
+    def _rest(self) -> Iterator[np.ndarray]:
+        """The windows that are still missing, by one call."""
+        self._request.resume.window = self._at
+        self._request.resume.offset = self._offset
+        with self._connection.stream(
+            "StreamShards", self._request, read=frames.read
+        ) as messages:
+            for message in messages:
+                array = self._take(message)
+                if array is not None:
+                    yield array
+        if self._at < len(self._pieces):
+            raise self._damaged("the stream ended before the last window")
 
     def _take(self, message: Any) -> np.ndarray | None:
         if self._at >= len(self._pieces):

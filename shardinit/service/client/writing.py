@@ -5,19 +5,18 @@ A watch that breaks is taken up again: the write goes on, or goes on where it wa
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shardinit.errors import ServiceError
+from shardinit.progress import Report
 from shardinit.service.client.connection import Connection
+from shardinit.service.client.retrying import attempts
 from shardinit.v1 import service_pb2
 
 if TYPE_CHECKING:
     from shardinit.verify.receipt import Receipt
 
-_ATTEMPTS = 8  # without progress between them
 FORMATS = {
     "safetensors": service_pb2.CHECKPOINT_FORMAT_SAFETENSORS,
     "orbax": service_pb2.CHECKPOINT_FORMAT_ORBAX,
@@ -47,7 +46,7 @@ class Written:
 def write(
     connection: Connection,
     request: service_pb2.WriteCheckpointRequest,
-    report: Callable[[int, int], None],
+    report: Report,
 ) -> Written:
     """Returns when the checkpoint is complete.
 
@@ -55,22 +54,18 @@ def write(
       SpecError: the service finds faults in the request.
       ServiceError: it was not written.
     """
-    failures, reached = 0, 0
-    while True:
-        done = reached
-        try:
-            with connection.stream("WriteCheckpoint", request, endless=True) as answers:
-                for answer in answers:
-                    if answer.WhichOneof("part") == "receipt":
-                        receipt = answer.receipt
-                        return Written(receipt.uri, receipt.receipt_json)
-                    done = answer.progress.bytes_done
-                    report(done, answer.progress.bytes_total)
-            where = f"WriteCheckpoint from {connection.target}"
-            raise ServiceError(where, "the stream has no receipt", code="DATA_LOSS")
-        except ServiceError as error:
-            failures = 0 if done > reached else failures + 1
-            if error.code != "UNAVAILABLE" or failures == _ATTEMPTS:
-                raise
-            reached = max(reached, done)
-            time.sleep(min(0.1 * 2**failures, 2.0))
+    done = 0
+    attempted = attempts(("UNAVAILABLE",), lambda: done)
+    for attempt in attempted:
+        with (
+            attempt,
+            connection.stream("WriteCheckpoint", request, endless=True) as answers,
+        ):
+            for answer in answers:
+                if answer.WhichOneof("part") == "receipt":
+                    receipt = answer.receipt
+                    return Written(receipt.uri, receipt.receipt_json)
+                done = answer.progress.bytes_done
+                report(done, answer.progress.bytes_total)
+    where = f"WriteCheckpoint from {connection.target}"
+    raise ServiceError(where, "the stream has no receipt", code="DATA_LOSS")

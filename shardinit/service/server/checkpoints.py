@@ -138,10 +138,11 @@ class _Job:
     """
 
     def __init__(self, target: Path, form: int, plan: Any, key: Any, config: Config):
+        from shardinit.core.prng.root_key import as_key
         from shardinit.core.run.arguments import key_words
 
         try:
-            words = np.asarray(key_words(key, plan.cut)).tobytes().hex()
+            words = np.asarray(key_words(as_key(key), plan.cut)).tobytes().hex()
         except TypeError as error:  # a key of another kind than the model's
             raise SpecError("checkpoint", [("key", str(error))]) from error
         size, most = plan.total_bytes, config.model_bytes

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import shardinit
+from shardinit.core.cut.sources import Constant
 from shardinit.errors import ProgramFormatError, ServiceError, SpecError
 from shardinit.service.server.cache import BuildCache
 from shardinit.service.server.config import Config
@@ -184,8 +185,8 @@ def _built(program: Any, data: bytes) -> Built:
 
 
 def _plan_bytes(plan: Any) -> int:
-    constants = (leaf.const for leaf in plan.cut.leaves)
-    held = sum(const.nbytes for const in constants if const is not None)
+    sources = (leaf.source for leaf in plan.cut.leaves)
+    held = sum(x.array.nbytes for x in sources if isinstance(x, Constant))
     # Functions that came serialised are there twice: in the program, and apart.
     modules = (getattr(program, "module", b"") for program in plan.cut.programs)
     return held + 2 * sum(map(len, modules)) + _LEAF_BYTES * len(plan.leaves)

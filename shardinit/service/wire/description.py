@@ -12,8 +12,8 @@ from itertools import compress
 from typing import Any
 
 from shardinit.core.paths import chosen
+from shardinit.core.plan.entries import mesh_axes
 from shardinit.errors import SelectError, ServiceError
-from shardinit.service.wire.messages import mesh_axes
 from shardinit.v1 import service_pb2, spec_pb2
 
 

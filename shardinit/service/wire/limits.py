@@ -21,7 +21,7 @@ from typing import Any
 from google.protobuf import struct_pb2
 
 from shardinit.errors import SpecError
-from shardinit.service.wire.versions import numbers
+from shardinit.version import release
 
 Faults = list[tuple[str, str]]
 
@@ -284,7 +284,7 @@ _RULES: dict[str, Callable[[Limits, Any, Any], str]] = {
         "" if 1 <= least <= request.max else f"{least} to {request.max} is no range"
     ),
     "GetProgramRequest.jax_version": lambda _, version, request: (
-        "" if not version or numbers(version) else f"{version[:32]!r} is no version"
+        "" if not version or release(version) else f"{version[:32]!r} is no version"
     ),
     "GetProgramRequest.known_sha256": lambda limits, digest, _: (
         _sha256(limits, digest, _) if digest else ""

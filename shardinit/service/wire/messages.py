@@ -14,6 +14,7 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
+from shardinit.core.plan.entries import as_entry, mesh_axes
 from shardinit.errors import SpecError
 from shardinit.v1 import service_pb2, spec_pb2
 
@@ -115,19 +116,19 @@ def rules_to_proto(rules: Any) -> spec_pb2.ShardingRules:
     Raises:
       TypeError: ``rules`` is none of these.
     """
-    from shardinit.core.plan import sharding
+    from shardinit.core.plan import rules as known
 
     result = spec_pb2.ShardingRules()
-    if isinstance(rules, sharding.AxisRules):
+    if isinstance(rules, known.AxisRules):
         result.axis_rules.SetInParent()
         for name, axes in rules.rules:
             result.axis_rules.rules.add(logical=name, mesh_axes=mesh_axes(axes))
-    elif isinstance(rules, sharding.PathRules):
+    elif isinstance(rules, known.PathRules):
         result.path_rules.SetInParent()
         for pattern, spec in rules.rules:
             entries = [spec_pb2.Dimension(mesh_axes=mesh_axes(entry)) for entry in spec]
             result.path_rules.rules.add(pattern=pattern, dimensions=entries)
-    elif isinstance(rules, sharding.Fsdp):
+    elif isinstance(rules, known.Fsdp):
         result.fsdp.mesh_axes.extend(rules.axes)
         result.fsdp.min_bytes = rules.min_bytes
     else:
@@ -138,38 +139,27 @@ def rules_to_proto(rules: Any) -> spec_pb2.ShardingRules:
     return result
 
 
-def mesh_axes(entry: Any) -> tuple[str, ...]:
-    """The mesh axes of one entry of a ``PartitionSpec``."""
-    if entry is None:
-        return ()
-    return (entry,) if isinstance(entry, str) else tuple(entry)
-
-
-def entry(axes: Any) -> str | tuple[str, ...] | None:
-    """One entry of a ``PartitionSpec`` from its mesh axes."""
-    return None if not axes else axes[0] if len(axes) == 1 else tuple(axes)
-
-
 def rules_from_proto(message: spec_pb2.ShardingRules) -> Any:
     """``AxisRules``, ``PathRules`` or ``fsdp(...)``."""
     from jax.sharding import PartitionSpec
 
-    from shardinit.core.plan import sharding
+    from shardinit.core.plan import rules
 
     kind = message.WhichOneof("rules")
     if kind == "axis_rules":
-        return sharding.AxisRules(
-            (rule.logical, entry(rule.mesh_axes)) for rule in message.axis_rules.rules
+        return rules.AxisRules(
+            (rule.logical, as_entry(rule.mesh_axes))
+            for rule in message.axis_rules.rules
         )
     if kind == "path_rules":
-        return sharding.PathRules(
+        return rules.PathRules(
             (
                 rule.pattern,
-                PartitionSpec(*(entry(d.mesh_axes) for d in rule.dimensions)),
+                PartitionSpec(*(as_entry(d.mesh_axes) for d in rule.dimensions)),
             )
             for rule in message.path_rules.rules
         )
-    return sharding.fsdp(*message.fsdp.mesh_axes, min_bytes=message.fsdp.min_bytes)
+    return rules.fsdp(*message.fsdp.mesh_axes, min_bytes=message.fsdp.min_bytes)
 
 
 def key_to_proto(key: Any) -> service_pb2.RootKey:

@@ -6,12 +6,11 @@ producer's JAX or a newer one and never on an older.
 
 from __future__ import annotations
 
-import re
 from importlib import metadata
 
-import shardinit
 from shardinit.errors import ServiceError
 from shardinit.v1 import service_pb2
+from shardinit.version import __version__, release
 
 PROTOCOL = 1
 
@@ -22,14 +21,6 @@ def jax_version() -> str:
         return metadata.version("jax")
     except metadata.PackageNotFoundError:
         return ""
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """The first three numbers of a version; empty if it is none."""
-    match = re.match(r"(\d{1,6})\.(\d{1,6})(?:\.(\d{1,6}))?", version)
-    if match is None or len(version) > 64:
-        return ()
-    return tuple(int(part or 0) for part in match.groups())
 
 
 def agree(request: service_pb2.GetVersionRequest) -> service_pb2.GetVersionResponse:
@@ -48,7 +39,7 @@ def agree(request: service_pb2.GetVersionRequest) -> service_pb2.GetVersionRespo
         )
     return service_pb2.GetVersionResponse(
         version=PROTOCOL,
-        server_version=shardinit.__version__,
+        server_version=__version__,
         jax_version=jax_version(),
     )
 
@@ -63,7 +54,7 @@ def check_jax(client: str, producer: str) -> None:
     Raises:
       ServiceError: the client's is older.
     """
-    if client and numbers(client) < numbers(producer):
+    if client and release(client) < release(producer):
         raise ServiceError(
             "JAX version",
             f"the client has {client}, the program is made by {producer}",

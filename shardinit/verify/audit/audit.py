@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from shardinit.core.ir.jaxpr import setting
-from shardinit.core.plan.plan import Plan, PlanLeaf
+from shardinit.core.plan.entries import mesh_axes
+from shardinit.core.plan.leaves import PlanLeaf
+from shardinit.core.plan.plan import Plan
 from shardinit.core.program.program import export_plan
 from shardinit.errors import AuditError, ShardingError
 from shardinit.verify.audit import topology as topologies
@@ -84,7 +86,7 @@ def _request(plan: Plan, wanted: topologies.Topology) -> dict[str, Any]:
     """What the other process must know beside the program: plain data."""
     return {
         "topology": wanted.name,
-        "mesh": {str(axis): size for axis, size in plan.mesh.shape.items()},
+        "mesh": plan.mesh_shape,
         "specs": {leaf.path: _entries(leaf) for leaf in plan.leaves},
         "selected": [leaf.path for leaf in plan.leaves if leaf.selected],
         "whole": plan.whole_mode,
@@ -93,7 +95,7 @@ def _request(plan: Plan, wanted: topologies.Topology) -> dict[str, Any]:
 
 def _entries(leaf: PlanLeaf) -> list[list[str] | None]:
     spec = () if leaf.sharding is None else leaf.sharding.spec
-    return [[e] if isinstance(e, str) else list(e) if e else None for e in spec]
+    return [list(mesh_axes(entry)) or None for entry in spec]
 
 
 def _run(folder: Path, wanted: topologies.Topology) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def _report(
     return AuditReport(
         name=plan.name,
         topology=wanted.name,
-        mesh={str(axis): size for axis, size in plan.mesh.shape.items()},
+        mesh=plan.mesh_shape,
         versions=result["versions"],
         rows=rows,
         leaves=len(chosen),

@@ -21,7 +21,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from shardinit.core.plan.plan import Plan, PlanProgram, plan
+from shardinit.core.plan.leaves import PlanProgram
+from shardinit.core.plan.plan import Plan, plan
 from shardinit.core.program.program import load_program
 from shardinit.core.run.compile import lower
 from shardinit.errors import ShardinitError

@@ -14,7 +14,6 @@ follows only moves its elements: the bits do not depend on the window.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -33,16 +32,16 @@ from shardinit.core.window.coordinates import (
     spread,
     u32,
 )
-from shardinit.core.window.rules.rule import Rule
+from shardinit.core.window.rules.rule import Full, Steps, rule
 from shardinit.core.window.rules.sources import take
 
 
-def _pull_map(node: Node, which: int, coords: Coords) -> list[Coords | None]:
-    return [None] * len(node.inputs)
-
-
-def _push_map(node: Node, which: int, coords: Coords, args: Sequence[Any]) -> Any:
+@rule("map")
+def _map(node: Node, which: int, coords: Coords) -> Steps:
     """Runs the steps that ``coords`` touch and keeps the elements there."""
+    args = []
+    for number in range(len(node.inputs)):
+        args.append((yield Full(number, of_keys=True)))
     out = node.outputs[which]
     # Clipped, since the lanes that pad a window lie beyond its end.
     steps = least(coords[0], u32(node.params["length"] - 1))
@@ -90,13 +89,3 @@ def spread_pick(block: Any, coords: Coords, rank: int) -> Any:
     block = lax.transpose(block, order)
     missing = [axis for axis in range(rank) if axis not in targets]
     return lax.expand_dims(block, missing)
-
-
-MAPS: dict[str, Rule] = {
-    "map": Rule(
-        _pull_map,
-        _push_map,
-        table=lambda node: tuple(range(len(node.inputs))),
-        keyed=True,
-    )
-}

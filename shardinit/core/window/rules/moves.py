@@ -18,10 +18,12 @@ from shardinit.core.window.coordinates import (
     u32,
     unravel,
 )
-from shardinit.core.window.rules.rule import Rule, keep, mover
+from shardinit.core.window.reasons import require
+from shardinit.core.window.rules.rule import mover
 
 
-def _pull_broadcast(node: Node, which: int, coords: Coords) -> Coords:
+@mover("broadcast_in_dim")
+def _broadcast_in_dim(node: Node, which: int, coords: Coords) -> Coords:
     dims = node.params["broadcast_dimensions"]
     source, out = node.inputs[0].shape, node.outputs[0].shape
     return tuple(
@@ -50,10 +52,15 @@ def _groups(source: Sequence[int], out: Sequence[int]) -> list[tuple[range, rang
     return groups
 
 
-def _pull_reshape(node: Node, which: int, coords: Coords) -> Coords:
+@mover("reshape")
+def _reshape(node: Node, which: int, coords: Coords) -> Coords:
+    require(node.params.get("dimensions") is None)
     source, out = node.inputs[0].shape, node.outputs[0].shape
+    groups = _groups(source, out)
+    # Flat places within a merged run of axes are words of 32 bits.
+    require(all(math.prod(source[i] for i in left) < 1 << 32 for left, _ in groups))
     pulled: list[Any] = []
-    for left, right in _groups(source, out):
+    for left, right in groups:
         from_shape = [source[i] for i in left]
         to_shape = [out[j] for j in right]
         group = tuple(coords[j] for j in right)
@@ -64,23 +71,16 @@ def _pull_reshape(node: Node, which: int, coords: Coords) -> Coords:
     return tuple(pulled)
 
 
-def _reshape_accepts(node: Node) -> bool:
-    """Every merged run of axes has flat places below 2**32."""
-    source, out = node.inputs[0].shape, node.outputs[0].shape
-    return node.params.get("dimensions") is None and all(
-        list(left) == [] or math.prod(source[i] for i in left) < 1 << 32
-        for left, _ in _groups(source, out)
-    )
-
-
-def _pull_transpose(node: Node, which: int, coords: Coords) -> Coords:
+@mover("transpose")
+def _transpose(node: Node, which: int, coords: Coords) -> Coords:
     pulled: list[Any] = [ZERO] * len(coords)
     for axis, source in enumerate(node.params["permutation"]):
         pulled[source] = coords[axis]
     return tuple(pulled)
 
 
-def _pull_slice(node: Node, which: int, coords: Coords) -> Coords:
+@mover("slice")
+def _slice(node: Node, which: int, coords: Coords) -> Coords:
     starts = node.params["start_indices"]
     strides = node.params["strides"] or (1,) * len(starts)
     return tuple(
@@ -91,7 +91,8 @@ def _pull_slice(node: Node, which: int, coords: Coords) -> Coords:
     )
 
 
-def _pull_rev(node: Node, which: int, coords: Coords) -> Coords:
+@mover("rev")
+def _rev(node: Node, which: int, coords: Coords) -> Coords:
     shape, dims = node.inputs[0].shape, node.params["dimensions"]
     return tuple(
         sub(u32(shape[axis] - 1), c) if axis in dims else c
@@ -99,19 +100,22 @@ def _pull_rev(node: Node, which: int, coords: Coords) -> Coords:
     )
 
 
-def _pull_squeeze(node: Node, which: int, coords: Coords) -> Coords:
+@mover("squeeze")
+def _squeeze(node: Node, which: int, coords: Coords) -> Coords:
     rank = node.inputs[0].ndim
     gone = {d % rank for d in node.params["dimensions"]}
     left = iter(coords)
     return tuple(ZERO if axis in gone else next(left) for axis in range(rank))
 
 
-def _pull_expand(node: Node, which: int, coords: Coords) -> Coords:
+@mover("expand_dims")
+def _expand_dims(node: Node, which: int, coords: Coords) -> Coords:
     new = {d % len(coords) for d in node.params["dimensions"]}
     return tuple(c for axis, c in enumerate(coords) if axis not in new)
 
 
-def _pull_tile(node: Node, which: int, coords: Coords) -> Coords:
+@mover("tile")
+def _tile(node: Node, which: int, coords: Coords) -> Coords:
     shape = node.inputs[0].shape
     return tuple(
         ZERO if n == 1 else c if r == 1 else rem(c, u32(n))
@@ -119,30 +123,14 @@ def _pull_tile(node: Node, which: int, coords: Coords) -> Coords:
     )
 
 
-def _pull_split(node: Node, which: int, coords: Coords) -> Coords:
+@mover("split")
+def _split(node: Node, which: int, coords: Coords) -> Coords:
     axis, sizes = node.params["axis"], node.params["sizes"]
     start = sum(sizes[:which])
     return tuple(add(c, u32(start)) if a == axis else c for a, c in enumerate(coords))
 
 
-def _pull_unstack(node: Node, which: int, coords: Coords) -> Coords:
+@mover("unstack")
+def _unstack(node: Node, which: int, coords: Coords) -> Coords:
     axis = node.params["axis"]
     return (*coords[:axis], u32(which), *coords[axis:])
-
-
-MOVES: dict[str, Rule] = {
-    "broadcast_in_dim": mover(_pull_broadcast),
-    "expand_dims": mover(_pull_expand),
-    "reshape": Rule(
-        lambda node, which, coords: [_pull_reshape(node, which, coords)],
-        keep,
-        _reshape_accepts,
-    ),
-    "rev": mover(_pull_rev),
-    "slice": mover(_pull_slice),
-    "split": mover(_pull_split),
-    "squeeze": mover(_pull_squeeze),
-    "tile": mover(_pull_tile),
-    "transpose": mover(_pull_transpose),
-    "unstack": mover(_pull_unstack),
-}

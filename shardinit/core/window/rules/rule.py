@@ -1,8 +1,32 @@
-"""What a push-down rule is: its two halves and what its operands may be."""
+"""What a rule is: one generator function for each primitive.
+
+A rule says what the elements of a primitive's result are at given *coordinates*: one
+unsigned index array an axis, not a rectangle, since a reshape of a rectangle is none.
+It asks for what it needs by yielding a request, and is sent the answer:
+
+- ``At(number, coords)``: the elements of that operand at those coordinates;
+- ``Full(number)``: all of that operand, made once for all windows. It has to be made of
+  constants alone (``of_keys``: or derived from keys), as it is no part of the window;
+- ``Later(number)``: a function from coordinates to the operand's elements, for places
+  that are known only while the values are made, once for each step of a loop.
+
+What it returns are the elements. A rule raises ``NotWindowable`` (``require``) before
+its first request where it does not cover an equation. The evaluator runs rules without
+Python's stack, so a chain of any length can be windowed.
+
+Values broadcast against each other to the grid's shape, as coordinates do. Typed keys
+travel as a tuple of their words.
+
+A new primitive is one function:
+
+    @rule("neg")
+    def _neg(node, which, coords):
+        return lax.neg((yield At(0, coords)))
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,46 +35,71 @@ from shardinit.core.window.coordinates import Coords
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How one primitive windows.
+class At:
+    """Asks for elements of operand ``number`` at ``coords``."""
 
-    Most operands are wanted at coordinates that are known when the sweep goes down;
-    their values are arrays. Two kinds are not. A *table* is read at places that depend
-    on other operands: it must be made of constants alone (``keyed``: or of keys), is
-    evaluated whole and comes as that array. A *later* operand is wanted at places that
-    only the way up can say, once for each step of a loop: it comes as a function from
-    coordinates to values.
+    number: int
+    coords: Coords
+
+
+@dataclass(frozen=True)
+class Full:
+    """Asks for all of operand ``number``, which no key reaches.
 
     Attributes:
-      pull: ``(node, which result, coords) -> coords of each operand`` (None: unused,
-        a table or later).
-      push: ``(node, which result, coords, operand values) -> value``.
-      accepts: whether this equation is one that the rule covers.
-      table: which operands are tables.
-      keyed: whether tables may also be keys, or derived from keys.
-      later: which operands are wanted later.
-      folds: whether an element costs a whole axis of the later operand, which does
-        not pay where the result is broadcast along that axis again.
+      number: which operand.
+      of_keys: whether it may also be keys, or derived from keys.
     """
 
-    pull: Callable[[Node, int, Coords], list[Coords | None]]
-    push: Callable[[Node, int, Coords, Sequence[Any]], Any]
-    accepts: Callable[[Node], bool] = lambda node: True
-    table: Callable[[Node], tuple[int, ...]] = lambda node: ()
-    keyed: bool = False
-    later: tuple[int, ...] = ()
+    number: int
+    of_keys: bool = False
+
+
+@dataclass(frozen=True)
+class Later:
+    """Asks for operand ``number`` as a function from coordinates to its elements.
+
+    Attributes:
+      number: which operand.
+      folds: whether an element of the result costs a whole axis of the operand, which
+        does not pay where the result is broadcast along that axis again.
+    """
+
+    number: int
     folds: bool = False
 
 
-def keep(node: Node, which: int, coords: Coords, args: Sequence[Any]) -> Any:
-    """The push of a primitive that only moves elements."""
-    return args[0]
+Request = At | Full | Later
+Steps = Generator[Request, Any, Any]
+RuleFn = Callable[[Node, int, Coords], Steps]
+
+RULES: dict[str, RuleFn] = {}
+"""The rules by the primitive's name."""
 
 
-def mover(pull: Callable[[Node, int, Coords], Coords]) -> Rule:
-    """A rule for a primitive that moves the elements of its only operand."""
+def rule(*names: str) -> Callable[[RuleFn], RuleFn]:
+    """Registers a function as the rule of the primitives of these names."""
 
-    def pull_first(node: Node, which: int, coords: Coords) -> list[Coords | None]:
-        return [pull(node, which, coords)]
+    def register(fn: RuleFn) -> RuleFn:
+        for name in names:
+            if name in RULES:
+                raise ValueError(f"{name} has a rule already: {RULES[name]}")
+            RULES[name] = fn
+        return fn
 
-    return Rule(pull_first, keep)
+    return register
+
+
+def mover(*names: str) -> Callable[[Callable[[Node, int, Coords], Coords]], RuleFn]:
+    """Registers where the elements of the only operand of a primitive lie.
+
+    The function returns the operand's coordinates; the elements stay what they are.
+    """
+
+    def register(place: Callable[[Node, int, Coords], Coords]) -> RuleFn:
+        def moved(node: Node, which: int, coords: Coords) -> Steps:
+            return (yield At(0, place(node, which, coords)))
+
+        return rule(*names)(moved)
+
+    return register

@@ -14,45 +14,46 @@ from shardinit.core.ir.graph import Node, Value
 from shardinit.core.prng import threefry
 from shardinit.core.prng.derivation import THREEFRY
 from shardinit.core.window.coordinates import Coords, ravel, ravel_wide, spread
-from shardinit.core.window.rules.elementwise import plain, pull_elementwise
-from shardinit.core.window.rules.rule import Rule
+from shardinit.core.window.reasons import require
+from shardinit.core.window.rules.elementwise import require_plain, same_place
+from shardinit.core.window.rules.rule import At, Steps, rule
 
 
-def _push_iota(node: Node, which: int, coords: Coords, args: Sequence[Any]) -> Any:
+@rule("iota")
+def _iota(node: Node, which: int, coords: Coords) -> Steps:
     coord = coords[node.params["dimension"]]
     return lax.convert_element_type(coord, node.params["dtype"])
+    yield  # a generator that asks for nothing
 
 
-def _pull_bits(node: Node, which: int, coords: Coords) -> list[Coords | None]:
-    return [coords[: node.inputs[0].ndim]]
-
-
-def _push_bits(node: Node, which: int, coords: Coords, args: Sequence[Any]) -> Any:
-    (key,) = args
-    shape = tuple(node.params["shape"])
-    high, low = ravel_wide(coords[node.inputs[0].ndim :], shape)
+@rule("random_bits")
+def _random_bits(node: Node, which: int, coords: Coords) -> Steps:
+    require(jx.key_impl(node.inputs[0].dtype) == THREEFRY)
+    batch = node.inputs[0].ndim
+    key = yield At(0, coords[:batch])
+    high, low = ravel_wide(coords[batch:], tuple(node.params["shape"]))
     key0, key1, high, low = spread([*key, high, low])
     return threefry.random_bits(key0, key1, high, low, node.params["bit_width"])
 
 
-def _push_threefry(node: Node, which: int, coords: Coords, args: Sequence[Any]) -> Any:
-    key0, key1, high, low = spread(args)
-    return threefry.hash_on_device(key0, key1, high, low)[which]
+@rule("threefry2x32")
+def _threefry2x32(node: Node, which: int, coords: Coords) -> Steps:
+    require_plain(node)
+    words = []
+    for number, value in enumerate(node.inputs):
+        words.append((yield At(number, same_place(value, node.outputs[which], coords))))
+    return threefry.hash_on_device(*spread(words))[which]
 
 
-def _threefry_keys(node: Node) -> bool:
-    return jx.key_impl(node.inputs[0].dtype) == THREEFRY
-
-
-def elements(whole: Any, value: Value, coords: Coords) -> Any:
-    """The elements of an array that is there whole, at ``coords``; keys as words."""
+def elements(array: Any, value: Value, coords: Coords) -> Any:
+    """The elements of an array that is there in full; of keys, their words."""
     if jx.is_key(value.dtype):
-        words = jax.random.key_data(whole)
+        words = jax.random.key_data(array)
         words = words.reshape(-1, words.shape[-1])
         return tuple(
             take(words[:, i], value.shape, coords) for i in range(words.shape[1])
         )
-    return take(jax.numpy.asarray(whole).reshape(-1), value.shape, coords)
+    return take(jax.numpy.asarray(array).reshape(-1), value.shape, coords)
 
 
 def take(flat: Any, shape: Sequence[int], coords: Coords) -> Any:
@@ -61,10 +62,3 @@ def take(flat: Any, shape: Sequence[int], coords: Coords) -> Any:
     if math.prod(shape) == 1:
         return flat[0]
     return jax.numpy.asarray(flat).at[ravel(coords, shape)].get(mode="clip")
-
-
-SOURCES: dict[str, Rule] = {
-    "iota": Rule(lambda node, which, coords: [], _push_iota),
-    "random_bits": Rule(_pull_bits, _push_bits, _threefry_keys),
-    "threefry2x32": Rule(pull_elementwise, _push_threefry, plain),
-}

@@ -1,0 +1,35 @@
+"""One entry of a ``PartitionSpec``: the mesh axes that one dimension is cut along.
+
+JAX writes an entry as None, as the name of a mesh axis, or as a tuple of names. Here
+it is always read as a tuple, empty where the dimension lies whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+def mesh_axes(entry: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The mesh axes of one entry.
+
+    Example:
+      >>> mesh_axes(None), mesh_axes("data"), mesh_axes(("data", "model"))
+      ((), ('data',), ('data', 'model'))
+    """
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def as_entry(axes: Iterable[str]) -> MeshAxes:
+    """The entry that names ``axes``, as JAX writes it: the inverse of ``mesh_axes``."""
+    names = tuple(axes)
+    return None if not names else names[0] if len(names) == 1 else names
+
+
+def parts(entry: str | Iterable[str] | None, sizes: Mapping[str, int]) -> int:
+    """Into how many parts an entry cuts its dimension, on a mesh of those sizes."""
+    return math.prod(sizes[name] for name in mesh_axes(entry))

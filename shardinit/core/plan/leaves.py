@@ -1,0 +1,172 @@
+"""The leaves of a plan and the executables that make them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.sources import Replicated, Windowed
+from shardinit.core.ir.jaxpr import is_key
+from shardinit.core.plan.rules import LeafInfo
+from shardinit.errors import ShardingError
+
+
+@dataclass(frozen=True)
+class PlanLeaf:
+    """One leaf of a plan.
+
+    Attributes:
+      path: its key path, ``/``-joined.
+      shape: its global shape; dtype: its dtype.
+      sharding: where it lies; None in a plan without a mesh.
+      bytes_per_device: bytes of one shard.
+      program: index into ``plan.programs``; -1 for a leaf made on the host (a
+        constant, or keys).
+      whole: why every device computes the full leaf; empty when it computes its shard.
+      selected: False for a leaf that ``select`` left out.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    sharding: NamedSharding | None
+    bytes_per_device: int
+    program: int
+    whole: str
+    selected: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PlanProgram:
+    """One executable: a leaf program at a sharding.
+
+    Attributes:
+      program: what it computes.
+      shapes: global shape of each result.
+      shardings: of each result; None in a plan without a mesh.
+      leaves: how many leaves (or groups of leaves with one whole program) it makes.
+    """
+
+    program: slicing.Program
+    shapes: tuple[tuple[int, ...], ...]
+    shardings: tuple[NamedSharding | None, ...]
+    leaves: int
+
+    @property
+    def whole(self) -> str:
+        """Why it is evaluated whole on every device; empty if it is not."""
+        return str(self.program.replicated_reason or "")
+
+
+def itemsize(dtype: Any) -> int:
+    """Bytes of one element; of its key data for typed keys."""
+    if is_key(dtype):
+        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
+        return 4 * math.prod(data.shape)
+    return np.dtype(dtype).itemsize
+
+
+def leaf_infos(cut: slicing.Cut, axes: Any) -> list[LeafInfo]:
+    """What sharding rules look at, one for each leaf; checks the axis names."""
+    names: list[Any] = [None] * len(cut.leaves)
+    if axes is not None:
+        try:
+            names = cut.tree.flatten_up_to(axes)
+        except (ValueError, TypeError) as error:
+            raise ShardingError(
+                "InitFn.axes",
+                f"its structure differs from the result's ({error})"[:300],
+                f"a tuple of axis names, or None, for each of the {len(cut.leaves)} "
+                f"leaves",
+            ) from error
+    infos = []
+    for leaf, name in zip(cut.leaves, names, strict=True):
+        if name is not None and len(name) != len(leaf.shape):
+            raise ShardingError(
+                f"leaf {leaf.path!r}",
+                f"axis names {name} for the shape {leaf.shape}",
+                "one name (or None) for each dimension",
+            )
+        infos.append(LeafInfo(leaf.path, leaf.shape, itemsize(leaf.dtype), name))
+    return infos
+
+
+def group_programs(
+    cut: slicing.Cut, shardings: Sequence[NamedSharding | None], picked: Sequence[bool]
+) -> tuple[tuple[PlanProgram, ...], list[int]]:
+    """Leaf programs by sharding: what is compiled, and which leaf uses which.
+
+    A program with several results is compiled when any of its leaves is selected.
+    """
+    numbers = [-1] * len(cut.leaves)
+    found: dict[Any, int] = {}
+    programs: list[list[Any]] = []
+    for together in gather_results(cut):
+        if not any(picked[i] for i in together):
+            continue
+        index = cut.run_of(together[0]).program
+        places = tuple(shardings[i] for i in together)
+        shapes = tuple(cut.leaves[i].shape for i in together)
+        kind = (index, shapes, places)
+        if kind not in found:
+            found[kind] = len(programs)
+            programs.append([cut.programs[index], shapes, places, 0])
+        programs[found[kind]][3] += 1
+        for i in together:
+            numbers[i] = found[kind]
+    return tuple(PlanProgram(*p) for p in programs), numbers
+
+
+def gather_results(cut: slicing.Cut) -> list[list[int]]:
+    """Leaves made by one run of one program together, in the order of its results."""
+    groups: list[list[int]] = []
+    waiting: dict[Any, list[int]] = {}
+    for number, leaf in enumerate(cut.leaves):
+        source = leaf.source
+        if isinstance(source, Windowed):
+            groups.append([number])
+        if not isinstance(source, Replicated):
+            continue
+        run = (source.program, tuple(map(id, source.operands)))
+        group = waiting.get(run)
+        if group is None or source.result == 0:
+            group = waiting[run] = []
+            groups.append(group)
+        group.append(number)
+    return groups
+
+
+def plan_leaf(
+    leaf: slicing.LeafCut,
+    cut: slicing.Cut,
+    sharding: NamedSharding | None,
+    number: int,
+    taken: bool,
+) -> PlanLeaf:
+    """One leaf where its sharding puts it.
+
+    Args:
+      leaf: the leaf of the cut function.
+      cut: that function.
+      sharding: where the leaf lies.
+      number: of its executable, -1 for none.
+      taken: whether ``select`` takes it.
+    """
+    shard = leaf.shape if sharding is None else sharding.shard_shape(leaf.shape)
+    return PlanLeaf(
+        leaf.path,
+        leaf.shape,
+        leaf.dtype,
+        sharding,
+        math.prod(shard) * itemsize(leaf.dtype),
+        number,
+        cut.replicated_text(leaf),
+        taken,
+    )

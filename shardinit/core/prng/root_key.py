@@ -1,0 +1,47 @@
+"""The root key: what a caller may pass as ``key``, made one key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+Seed = int | np.integer
+KeyLike = Seed | jax.Array | np.ndarray
+
+
+def as_key(key: KeyLike) -> jax.Array:
+    """An int seed, a typed key or raw key data as a key.
+
+    Raises:
+      TypeError: anything else.
+      ValueError: a seed of more than 64 bits.
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        if not -(1 << 63) <= key < 1 << 63:
+            raise ValueError(
+                f"key: got the seed {key}; expected one from -2**63 to 2**63 - 1"
+            )
+        return jax.random.key(int(key))
+    given: Any = key
+    if (
+        not isinstance(given, bool)
+        and hasattr(given, "dtype")
+        and (
+            (_is_key(given.dtype) and given.shape == ())
+            or (given.dtype == np.uint32 and len(given.shape) == 1)
+        )
+    ):
+        return given
+    what = type(given).__name__
+    if isinstance(given, np.ndarray | jax.Array):
+        what += f" of shape {given.shape} and dtype {given.dtype}"
+    raise TypeError(
+        f"key: got {what}; expected one key (jax.random.key(0)), raw uint32 key data "
+        f"or an int seed"
+    )
+
+
+def _is_key(dtype: Any) -> bool:
+    return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)

@@ -1,0 +1,109 @@
+"""The evaluator: runs the rules of a leaf program at coordinates.
+
+From the leaf towards the random bits rules ask for their operands at coordinates; on
+the way back they make values of them. Each value is made once for each set of
+coordinates. Rules are generators and wait on a list, not on Python's stack, which ends
+after a thousand calls: a leaf may be a chain of any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from shardinit.core.ir import jaxpr as jx
+from shardinit.core.ir.graph import Node, Value
+from shardinit.core.window.coordinates import Coords
+from shardinit.core.window.reasons import require
+from shardinit.core.window.rules.rule import RULES, At, Full, Later, Steps
+from shardinit.core.window.rules.sources import elements
+
+# A value at coordinates. Coordinates count by identity: rules hand on what they got.
+_Wanted = tuple[Value, tuple[int, ...]]
+
+
+class Evaluator:
+    """Evaluates values of a graph at coordinates.
+
+    Args:
+      arrays: what is there in full: the operands, tables and keys. Typed keys are keys.
+    """
+
+    def __init__(self, arrays: Mapping[Value, Any]):
+        self._arrays = arrays
+
+    def at(self, value: Value, coords: Coords) -> Any:
+        """The elements of ``value`` at ``coords``, broadcastable to the grid's shape.
+
+        Raises:
+          NotWindowable: a rule does not cover its equation, or there is none.
+        """
+        made: dict[_Wanted, tuple[Coords, Any]] = {}
+        waiting: list[tuple[_Wanted, Coords, Node, Steps]] = []
+
+        def answer(value: Value, coords: Coords) -> tuple[bool, Any]:
+            """Whether the elements are known, and they; else their rule is begun."""
+            wanted = (value, tuple(map(id, coords)))
+            if wanted in made:
+                return True, made[wanted][1]
+            if self._is_there(value):
+                made[wanted] = coords, self._read(value, coords)
+                return True, made[wanted][1]
+            steps = self._begin(value, coords)
+            assert value.node is not None
+            waiting.append((wanted, coords, value.node, steps))
+            return False, None
+
+        known, found = answer(value, coords)
+        while waiting:
+            wanted, at, node, steps = waiting[-1]
+            try:
+                request = steps.send(found if known else None)
+            except StopIteration as end:
+                waiting.pop()
+                self._note(wanted[0], end.value)
+                made[wanted] = at, end.value
+                known, found = True, end.value
+                continue
+            if isinstance(request, At):
+                known, found = answer(node.inputs[request.number], request.coords)
+            else:
+                known, found = True, self._other(node, request)
+        return found
+
+    def _begin(self, value: Value, coords: Coords) -> Steps:
+        node = value.node
+        require(node is not None and node.name in RULES)
+        assert node is not None
+        return RULES[node.name](node, value.index, coords)
+
+    def _is_there(self, value: Value) -> bool:
+        return value.const is not None or value in self._arrays
+
+    def _array(self, value: Value) -> Any:
+        return self._arrays.get(value, value.const)
+
+    def _read(self, value: Value, coords: Coords) -> Any:
+        """Elements of what is there in full."""
+        made = self._array(value)
+        if value.ndim or jx.is_key(value.dtype):
+            made = elements(made, value, coords)
+        self._note(value, made)
+        return made
+
+    def _other(self, node: Node, request: Full | Later) -> Any:
+        value = node.inputs[request.number]
+        if isinstance(request, Full):
+            return self._array(value)
+        # Values of a loop's step must not be remembered beyond it: each call is new.
+        return lambda coords: self.at(value, coords)
+
+    def _note(self, value: Value, made: Any) -> None:
+        """Sees every value that is made."""
+
+
+def shape_of(made: Any) -> tuple[Any, ...]:
+    """The shape of elements; keys are tuples of words."""
+    return np.shape(made[0] if isinstance(made, tuple) else made)
