@@ -25,7 +25,7 @@ from shardinit.core.prng.root_key import as_key
 from shardinit.core.run import compile as compiled
 from shardinit.errors import InitFnError, ModuleStateError
 from shardinit.module import context, steps, walk
-from shardinit.module.fields import MISSING, Inputs, is_array
+from shardinit.module.fields import MISSING, Inputs, LeftOut, is_array
 from shardinit.module.walk import Hole, Path
 
 
@@ -114,7 +114,8 @@ class Initialisation:
         """Returns the initialised module.
 
         Args:
-          tree: the result of ``fn``.
+          tree: the result of ``fn``. Leaves that are only shapes beside others that are
+            arrays were left out by ``select``: they wait for another ``init``.
           onto: the original module, to change it in place; by default a new module is
             made.
 
@@ -129,6 +130,10 @@ class Initialisation:
                 f"the structure of its own leaves, {self._result}",
             )
         leaves = dict(zip(self._order, flat, strict=True))
+        if not all(map(_is_abstract, flat)):
+            for place, (number, leaf) in enumerate(leaves.items()):
+                if _is_abstract(leaf):
+                    leaves[number] = LeftOut(self.fn, place)
         shells = {}
         if onto is not None:
             for _, module in walk.modules(onto):
@@ -138,7 +143,9 @@ class Initialisation:
         def leaf(value: Any) -> Any:
             return leaves[value.number] if isinstance(value, Hole) else value
 
-        return walk.copy(self._skeleton, leaf, shells)[0]
+        root = walk.copy(self._skeleton, leaf, shells)[0]
+        steps.mark_waiting(root)
+        return root
 
     def init_fn(self) -> InitFn:
         """Returns the initialisation as an `InitFn`."""
@@ -180,6 +187,7 @@ class Initialisation:
         root, copies = walk.copy(self._template, fill)
         now = context.Scope(
             keys=context.key_source(key, self._policy),
+            root_key=key,
             initializing=True,
             tree=context.Tree(root),
             module=root,
