@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from shardinit.core.systems import refuse_models
+
 
 def identity(tree: Any) -> Any:
     """Returns ``tree``: the ``rebuild`` of a function whose result is the model."""
@@ -67,10 +69,13 @@ def as_init_fn(fn: Any) -> InitFn:
     """Wraps a plain callable; returns an ``InitFn`` as it is.
 
     Raises:
+      InitFnError: (a ``TypeError``) ``fn`` is a model of which a front end makes an
+        init function.
       TypeError: ``fn`` is not callable.
     """
     if isinstance(fn, InitFn):
         return fn
+    refuse_models(fn)
     if not callable(fn):
         raise TypeError(
             f"an init function is a callable `key -> pytree of arrays`, an InitFn or "

@@ -148,6 +148,40 @@ def structure_of(value: Any, axes: Axes | None = None) -> Structure:
     return jax.tree.map(inside, value, is_leaf=lambda n: axis_names(n) is not None)
 
 
+def declared(where: str, pattern: Any) -> Structure:
+    """Returns the structure that a ``value_structure`` given by the user stands for.
+
+    Args:
+      where: the name of the parameter in errors.
+      pattern: a pytree of objects with a shape and a dtype; Penzai's ``ArraySpec``,
+        which JAX takes for a node without children, is one too.
+
+    Raises:
+      StructureMismatchError: an ``ArraySpec`` has variable dimensions or a dtype that
+        is only a kind of dtypes.
+    """
+
+    def is_spec(node: Any) -> bool:
+        return hasattr(node, "into_pytree") and hasattr(node, "named_shape")
+
+    def concrete(node: Any) -> Any:
+        if not is_spec(node):
+            return node
+        sizes = (*node.shape, *node.named_shape.values())
+        abstract = isinstance(node.dtype, type) and issubclass(node.dtype, np.generic)
+        abstract = abstract and bool(node.dtype.__subclasses__())
+        if abstract or not all(isinstance(size, int) for size in sizes):
+            raise StructureMismatchError(
+                where,
+                f"an ArraySpec with {'a kind of dtype' if abstract else 'free sizes'}",
+                "sizes and one dtype",
+                "Leave value_structure out to infer it from the initializer",
+            )
+        return node.into_pytree()
+
+    return structure_of(jax.tree.map(concrete, pattern, is_leaf=is_spec))
+
+
 def axes_of(structure: Structure) -> Any:
     """Returns the same tree with the axis names of each leaf, None if unknown."""
     return jax.tree.map(lambda leaf: getattr(leaf, "axes", None), structure)

@@ -23,6 +23,7 @@ from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.prng.root_key import as_key
 from shardinit.core.run import compile as compiled
+from shardinit.core.systems import MODULE, refuse_others
 from shardinit.errors import InitFnError, ModuleStateError
 from shardinit.module import context, steps, walk
 from shardinit.module.fields import MISSING, Inputs, LeftOut, is_array
@@ -46,7 +47,8 @@ class Initialisation:
         hold tracers.
 
     Raises:
-      InitFnError: a leaf depends on an input that is only a shape.
+      InitFnError: a leaf depends on an input that is only a shape, or a field holds
+        parameters of another library that have no value.
       ModuleFieldError: an array was assigned to a static field.
     """
 
@@ -60,7 +62,7 @@ class Initialisation:
         key: Any = None,
         traced: bool = False,
     ):
-        walk.modules(module)  # refuses one that contains itself
+        _refuse_others(module)
         self.name = type(module).__name__
         self._asked = inputs is not MISSING
         self._call_method, self._policy = call_method, key_policy
@@ -236,6 +238,16 @@ class Initialisation:
         return made
 
 
+def _refuse_others(module: Any) -> None:
+    if isinstance(module, walk.ModuleNode):
+        walk.modules(module)  # refuses one that contains itself, before JAX walks it
+    refuse_others(module, MODULE, type(module).__name__)
+    if not isinstance(module, walk.ModuleNode):
+        raise InitFnError(
+            type(module).__name__, "it is no module", "an instance of module.Module"
+        )
+
+
 def _axes(owner: Any, name: str, leaf: Any) -> Any:
     """Axis names of a leaf: those of its box, or those declared for its field."""
     value = getattr(owner, name)
@@ -335,7 +347,7 @@ def init(
 ) -> Any:
     """Implements ``Module.init``."""
     key = as_key(key)
-    walk.modules(module)  # refuses one that contains itself, before JAX walks it
+    _refuse_others(module)
     traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
     traced = traced or any(map(is_tracer, jax.tree.leaves((key, module, inputs))))
     made = Initialisation(

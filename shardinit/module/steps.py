@@ -28,7 +28,6 @@ def initialise(root: Any, prefix: Path = ()) -> None:
       root: a module.
       prefix: the path of ``root``; not empty if a compact method constructed it.
     """
-
     if not prefix:
         _make_left_out(root)
 
