@@ -14,6 +14,8 @@ from typing import Any
 
 import jax
 
+from shardinit.core.systems import refuse_models
+
 
 def identity(tree: Any) -> Any:
     """Returns ``tree``: the ``rebuild`` of a function whose result is the model."""
@@ -61,6 +63,26 @@ class AxisNames(tuple[Name, ...]):
         return made
 
 
+def axis_names(node: Any) -> tuple[str | None, ...] | None:
+    """The names of the dimensions of an array that comes in a box which has them.
+
+    Args:
+      node: any node of a pytree; Flax's boxes and Penzai's named arrays have names.
+
+    Returns:
+      A name, or None, for each dimension; None if ``node`` is no such box.
+    """
+    names = getattr(node, "names", None)
+    inner: Any = getattr(node, "value", None)
+    if isinstance(names, tuple) and hasattr(inner, "shape"):
+        return (*names, *[None] * (len(inner.shape) - len(names)))
+    known: Any = getattr(node, "named_axes", None)
+    data: Any = getattr(node, "data_array", None)
+    if isinstance(known, dict) and hasattr(data, "shape"):  # names of the last axes
+        return (*[None] * (len(data.shape) - len(known)), *map(str, known))
+    return None
+
+
 @dataclass(frozen=True)
 class InitFn:
     """A function from a key to a pytree of arrays, with what a front end knows of it.
@@ -96,10 +118,13 @@ def as_init_fn(fn: Any) -> InitFn:
     """Wraps a plain callable; returns an ``InitFn`` as it is.
 
     Raises:
+      InitFnError: (a ``TypeError``) ``fn`` is a model of which a front end makes an
+        init function.
       TypeError: ``fn`` is not callable.
     """
     if isinstance(fn, InitFn):
         return fn
+    refuse_models(fn)
     if not callable(fn):
         raise TypeError(
             f"an init function is a callable `key -> pytree of arrays`, an InitFn or "

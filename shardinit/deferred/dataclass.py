@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import operator
 import typing
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
@@ -115,8 +116,8 @@ def pytree_dataclass(
         would override a hand-written ``__init__`` of a parent, and no argument allows
         that.
       ValueError: the class is decorated already.
-      TypeError: the class is not a `Struct` and lacks ``tree_flatten`` or
-        ``tree_unflatten``.
+      TypeError: the class is not a `Struct` and lacks ``tree_unflatten``, or both
+        ``tree_flatten`` and ``tree_flatten_with_keys``.
 
     Example:
       >>> import dataclasses
@@ -135,10 +136,11 @@ def pytree_dataclass(
     def decorate(cls: Any) -> Any:
         if is_pytree_dataclass_type(cls):
             raise ValueError(f"{cls.__name__} is a pytree dataclass already")
-        if not all(hasattr(cls, f"tree_{m}") for m in ("flatten", "unflatten")):
+        flattens = _defined(cls, _FLATTEN) or _defined(cls, _FLATTEN_WITH_KEYS)
+        if not (flattens and hasattr(cls, "tree_unflatten")):
             raise TypeError(
-                f"{cls.__name__} has no tree_flatten and tree_unflatten; "
-                f"inherit from deferred.Struct, which has them"
+                f"{cls.__name__} has no {_FLATTEN} (or {_FLATTEN_WITH_KEYS}) and "
+                f"tree_unflatten; inherit from deferred.Struct, which has them"
             )
         written = cls.__dict__.get("__init__")
         if init and written is None and not overwrite_parent_init:
@@ -152,12 +154,34 @@ def pytree_dataclass(
         if eq and is_struct and not hashed:
             cls.__hash__ = cls._structural_hash
         _check_fields(cls, has_implicitly_inherited_fields)
-        jax.tree_util.register_pytree_with_keys_class(cls)
+        _register(cls)
         if written is not None and use_mutable_proxy_in_init:
             cls.__init__ = _on_stand_in(written)
         return cls
 
     return decorate if cls is None else decorate(cls)
+
+
+_FLATTEN, _FLATTEN_WITH_KEYS = "tree_flatten", "tree_flatten_with_keys"
+
+
+def _defined(cls: Any, method: str) -> int:
+    """How near to ``cls`` a method is defined; more is nearer, 0 is nowhere."""
+    heights = range(len(cls.__mro__), 0, -1)
+    classes = zip(heights, cls.__mro__, strict=True)
+    return next((height for height, c in classes if method in vars(c)), 0)
+
+
+def _register(cls: Any) -> None:
+    """Registers a class by the one of its two flatten methods that is its own."""
+    plain, keyed = _defined(cls, _FLATTEN), _defined(cls, _FLATTEN_WITH_KEYS)
+    if plain > keyed:  # keys that a parent gives would be those of other children
+        jax.tree_util.register_pytree_node_class(cls)
+    elif keyed > plain:
+        with_keys = operator.methodcaller(_FLATTEN_WITH_KEYS)
+        jax.tree_util.register_pytree_with_keys(cls, with_keys, cls.tree_unflatten)
+    else:
+        jax.tree_util.register_pytree_with_keys_class(cls)
 
 
 def _keep_parent_init(cls: Any) -> None:

@@ -16,6 +16,7 @@ from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.prng import names
 from shardinit.core.prng.root_key import as_key
+from shardinit.core.systems import DEFERRED, is_other, refuse_others
 from shardinit.deferred import structure
 from shardinit.deferred.parameters import (
     FrozenParameter,
@@ -42,15 +43,26 @@ def _is_uninitialized(node: Any) -> bool:
 def rename_parameters(tree: M, rename_fn: Callable[[str], str]) -> M:
     """Returns a copy with ``rename_fn`` applied to every parameter name.
 
+    Raises:
+      InitFnError: (a ``TypeError``) the tree holds parameters of another library.
+
     Example:
       >>> from shardinit import deferred
       >>> tree = [deferred.Parameter(1.0, "scale")]
       >>> deferred.rename_parameters(tree, str.upper)
       [Parameter(value=1.0, name='SCALE')]
     """
+
+    def named(node: Any) -> bool:
+        return isinstance(node, SupportsParameterRenaming) or is_other(node, DEFERRED)
+
+    def renamed(node: Any) -> Any:
+        if not isinstance(node, SupportsParameterRenaming):
+            refuse_others(tree, DEFERRED, "deferred model")
+        return node.with_renamed_parameters(rename_fn)
+
     with collector_paused():
-        named = select(tree).at_instances_of(SupportsParameterRenaming)
-        return named.apply(lambda node: node.with_renamed_parameters(rename_fn))
+        return select(tree).at_subtrees_where(named).apply(renamed)
 
 
 def add_parameter_prefix(prefix: str, tree: M, delimiter: str = ".") -> M:
@@ -69,6 +81,7 @@ def check_no_duplicated_parameters(model: Any) -> None:
 
     Raises:
       DuplicateNamesError: there are such parameters; it has their names and paths.
+      InitFnError: (a ``TypeError``) the model holds parameters of another library.
 
     Example:
       >>> from shardinit import deferred
@@ -80,6 +93,7 @@ def check_no_duplicated_parameters(model: Any) -> None:
       ...     print(error.names, error.paths)
       ('scale',) ('0', '1')
     """
+    refuse_others(model, DEFERRED, "deferred model")
     with collector_paused():
         found = select(model).at_instances_of(_PARAMETERS).get_sequence()
         names.check_unique(
@@ -93,6 +107,7 @@ def assert_no_uninitialized(model: Any) -> None:
 
     Raises:
       UninitializedParameterError: there are some; it has the first names and paths.
+      InitFnError: (a ``TypeError``) the model holds parameters of another library.
 
     Example:
       >>> import jax
@@ -104,6 +119,7 @@ def assert_no_uninitialized(model: Any) -> None:
       ...     print(error.came)
       1 parameters have no value yet: 'bias' at '0'
     """
+    refuse_others(model, DEFERRED, "deferred model")
     left = select(model).at_instances_of(UninitializedParameter).get_sequence()
     if left:
         paths = names.paths_of(model, _is_uninitialized)
@@ -137,6 +153,7 @@ def init_fn(tree: Any, *, wide_names: bool = False) -> InitFn:
     Raises:
       DuplicateNamesError: two parameters have the same name.
       NameClashError: two names would give the same key.
+      InitFnError: (a ``TypeError``) the tree holds parameters of another library.
 
     Example:
       >>> import jax

@@ -181,8 +181,9 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
           initializer: maps a key to the value.
           name: the name of the parameter.
           value_structure: a pytree that has a ``jax.ShapeDtypeStruct``, or another
-            object with a shape and a dtype, for each array. None means that the value
-            is None. By default it is inferred by ``jax.eval_shape`` on a key.
+            object with a shape and a dtype, for each array (Penzai's ``ArraySpec``
+            is one). None means that the value is None. By default it is inferred by
+            ``jax.eval_shape`` on a key.
         """
         if value_structure is _INFER:
             try:
@@ -191,7 +192,8 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
                 error.add_note(f"in the initializer of parameter {name!r}")
                 raise
         else:
-            inferred = structure.structure_of(value_structure)
+            where = f"value_structure of parameter {name!r}"
+            inferred = structure.declared(where, value_structure)
         object.__setattr__(self, "initializer", initializer)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "value_structure", inferred)

@@ -17,6 +17,7 @@ import dataclasses
 from typing import Any, Generic, TypeVar
 
 from shardinit.core.paths import path_str
+from shardinit.core.systems import DEFERRED, refuse_others
 from shardinit.deferred.dataclass import pytree_dataclass
 from shardinit.deferred.parameters import (
     FrozenParameter,
@@ -162,6 +163,7 @@ def mark_shareable(submodel: M) -> M:
       >>> [type(node).__name__ for node in deferred.mark_shareable(model)]
       ['ShareableUninitializedParameter']
     """
+    refuse_others(submodel, DEFERRED, "mark_shareable")
 
     def mark(parameter: UninitializedParameter[Any]) -> Any:
         fields = parameter.attributes_dict()
@@ -200,6 +202,7 @@ def attach_shared_parameters(
       >>> [type(use).__name__ for use in model.body]
       ['SharedParameterLookup', 'SharedParameterLookup']
     """
+    refuse_others(submodel, DEFERRED, "attach_shared_parameters")
     uses = select(submodel).at_instances_of(ShareableUninitializedParameter)
     owned: dict[str, UninitializedParameter[Any]] = {}
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shardinit.core.init_fn import axis_names
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import path_str
 from shardinit.deferred.node import one_level
@@ -139,24 +140,46 @@ def structure_of(value: Any, axes: Axes | None = None) -> Structure:
         return node
 
     def inside(node: Any) -> Any:
-        names = _named(node)
+        names = axis_names(node)
         if names is None:
             return leaf(node, axes)
         return jax.tree.map(lambda x: leaf(x, names), node)
 
-    return jax.tree.map(inside, value, is_leaf=lambda n: _named(n) is not None)
+    return jax.tree.map(inside, value, is_leaf=lambda n: axis_names(n) is not None)
 
 
-def _named(node: Any) -> Axes | None:
-    """Returns the axis names of a Penzai NamedArray or of a Flax box."""
-    names = getattr(node, "names", None)
-    if isinstance(names, tuple) and hasattr(getattr(node, "value", None), "shape"):
-        return names
-    known: Any = getattr(node, "named_axes", None)
-    data: Any = getattr(node, "data_array", None)
-    if isinstance(known, dict) and hasattr(data, "shape"):  # names of the last axes
-        return (*[None] * (len(data.shape) - len(known)), *map(str, known))
-    return None
+def declared(where: str, pattern: Any) -> Structure:
+    """Returns the structure that a ``value_structure`` given by the user stands for.
+
+    Args:
+      where: the name of the parameter in errors.
+      pattern: a pytree of objects with a shape and a dtype; Penzai's ``ArraySpec``,
+        which JAX takes for a node without children, is one too.
+
+    Raises:
+      StructureMismatchError: an ``ArraySpec`` has variable dimensions or a dtype that
+        is only a kind of dtypes.
+    """
+
+    def is_spec(node: Any) -> bool:
+        return hasattr(node, "into_pytree") and hasattr(node, "named_shape")
+
+    def concrete(node: Any) -> Any:
+        if not is_spec(node):
+            return node
+        sizes = (*node.shape, *node.named_shape.values())
+        abstract = isinstance(node.dtype, type) and issubclass(node.dtype, np.generic)
+        abstract = abstract and bool(node.dtype.__subclasses__())
+        if abstract or not all(isinstance(size, int) for size in sizes):
+            raise StructureMismatchError(
+                where,
+                f"an ArraySpec with {'a kind of dtype' if abstract else 'free sizes'}",
+                "sizes and one dtype",
+                "Leave value_structure out to infer it from the initializer",
+            )
+        return node.into_pytree()
+
+    return structure_of(jax.tree.map(concrete, pattern, is_leaf=is_spec))
 
 
 def axes_of(structure: Structure) -> Any:

@@ -22,6 +22,7 @@ from penzai.deprecated.v1.nn import parameters
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.prng import names
+from shardinit.core.systems import PENZAI, refuse_others
 from shardinit.errors import StructureMismatchError
 
 _PARAMETERS = (
@@ -92,6 +93,8 @@ def init_fn(model: Any, *, wide_names: bool = False) -> InitFn:
     Raises:
       DuplicateNamesError: two parameters, initialised or not, have the same name.
       NameClashError: two names would give the same key.
+      InitFnError: (a ``TypeError``) the model holds parameters of shardinit.deferred,
+        or variables and slots of Penzai's second version.
 
     Example:
       >>> import jax
@@ -107,6 +110,7 @@ def init_fn(model: Any, *, wide_names: bool = False) -> InitFn:
       >>> bias.name, bias.value.shape
       ('bias', (4,))
     """
+    refuse_others(model, PENZAI, "Penzai model")
     with collector_paused():
         found = jax.tree.leaves(model, is_leaf=_is_parameter)
         names.check_unique(

@@ -97,6 +97,8 @@ class Module(ModuleNode, metaclass=ModuleMeta):
         own = vars(cls)
         inherited = {k: f for c in reversed(cls.__mro__[1:]) for k, f in _fields(c)}
         declared = {k: v for k, v in own.items() if isinstance(v, Field)}
+        for name in declared:
+            _refuse_reserved(cls, name)
         cls._fields = {**inherited, **declared}
         marked = {k for k, v in own.items() if getattr(v, "_is_compact", False)}
         cls._compact_methods = cls._compact_methods.difference(own) | marked
@@ -105,6 +107,11 @@ class Module(ModuleNode, metaclass=ModuleMeta):
         jax.tree_util.register_pytree_with_keys(
             cls, walk.flatten_with_keys, walk.unflattener(cls), walk.flatten
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assigns a field; refuses the names of methods and of the module's state."""
+        _refuse_reserved(type(self), name)
+        object.__setattr__(self, name, value)
 
     def _set_defaults(self) -> None:
         for name, field in self._fields.items():
@@ -292,6 +299,19 @@ class Module(ModuleNode, metaclass=ModuleMeta):
         hidden = {*PRIVATE, "name"}
         shown = [f"{n}={_short(v)}" for n, v in vars(self).items() if n not in hidden]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+_RESERVED = {name for name in vars(Module) if not name.startswith("_")}
+_RESERVED |= {*PRIVATE, "_fields", "_compact_methods"}
+
+
+def _refuse_reserved(cls: type, name: str) -> None:
+    if name in _RESERVED:
+        raise ModuleFieldError(
+            f"field {name!r} of {cls.__name__}",
+            "every module has a method or an attribute of this name",
+            "another name for the field",
+        )
 
 
 def _fields(cls: type) -> list[tuple[str, Field[Any]]]:

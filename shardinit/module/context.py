@@ -147,6 +147,7 @@ class Scope:
 
     Attributes:
       keys: the source of ``next_key``; None outside ``init`` and ``rng_key``.
+      root_key: the key that ``init`` was given; None outside of it.
       initializing: whether a module is being initialised.
       tree: the tree of the outermost running module, if there is one.
       module: the module whose call or ``rng_init`` runs.
@@ -159,6 +160,7 @@ class Scope:
     """
 
     keys: KeySource | None = None
+    root_key: Any = None
     initializing: bool = False
     tree: Tree | None = None
     module: Any = None

@@ -236,6 +236,29 @@ class Initializer:
 
 
 @jax.tree_util.register_pytree_node_class
+class LeftOut(Initializer):
+    """Placeholder of a value that a plan with ``select`` did not make.
+
+    A later ``init`` makes it as the initialisation that left it out would have: by the
+    place of its leaf in the whole function, whose keys others have not used.
+
+    Attributes:
+      fn: maps the root key to all leaves of that initialisation.
+      number: the place of the leaf.
+    """
+
+    def __init__(self, fn: Callable[[jax.Array], Any], number: int):
+        super().__init__(fn)
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.number == getattr(other, "number", None)
+
+    def __hash__(self) -> int:
+        return hash((self.fn, self.number))
+
+
+@jax.tree_util.register_pytree_node_class
 class Nothing:
     """Placeholder of a value that ``filter`` removed; a pytree node without leaves.
 

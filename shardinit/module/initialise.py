@@ -18,14 +18,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from shardinit.core.init_fn import InitFn
+from shardinit.core.init_fn import InitFn, axis_names
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.prng.root_key import as_key
 from shardinit.core.run import compile as compiled
+from shardinit.core.systems import MODULE, refuse_others
 from shardinit.errors import InitFnError, ModuleStateError
 from shardinit.module import context, steps, walk
-from shardinit.module.fields import MISSING, Inputs, is_array
+from shardinit.module.fields import MISSING, Inputs, LeftOut, is_array
 from shardinit.module.walk import Hole, Path
 
 
@@ -46,7 +47,8 @@ class Initialisation:
         hold tracers.
 
     Raises:
-      InitFnError: a leaf depends on an input that is only a shape.
+      InitFnError: a leaf depends on an input that is only a shape, or a field holds
+        parameters of another library that have no value.
       ModuleFieldError: an array was assigned to a static field.
     """
 
@@ -60,7 +62,7 @@ class Initialisation:
         key: Any = None,
         traced: bool = False,
     ):
-        walk.modules(module)  # refuses one that contains itself
+        _refuse_others(module)
         self.name = type(module).__name__
         self._asked = inputs is not MISSING
         self._call_method, self._policy = call_method, key_policy
@@ -114,7 +116,8 @@ class Initialisation:
         """Returns the initialised module.
 
         Args:
-          tree: the result of ``fn``.
+          tree: the result of ``fn``. Leaves that are only shapes beside others that are
+            arrays were left out by ``select``: they wait for another ``init``.
           onto: the original module, to change it in place; by default a new module is
             made.
 
@@ -129,6 +132,10 @@ class Initialisation:
                 f"the structure of its own leaves, {self._result}",
             )
         leaves = dict(zip(self._order, flat, strict=True))
+        if not all(map(_is_abstract, flat)):
+            for place, (number, leaf) in enumerate(leaves.items()):
+                if _is_abstract(leaf):
+                    leaves[number] = LeftOut(self.fn, place)
         shells = {}
         if onto is not None:
             for _, module in walk.modules(onto):
@@ -138,7 +145,9 @@ class Initialisation:
         def leaf(value: Any) -> Any:
             return leaves[value.number] if isinstance(value, Hole) else value
 
-        return walk.copy(self._skeleton, leaf, shells)[0]
+        root = walk.copy(self._skeleton, leaf, shells)[0]
+        steps.mark_waiting(root)
+        return root
 
     def init_fn(self) -> InitFn:
         """Returns the initialisation as an `InitFn`."""
@@ -180,6 +189,7 @@ class Initialisation:
         root, copies = walk.copy(self._template, fill)
         now = context.Scope(
             keys=context.key_source(key, self._policy),
+            root_key=key,
             initializing=True,
             tree=context.Tree(root),
             module=root,
@@ -216,9 +226,7 @@ class Initialisation:
         def punch(path: Path, owner: Any, name: str, leaf: Any) -> Any:
             if not is_array(leaf):
                 return leaf
-            axes = (
-                owner.field_axes().get(name) if getattr(owner, name) is leaf else None
-            )
+            axes = _axes(owner, name, leaf)
             if id(leaf) in given:
                 leaf = given[id(leaf)]
                 if id(owner) in held or _is_placed(leaf):
@@ -228,6 +236,29 @@ class Initialisation:
 
         walk.map_leaves(root, punch)
         return made
+
+
+def _refuse_others(module: Any) -> None:
+    if isinstance(module, walk.ModuleNode):
+        walk.modules(module)  # refuses one that contains itself, before JAX walks it
+    refuse_others(module, MODULE, type(module).__name__)
+    if not isinstance(module, walk.ModuleNode):
+        raise InitFnError(
+            type(module).__name__, "it is no module", "an instance of module.Module"
+        )
+
+
+def _axes(owner: Any, name: str, leaf: Any) -> Any:
+    """Axis names of a leaf: those of its box, or those declared for its field."""
+    value = getattr(owner, name)
+    if value is leaf:
+        return owner.field_axes().get(name)
+    boxes = jax.tree.leaves(value, is_leaf=lambda node: axis_names(node) is not None)
+    for box in boxes:
+        names = axis_names(box)
+        if names is not None and any(x is leaf for x in jax.tree.leaves(box)):
+            return names
+    return None
 
 
 def _is_placed(x: Any) -> bool:
@@ -316,7 +347,7 @@ def init(
 ) -> Any:
     """Implements ``Module.init``."""
     key = as_key(key)
-    walk.modules(module)  # refuses one that contains itself, before JAX walks it
+    _refuse_others(module)
     traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
     traced = traced or any(map(is_tracer, jax.tree.leaves((key, module, inputs))))
     made = Initialisation(

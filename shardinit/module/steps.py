@@ -17,7 +17,7 @@ from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.paths import path_str
 from shardinit.errors import ModuleFieldError
 from shardinit.module import context, walk
-from shardinit.module.fields import Initializer, Inputs
+from shardinit.module.fields import Initializer, Inputs, LeftOut
 from shardinit.module.walk import PRIVATE, ModuleNode, Path
 
 
@@ -28,6 +28,8 @@ def initialise(root: Any, prefix: Path = ()) -> None:
       root: a module.
       prefix: the path of ``root``; not empty if a compact method constructed it.
     """
+    if not prefix:
+        _make_left_out(root)
 
     def fill(path: Path, owner: ModuleNode, name: str, leaf: Any) -> Any:
         if not isinstance(leaf, Initializer):
@@ -46,6 +48,35 @@ def initialise(root: Any, prefix: Path = ()) -> None:
             with context.calling(module):
                 module.rng_init()  # type: ignore[attr-defined]
             module.__dict__["_rng_ran"] = True
+
+
+def _make_left_out(root: Any) -> None:
+    """Makes what an earlier initialisation left out; its modules are then complete."""
+    made: dict[Any, list[Any]] = {}
+    completed: dict[int, ModuleNode] = {}
+
+    def fill(path: Path, owner: ModuleNode, name: str, leaf: Any) -> Any:
+        if not isinstance(leaf, LeftOut):
+            return leaf
+        if leaf.fn not in made:
+            made[leaf.fn] = jax.tree.leaves(leaf.fn(context.scope().root_key))
+        completed[id(owner)] = owner
+        return made[leaf.fn][leaf.number]
+
+    walk.map_leaves(root, fill)
+    for module in completed.values():
+        module.__dict__["_initialized"] = True
+
+
+def mark_waiting(root: Any) -> None:
+    """Marks modules uninitialised of which ``select`` left something out."""
+
+    def mark(path: Path, owner: ModuleNode, name: str, leaf: Any) -> Any:
+        if isinstance(leaf, LeftOut):
+            owner.__dict__["_initialized"] = False
+        return leaf
+
+    walk.map_leaves(root, mark)
 
 
 def forward(

@@ -42,7 +42,7 @@ class Frame:
 
     Attributes:
       module: the module whose method it is.
-      method: name of the method.
+      method: name of the method; with a number if a subclass overrides it.
       outer: the run of a compact method, of any module, that led to this one.
       known: names of the fields that the first run made; None in the first run.
       made: names of the fields that this run has made or used so far.
@@ -99,11 +99,29 @@ def compact(method: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(method)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         module: Any = args[0]
-        with _running(module, name):
+        with _running(module, _key(type(module), name, wrapper)):
             return method(*args, **kwargs)
 
     setattr(wrapper, "_is_compact", True)  # noqa: B010
     return wrapper
+
+
+@functools.cache
+def _key(cls: type, name: str, method: Any) -> str:
+    """The name of a compact method; numbered if a subclass overrides it.
+
+    A method that calls its parent's of the same name runs both on one module, and each
+    makes modules of its own.
+    """
+    overriding = 0
+    for parent in cls.__mro__:
+        found = vars(parent).get(name)
+        while found is not None and found is not method:
+            found = getattr(found, "__wrapped__", None)
+        if found is not None:
+            return f"{name}^{overriding}" if overriding else name
+        overriding += name in vars(parent)
+    return name
 
 
 @contextmanager
@@ -184,7 +202,7 @@ def met_again(cls: type) -> Any:
         )
     name = frame.known[number]
     found = getattr(frame.module, name)
-    if type(found) is not cls:
+    if not _same_class(type(found), cls):
         raise ModuleStateError(
             where,
             f"it constructs a {cls.__name__} where its first run made {name!r}, a "
@@ -193,7 +211,29 @@ def met_again(cls: type) -> Any:
             "Construct modules unconditionally, or in __init__",
         )
     frame.made.append(name)
-    return found
+    return found if type(found) is cls else _seen_as(cls, found, name, now)
+
+
+def _same_class(known: type, cls: type) -> bool:
+    """Whether two classes are one, or made by one statement inside a function."""
+    if known is cls:
+        return True
+    names = [(c.__module__, c.__qualname__) for c in (known, cls)]
+    return names[0] == names[1] and "<locals>" in cls.__qualname__
+
+
+def _seen_as(cls: type, found: Any, name: str, now: context.Scope) -> Any:
+    """A module with the fields of ``found``, and the code of a class made since.
+
+    The code of a class that is made in a compact method may refer to variables of the
+    run that made it, which in an earlier run held values of an earlier trace.
+    """
+    view = object.__new__(cls)
+    view.__dict__ = found.__dict__
+    assert now.tree is not None
+    owner = now.tree.path(now.compact.module) or ()
+    now.tree.add((*owner, GetAttrKey(name)), view)
+    return view
 
 
 def adopt(module: Any) -> None:

@@ -227,16 +227,6 @@ def test_what_is_there_already_stays_and_is_never_traced(mesh):
     assert deferred.assert_no_uninitialized(made) is None
 
 
-def test_a_subset_by_path_leaves_abstract_parameters(mesh):
-    init = deferred.init_fn(stack(2))
-    made = shardinit.init(init, 0, mesh=mesh, rules=RULES, select="1/**")
-    left = made[0].kernel
-    assert isinstance(left, Parameter)
-    assert type(left.value) is jax.ShapeDtypeStruct
-    assert left.value.sharding.spec == jax.P("data", "model")
-    assert differing(made[1], jitted(stack(2), jax.random.key(0))[1]) == []
-
-
 def test_values_may_be_trees_with_names_of_their_own(mesh):
     def draw(key):
         return {"a": jax.random.normal(key, (8, 64)), "b": jnp.zeros(64)}
@@ -330,3 +320,19 @@ def test_an_uninitialised_405b_decoder_holds_no_array():
     assert plan.parameter_count == 405_853_388_800
     assert plan.bytes_per_device < 210e6
     assert len(plan.programs) <= 8
+
+
+@pytest.mark.parametrize("select", ["0/**", "1/kernel/**"])
+def test_what_select_leaves_out_waits_and_a_later_init_fills_it(mesh, select):
+    model = stack(2, 8, 64)
+    want = shardinit.init(deferred.init_fn(model), 3, mesh=mesh)
+    some = shardinit.init(deferred.init_fn(model), 3, mesh=mesh, select=select)
+    with pytest.raises(deferred.UninitializedParameterError, match="have no value"):
+        deferred.assert_no_uninitialized(some)
+    made = deferred.select(some).at_instances_of(deferred.Parameter)
+    assert all(isinstance(p.value, jax.Array) for p in made.get_sequence())
+    whole = shardinit.init(deferred.init_fn(some), 3, mesh=mesh)
+    assert differing(whole, want) == []
+    for path, parameter in made.get_by_path().items():
+        (kept,) = deferred.select(whole).at_keypaths([path]).get_sequence()
+        assert kept.value is parameter.value

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import treescope
+from jax.tree_util import GetAttrKey
 
 from shardinit import deferred
 from shardinit.deferred import PyTreeDataclassSafetyError, Struct, pytree_dataclass
@@ -392,3 +393,41 @@ def test_the_package_is_reached_lazily():
         "shardinit.deferred.Struct; sys.exit(not lazy)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_pytree_dataclass_may_flatten_itself():
+    class Both:
+        def tree_flatten(self):
+            return (self.second, self.first), None
+
+        @classmethod
+        def tree_unflatten(cls, aux, children):
+            return cls(*reversed(children))
+
+    def with_keys(self):
+        keys = (GetAttrKey("second"), GetAttrKey("first"))
+        return tuple(zip(keys, (self.second, self.first), strict=True)), None
+
+    def made(base, **methods):
+        body = {"__annotations__": {"first": object, "second": object}, **methods}
+        return deferred.pytree_dataclass(type("Reversed", (base,), body))
+
+    unflatten = vars(Both)["tree_unflatten"]
+    keyed = made(object, tree_flatten_with_keys=with_keys, tree_unflatten=unflatten)
+    under_struct = {"tree_flatten": Both.tree_flatten, "tree_unflatten": unflatten}
+    for cls in (
+        keyed,
+        made(Both),
+        made(Both, tree_flatten_with_keys=with_keys),
+        made(deferred.Struct, **under_struct),
+        made(
+            deferred.Struct, tree_flatten_with_keys=with_keys, tree_unflatten=unflatten
+        ),
+    ):
+        assert jax.tree.leaves(cls(1, 2)) == [2, 1]
+        doubled = jax.tree.map(lambda leaf: 2 * leaf, cls(1, 2))
+        assert (doubled.first, doubled.second) == (2, 4)
+        leaves = jax.tree_util.tree_leaves_with_path(cls(1, 2))
+        assert [leaf for _, leaf in leaves] == [2, 1]
+    (path, _), _ = jax.tree_util.tree_leaves_with_path(keyed(1, 2))
+    assert path == (GetAttrKey("second"),)

@@ -294,3 +294,68 @@ def test_modules_of_one_class_may_nest_in_compact_methods():
     made = Nested(2).init(1, X)
     assert made.nested.nested.linear.kernel.shape == (3, 3)
     assert made(X).shape == (2, 3)
+
+
+def test_a_compact_method_may_call_its_parents():
+    class Parent(tx.Module):
+        @tx.compact
+        def __call__(self, x):
+            return tx.Linear(4)(x)
+
+    class Child(Parent):
+        @tx.compact
+        def __call__(self, x):
+            return tx.Linear(3)(super().__call__(tx.Linear(8)(x)))
+
+    class Grandchild(Child):
+        @tx.compact
+        def __call__(self, x):
+            return tx.Linear(2)(super().__call__(x))
+
+    made = Grandchild().init(1, X)
+    names = ("linear3", "linear4", "linear2", "linear")  # constructed from outside
+    assert [getattr(made, name).features_out for name in names] == [8, 4, 3, 2]
+    assert made.initialized
+    want = X
+    for name in names:
+        want = getattr(made, name)(want)
+    np.testing.assert_array_equal(made(X), want)
+    np.testing.assert_array_equal(jax.jit(lambda m, x: m(x))(made, X), want)
+
+
+def test_a_parents_compact_method_that_calls_back_is_a_recursion():
+    class Parent(tx.Module):
+        @tx.compact
+        def __call__(self, x):
+            return self(x)
+
+    class Child(Parent):
+        @tx.compact
+        def __call__(self, x):
+            return super().__call__(x)
+
+    with pytest.raises(ModuleStateError, match="was called while it runs"):
+        Child().init(1, X)
+
+
+def test_a_class_made_in_a_compact_method_is_met_again_with_this_runs_variables():
+    class Outer(tx.Module):
+        @tx.compact
+        def __call__(self, x):
+            class Inner(tx.Module):
+                scale: jax.Array | None = tx.Parameter.node(None)
+                calls: int = tx.State.node(0)
+
+                def __call__(self):
+                    if self.initializing():
+                        self.scale = jnp.full(x.shape[-1:], 3.0)
+                    self.calls += 1
+                    return x * self.scale
+
+            return Inner()()
+
+    made = Outer().init(1, X)
+    for number in (2, 3):
+        np.testing.assert_array_equal(made(number * X), 3 * number * X)
+    assert made.inner.calls == 3
+    np.testing.assert_array_equal(jax.jit(lambda m, x: m(x))(made, X), 3 * X)

@@ -238,3 +238,28 @@ def test_trainable_parameters_leave_frozen_modules_out():
     whole = net.merge(jax.tree.map(lambda p, g: p - g, part, gradients))
     assert np.array_equal(whole.layers[0].kernel, net.layers[0].kernel)
     assert not np.array_equal(whole.layers[2].bias, net.layers[2].bias)
+
+
+@pytest.mark.parametrize(
+    "name", ["_nodes", "_fields", "_initialized", "_subtrees", "init", "training"]
+)
+def test_names_of_methods_and_of_a_modules_state_are_refused_for_fields(name):
+    with pytest.raises(ModuleFieldError, match=f"field '{name}' of Odd"):
+        type("Odd", (tx.Module,), {name: tx.Parameter.node(None)})
+
+    class Odd(tx.Module):
+        def __init__(self):
+            setattr(self, name, 1)
+
+    with pytest.raises(ModuleFieldError, match=f"field '{name}' of Odd"):
+        Odd()
+
+
+@pytest.mark.parametrize("name", ["_kernel", "keys", "value", "self_", "fields"])
+def test_other_names_are_fields(name):
+    def __init__(self):
+        setattr(self, name, tx.Initializer(lambda key: jnp.ones(3)))
+
+    body = {"__init__": __init__, name: tx.Parameter.node(None)}
+    made = type("Odd", (tx.Module,), body)().init(0)
+    assert getattr(made, name).shape == (3,)

@@ -8,7 +8,8 @@ from jax.sharding import PartitionSpec as P
 
 import shardinit
 from shardinit import module as tx
-from shardinit.errors import InitFnError, ShardingError
+from shardinit.errors import InitFnError, ModuleStateError, ShardingError
+from shardinit.module.walk import modules
 from tests.core.bits import differing
 from tests.module.oracle import sequence
 
@@ -151,7 +152,8 @@ def test_init_fn_of_a_part(mesh):
     fn = tx.init_fn(Block(), X)
     part = shardinit.init(fn, 42, mesh=mesh, rules=RULES, select="up/**")
     assert isinstance(part.up.kernel, jax.Array)
-    assert isinstance(part.gate, jax.ShapeDtypeStruct)
+    assert isinstance(part.gate, tx.Initializer)
+    assert not part.initialized
     with pytest.raises(InitFnError, match="cannot be rebuilt"):
         fn.rebuild({"up": 1})
 
@@ -186,3 +188,82 @@ def test_typed_and_rbg_keys(mesh):
         assert differing(made.layers[0].kernel, plain["layers"][0]["kernel"]) == []
     raw = net.init(jax.random.PRNGKey(42), X, mesh=mesh)
     assert raw.layers[1].rng.dtype == np.uint32
+
+
+@pytest.mark.parametrize("box", ["with_logical_partitioning", "with_partitioning"])
+def test_the_names_of_flax_boxes_in_fields_count(mesh, box):
+    linen = pytest.importorskip("flax.linen")
+    normal = linen.initializers.normal()
+    normal = getattr(linen, box)(normal, ("embed", "mlp"))
+
+    class Boxed(tx.Module):
+        kernel: object = tx.Parameter.node(None)
+        layers: object = tx.Parameter.node(None)
+
+        def __init__(self):
+            self.kernel = tx.Initializer(lambda key: normal(key, (8, 64)))
+
+        def __call__(self, x):
+            if self.initializing():
+                self.layers = {"up": normal(tx.next_key(), (64, 8)), "b": jnp.ones(8)}
+            return x
+
+    rules = shardinit.AxisRules([("embed", "data"), ("mlp", "model")])
+    made = Boxed().init(0, jnp.ones(8), mesh=mesh, rules=rules)
+    kernels = jax.tree.leaves((made.kernel, made.layers["up"]))
+    assert [x.sharding.spec for x in kernels] == [P("data", "model")] * 2
+    assert made.layers["b"].sharding.is_fully_replicated
+    plain = Boxed().init(0, jnp.ones(8))
+    assert differing(plain, made) == []
+
+
+class Mixed(tx.Module):
+    table: jax.Array | None = tx.Parameter.node(None)
+
+    def rng_init(self):
+        self.table = jax.random.normal(tx.next_key(), (8, 64))
+
+    @tx.compact
+    def __call__(self, x):
+        self.initializing()  # raises while there is no table
+        second, first = tx.Linear(64), tx.Linear(64)
+        return second(jax.nn.relu(first(x @ self.table)))
+
+
+@pytest.mark.parametrize("policy", ["sequence", "name"])
+@pytest.mark.parametrize(
+    "select", ["linear/**", "linear2/kernel", "table", ["table", "linear/bias"]]
+)
+def test_what_select_leaves_out_waits_and_a_later_init_fills_it(mesh, select, policy):
+    x = jnp.ones((2, 8))
+    fn = tx.init_fn(Mixed(), x, key_policy=policy)
+    want = Mixed().init(3, x, key_policy=policy)
+    some = shardinit.init(fn, 3, mesh=mesh, select=select)
+    assert 0 < len(jax.tree.leaves(some)) < 5
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(some))
+    with pytest.raises(ModuleStateError, match="before it was initialised"):
+        some(x)
+    through_jit = jax.jit(lambda m: m)(some)
+    for part in (some, through_jit):
+        for whole in (
+            part.init(3, x),
+            part.init(3, x, mesh=mesh),
+            part.init(3),
+            shardinit.init(tx.init_fn(part), 3, mesh=mesh),
+            some.merge(shardinit.init(fn, 3)),
+        ):
+            assert all(module.initialized for _, module in modules(whole))
+            assert differing(whole, want) == []
+
+
+def test_what_waits_is_made_of_the_later_key():
+    x = jnp.ones((2, 8))
+    some = shardinit.init(tx.init_fn(Mixed(), x), 3, select="linear/**")
+    whole = some.init(4, x)
+    assert differing(whole.linear, some.linear) == []
+    assert differing(whole.linear2, Mixed().init(4, x).linear2) == []
+    assert whole(x).shape == (2, 64)
+    fn = tx.init_fn(Mixed(), x)
+    abstract = fn.rebuild(jax.eval_shape(fn.fn, jax.random.key(0)))
+    assert isinstance(abstract.linear.kernel, jax.ShapeDtypeStruct)
+    assert abstract.initialized

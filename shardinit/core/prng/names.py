@@ -119,7 +119,7 @@ def fill_slots(
 
     The function makes the slots' values and nothing else, at their own paths in the
     model; ``rebuild`` puts them between everything that the model holds already, which
-    no trace ever sees.
+    no trace ever sees. Where ``select`` left a slot's values out, the slot stays.
 
     Args:
       tree: the model; slots may be anywhere in it, or be all of it.
@@ -161,7 +161,14 @@ def fill_slots(
 
     def rebuild(made: Any) -> Any:
         parts = treedef.flatten_up_to(made)
-        return among({number: parts[number] for number in slots}, nodes)
+        kept = {number: parts[number] for number in slots if not waits(parts[number])}
+        if not kept:  # all of it is abstract: the shapes were asked for
+            kept = {number: parts[number] for number in slots}
+        return among(kept, nodes)
+
+    def waits(part: Any) -> bool:
+        leaves = jax.tree.leaves(part)
+        return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
     axes = None
     if axes_of is not None:
