@@ -126,8 +126,9 @@ def cut(fn: Any, key_aval: Any) -> Cut:
     Raises:
       InitFnError: the function cannot be cut; the message names the leaf.
     """
+    with jx.collector_paused():
+        closed, out_shape = _trace_anywhere(fn, key_aval)
     with jx.collector_paused(), jx.no_mesh():
-        closed, out_shape = _trace(fn, key_aval)
         with_paths, tree = jax.tree_util.tree_flatten_with_path(out_shape)
         paths = [path_str(p) for p, _ in with_paths]
         typed = jx.is_key(key_aval.dtype)
@@ -148,6 +149,21 @@ def _raw_impl(key_aval: Any) -> str:
     if key_aval.shape == (keys.words_per_key(default),):
         return default
     return keys.THREEFRY if key_aval.shape == (2,) else "rbg"
+
+
+def _trace_anywhere(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+    """Traces without a mesh, or under the caller's if the function asks for one.
+
+    A ``PartitionSpec`` in ``with_sharding_constraint`` or ``out_sharding=`` means a
+    mesh that is set; without one JAX refuses it, by ValueError or RuntimeError.
+    """
+    try:
+        with jx.no_mesh():
+            return _trace(fn, key_aval)
+    except (ValueError, RuntimeError):
+        if jax.sharding.get_abstract_mesh().empty:
+            raise
+        return _trace(fn, key_aval)
 
 
 def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from shardinit.core.init_fn import AnyMesh as AnyMesh
+from shardinit.core.ir.jaxpr import no_mesh, setting
 from shardinit.errors import ShardingError
 
 
@@ -27,7 +30,30 @@ def check_mesh(mesh: object) -> None:
         )
 
 
+def default_device() -> Any:
+    """Where arrays lie by default: by ``jax.default_device``, else the first."""
+    chosen: Any = setting("jax_default_device")
+    if isinstance(chosen, str):  # a platform
+        return jax.local_devices(backend=chosen)[0]
+    return jax.local_devices()[0] if chosen is None else chosen
+
+
 def one_device(device: Any = None) -> Mesh:
-    """The mesh of one device, by default this process's first: what no mesh means."""
-    chosen = jax.local_devices()[0] if device is None else device
+    """The mesh of one device, the default one if none is given: what no mesh means."""
+    chosen = default_device() if device is None else device
     return Mesh(np.asarray([chosen]), ("device",))
+
+
+@contextmanager
+def alone_on(mesh: Mesh) -> Iterator[None]:
+    """A context for what runs on ``mesh``, whatever the caller has set around it.
+
+    Under ``jax.set_mesh`` JAX refuses a computation on other devices than that mesh's,
+    and an empty abstract mesh alone does not hide it; ``jax.transfer_guard`` would stop
+    the keys' words on their way to the devices, which no user sees.
+
+    Raises:
+      ValueError: inside ``jax.jit`` or another transformation.
+    """
+    with jax.set_mesh(mesh), no_mesh(), jax.transfer_guard("allow"):
+        yield

@@ -202,6 +202,11 @@ def plan(
 
 def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     """``plan`` for a key that is one and checked options; warns of nothing."""
+    with jax.transfer_guard("allow"):  # constants come to the host
+        return _make_plan(fn, key, options)
+
+
+def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     _check_jit()
     by_host: list[str] = []
     if hasattr(fn, "as_cut"):

@@ -25,7 +25,7 @@ from shardinit.core.cut.sources import Hosted
 from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh, setting
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.leaves import PlanProgram, gather_results
-from shardinit.core.plan.mesh import AnyMesh, one_device
+from shardinit.core.plan.mesh import AnyMesh, alone_on, one_device
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
@@ -76,6 +76,10 @@ class CompiledPlan:
 
     def run(self, key: jax.Array, progress: Progress | None = None) -> list[Any]:
         """``leaves`` for a key that ``as_key`` made."""
+        with jax.transfer_guard("allow"):  # of the words of keys, which no user sees
+            return self._run(key, progress)
+
+    def _run(self, key: jax.Array, progress: Progress | None) -> list[Any]:
         cut = self.plan.cut
         words = operands.key_words(self.plan.root_key(key), cut)
         leaves: list[Any] = [None] * len(cut.leaves)
@@ -133,7 +137,8 @@ def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) 
     """A leaf that is a constant, a table or made of keys: each device gets its part."""
     assert isinstance(leaf.source, Hosted)
     device = min(sharding.addressable_devices, key=lambda device: device.id)
-    array = leaf.source.on_host(leaf.shape, words, device)
+    with alone_on(one_device(device)):
+        array = leaf.source.on_host(leaf.shape, words, device)
     if not is_key(leaf.dtype):
         return _from_numpy(array, sharding)
     entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
@@ -365,7 +370,8 @@ def init(
         memory_limit=memory_limit,
         prng=prng,
     )
-    root = as_key(key)
+    with jax.transfer_guard("allow"):
+        root = as_key(key)
     made = make_plan(fn, root, options)
     made.warn()
     compiled = compile_plan(made)

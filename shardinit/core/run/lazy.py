@@ -23,8 +23,9 @@ import numpy as np
 
 from shardinit.core.cut import cut as slicing
 from shardinit.core.cut.sources import Hosted, Replicated
-from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh
+from shardinit.core.ir.jaxpr import is_key, key_impl
 from shardinit.core.plan.leaves import gather_results
+from shardinit.core.plan.mesh import alone_on, default_device, one_device
 from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.plan import make_plan
 from shardinit.core.prng import derivation as keys
@@ -99,7 +100,8 @@ class LazyArray:
             )
         if 0 in shape:
             return np.zeros(tuple(shape), self.dtype)
-        return self._tree._read(self._number, tuple(start), tuple(shape))
+        with alone_on(one_device(self._tree._device)):
+            return self._tree._read(self._number, tuple(start), tuple(shape))
 
     def __getitem__(self, index: Any) -> Any:
         start, shape, rest = covering(index, self.shape, f"leaf {self.path!r}")
@@ -134,7 +136,7 @@ class LazyTree(Mapping[str, LazyArray]):
         self.cut = cut
         self._key_words = operands.key_words(key, cut)
         self._limit = memory_limit
-        self._device = device or jax.local_devices()[0]
+        self._device = device or default_device()
         self._numbers = {leaf.path: i for i, leaf in enumerate(cut.leaves)}
         self._groups = {i: tuple(g) for g in gather_results(cut) for i in g}
         self._held: OrderedDict[tuple[int, ...], list[np.ndarray]] = OrderedDict()
@@ -257,7 +259,7 @@ def executable(program: Any, shapes: tuple[tuple[int, ...], ...], device: Any) -
         jax.ShapeDtypeStruct((count,), np.uint32, sharding=place)
         for count in (program.words, sum(map(len, shapes)))
     ]
-    with no_mesh():
+    with alone_on(one_device(device)):
         lowered = jax.jit(windows, out_shardings=place).lower(*arguments)
     return lowered.compile()
 
@@ -281,9 +283,10 @@ def open(
       InitFnError: the function cannot be cut.
       TypeError: the key is none, or of another type than the plan's.
     """
-    root = as_key(key)
-    made = make_plan(fn, root, PlanOptions())
-    return LazyTree(made.cut, made.root_key(root), memory_limit, device)
+    with jax.transfer_guard("allow"):
+        root = as_key(key)
+        made = make_plan(fn, root, PlanOptions())
+        return LazyTree(made.cut, made.root_key(root), memory_limit, device)
 
 
 def read(

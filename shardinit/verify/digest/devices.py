@@ -30,8 +30,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from shardinit.core.ir.jaxpr import is_key, no_mesh
+from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.paths import path_str
+from shardinit.core.plan.mesh import alone_on
 from shardinit.errors import DigestError
 from shardinit.verify.digest import host as digest_numpy
 from shardinit.verify.digest.host import (
@@ -156,12 +157,12 @@ def _run(windows: Sequence[Any], starts: Sequence[Sequence[int]]) -> Any:
     flat = jax.make_array_from_single_device_arrays(
         (length * len(devices), *rest), sharding, list(windows)
     )
-    with no_mesh():
+    with alone_on(sharding.mesh):
         return run(flat, jax.device_put(halves, sharding))
 
 
 @functools.lru_cache(maxsize=64)
-def _runner(devices: tuple[Any, ...]) -> tuple[Any, NamedSharding]:
+def _runner(devices: tuple[Any, ...]) -> tuple[Any, Any]:
     """The jitted sums of windows on these devices, and how the windows lie."""
     mesh = Mesh(np.array(devices), ("window",))
     spec = PartitionSpec("window")
