@@ -25,6 +25,7 @@ function of the key, for plans, programs, windows and the service.
 from shardinit.module.base import Module, ModuleMeta
 from shardinit.module.containers import MLP, Dropout, Lambda, Sequential, compact_module
 from shardinit.module.context import next_key, rng_key
+from shardinit.module.convolutions import Conv, ConvTranspose
 from shardinit.module.fields import (
     MISSING,
     NOTHING,
@@ -44,12 +45,15 @@ from shardinit.module.fields import (
     node,
     static,
 )
+from shardinit.module.filters import filter
 from shardinit.module.initialise import init_fn
-from shardinit.module.layers import Conv, Embed, Linear
-from shardinit.module.norms import BatchNorm, LayerNorm, RMSNorm
+from shardinit.module.layers import Embed, Linear
+from shardinit.module.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
+from shardinit.module.recurrent import GRU
 from shardinit.module.submodules import compact
 
 __all__ = [
+    "GRU",
     "MISSING",
     "MLP",
     "NOTHING",
@@ -57,9 +61,11 @@ __all__ = [
     "BatchStat",
     "Cache",
     "Conv",
+    "ConvTranspose",
     "Dropout",
     "Embed",
     "FieldInfo",
+    "GroupNorm",
     "Initializer",
     "Inputs",
     "Kind",
@@ -79,6 +85,7 @@ __all__ = [
     "State",
     "compact",
     "compact_module",
+    "filter",
     "init_fn",
     "next_key",
     "node",

@@ -225,11 +225,15 @@ def note(error: BaseException, text: str) -> None:
         error.add_note(text)
 
 
-def next_key() -> jax.Array:
+def next_key(*, axis_name: str | None = None) -> jax.Array:
     """Returns the next key of the running ``init`` or ``rng_key`` block.
 
     Call it in an ``if self.initializing():`` block, in ``rng_init``, or in an
     ``rng_key`` block. In ``__init__`` there are no keys: assign an `Initializer` there.
+
+    Args:
+      axis_name: a mapped axis (``jax.vmap`` or ``shard_map``), of which each index gets
+        a key of its own.
 
     Raises:
       ModuleStateError: (a ``RuntimeError``) it was called anywhere else.
@@ -252,7 +256,8 @@ def next_key() -> jax.Array:
             "in `with rng_key(key):`. An __init__ draws nothing: assign "
             "Initializer(fn) there",
         )
-    return now.keys.take(now.asking())
+    key = now.keys.take(now.asking())
+    return key if axis_name is None else fold_in(key, jax.lax.axis_index(axis_name))
 
 
 @contextmanager

@@ -339,7 +339,7 @@ class FieldInfo:
       name: the name of the field.
       kind: the kind of the field, or None.
       value: the leaf.
-      module: the module that has the field.
+      module: the module that has the field; None for a leaf outside of all modules.
       path: the path of the leaf from the root, joined by ``/``.
 
     Example:

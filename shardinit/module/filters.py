@@ -12,7 +12,7 @@ values.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
@@ -29,31 +29,62 @@ from shardinit.module.fields import (
 )
 from shardinit.module.walk import ModuleNode, Path
 
+T = TypeVar("T")
 Filter = type | Callable[[FieldInfo], bool]
 
 
-def filtered(root: Any, filters: tuple[Filter, ...]) -> Any:
+def filter(tree: T, *filters: Filter) -> T:
+    """Returns a copy of any pytree with `Nothing` for leaves that fail a filter.
+
+    Args:
+      tree: a module, or a pytree of modules and other leaves. A leaf outside of all
+        modules has no kind; its field has no name and no module.
+      *filters: kinds (a leaf passes when its field's kind is one or a subclass), or
+        predicates on `FieldInfo`.
+
+    Example:
+      >>> import jax
+      >>> from shardinit.module import Linear, Module, Parameter, filter
+      >>> class Scale(Module):
+      ...     factor: float = Parameter.node(2.0)
+      >>> filter({"model": Scale(), "step": 3}, Parameter)
+      {'model': Scale(factor=2.0), 'step': Nothing}
+    """
+
+    def part(path: Path, node: Any) -> Any:
+        if isinstance(node, ModuleNode):
+            return filtered(node, filters, path)
+        info = FieldInfo("", None, node, None, path_str(path))
+        return _kept(info, filters)
+
+    return jax.tree_util.tree_map_with_path(part, tree, is_leaf=walk.stops)
+
+
+def filtered(root: Any, filters: tuple[Filter, ...], prefix: Path = ()) -> Any:
     """Returns a copy of a module with `Nothing` for leaves that fail a filter.
 
     Args:
       root: the module.
-      filters: kinds (a leaf passes when its field's kind is one or a subclass), or
-        predicates on `FieldInfo`.
+      filters: as for `filter`.
+      prefix: the path of the module.
     """
 
-    def passes(info: FieldInfo, test: Filter) -> bool:
-        if isinstance(test, type):
-            return info.kind is not None and issubclass(info.kind, test)
-        return bool(test(info))
-
     def keep(path: Path, owner: ModuleNode, name: str, leaf: Any) -> Any:
-        kind = walk.kind_of(owner, name)
-        info = FieldInfo(name, kind, leaf, owner, path_str(path))
-        return leaf if all(passes(info, test) for test in filters) else NOTHING
+        kind, where = walk.kind_of(owner, name), path_str((*prefix, *path))
+        return _kept(FieldInfo(name, kind, leaf, owner, where), filters)
 
     taken, _ = walk.copy(root)
     walk.map_leaves(taken, keep)
     return taken
+
+
+def _kept(info: FieldInfo, filters: tuple[Filter, ...]) -> Any:
+    def passes(test: Filter) -> bool:
+        if isinstance(test, type):
+            return info.kind is not None and issubclass(info.kind, test)
+        return bool(test(info))
+
+    return info.value if all(map(passes, filters)) else NOTHING
 
 
 def merged(root: Any, others: tuple[Any, ...], *, inplace: bool) -> Any:

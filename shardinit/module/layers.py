@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.nn import initializers
 
 from shardinit.module.base import Module
@@ -31,24 +30,20 @@ default_embedding_init = initializers.variance_scaling(
 )
 
 
-def parameter_key(key: jax.Array, number: int) -> jax.Array:
-    """Derives the key of the n-th parameter of a layer, from 1, as Flax does."""
-    digest = hashlib.sha1(bytes([number])).digest()
+def parameter_key(key: jax.Array, number: int, within: str = "") -> jax.Array:
+    """Derives the key of the n-th parameter of a layer, from 1, as Flax does.
+
+    Args:
+      key: the key of the layer.
+      number: the number of the parameter.
+      within: the name of the part of the layer that has the parameter.
+    """
+    digest = hashlib.sha1(within.encode() + bytes([number])).digest()
     return fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
 
 
-class Linear(Module):
-    """``y = x @ kernel + bias`` over the last axis of ``x``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from shardinit.module import Linear
-      >>> linear = Linear(8).init(42, jnp.ones((1, 3)))
-      >>> linear.kernel.shape, linear.bias.shape
-      ((3, 8), (8,))
-      >>> linear(jnp.ones((5, 3))).shape
-      (5, 8)
-    """
+class Affine(Module):
+    """Base class of layers with a kernel and a bias."""
 
     kernel: jax.Array | None = Parameter.node()
     bias: jax.Array | None = Parameter.node()
@@ -64,6 +59,7 @@ class Linear(Module):
         kernel_init: Init = default_kernel_init,
         bias_init: Init = initializers.zeros,
         kernel_axes: Axes = None,
+        axis_name: str | None = None,
         name: str | None = None,
     ):
         """Sets the options of the layer; computes no values.
@@ -74,9 +70,11 @@ class Linear(Module):
           dtype: dtype of the computation.
           param_dtype: dtype of the parameters.
           precision: precision of the product, see ``jax.lax.Precision``.
-          kernel_init: takes a key, the shape (features in, features out) and a dtype.
+          kernel_init: takes a key, the shape of the kernel and a dtype.
           bias_init: takes a key, the shape (features out,) and a dtype.
           kernel_axes: logical axis names of the kernel; the bias has the last one.
+          axis_name: a mapped axis (``jax.vmap`` or ``shard_map``) along which each
+            index draws parameters of its own.
           name: name of the field that a compact method makes for the layer.
         """
         super().__init__(name)
@@ -86,6 +84,7 @@ class Linear(Module):
         self.precision = precision
         self.kernel_init, self.bias_init = kernel_init, bias_init
         self.kernel_axes = kernel_axes
+        self.axis_name = axis_name
         self.kernel = None
         self.bias = None
 
@@ -94,20 +93,39 @@ class Linear(Module):
         axes = self.kernel_axes
         return {"kernel": axes, "bias": axes[-1:] if axes else None}
 
+    def _make(self, *shape: int) -> None:
+        key = next_key(axis_name=self.axis_name)
+        self.kernel = self.kernel_init(parameter_key(key, 1), shape, self.param_dtype)
+        if self.use_bias:
+            size = (self.features_out,)
+            self.bias = self.bias_init(parameter_key(key, 2), size, self.param_dtype)
+
+    def _operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        assert self.kernel is not None
+        return x.astype(self.dtype), self.kernel.astype(self.dtype)
+
+    def _biased(self, y: jax.Array) -> jax.Array:
+        return y if self.bias is None else y + self.bias.astype(self.dtype)
+
+
+class Linear(Affine):
+    """``y = x @ kernel + bias`` over the last axis of ``x``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import Linear
+      >>> linear = Linear(8).init(42, jnp.ones((1, 3)))
+      >>> linear.kernel.shape, linear.bias.shape
+      ((3, 8), (8,))
+      >>> linear(jnp.ones((5, 3))).shape
+      (5, 8)
+    """
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps x (…, features in) to (…, features out)."""
         if self.initializing():
-            key, shape = next_key(), (x.shape[-1], self.features_out)
-            self.kernel = self.kernel_init(
-                parameter_key(key, 1), shape, self.param_dtype
-            )
-            if self.use_bias:
-                key = parameter_key(key, 2)
-                self.bias = self.bias_init(key, shape[1:], self.param_dtype)
-        assert self.kernel is not None
-        kernel = self.kernel.astype(self.dtype)
-        y = jnp.matmul(x.astype(self.dtype), kernel, precision=self.precision)
-        return y if self.bias is None else y + self.bias.astype(self.dtype)
+            self._make(x.shape[-1], self.features_out)
+        return self._biased(jnp.matmul(*self._operands(x), precision=self.precision))
 
 
 class Embed(Module):
@@ -170,115 +188,3 @@ class Embed(Module):
             self.embedding = self.embedding_init(key, shape, self.param_dtype)
         assert self.embedding is not None
         return jnp.take(self.embedding.astype(self.dtype), ids, axis=0)
-
-
-class Conv(Module):
-    """A convolution over the spatial axes of (batch, spatial…, features).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from shardinit.module import Conv
-      >>> conv = Conv(8, (3, 3)).init(42, jnp.ones((1, 16, 16, 3)))
-      >>> conv.kernel.shape
-      (3, 3, 3, 8)
-      >>> conv(jnp.ones((2, 16, 16, 3))).shape
-      (2, 16, 16, 8)
-    """
-
-    kernel: jax.Array | None = Parameter.node()
-    bias: jax.Array | None = Parameter.node()
-
-    def __init__(
-        self,
-        features_out: int,
-        kernel_size: int | Sequence[int],
-        *,
-        strides: int | Sequence[int] = 1,
-        padding: str | Sequence[tuple[int, int]] = "SAME",
-        input_dilation: int | Sequence[int] = 1,
-        kernel_dilation: int | Sequence[int] = 1,
-        feature_group_count: int = 1,
-        use_bias: bool = True,
-        dtype: Any = jnp.float32,
-        param_dtype: Any = jnp.float32,
-        precision: Any = None,
-        kernel_init: Init = default_kernel_init,
-        bias_init: Init = initializers.zeros,
-        kernel_axes: Axes = None,
-        name: str | None = None,
-    ):
-        """Sets the options of the layer; computes no values.
-
-        Args:
-          features_out: number of filters.
-          kernel_size: size along each spatial axis; an int means one spatial axis.
-          strides: strides of the windows along each spatial axis.
-          padding: ``"SAME"``, ``"VALID"``, or a pair (before, after) for each axis.
-          input_dilation: ``lhs_dilation`` of ``jax.lax.conv_general_dilated``.
-          kernel_dilation: ``rhs_dilation`` of ``jax.lax.conv_general_dilated``.
-          feature_group_count: as for ``jax.lax.conv_general_dilated``.
-          use_bias: whether to add a bias.
-          dtype: dtype of the computation.
-          param_dtype: dtype of the parameters.
-          precision: see ``jax.lax.Precision``.
-          kernel_init: takes a key, the shape (*kernel_size, features in / groups,
-            features out) and a dtype.
-          bias_init: takes a key, the shape (features out,) and a dtype.
-          kernel_axes: logical axis names of the kernel; the bias has the last one.
-          name: name of the field that a compact method makes for the layer.
-        """
-        super().__init__(name)
-        single = isinstance(kernel_size, int)
-        self.kernel_size = (kernel_size,) if single else tuple(kernel_size)
-        self.features_out = features_out
-        self.strides = self._along(strides)
-        self.padding = padding
-        self.input_dilation = self._along(input_dilation)
-        self.kernel_dilation = self._along(kernel_dilation)
-        self.feature_group_count = feature_group_count
-        self.use_bias = use_bias
-        self.dtype, self.param_dtype = dtype, param_dtype
-        self.precision = precision
-        self.kernel_init, self.bias_init = kernel_init, bias_init
-        self.kernel_axes = kernel_axes
-        self.kernel = None
-        self.bias = None
-
-    def _along(self, sizes: int | Sequence[int]) -> tuple[int, ...]:
-        if isinstance(sizes, int):
-            return (sizes,) * len(self.kernel_size)
-        return tuple(sizes)
-
-    def field_axes(self) -> dict[str, Axes]:
-        """Returns ``kernel_axes``, and the last of them for the bias."""
-        axes = self.kernel_axes
-        return {"kernel": axes, "bias": axes[-1:] if axes else None}
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps x (batch, spatial…, features in) to (batch, spatial…, features out)."""
-        if self.initializing():
-            key = next_key()
-            features_in = x.shape[-1] // self.feature_group_count
-            shape = (*self.kernel_size, features_in, self.features_out)
-            self.kernel = self.kernel_init(
-                parameter_key(key, 1), shape, self.param_dtype
-            )
-            if self.use_bias:
-                key = parameter_key(key, 2)
-                self.bias = self.bias_init(key, shape[-1:], self.param_dtype)
-        assert self.kernel is not None
-        rank = x.ndim
-        image = (0, rank - 1, *range(1, rank - 1))
-        filters = (rank - 1, rank - 2, *range(rank - 2))
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel.astype(self.dtype),
-            self.strides,
-            self.padding,
-            lhs_dilation=self.input_dilation,
-            rhs_dilation=self.kernel_dilation,
-            dimension_numbers=lax.ConvDimensionNumbers(image, filters, image),
-            feature_group_count=self.feature_group_count,
-            precision=self.precision,
-        )
-        return y if self.bias is None else y + self.bias.astype(self.dtype)

@@ -5,6 +5,7 @@ Each layer takes one ``next_key()``, since its initialisers may be random.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -207,3 +208,85 @@ class BatchNorm(_Norm):
         shape = [1] * x.ndim
         shape[axis] = -1
         return self._apply(wide, mean.reshape(shape), var.reshape(shape), shape)
+
+
+class GroupNorm(_Norm):
+    """Normalises groups of features, over the spatial axes too, for each example.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from shardinit.module import GroupNorm
+      >>> x = jnp.array([[1.0, 3.0, 10.0, 30.0]])
+      >>> GroupNorm(2).init(42, x)(x).round(3).tolist()
+      [[-1.0, 1.0, -1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        num_groups: int | None = 32,
+        group_size: int | None = None,
+        *,
+        epsilon: float = 1e-6,
+        reduction_axes: Sequence[int] | None = None,
+        axis_name: str | None = None,
+        **options: Any,
+    ):
+        """Sets the options of the layer; computes no values.
+
+        Args:
+          num_groups: number of groups of features; None if ``group_size`` is given.
+          group_size: number of features in a group.
+          epsilon: added to the variance.
+          reduction_axes: axes of the statistics, the last one among them; by default
+            all but the first.
+          axis_name: mapped axis (``jax.vmap`` or ``shard_map``) to average over.
+          **options: options of `LayerNorm`.
+
+        Raises:
+          ValueError: both or neither of ``num_groups`` and ``group_size`` are given.
+        """
+        super().__init__(epsilon=epsilon, **options)
+        if (num_groups is None) == (group_size is None):
+            raise ValueError(
+                f"GroupNorm: got num_groups={num_groups} and group_size={group_size}; "
+                "expected one of them, and None for the other"
+            )
+        self.num_groups, self.group_size = num_groups, group_size
+        self.reduction_axes = None if reduction_axes is None else tuple(reduction_axes)
+        self.axis_name = axis_name
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises x (batch, spatial…, features).
+
+        Raises:
+          ValueError: the features do not divide into the groups, or
+            ``reduction_axes`` lack the last axis.
+        """
+        features, last = x.shape[-1], x.ndim - 1
+        groups = self._groups(features)
+        axes = {axis % x.ndim for axis in self.reduction_axes or (*range(1, last), -1)}
+        if last not in axes:
+            raise ValueError("GroupNorm: reduction_axes must have the last axis")
+        if self.initializing():
+            self._make(features)
+        wide = _statistics_of(x)
+        grouped = wide.reshape(*x.shape[:-1], groups, features // groups)
+        over = (*(axes - {last}), last + 1)
+        mean = grouped.mean(over, keepdims=True)
+        square = jnp.square(grouped).mean(over, keepdims=True)
+        if self.axis_name is not None:
+            mean, square = lax.pmean((mean, square), self.axis_name)
+        var = jnp.maximum(square - jnp.square(mean), 0.0)
+        repeats = features // groups
+        mean, var = (jnp.repeat(v[..., 0], repeats, axis=-1) for v in (mean, var))
+        return self._apply(wide, mean, var)
+
+    def _groups(self, features: int) -> int:
+        size = self.group_size
+        groups = self.num_groups if size is None else features // size
+        if not groups or features % groups or size not in (None, features // groups):
+            raise ValueError(
+                f"GroupNorm: got {features} features; expected a multiple of "
+                f"num_groups={self.num_groups} or group_size={size}"
+            )
+        return groups

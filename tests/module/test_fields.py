@@ -263,3 +263,27 @@ def test_other_names_are_fields(name):
     body = {"__init__": __init__, name: tx.Parameter.node(None)}
     made = type("Odd", (tx.Module,), body)().init(0)
     assert getattr(made, name).shape == (3,)
+
+
+def test_filter_takes_any_tree():
+    seen = []
+
+    def look(field):
+        seen.append((field.path, field.name, field.kind, field.module))
+        return True
+
+    tree = {"model": [tx.Linear(2).init(0, jnp.ones(3))], "step": jnp.int32(3), "none": None}
+    kept = tx.filter(tree, tx.Parameter)
+    assert differing(kept["model"], tree["model"]) == []
+    assert kept["step"] == kept["none"] == tx.NOTHING
+    assert jax.tree.leaves(tx.filter(tree, tx.State)) == []
+    assert differing(tx.filter(tree, look), tree) == []
+    assert [entry[:3] for entry in seen] == [
+        ("model/0/bias", "bias", tx.Parameter),
+        ("model/0/kernel", "kernel", tx.Parameter),
+        ("none", "", None),
+        ("step", "", None),
+    ]
+    assert seen[-1][3] is None
+    layer = tree["model"][0]
+    assert differing(tx.filter(layer, tx.Parameter), layer.filter(tx.Parameter)) == []

@@ -31,6 +31,19 @@ def close(a, b):
             tx.Conv(32, (3, 3), kernel_dilation=2, padding=[(1, 2), (0, 1)]),
             nn.Conv(32, (3, 3), kernel_dilation=2, padding=[(1, 2), (0, 1)]),
         ),
+        (tx.ConvTranspose(32, (3, 3)), nn.ConvTranspose(32, (3, 3))),
+        (
+            tx.ConvTranspose(32, (3, 2), strides=2, padding="VALID", use_bias=False),
+            nn.ConvTranspose(
+                32, (3, 2), strides=(2, 2), padding="VALID", use_bias=False
+            ),
+        ),
+        (tx.GroupNorm(2), nn.GroupNorm(2)),
+        (tx.GroupNorm(None, 1, use_bias=False), nn.GroupNorm(None, 1, use_bias=False)),
+        (
+            tx.GroupNorm(4, reduction_axes=(2, -1)),
+            nn.GroupNorm(4, reduction_axes=(2, -1)),
+        ),
         (tx.LayerNorm(), nn.LayerNorm(epsilon=1e-5)),
         (tx.LayerNorm(use_scale=False), nn.LayerNorm(epsilon=1e-5, use_scale=False)),
         (tx.RMSNorm(), nn.RMSNorm(epsilon=1e-5)),
@@ -124,3 +137,59 @@ def test_sequential_mlp_and_lambda():
     assert tx.Lambda(lambda x, y=0: x + y)(2, y=3) == 5
     with pytest.raises(ValueError, match="features is empty"):
         tx.MLP([])
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_groups": 3}, {"num_groups": None, "group_size": 3}]
+)
+def test_groups_that_do_not_divide_the_features_are_refused(options):
+    with pytest.raises(ValueError, match="GroupNorm: got 4 features"):
+        tx.GroupNorm(**options).init(KEY, X)
+    with pytest.raises(ValueError, match="expected one of them"):
+        tx.GroupNorm(**options | {"num_groups": 4, "group_size": 1})
+
+
+def test_a_gru_is_that_of_flax():
+    x = X[:, 0]
+    made = tx.GRU(32, return_sequences=True, return_state=True).init(KEY, x)
+    # the layer's own key comes first, then that of its parameters
+    second = jax.random.split(jax.random.split(KEY)[1])[0]
+    cell = nn.GRUCell(32)
+    start = jnp.zeros((2, 32))
+    variables = jax.jit(cell.init)(second, start, x[:, 0])
+    assert differing(made.params, dict(variables["params"])) == []
+    states, last = made(x)
+    want, state = [], start
+    for time in range(x.shape[1]):
+        state, out = cell.apply(variables, state, x[:, time])
+        want.append(out)
+    close(states, jnp.stack(want, 1))
+    close(last, want[-1])
+    back = tx.GRU(32, go_backwards=True).init(KEY, x)
+    close(back(x[:, ::-1]), last)
+    close(back(x[:, ::-1], initial_state=start), last)
+
+
+def test_a_stateful_gru_goes_on_where_it_ended():
+    x = X[:, 0]
+    made = tx.GRU(32, stateful=True).init(KEY, x)
+    assert made.last_state is None
+    made(x[:, :3])
+    close(made(x[:, 3:]), tx.GRU(32).init(KEY, x)(x))
+    assert made.filter(tx.Cache).last_state.shape == (2, 32)
+
+
+def test_along_a_mapped_axis_each_index_draws_its_own_parameters():
+    def kernels(axis_name):
+        def init(x):
+            return tx.Linear(32, axis_name=axis_name).init(KEY, x).kernel
+
+        return jax.vmap(init, axis_name="batch")(X[:, 0])
+
+    first, second = kernels("batch")
+    key = jax.random.fold_in(jax.random.split(KEY)[0], 1)
+    variables = jax.jit(nn.Dense(32).init)(key, X[0, 0])
+    close(second, variables["params"]["kernel"])
+    assert not np.array_equal(first, second)
+    same, again = kernels(None)
+    np.testing.assert_array_equal(same, again)
