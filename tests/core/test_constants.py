@@ -16,6 +16,8 @@ from shardinit.v1 import program_pb2 as pb
 
 from .bits import differing
 
+pytestmark = pytest.mark.filterwarnings("ignore::shardinit.errors.FindingsWarning")
+
 TABLES = {
     "linspace": lambda n: jnp.linspace(-3, 0, n),
     "logspace": lambda n: jnp.logspace(-3, 0, n),
