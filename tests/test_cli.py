@@ -251,3 +251,14 @@ def test_export_and_read(config, tmp_path, fails):
     (tmp_path / "broken").write_bytes(b"not a program")
     assert "init program" in fails("read", str(tmp_path / "broken"))
     assert "File exists" in fails("read", path, leaf, "--out", npy)
+
+
+def test_version_and_short_help():
+    from importlib.metadata import version
+
+    import shardinit as package
+
+    said = shardinit("--version").stdout
+    assert package.__version__ in said
+    assert f"jax {version('jax')}" in said
+    assert "Usage:" in shardinit("plan", "-h").stdout

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ import typer
 from shardinit.cli import checkpoints, devices, programs, serving
 from shardinit.cli.programs import ModelName, Modules
 from shardinit.errors import ShardinitError
+from shardinit.version import __version__
 
 app = typer.Typer(
     name="shardinit",
@@ -26,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
 app.command()(serving.health)
@@ -47,6 +50,28 @@ Rules = Annotated[
         "axes, nothing keeps an axis whole."
     ),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        versions = (f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax"))
+        print(f"shardinit {__version__} ({', '.join(versions)})")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="The versions of shardinit and JAX.",
+        ),
+    ] = False,
+) -> None:
+    """Sharded parameter initialisation for JAX."""
 
 
 @app.command()
