@@ -272,7 +272,11 @@ def test_filter_takes_any_tree():
         seen.append((field.path, field.name, field.kind, field.module))
         return True
 
-    tree = {"model": [tx.Linear(2).init(0, jnp.ones(3))], "step": jnp.int32(3), "none": None}
+    tree = {
+        "model": [tx.Linear(2).init(0, jnp.ones(3))],
+        "step": jnp.int32(3),
+        "none": None,
+    }
     kept = tx.filter(tree, tx.Parameter)
     assert differing(kept["model"], tree["model"]) == []
     assert kept["step"] == kept["none"] == tx.NOTHING
