@@ -32,7 +32,7 @@ def test_the_example_runs_as_a_script(tmp_path):
 def test_every_block_of_the_page_runs():
     text = (ROOT / "docs/modules.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     names = {"__name__": "docs.modules"}
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/modules.md, block {number}", "exec"), names)
