@@ -258,7 +258,7 @@ def test_version_and_short_help():
 
     import shardinit as package
 
-    said = shardinit("--version").stdout
+    said = shardinit("--version")
     assert package.__version__ in said
     assert f"jax {version('jax')}" in said
-    assert "Usage:" in shardinit("plan", "-h").stdout
+    assert "Usage:" in shardinit("plan", "-h")
