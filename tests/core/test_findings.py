@@ -295,3 +295,14 @@ def test_a_placement_stated_inside_a_jitted_function():
     w, b = shardinit.init(layer, 0, mesh=mesh)
     assert w.sharding == stated
     assert b.sharding == NamedSharding(mesh, P())
+
+
+def test_constants_of_one_value_are_no_repeated_draw():
+    def fn(key):
+        return {
+            "norm": jnp.ones((512, 512)),
+            "scale": jnp.ones((512, 512)),
+            "w": jax.random.normal(key, (512, 512)),
+        }
+
+    assert "same-key" not in {found.kind for found in shardinit.plan(fn).findings}

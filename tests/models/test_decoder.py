@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from shardinit.core.init_fn import AxisNames
 from shardinit.errors import SpecError
 from shardinit.models import ModelSpec, build, example_config, example_names
 from shardinit.models.config import DecoderConfig
@@ -112,12 +113,15 @@ def test_every_dimension_of_every_leaf_has_a_name(family, layout):
     init = build(spec(family, layer_layout=layout))
 
     def check(names, leaf):
-        assert type(names) is tuple
+        assert isinstance(names, AxisNames)
         assert len(names) == len(leaf.shape)
         assert all(isinstance(name, str) for name in names)
         assert len(set(names)) == len(names)
 
-    jax.tree.map(check, init.axes, shapes(init), is_leaf=lambda x: type(x) is tuple)
+    def is_names(x):
+        return isinstance(x, AxisNames)
+
+    jax.tree.map(check, init.axes, shapes(init), is_leaf=is_names)
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -27,7 +27,8 @@ def repeated_draws(
     same = _equal_keys(sources)
     groups: dict[Any, list[int]] = {}
     for number, source in enumerate(sources):
-        if isinstance(source, (Windowed, Replicated)) and source.operands:
+        # A constant has operands too, its number; no key reaches it.
+        if isinstance(source, (Windowed, Replicated)) and _is_drawn(source):
             operands = tuple(same[id(d)] for d in source.operands)
             kind = (source.program, source.result, operands)
             groups.setdefault(kind, []).append(number)
@@ -37,6 +38,10 @@ def repeated_draws(
         if len(group) > 1
         if len(drawn := _apart(group, outs)) > 1
     )
+
+
+def _is_drawn(source: Windowed | Replicated) -> bool:
+    return any(node.op == "root" for node in keys.topological(source.operands))
 
 
 def _equal_keys(sources: Sequence[Source]) -> dict[int, int]:
