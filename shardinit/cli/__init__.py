@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from shardinit.cli import checkpoints, devices, programs, serving
 from shardinit.cli.programs import ModelName, Modules
-from shardinit.errors import ShardinitError
+from shardinit.errors import FindingsWarning, ShardinitError
 from shardinit.version import __version__
 
 app = typer.Typer(
@@ -98,6 +99,7 @@ def plan(
     from shardinit.cli import tables
     from shardinit.models import build
 
+    warnings.simplefilter("ignore", FindingsWarning)  # the table ends with them
     made = shardinit.plan(
         build(spec),
         mesh=arguments.abstract_mesh(wanted),
@@ -177,10 +179,18 @@ def demo(
     run(config)
 
 
+def _show(message: Warning | str, *where: Any) -> None:
+    """A warning as people read it, without the line of code that it came from."""
+    print(message, file=sys.stderr)
+
+
 def main() -> None:
     """Runs the command line; ends the process with its exit code."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", FindingsWarning)
+            warnings.showwarning = _show
+            app()
     except (ShardinitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

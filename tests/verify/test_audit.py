@@ -17,6 +17,9 @@ from shardinit.errors import AuditError, ShardingError, TopologyError
 from shardinit.models import ModelSpec, build, example_config
 from shardinit.verify.audit import topology as topologies
 
+# Plans that are to fail: every device computes a leaf in full, and is to.
+FAILS = pytest.mark.filterwarnings("ignore::shardinit.errors.FindingsWarning")
+
 MIB = 1 << 20
 # One of the 1,137 leaves, and one that is sharded along the axis that a sum runs over.
 PLANTED = "layers/57/mlp/gate/kernel"
@@ -109,6 +112,7 @@ def test_every_chip_holds_its_shard_of_405b_parameters_and_nothing_else(name, si
     assert report.seconds > 0
 
 
+@FAILS
 @on_chips
 def test_a_full_size_temporary_is_caught_and_named(name, sizes):
     init = planted(PLANTED, lambda x: x - x.mean())
@@ -128,6 +132,7 @@ def test_a_full_size_temporary_is_caught_and_named(name, sizes):
     assert report.largest_temporary > 16384 * 53248 * 2
 
 
+@FAILS
 @on_chips
 def test_an_all_gather_and_a_forgotten_sharding_are_each_caught_and_named(name, sizes):
     init, mesh = planted(ACROSS, lambda x: jnp.cumsum(x, axis=0)), abstract(sizes)
