@@ -8,11 +8,10 @@ and reach the devices as a few words a leaf.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -31,7 +30,8 @@ from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
-from shardinit.errors import FingerprintMismatchError, InitFnError, ShardingError
+from shardinit.core.run.processes import assert_same
+from shardinit.errors import InitFnError, ShardingError
 
 Progress = Callable[[int, int], None]
 
@@ -49,6 +49,7 @@ class CompiledPlan:
     plan: Plan
     executables: tuple[Any, ...]
     shardings: tuple[NamedSharding, ...]
+    _compared: list[bool] = field(default_factory=list, init=False, repr=False)
 
     def __call__(self, key: KeyLike, progress: Progress | None = None) -> Any:
         """Initialises.
@@ -63,6 +64,9 @@ class CompiledPlan:
 
         Raises:
           TypeError: the key has another type than the plan's.
+          FingerprintMismatchError: another process of the job, with devices of the
+            mesh, brings another model, key, placement or version.
+          MissingProcessesError: such a process did not come.
         """
         return self.rebuild(self.run(as_key(key), progress))
 
@@ -84,6 +88,9 @@ class CompiledPlan:
         words = operands.key_words(self.plan.root_key(key), cut)
         leaves: list[Any] = [None] * len(cut.leaves)
         chosen = [leaf.selected for leaf in self.plan.leaves]
+        self._assert_same(
+            words, [s for s, c in zip(self.shardings, chosen, strict=True) if c]
+        )
         for number, leaf in enumerate(cut.leaves):
             if not chosen[number]:
                 leaves[number] = jax.ShapeDtypeStruct(
@@ -119,6 +126,13 @@ class CompiledPlan:
             if progress is not None:
                 progress(done, total)
         return leaves
+
+    def _assert_same(self, words: np.ndarray, shardings: list[NamedSharding]) -> None:
+        """Before the first dispatch: all processes of a job bring the same."""
+        if not self._compared:
+            key = f"{self.plan.cut.impl} {words.tolist()}"
+            assert_same({"fingerprint": self.plan.fingerprint, "key": key}, shardings)
+            self._compared.append(True)
 
     def _call(self, program: int, argument: Any, group: Sequence[int]) -> Any:
         try:
@@ -194,13 +208,8 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
       InitFnError: called inside ``jax.jit`` or another transformation.
       ShardingError: the plan's mesh has no devices and none were given, or its shape
         differs from ``mesh``.
-      FingerprintMismatchError: another process of the job planned something else.
     """
     shardings = on_devices(plan, mesh)
-    agree(
-        plan.fingerprint,
-        [leaf.sharding for leaf in plan.leaves if leaf.selected],
-    )
     by_spec = dict(zip((leaf.sharding for leaf in plan.leaves), shardings, strict=True))
     # Tracing needs the interpreter and this thread's JAX settings; the compiler runs
     # beside it and needs neither.
@@ -314,35 +323,6 @@ def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any
             place = place + lax.axis_index(name).astype(np.uint32)
         starts.append(place * np.uint32(size) + origin)
     return starts
-
-
-def agree(fingerprint: str, shardings: Sequence[Any]) -> None:
-    """All processes of a job must have planned the same, or none may dispatch.
-
-    Args:
-      fingerprint: of the function, in hex.
-      shardings: of the leaves that are to be made, in order.
-
-    Raises:
-      FingerprintMismatchError: another process has others.
-    """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    placed = repr([str(sharding) for sharding in shardings])
-    mine = bytes.fromhex(fingerprint) + hashlib.sha256(placed.encode()).digest()
-    everyone = multihost_utils.process_allgather(np.frombuffer(mine, np.uint8))
-    for process, row in enumerate(np.asarray(everyone)):
-        theirs = row.tobytes()
-        if theirs != mine:
-            what = "fingerprint" if theirs[:32] != mine[:32] else "shardings"
-            raise FingerprintMismatchError(
-                f"process {jax.process_index()}",
-                f"its plan's {what} {mine.hex()[:64]} differs from process "
-                f"{process}'s {theirs.hex()[:64]}",
-                "the same model, settings and JAX version in every process",
-            )
 
 
 def init(
