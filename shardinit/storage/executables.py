@@ -195,8 +195,11 @@ def _facts(plan: Plan, mesh: Mesh | None) -> dict[str, Any]:
     placed_on: Any = shardings[0].mesh
     device = placed_on.devices.flat[0]
     exported = isinstance(plan.programs[0].program, ExportedProgram)
+    bound = mesh is not None
     placed = [
-        f"{sharding.spec} {sharding.memory_kind}" if leaf.selected else None
+        f"{sharding.spec} {sharding.memory_kind} {bound or leaf.sharding is not None}"
+        if leaf.selected
+        else None
         for leaf, sharding in zip(plan.leaves, shardings, strict=True)
     ]
     described = repr((plan.whole_mode, placed)).encode()
