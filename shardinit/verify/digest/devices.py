@@ -70,7 +70,7 @@ def digest(tree: Any) -> Digest:
         is no array.
     """
     named = named_leaves(tree)
-    arrays = {path: _as_array(path, leaf) for path, leaf in named}
+    arrays = {path: as_array(path, leaf) for path, leaf in named}
     if len(arrays) != len(named):
         twice = next(p for i, (p, _) in enumerate(named) if p in dict(named[:i]))
         raise DigestError(f"leaf {twice!r}", "two leaves have this path", "one each")
@@ -110,7 +110,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def _as_array(path: str, leaf: Any) -> Any:
+def as_array(path: str, leaf: Any) -> Any:
     """A leaf as a jax or numpy array of elements that have bits."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise DigestError(
