@@ -174,7 +174,7 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
       FingerprintMismatchError: another process of the job planned something else.
     """
     shardings = on_devices(plan, mesh)
-    agree(
+    check_same_plan(
         plan.fingerprint,
         [leaf.sharding for leaf in plan.leaves if leaf.selected],
     )
@@ -293,8 +293,8 @@ def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any
     return starts
 
 
-def agree(fingerprint: str, shardings: Sequence[Any]) -> None:
-    """All processes of a job must have planned the same, or none may dispatch.
+def check_same_plan(fingerprint: str, shardings: Sequence[Any]) -> None:
+    """Refuses to dispatch unless all processes of a job planned the same.
 
     Args:
       fingerprint: of the function, in hex.

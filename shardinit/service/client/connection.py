@@ -24,8 +24,7 @@ import grpc
 from grpc.experimental import ChannelOptions
 
 from shardinit.errors import ServiceError
-from shardinit.service.server.auth import tokens_in
-from shardinit.service.server.config import is_local
+from shardinit.service.wire.access import is_local, read_tokens
 from shardinit.service.wire.errors import REQUEST_ID, from_rpc_error
 from shardinit.service.wire.limits import DEFAULTS
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
@@ -102,7 +101,7 @@ class Credentials:
             return ()
         token = self.token
         if not isinstance(token, str):
-            found = tokens_in(_content(token) or b"")
+            found = read_tokens(_content(token) or b"")
             token = found[0].decode() if found else ""
         return (("authorization", f"Bearer {token.strip()}"),)
 
@@ -145,7 +144,7 @@ class Connection:
         self._timeout = timeout
         self._credentials = credentials
         self._lock = threading.Lock()
-        self._agreed = False
+        self._negotiated = False
         self._closed = False
         options = (
             ("grpc.enable_retries", 1),
@@ -220,10 +219,10 @@ class Connection:
         if self._closed:
             raise ServiceError(self.target, "the client is closed", code="CANCELLED")
         with self._lock:
-            if not self._agreed:
+            if not self._negotiated:
                 request = service_pb2.GetVersionRequest(min=PROTOCOL, max=PROTOCOL)
                 self._call("GetVersion", request)
-                self._agreed = True
+                self._negotiated = True
 
     def _call(self, name: str, request: Any) -> Any:
         with self._translated(name):

@@ -95,6 +95,6 @@ class Programs:
             raise self._damaged("the sha256 differs from the header's")
         return result, digest
 
-    def _damaged(self, came: str) -> ServiceError:
+    def _damaged(self, got: str) -> ServiceError:
         where = f"GetProgram from {self._connection.target}"
-        return ServiceError(where, came, "an undamaged program", code="DATA_LOSS")
+        return ServiceError(where, got, "an undamaged program", code="DATA_LOSS")

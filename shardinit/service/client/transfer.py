@@ -183,10 +183,10 @@ class _Incoming:
         self._offset = end
         self._moved(len(data))
 
-    def _damaged(self, came: str) -> ServiceError:
+    def _damaged(self, got: str) -> ServiceError:
         at = min(self._at, len(self._pieces) - 1)
         where = f"StreamShards from {self._connection.target}, {self._pieces[at].path}"
-        return ServiceError(where, came, "undamaged windows", code="DATA_LOSS")
+        return ServiceError(where, got, "undamaged windows", code="DATA_LOSS")
 
 
 def whole(leaf: LeafDescription) -> Piece:

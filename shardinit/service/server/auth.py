@@ -26,6 +26,7 @@ import grpc
 
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
+from shardinit.service.wire.access import read_tokens
 
 log = logging.getLogger("shardinit.service")
 
@@ -105,14 +106,8 @@ class Tokens:
         return found and scheme.lower() == "bearer"
 
 
-def tokens_in(content: bytes) -> list[bytes]:
-    """The tokens of a file, as servers and clients read it."""
-    lines = [line.strip() for line in content.splitlines()]
-    return [line for line in lines if line and not line.startswith(b"#")]
-
-
 def _digests(contents: list[bytes]) -> tuple[bytes, ...]:
-    tokens = tokens_in(contents[0])
+    tokens = read_tokens(contents[0])
     if not tokens or any(len(token) < 16 for token in tokens):
         raise ValueError("expected tokens of 16 characters or more, one a line")
     return tuple(hashlib.sha256(token).digest() for token in tokens)

@@ -8,11 +8,11 @@ What is said here is checked when the server is made, before any port is opened.
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shardinit.errors import ServiceError
+from shardinit.service.wire.access import is_local, split_address
 from shardinit.service.wire.limits import Limits
 
 
@@ -95,37 +95,6 @@ class Config:
                 "127.0.0.1; or say --insecure if something in front does all that",
                 code="FAILED_PRECONDITION",
             )
-
-
-def split_address(listen: str) -> tuple[str, int]:
-    """Host and port of a listen address.
-
-    Raises:
-      ServiceError: the address is malformed.
-    """
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise _wrong(
-            f"listen address {listen!r}",
-            "it has no host and port",
-            "such as 127.0.0.1:50051",
-        )
-    return host, int(port)
-
-
-def is_local(listen: str) -> bool:
-    """Whether an address is one of this machine only; a Unix socket is.
-
-    Raises:
-      ServiceError: the address is malformed.
-    """
-    if listen.startswith("unix:"):
-        return True
-    host = split_address(listen)[0]
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _wrong(where: str, came: str, expected: str) -> ServiceError:

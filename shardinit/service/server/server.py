@@ -26,9 +26,10 @@ from grpc_reflection.v1alpha import reflection
 from shardinit.errors import ServiceError
 from shardinit.service.server import auth
 from shardinit.service.server.boundary import SERVICE, Boundary, Pool
-from shardinit.service.server.config import Config, split_address
+from shardinit.service.server.config import Config
 from shardinit.service.server.servicer import Servicer
 from shardinit.service.server.telemetry import Metrics
+from shardinit.service.wire.access import split_address
 from shardinit.service.wire.service_pb2_grpc import add_InitServiceServicer_to_server
 
 log = logging.getLogger("shardinit.service")

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import start_http_server as _start_http
 
 from shardinit.errors import ServiceError
-from shardinit.service.server.config import split_address
+from shardinit.service.wire.access import split_address
 
 try:
     from opentelemetry import propagate as _propagate

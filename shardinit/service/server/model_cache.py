@@ -1,4 +1,4 @@
-"""Sources: from a spec to a plan and what is made of it, each once, kept while used.
+"""Model cache: a spec's plan and what is made of it, each once, kept while used.
 
 A spec names a registered model or the digest of a program that is held here. Either way
 what everything else needs is one thing, a plan without a mesh: to place it on a mesh
@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import shardinit
 from shardinit.core.cut.sources import Constant
+from shardinit.core.plan.plan import plan as make_plan
+from shardinit.core.program.program import InitProgram, export_plan
 from shardinit.errors import ProgramFormatError, ServiceError, SpecError
 from shardinit.service.server.cache import BuildCache
 from shardinit.service.server.config import Config
@@ -41,7 +42,7 @@ class Built:
     jax_version: str
 
 
-class Sources:
+class ModelCache:
     """Plans, programs and descriptions of specs.
 
     Args:
@@ -116,7 +117,7 @@ class Sources:
           SpecError: it is damaged, of a newer JAX, or beyond the limits.
         """
         try:
-            program = shardinit.InitProgram.from_bytes(data)
+            program = InitProgram.from_bytes(data)
         except ProgramFormatError as error:
             raise SpecError("program", [("chunk.data", str(error))]) from error
         shapes = [tuple(leaf.shape) for leaf in program.message.leaves]
@@ -126,12 +127,12 @@ class Sources:
     def _trace(self, spec: Any) -> Any:
         if isinstance(spec, str):
             name = "program"
-            made: Any = shardinit.InitProgram.from_bytes(self.program(spec).data)
+            made: Any = InitProgram.from_bytes(self.program(spec).data)
         else:
             from shardinit.models import build
 
             name, made = spec.model, build(spec)
-        plan = shardinit.plan(made)
+        plan = make_plan(made)
         self._limits.check_leaves(name, [leaf.shape for leaf in plan.leaves])
         return plan
 
@@ -146,7 +147,7 @@ class Sources:
             mesh, rules = wire.mesh_from_proto(request.mesh), None
             if request.HasField("rules"):
                 rules = wire.rules_from_proto(request.rules)
-            plan = shardinit.plan(plan, mesh=mesh, rules=rules)
+            plan = make_plan(plan, mesh=mesh, rules=rules)
         response = plan_to_proto(plan)
         _hold(
             response.ByteSize(),
@@ -157,7 +158,7 @@ class Sources:
         return response
 
     def _export(self, spec: Any) -> Built:
-        program = shardinit.export_plan(self.plan(spec))
+        program = export_plan(self.plan(spec))
         data = program.to_bytes()
         _hold(
             len(data),
@@ -175,8 +176,8 @@ def _name(spec: Any) -> str:
 
 def _hold(size: int, most: int, call: str, remedy: str) -> None:
     if size > most:
-        came, expected = f"the answer has {size:,} bytes", f"at most {most:,}"
-        raise ServiceError(call, came, expected, remedy, code="RESOURCE_EXHAUSTED")
+        got, expected = f"the answer has {size:,} bytes", f"at most {most:,}"
+        raise ServiceError(call, got, expected, remedy, code="RESOURCE_EXHAUSTED")
 
 
 def _built(program: Any, data: bytes) -> Built:
