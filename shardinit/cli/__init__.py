@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
+app.command(context_settings={"auto_envvar_prefix": serving.PREFIX})(serving.serve)
 app.command()(serving.health)
 app.command()(programs.export)
 app.command("compile")(programs.compile_for_here)
