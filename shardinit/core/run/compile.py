@@ -87,7 +87,10 @@ class CompiledPlan:
         for number, leaf in enumerate(cut.leaves):
             if not chosen[number]:
                 leaves[number] = jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=self.shardings[number]
+                    leaf.shape,
+                    leaf.dtype,
+                    sharding=self.shardings[number],
+                    weak_type=leaf.weak_type,
                 )
         runs = [g for g in gather_results(cut) if any(chosen[i] for i in g)]
         hosted = [
@@ -105,12 +108,13 @@ class CompiledPlan:
             made = self._call(program, argument, group)
             for i, array in zip(group, made, strict=True):
                 if chosen[i]:
-                    leaves[i] = array
+                    leaves[i] = _typed(cut.leaves[i], array)
             done += len(group)
             if progress is not None:
                 progress(done, total)
         for i, operand in zip(hosted, vectors[len(runs) :], strict=True):
-            leaves[i] = _on_host(cut.leaves[i], operand, self.shardings[i])
+            array = _on_host(cut.leaves[i], operand, self.shardings[i])
+            leaves[i] = _typed(cut.leaves[i], array)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -131,6 +135,25 @@ class CompiledPlan:
         if not all(p.is_fully_addressable for p in places):
             return vectors  # every process passes its own equal copy
         return jax.device_put(vectors, places) if runs else []
+
+
+def _typed(leaf: slicing.LeafCut, array: jax.Array) -> jax.Array:
+    """The leaf, weakly typed where the function returned it so.
+
+    A scalar of 0.07 that came back strong would widen a bfloat16 network it scales.
+    """
+    if not leaf.weak_type:
+        return array
+    where: Any = array.sharding
+    with _set_mesh(where.mesh), no_mesh():  # the caller's mesh may have other devices
+        return jax.jit(_weakened, out_shardings=where, donate_argnums=0)(array)
+
+
+def _weakened(array: jax.Array) -> jax.Array:
+    # No function of JAX's makes a weak array of a strong one; this primitive does.
+    return lax.convert_element_type_p.bind(
+        array, new_dtype=array.dtype, weak_type=True, sharding=None
+    )
 
 
 def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
