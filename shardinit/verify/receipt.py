@@ -25,7 +25,7 @@ from shardinit.core import platform as machine
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.plan import Plan
 from shardinit.core.prng import derivation as keys
-from shardinit.core.prng.root_key import as_key
+from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.arguments import key_words
 from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
 from shardinit.files import write_file
@@ -154,7 +154,7 @@ class Receipt:
             return cls.from_json(file.read())
 
 
-def receipt(plan: Plan, key: Any, params: Any) -> Receipt:
+def receipt(plan: Plan, key: KeyLike, params: Any) -> Receipt:
     """Makes the receipt of weights that were just initialised.
 
     In a job of several processes all of them must call this, and all get the same.

@@ -14,13 +14,14 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from grpc.experimental import ChannelOptions
 
 from shardinit.errors import ServiceError
@@ -74,7 +75,9 @@ class Credentials:
         """Whether the channel is one with TLS."""
         return self.tls or any(x is not None for x in (self.ca, self.cert, self.key))
 
-    def channel(self, target: str, options: Any) -> grpc.Channel:
+    def channel(
+        self, target: str, options: Sequence[tuple[str, str | int]]
+    ) -> grpc.Channel:
         """Opens the channel.
 
         Raises:
@@ -106,7 +109,7 @@ class Credentials:
         return (("authorization", f"Bearer {token.strip()}"),)
 
 
-def _content(path: Any) -> bytes | None:
+def _content(path: str | os.PathLike[str] | None) -> bytes | None:
     if path is None:
         return None
     try:
@@ -162,7 +165,7 @@ class Connection:
         self._channel = credentials.channel(target, options)
         self._stub = InitServiceStub(self._channel)
 
-    def call(self, name: str, request: Any) -> Any:
+    def call(self, name: str, request: Message | Iterator[Message]) -> Any:
         """The answer of a call that has one.
 
         Raises:
@@ -176,7 +179,7 @@ class Connection:
     def stream(
         self,
         name: str,
-        request: Any,
+        request: Message,
         *,
         endless: bool = False,
         read: Callable[[bytes], Any] | None = None,
@@ -224,7 +227,7 @@ class Connection:
                 self._call("GetVersion", request)
                 self._negotiated = True
 
-    def _call(self, name: str, request: Any) -> Any:
+    def _call(self, name: str, request: Message | Iterator[Message]) -> Any:
         with self._translated(name):
             method = getattr(self._stub, name)
             return method(request, timeout=self._timeout, metadata=self._metadata())

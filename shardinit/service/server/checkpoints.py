@@ -16,8 +16,12 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 
+from shardinit.core.plan.plan import Plan
+from shardinit.core.prng.root_key import KeyLike, as_key
+from shardinit.core.run.arguments import key_words
 from shardinit.core.run.compile import compile_plan
 from shardinit.core.run.lazy import open as open_lazy
 from shardinit.errors import ServiceError, SpecError
@@ -27,6 +31,8 @@ from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.places import resolve
 from shardinit.service.wire import messages as wire
 from shardinit.v1 import service_pb2
+from shardinit.verify.digest.host import Digester
+from shardinit.verify.receipt import Receipt
 from shardinit.verify.receipt import receipt as make_receipt
 
 _SECONDS = 0.25  # between two messages of progress
@@ -53,7 +59,7 @@ class Checkpoints:
         self._stopping = False
 
     def write(
-        self, request: service_pb2.WriteCheckpointRequest, context: Any
+        self, request: service_pb2.WriteCheckpointRequest, context: grpc.ServicerContext
     ) -> Iterator[service_pb2.WriteCheckpointResponse]:
         """Progress of a write, then its receipt; starts it if it does not run.
 
@@ -139,10 +145,9 @@ class _Job:
       watchers, detached: who is interested; under the lock of all jobs.
     """
 
-    def __init__(self, target: Path, form: int, plan: Any, key: Any, config: Config):
-        from shardinit.core.prng.root_key import as_key
-        from shardinit.core.run.arguments import key_words
-
+    def __init__(
+        self, target: Path, form: int, plan: Plan, key: KeyLike, config: Config
+    ):
         try:
             words = np.asarray(key_words(as_key(key), plan.cut)).tobytes().hex()
         except TypeError as error:  # a key of another kind than the model's
@@ -179,8 +184,6 @@ class _Job:
         Raises:
           ServiceError: something else is there.
         """
-        from shardinit.verify.receipt import Receipt
-
         if not os.path.lexists(self.target):
             return False
         try:
@@ -200,7 +203,9 @@ class _Job:
         name = "shardinit-checkpoint"
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def watch(self, context: Any) -> Iterator[service_pb2.WriteCheckpointResponse]:
+    def watch(
+        self, context: grpc.ServicerContext
+    ) -> Iterator[service_pb2.WriteCheckpointResponse]:
         """Progress until the job has ended, or its caller has gone."""
         said, ended = -1, False
         while not ended and context.is_active():
@@ -247,7 +252,6 @@ class _Job:
 
     def _safetensors(self) -> None:
         from shardinit.storage import safetensors
-        from shardinit.verify.digest.host import Digester
 
         tree = open_lazy(self._plan, self._key, memory_limit=self._memory)
         digester = Digester({x.path: (x.shape, x.dtype) for x in tree.values()})

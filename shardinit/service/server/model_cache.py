@@ -10,12 +10,13 @@ also found by its digest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from shardinit.core.cut.sources import Constant
+from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.plan import plan as make_plan
 from shardinit.core.program.program import InitProgram, export_plan
 from shardinit.errors import ProgramFormatError, ServiceError, SpecError
+from shardinit.models import ModelSpec, build
 from shardinit.service.server.cache import BuildCache
 from shardinit.service.server.config import Config
 from shardinit.service.wire import messages as wire
@@ -52,7 +53,7 @@ class ModelCache:
     def __init__(self, config: Config):
         self._limits = config.limits
         kept = config.cache_bytes
-        self._plans: BuildCache[Any] = BuildCache(kept, _plan_bytes)
+        self._plans: BuildCache[Plan] = BuildCache(kept, _plan_bytes)
         self._programs: BuildCache[Built] = BuildCache(kept, lambda x: len(x.data))
         self._described: BuildCache[service_pb2.DescribeModelResponse] = BuildCache(
             kept, lambda x: x.ByteSize()
@@ -63,7 +64,7 @@ class ModelCache:
         """Bytes that are kept."""
         return self._plans.bytes + self._programs.bytes + self._described.bytes
 
-    def plan(self, spec: Any, timeout: float | None = None) -> Any:
+    def plan(self, spec: ModelSpec | str, timeout: float | None = None) -> Plan:
         """The plan of a spec without a mesh.
 
         Args:
@@ -92,7 +93,7 @@ class ModelCache:
         )
         return self._described.get(key, lambda: self._place(spec, request), timeout)
 
-    def program(self, spec: Any, timeout: float | None = None) -> Built:
+    def program(self, spec: ModelSpec | str, timeout: float | None = None) -> Built:
         """The program of a spec; arguments and errors as for `plan`."""
         if not isinstance(spec, str):
             return self._programs.get(_name(spec), lambda: self._export(spec), timeout)
@@ -124,13 +125,10 @@ class ModelCache:
         self._limits.check_leaves("program", shapes)
         return self._programs.get(program.sha256, lambda: _built(program, data))
 
-    def _trace(self, spec: Any) -> Any:
+    def _trace(self, spec: ModelSpec | str) -> Plan:
         if isinstance(spec, str):
-            name = "program"
-            made: Any = InitProgram.from_bytes(self.program(spec).data)
+            name, made = "program", InitProgram.from_bytes(self.program(spec).data)
         else:
-            from shardinit.models import build
-
             name, made = spec.model, build(spec)
         plan = make_plan(made)
         self._limits.check_leaves(name, [leaf.shape for leaf in plan.leaves])
@@ -140,7 +138,7 @@ class ModelCache:
     # wait for it too: so it waits for the plan without a limit.
 
     def _place(
-        self, spec: Any, request: service_pb2.DescribeModelRequest
+        self, spec: ModelSpec | str, request: service_pb2.DescribeModelRequest
     ) -> service_pb2.DescribeModelResponse:
         plan = self.plan(spec)
         if request.HasField("mesh"):
@@ -157,7 +155,7 @@ class ModelCache:
         )
         return response
 
-    def _export(self, spec: Any) -> Built:
+    def _export(self, spec: ModelSpec | str) -> Built:
         program = export_plan(self.plan(spec))
         data = program.to_bytes()
         _hold(
@@ -169,7 +167,7 @@ class ModelCache:
         return _built(program, data)
 
 
-def _name(spec: Any) -> str:
+def _name(spec: ModelSpec | str) -> str:
     """What a spec is cached under."""
     return spec if isinstance(spec, str) else spec.fingerprint
 
@@ -180,12 +178,12 @@ def _hold(size: int, most: int, call: str, remedy: str) -> None:
         raise ServiceError(call, got, expected, remedy, code="RESOURCE_EXHAUSTED")
 
 
-def _built(program: Any, data: bytes) -> Built:
+def _built(program: InitProgram, data: bytes) -> Built:
     digest = bytes.fromhex(program.sha256)
     return Built(data, digest, program.fingerprint, program.jax_version)
 
 
-def _plan_bytes(plan: Any) -> int:
+def _plan_bytes(plan: Plan) -> int:
     sources = (leaf.source for leaf in plan.cut.leaves)
     held = sum(x.array.nbytes for x in sources if isinstance(x, Constant))
     # Functions that came serialised are there twice: in the program, and apart.

@@ -17,6 +17,7 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -54,7 +55,9 @@ class Server:
         or an address is in use.
     """
 
-    def __init__(self, config: Config | None = None, *, servicer: Any = None):
+    def __init__(
+        self, config: Config | None = None, *, servicer: Servicer | None = None
+    ):
         config = config or Config()
         config.check()
         tokens = auth.Tokens(config.token_file) if config.token_file else None
@@ -129,7 +132,7 @@ class Server:
             self._probes.stop(0).wait()
         self._close()
 
-    def _say(self, status: Any) -> None:
+    def _say(self, status: int) -> None:
         for name in self._names:
             self._health.set(name, status)
 
@@ -213,7 +216,7 @@ def serve(
     """
     asked, again = threading.Event(), threading.Event()
 
-    def on_signal(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         (again if asked.is_set() else asked).set()
 
     server = Server(config)

@@ -13,7 +13,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 
@@ -110,7 +109,7 @@ class Servicer(InitServiceServicer):
 
     def StreamShards(
         self, request: service_pb2.StreamShardsRequest, context: grpc.ServicerContext
-    ) -> Iterator[Any]:
+    ) -> Iterator[bytes | service_pb2.StreamShardsResponse]:
         """The bytes of windows, block by block."""
         spec = wire.spec_from_proto(request.spec)
         plan = self._models.plan(spec, remaining(context))

@@ -41,7 +41,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 )
 
 
-def one_line(text: Any, limit: int = 500) -> str:
+def one_line(text: object, limit: int = 500) -> str:
     """``text`` with every run of white space as one space, cut at ``limit`` bytes."""
     line = " ".join(str(text).split())
     data = line.encode(errors="replace")
@@ -137,7 +137,7 @@ def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
     return errors.ServiceError(**parts, code=code.name)
 
 
-def _details(call: Any) -> dict[str, Any]:
+def _details(call: grpc.Call) -> dict[str, Any]:
     """The details of a failed call by the names of their messages."""
     try:
         status = rpc_status.from_call(call)
