@@ -31,7 +31,7 @@ from shardinit.core.paths import chosen
 from shardinit.core.plan.options import Select
 from shardinit.core.plan.plan import Plan
 from shardinit.core.prng import derivation as keys
-from shardinit.core.prng.root_key import as_key
+from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.arguments import key_words
 from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
 from shardinit.files import write_file
@@ -244,7 +244,7 @@ def _unreadable(what: str) -> ReceiptFormatError:
     )
 
 
-def receipt(plan: Plan, key: Any, params: Any, *, kept: Select = ()) -> Receipt:
+def receipt(plan: Plan, key: KeyLike, params: Any, *, kept: Select = ()) -> Receipt:
     """Makes the receipt of weights that were just initialised.
 
     The weights are held against the plan first: their paths, shapes and dtypes, and of
