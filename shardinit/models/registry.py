@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 GROUP = "shardinit.models"
 
 # Provided by this package itself, also where it runs without being installed.
-_OWN = {"decoder": "shardinit.models.decoder"}
+_OWN = {
+    "decoder": "shardinit.models.decoder",
+}
 
 
 @dataclass(frozen=True)
