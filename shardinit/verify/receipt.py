@@ -39,7 +39,12 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class LeafReceipt:
-    """What a receipt says of one leaf: its kind, and 128 bits of its values in hex."""
+    """What a receipt says of one leaf: its kind, and 128 bits of its values in hex.
+
+    Example:
+      >>> LeafReceipt("w", (8, 32), "float32", "00" * 16).shape
+      (8, 32)
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -67,6 +72,13 @@ class Receipt:
       not_mesh_free: by path, why the bits of a leaf may depend on the mesh.
       leaves: every leaf, in the order of the tree.
       root: 256 bits of all leaves, in hex.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+      >>> Receipt.from_json(made.to_json()) == made, made.seed, made.key
+      (True, 42, (0, 42))
     """
 
     name: str
@@ -167,6 +179,13 @@ def receipt(plan: Plan, key: Any, params: Any) -> Receipt:
     Raises:
       DigestError: a leaf without values, as ``select`` leaves them.
       TypeError: a key that the plan was not made for.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> params = shardinit.compile_plan(plan)(42)
+      >>> shardinit.receipt(plan, 42, params).root == shardinit.digest(params).root
+      True
     """
     found = params if isinstance(params, Digest) else digest(params)
     device = _device(params)
@@ -208,6 +227,14 @@ def verify_receipt(receipt: Receipt, params: Any) -> Digest:
     Raises:
       ReceiptMismatchError: leaves are missing or extra, or have another shape, dtype
         or value. Its ``differences`` name each of them.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+      >>> params = shardinit.compile_plan(plan)(42)
+      >>> receipt = shardinit.receipt(plan, 42, params)
+      >>> shardinit.verify_receipt(receipt, params).root == receipt.root
+      True
     """
     found = params if isinstance(params, Digest) else digest(params)
     differences = compare(receipt, found)
@@ -224,7 +251,15 @@ def verify_receipt(receipt: Receipt, params: Any) -> Digest:
 
 
 def compare(receipt: Receipt, found: Digest) -> list[str]:
-    """Every leaf that differs and how; empty if the weights are the receipt's."""
+    """Every leaf that differs and how; empty if the weights are the receipt's.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+      >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+      >>> compare(made, shardinit.digest({"w": jax.numpy.zeros((8, 32))}))
+      ["'w' has other values"]
+    """
     differences = []
     for leaf in receipt.leaves:
         if leaf.path not in found.leaves:

@@ -44,6 +44,14 @@ class CompiledPlan:
       plan: what was compiled.
       executables: one for each of ``plan.programs``.
       shardings: of each leaf, on devices.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
+      >>> compiled = shardinit.compile_plan(plan)
+      >>> first, second = compiled(0)["w"], compiled(jax.random.key(1))["w"]
+      >>> bool((first == second).all())
+      False
     """
 
     plan: Plan
@@ -172,6 +180,14 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
       ShardingError: the plan's mesh has no devices and none were given, or its shape
         differs from ``mesh``.
       FingerprintMismatchError: another process of the job planned something else.
+
+    Example:
+      >>> import jax, shardinit
+      >>> split, normal = jax.random.split, jax.random.normal
+      >>> init = lambda key: [normal(k, (8, 32)) for k in split(key, 9)]
+      >>> compiled = shardinit.compile_plan(shardinit.plan(init))
+      >>> len(compiled(0)), len(compiled.executables)
+      (9, 1)
     """
     shardings = on_devices(plan, mesh)
     agree(
@@ -358,6 +374,13 @@ def init(
 
     Returns:
       What ``fn(key)`` returns, sharded; its values equal ``jax.jit(fn)(key)``.
+
+    Example:
+      >>> import jax, shardinit
+      >>> init = lambda key: {"w": jax.random.normal(key, (64, 32))}
+      >>> params = shardinit.init(init, 42)
+      >>> bool((params["w"] == jax.jit(init)(jax.random.key(42))["w"]).all())
+      True
     """
     options = PlanOptions(
         mesh=mesh,

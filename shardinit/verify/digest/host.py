@@ -57,7 +57,12 @@ _SUB_BYTE = {
 
 
 def mix(x: Any) -> Any:
-    """MurmurHash3's 32-bit finalizer, on uint32 arrays of numpy or JAX."""
+    """MurmurHash3's 32-bit finalizer, on uint32 arrays of numpy or JAX.
+
+    Example:
+      >>> mix(np.array([1, 2], np.uint32))
+      array([1364076727,  821347078], dtype=uint32)
+    """
     x = x ^ (x >> np.uint32(16))
     x = x * np.uint32(0x85EBCA6B)
     x = x ^ (x >> np.uint32(13))
@@ -66,7 +71,12 @@ def mix(x: Any) -> Any:
 
 
 def axis_keys(axis: int) -> np.ndarray:
-    """The keys of an axis (0 is no axis, but the origin): uint32 ``(LANES,)``."""
+    """The keys of an axis (0 is no axis, but the origin): uint32 ``(LANES,)``.
+
+    Example:
+      >>> axis_keys(0).shape
+      (4,)
+    """
     numbers = np.arange(1, LANES + 1, dtype=np.uint32) + np.uint32(LANES * axis)
     return mix(numbers * GOLDEN)
 
@@ -78,6 +88,11 @@ def place_hash(low: Any, high: Any, keys: Any) -> Any:
       low: uint32, the coordinates' low words.
       high: uint32, their high words.
       keys: uint32, of that axis; broadcast against the coordinates.
+
+    Example:
+      >>> row = np.arange(3, dtype=np.uint32)
+      >>> place_hash(row, np.zeros_like(row), axis_keys(1)[:, None]).shape
+      (4, 3)
     """
     return mix((low ^ keys) + high) + mix((low + keys) ^ (high * GOLDEN))
 
@@ -86,6 +101,10 @@ def split_axes(shape: Sequence[int]) -> int:
     """How many leading axes are the rows; the others together are the columns.
 
     Columns should fill vectors and their hashes should stay small.
+
+    Example:
+      >>> split_axes((3, 1024, 256)), split_axes((1024, 2))
+      (2, 0)
     """
     first = max(len(shape) - 1, 0)
     while first and math.prod(shape[first:]) < 128:
@@ -106,6 +125,10 @@ def bits_of(window: np.ndarray) -> np.ndarray:
 
     Raises:
       DigestError: elements without bits of their own, such as objects and strings.
+
+    Example:
+      >>> bits_of(np.array([1.0, -0.0], np.float32))
+      array([1065353216, 2147483648], dtype=uint32)
     """
     dtype = window.dtype
     if dtype.kind in "OSUMmT" or dtype.fields is not None:
@@ -127,6 +150,12 @@ def window_sums(window: np.ndarray, start: Sequence[int]) -> np.ndarray:
     Args:
       window: the elements.
       start: where the window begins along each axis of the leaf.
+
+    Example:
+      >>> leaf = np.arange(6.0).reshape(2, 3)
+      >>> parts = window_sums(leaf[:1], (0, 0)) + window_sums(leaf[1:], (1, 0))
+      >>> bool((parts == window_sums(leaf, (0, 0))).all())
+      True
     """
     bits = bits_of(window)
     if not bits.size:
@@ -200,6 +229,10 @@ class Digest:
     Attributes:
       leaves: by path, 128 bits in hex, in the order of the tree.
       kinds: by path, the shape and the name of the dtype.
+
+    Example:
+      >>> digest_arrays({"b": np.zeros(2), "a": np.ones(3)}).kinds
+      {'b': ((2,), 'float64'), 'a': ((3,), 'float64')}
     """
 
     leaves: dict[str, str]
@@ -215,7 +248,12 @@ class Digest:
 
 
 def root_digest(leaves: Mapping[str, str]) -> str:
-    """256 bits in hex, of the digests of all leaves by path."""
+    """256 bits in hex, of the digests of all leaves by path.
+
+    Example:
+      >>> root_digest({"a": "00", "b": "01"}) == root_digest({"b": "01", "a": "00"})
+      True
+    """
     text = json.dumps([ALGORITHM, *sorted(leaves.items())])
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
@@ -223,7 +261,13 @@ def root_digest(leaves: Mapping[str, str]) -> str:
 def finish(
     leaves: Iterable[tuple[str, Sequence[int], Any, np.ndarray]],
 ) -> Digest:
-    """The digest of leaves, each as path, shape, dtype and sums."""
+    """The digest of leaves, each as path, shape, dtype and sums.
+
+    Example:
+      >>> sums = window_sums(np.ones(3), (0,))
+      >>> finish([("a", (3,), "float64", sums)]) == digest_arrays({"a": np.ones(3)})
+      True
+    """
     digests, kinds = {}, {}
     for path, shape, dtype, sums in leaves:
         kinds[path] = tuple(int(n) for n in shape), np.dtype(dtype).name
@@ -238,6 +282,13 @@ class Digester:
 
     Args:
       leaves: by path, the shape and the dtype of each leaf.
+
+    Example:
+      >>> digester = Digester({"a": ((4,), "float32")})
+      >>> digester.add("a", (2,), np.ones(2, np.float32))
+      >>> digester.add("a", (0,), np.ones(2, np.float32))
+      >>> digester.digest() == digest_arrays({"a": np.ones(4, np.float32)})
+      True
     """
 
     def __init__(self, leaves: Mapping[str, tuple[Sequence[int], Any]]):
@@ -374,6 +425,12 @@ def digest_windows(
 
     Raises:
       DigestError: windows that do not fit the leaves, or do not cover them.
+
+    Example:
+      >>> windows = [("a", (2,), np.ones(2)), ("a", (0,), np.ones(2))]
+      >>> found = digest_windows({"a": ((4,), float)}, windows)
+      >>> found == digest_arrays({"a": np.ones(4)})
+      True
     """
     digester = Digester(leaves)
     for path, start, window in windows:
@@ -382,7 +439,12 @@ def digest_windows(
 
 
 def digest_arrays(arrays: Mapping[str, np.ndarray]) -> Digest:
-    """The digest of numpy arrays by path, without JAX."""
+    """The digest of numpy arrays by path, without JAX.
+
+    Example:
+      >>> len(digest_arrays({"a": np.ones(3)}).root)
+      64
+    """
     leaves = {path: (array.shape, array.dtype) for path, array in arrays.items()}
     whole = ((path, (0,) * array.ndim, array) for path, array in arrays.items())
     return digest_windows(leaves, whole)
