@@ -101,6 +101,13 @@ class InitFn:
       draws_on_host: NumPy's or Python's random state moved while the front end traced
         the function.
       again: makes the init function anew, from the user's own code.
+
+    Example:
+      >>> import jax, shardinit
+      >>> draw = lambda key: {"w": jax.random.normal(key, (8, 32))}
+      >>> fn = shardinit.InitFn(draw, axes={"w": ("embed", "mlp")}, name="mine")
+      >>> shardinit.plan(fn).name
+      'mine'
     """
 
     fn: Callable[[jax.Array], Any]

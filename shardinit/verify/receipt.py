@@ -84,7 +84,12 @@ _LEAF_FIELDS: dict[str, Callable[[Any], bool]] = {
 
 @dataclass(frozen=True)
 class LeafReceipt:
-    """What a receipt says of one leaf: its kind, and 128 bits of its values in hex."""
+    """What a receipt says of one leaf: its kind, and 128 bits of its values in hex.
+
+    Example:
+      >>> LeafReceipt("w", (8, 32), "float32", "00" * 16).shape
+      (8, 32)
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -115,6 +120,13 @@ class Receipt:
       kept: paths of leaves that were restored or given and not made by the function.
       seal: 256 bits of all that the receipt says, in hex; None for a receipt of format
         1, which has none.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+      >>> Receipt.from_json(made.to_json()) == made, made.seed, made.key
+      (True, 42, (0, 42))
     """
 
     name: str
@@ -266,6 +278,13 @@ def receipt(plan: Plan, key: KeyLike, params: Any, *, kept: Select = ()) -> Rece
       DigestError: a leaf without values, as ``select`` leaves them.
       ReceiptMismatchError: the weights are not those of the plan at the key.
       TypeError: a key that the plan was not made for.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> params = shardinit.compile_plan(plan)(42)
+      >>> shardinit.receipt(plan, 42, params).root == shardinit.digest(params).root
+      True
     """
     found = params if isinstance(params, Digest) else digest(params)
     device = _device(params)
@@ -316,6 +335,14 @@ def verify_receipt(receipt: Receipt, params: Any) -> Digest:
     Raises:
       ReceiptMismatchError: leaves are missing or extra, or have another shape, dtype
         or value. Its ``differences`` name each of them.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+      >>> params = shardinit.compile_plan(plan)(42)
+      >>> receipt = shardinit.receipt(plan, 42, params)
+      >>> shardinit.verify_receipt(receipt, params).root == receipt.root
+      True
     """
     found = params if isinstance(params, Digest) else digest(params)
     differences = compare(receipt, found)
@@ -332,7 +359,15 @@ def verify_receipt(receipt: Receipt, params: Any) -> Digest:
 
 
 def compare(receipt: Receipt, found: Digest) -> list[str]:
-    """Every leaf that differs and how; empty if the weights are the receipt's."""
+    """Every leaf that differs and how; empty if the weights are the receipt's.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+      >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+      >>> compare(made, shardinit.digest({"w": jax.numpy.zeros((8, 32))}))
+      ["'w' has other values"]
+    """
     differences = []
     for leaf in receipt.leaves:
         if leaf.path not in found.leaves:

@@ -62,6 +62,14 @@ def init_missing(
     Raises:
       StructureMismatchError: a leaf that ``fn`` does not have, another dtype, or
         another shape that ``grow`` does not allow.
+
+    Example:
+      >>> import jax, shardinit
+      >>> init = lambda key: dict.fromkeys(("old", "new"), jax.random.normal(key, (8,)))
+      >>> restored = {"old": jax.numpy.zeros((8,))}
+      >>> whole = shardinit.init_missing(restored, init, 0)
+      >>> sorted(whole), whole["old"] is restored["old"]
+      (['new', 'old'], True)
     """
     root = as_key(key)
     options = PlanOptions(mesh=mesh, rules=rules, out_shardings=out_shardings)
