@@ -30,6 +30,7 @@ from shardinit.core.plan.leaves import gather_results, leaf_infos
 from shardinit.core.program import format_1
 from shardinit.core.program.codec import read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
+from shardinit.core.program.trial import try_in_process
 from shardinit.errors import ProgramFormatError
 from shardinit.files import write_file
 from shardinit.v1 import program_pb2 as pb
@@ -106,8 +107,12 @@ class InitProgram:
         ).SerializeToString(deterministic=True)
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> InitProgram:
+    def from_bytes(cls, data: bytes, *, untrusted: bool = False) -> InitProgram:
         """Reads an envelope and checks all that can be checked without running it.
+
+        Args:
+          data: what ``to_bytes`` gave.
+          untrusted: somebody may have made it who wants harm: see ``load_program``.
 
         Raises:
           ProgramFormatError: another format version, a wrong digest, a content that
@@ -137,6 +142,8 @@ class InitProgram:
         program = cls(content, envelope.format)
         _check_version(program.jax_version)
         check_convention(program.message.calling_convention)
+        if untrusted:
+            try_in_process(data)
         _check_functions(program.as_cut())
         return program
 
@@ -246,8 +253,16 @@ def _check_version(producer: str) -> None:
         )
 
 
-def load_program(path: str | os.PathLike[str]) -> InitProgram:
+def load_program(
+    path: str | os.PathLike[str], *, untrusted: bool = False
+) -> InitProgram:
     """Reads a program that ``InitProgram.save`` wrote.
+
+    Args:
+      path: the file.
+      untrusted: the file comes from somebody who may want harm. Its functions are
+        compiled in a process of their own first, which takes some seconds: an altered
+        module can end the process that parses it, whatever its digests say.
 
     Raises:
       ProgramFormatError: the file is no init program that may be run here.
@@ -263,7 +278,7 @@ def load_program(path: str | os.PathLike[str]) -> InitProgram:
       True
     """
     with open(path, "rb") as file:
-        return InitProgram.from_bytes(file.read())
+        return InitProgram.from_bytes(file.read(), untrusted=untrusted)
 
 
 def export_plan(fn: Any) -> InitProgram:

@@ -118,7 +118,7 @@ class ModelCache:
           SpecError: it is damaged, of a newer JAX, or beyond the limits.
         """
         try:
-            program = InitProgram.from_bytes(data)
+            program = InitProgram.from_bytes(data, untrusted=True)
         except ProgramFormatError as error:
             raise SpecError("program", [("chunk.data", str(error))]) from error
         shapes = [tuple(leaf.shape) for leaf in program.message.leaves]
