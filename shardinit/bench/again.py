@@ -30,8 +30,9 @@ _LAYERS, _QUICK_LAYERS = 64, 2
 def _compile(layers: int, devices: int, folder: str) -> Figures:
     import jax
 
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
 
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", folder)
@@ -39,9 +40,9 @@ def _compile(layers: int, devices: int, folder: str) -> Figures:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     mesh = subjects.mesh(devices)
     init_fn = subjects.narrow(layers)
-    plan = shardinit.plan(init_fn, mesh=mesh, rules=subjects.RULES)
+    plan = make_plan(init_fn, mesh=mesh, rules=subjects.RULES)
     begin = time.perf_counter()
-    exe = shardinit.compile_plan(plan)
+    exe = compile_plan(plan)
     return {
         "seconds": time.perf_counter() - begin,
         "programs": len(exe.executables),
@@ -64,21 +65,24 @@ def second(layers: int, devices: int, folder: str) -> Figures:
 def _start(layers: int, devices: int, folder: str, with_executables: bool) -> Figures:
     import jax
 
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.program.program import load_program
+    from shardinit.core.run.compile import compile_plan
+    from shardinit.storage.executables import load_executables
 
     del layers  # the program has them
     mesh = subjects.mesh(devices)
     digest = (Path(folder) / "sha256").read_text()
     begin = time.perf_counter()
-    program = shardinit.load_program(Path(folder) / "program")
-    plan = shardinit.plan(program, mesh=mesh, rules=subjects.RULES)
+    program = load_program(Path(folder) / "program")
+    plan = make_plan(program, mesh=mesh, rules=subjects.RULES)
     planned = time.perf_counter()
     if with_executables:
         path = Path(folder) / "executables"
-        compiled = shardinit.load_executables(path, plan, sha256=digest)
+        compiled = load_executables(path, plan, sha256=digest)
     else:
-        compiled = shardinit.compile_plan(plan)
+        compiled = compile_plan(plan)
     ready = time.perf_counter()
     jax.block_until_ready(compiled.leaves(0))
     return {
@@ -90,16 +94,18 @@ def _start(layers: int, devices: int, folder: str, with_executables: bool) -> Fi
 
 def save(layers: int, devices: int, folder: str) -> Figures:
     """Writes a program and its executables, for the sides that start from them."""
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.program.program import export_plan
+    from shardinit.storage.executables import save_executables
 
     Path(folder).mkdir()
-    program = shardinit.export_plan(subjects.narrow(layers))
+    program = export_plan(subjects.narrow(layers))
     program.save(Path(folder) / "program")
     mesh = subjects.mesh(devices)
-    plan = shardinit.plan(program, mesh=mesh, rules=subjects.RULES)
+    plan = make_plan(program, mesh=mesh, rules=subjects.RULES)
     path = Path(folder) / "executables"
-    (Path(folder) / "sha256").write_text(shardinit.save_executables(plan, path))
+    (Path(folder) / "sha256").write_text(save_executables(plan, path))
     return {"bytes": path.stat().st_size}
 
 

@@ -45,14 +45,12 @@ def _time(layers: int, devices: int, init: Any) -> Figures:
 
 def ours(layers: int, devices: int) -> Figures:
     """``shardinit.init``: cut, plan, compile, run."""
-    import shardinit
+    from shardinit.core.run.compile import init
 
     return _time(
         layers,
         devices,
-        lambda subject, key: shardinit.init(
-            subject.fn, key, out_shardings=subject.shardings
-        ),
+        lambda subject, key: init(subject.fn, key, out_shardings=subject.shardings),
     )
 
 

@@ -44,9 +44,9 @@ def ours(parameters: int) -> Figures:
     """Times each step on one tree."""
     import jax
 
-    import shardinit
     from shardinit import deferred
     from shardinit.bench import subjects
+    from shardinit.core.plan.plan import plan as make_plan
 
     def weight(name: str) -> deferred.UninitializedParameter[jax.Array]:
         def draw(key: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def ours(parameters: int) -> Figures:
     deferred.check_no_duplicated_parameters(model)
     lap("names")
     init_fn = deferred.init_fn(model, wide_names=True)
-    plan = shardinit.plan(init_fn, mesh=subjects.abstract_mesh(16, 4))
+    plan = make_plan(init_fn, mesh=subjects.abstract_mesh(16, 4))
     lap("plan")
     deferred.add_parameter_prefix("model", model)
     lap("rename")

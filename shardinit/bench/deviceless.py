@@ -46,15 +46,17 @@ def _prepared(topology: str, layers: int) -> tuple[Any, Any]:
 
 def ours(topology: str, layers: int) -> Figures:
     """``shardinit.plan`` and ``compile_plan``."""
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.init_fn import InitFn
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
 
     init, mesh = _prepared(topology, layers)
     fn = init.fn
-    new = shardinit.InitFn(lambda key: fn(key), axes=init.axes)
+    new = InitFn(lambda key: fn(key), axes=init.axes)
     begin = time.perf_counter()
-    plan = shardinit.plan(new, mesh=mesh, rules=subjects.RULES)
-    compiled = shardinit.compile_plan(plan)
+    plan = make_plan(new, mesh=mesh, rules=subjects.RULES)
+    compiled = compile_plan(plan)
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "programs": len(compiled.executables)}
 
@@ -63,12 +65,12 @@ def jit(topology: str, layers: int) -> Figures:
     """``jax.jit(init, out_shardings)``, lowered and compiled."""
     import jax
 
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.plan.plan import plan as make_plan
 
     init, mesh = _prepared(topology, layers)
     fn = init.fn
-    plan = shardinit.plan(init, mesh=mesh, rules=subjects.RULES)
+    plan = make_plan(init, mesh=mesh, rules=subjects.RULES)
     places = jax.tree.unflatten(plan.cut.tree, [x.sharding for x in plan.leaves])
     own = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     key = jax.eval_shape(lambda: jax.random.key(0))

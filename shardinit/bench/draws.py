@@ -44,14 +44,15 @@ def ours(name: str, rows: int, devices: int) -> Figures:
     """A compiled plan of one leaf over all devices, in float32."""
     import jax
 
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
 
     init = jax.nn.initializers
     fn = {"normal": init.normal(), "truncated normal": init.truncated_normal()}[name]
     mesh = subjects.mesh(len(jax.devices()))
-    plan = shardinit.plan(lambda key: fn(key, (rows, _COLUMNS)), mesh=mesh)
-    exe = shardinit.compile_plan(plan)
+    plan = make_plan(lambda key: fn(key, (rows, _COLUMNS)), mesh=mesh)
+    exe = compile_plan(plan)
 
     def run() -> Any:
         return jax.block_until_ready(exe(0))

@@ -39,21 +39,23 @@ def digest(layers: int, devices: int) -> Figures:
     """``shardinit.digest`` of TinyLlama in float32 and its initialisation, in turns."""
     import jax
 
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
+    from shardinit.verify.digest.devices import digest as digest_params
 
     init_fn = subjects.tinyllama(layers)
-    plan = shardinit.plan(
+    plan = make_plan(
         init_fn.fn, out_shardings=subjects.subject(init_fn, devices).shardings
     )
-    compiled = shardinit.compile_plan(plan)
-    shardinit.digest(compiled(0))  # compiles
+    compiled = compile_plan(plan)
+    digest_params(compiled(0))  # compiles
     times: dict[str, list[float]] = {"init_seconds": [], "seconds": []}
     for seed in range(_TURNS):
         begin = time.perf_counter()
         params = jax.block_until_ready(compiled(seed))
         made = time.perf_counter()
-        shardinit.digest(params)
+        digest_params(params)
         times["seconds"].append(time.perf_counter() - made)
         times["init_seconds"].append(made - begin)
         del params
@@ -88,14 +90,14 @@ def digest_rows(bench: Bench) -> Iterator[Row]:
 
 def checkpoint(config: str, layers: int, max_memory: str) -> Figures:
     """``storage.safetensors.write`` of a model in bfloat16 that is nowhere whole."""
-    import shardinit
+    from shardinit.core.run.lazy import open as open_lazy
     from shardinit.models import ModelSpec, build, example_config
     from shardinit.storage import safetensors
 
     settings = {**example_config(config), "param_dtype": "bfloat16"}
     if layers:
         settings["num_hidden_layers"] = layers
-    lazy = shardinit.open(build(ModelSpec("decoder", settings)).fn, 0)
+    lazy = open_lazy(build(ModelSpec("decoder", settings)).fn, 0)
     with tempfile.TemporaryDirectory(prefix="shardinit-bench-") as folder:
         begin = time.perf_counter()
         safetensors.write(Path(folder) / "out", lazy, max_memory=max_memory)

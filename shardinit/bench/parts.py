@@ -36,17 +36,18 @@ def window(shape: list[int], window: list[int]) -> Figures:
     """``LazyArray.read`` of a window; the second one, at another place."""
     import jax
 
-    import shardinit
+    from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.run.lazy import executable
+    from shardinit.core.run.lazy import open as open_lazy
 
     fn = jax.nn.initializers.lecun_normal()
-    lazy = shardinit.open(lambda key: fn(key, tuple(shape)), 0)[""]
+    lazy = open_lazy(lambda key: fn(key, tuple(shape)), 0)[""]
     lazy.read((0, 0), tuple(window))
     start = tuple(n - w for n, w in zip(shape, window, strict=True))
     begin = time.perf_counter()
     lazy.read(start, tuple(window))
     end = time.perf_counter()
-    (program,) = shardinit.plan(lambda key: fn(key, tuple(shape))).cut.programs
+    (program,) = make_plan(lambda key: fn(key, tuple(shape))).cut.programs
     run: Any = executable(program, (tuple(window),), jax.devices()[0])
     temporaries = run.memory_analysis().temp_size_in_bytes
     return {"seconds": end - begin, "temporary_bytes": temporaries}
@@ -118,16 +119,17 @@ def complete(layers: int, lacking: int) -> Figures:
     """``init_missing`` of a tree that lacks some of its layers; compiled before."""
     import jax
 
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.run.compile import init
+    from shardinit.core.run.missing import init_missing
 
     fn = _model(layers)
     mesh = subjects.mesh(8)
-    tree = shardinit.init(fn, 0, mesh=mesh)
+    tree = init(fn, 0, mesh=mesh)
     for number in range(lacking):
         del tree[f"layer_{number}"]
     begin = time.perf_counter()
-    jax.block_until_ready(shardinit.init_missing(tree, fn, 0, mesh=mesh))
+    jax.block_until_ready(init_missing(tree, fn, 0, mesh=mesh))
     return {"seconds": time.perf_counter() - begin}
 
 
@@ -159,13 +161,14 @@ def missing_rows(bench: Bench) -> Iterator[Row]:
 
 def program(config: str) -> Figures:
     """``export_plan`` of an example's config."""
-    import shardinit
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.program.program import export_plan
     from shardinit.models import ModelSpec, build, example_config
 
     init_fn = build(ModelSpec("decoder", example_config(config)))
-    plan = shardinit.plan(init_fn)
+    plan = make_plan(init_fn)
     begin = time.perf_counter()
-    size = len(shardinit.export_plan(plan).to_bytes())
+    size = len(export_plan(plan).to_bytes())
     end = time.perf_counter()
     return {
         "kilobytes": size / 1e3,

@@ -64,11 +64,11 @@ def _init(layers: int, width: int) -> Any:
 
 def ours(layers: int, width: int) -> Figures:
     """``shardinit.init``."""
-    import shardinit
+    from shardinit.core.run.compile import init
 
     place = _sharded()
     fn = _init(layers, width)
-    return _time(lambda: shardinit.init(fn, 0, out_shardings=place))
+    return _time(lambda: init(fn, 0, out_shardings=place))
 
 
 def by_jit(layers: int, width: int) -> Figures:

@@ -29,8 +29,8 @@ _MESH = (16, 4)  # data x model
 
 def ours(layers: int, experts: int) -> Figures:
     """``shardinit.models.build`` and ``shardinit.plan``."""
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.plan.plan import plan as make_plan
     from shardinit.models import ModelSpec, build
 
     config = {
@@ -46,7 +46,7 @@ def ours(layers: int, experts: int) -> Figures:
     begin = time.perf_counter()
     init_fn = build(ModelSpec("decoder", config))
     built = time.perf_counter()
-    plan = shardinit.plan(init_fn, mesh=mesh, rules=rules)
+    plan = make_plan(init_fn, mesh=mesh, rules=rules)
     end = time.perf_counter()
     return {
         "seconds": end - begin,

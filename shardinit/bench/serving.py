@@ -35,14 +35,14 @@ def in_process(layers: int, devices: int) -> Figures:
     """Build, plan, compile and run here."""
     import jax
 
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.core.run.compile import init
     from shardinit.models import build
 
     mesh = subjects.mesh(devices)
     spec = subjects.narrow_spec(layers)
     begin = time.perf_counter()
-    params = shardinit.init(build(spec), 0, mesh=mesh, rules=subjects.RULES)
+    params = init(build(spec), 0, mesh=mesh, rules=subjects.RULES)
     jax.block_until_ready(params)
     return {"seconds": time.perf_counter() - begin}
 
@@ -51,17 +51,17 @@ def by_client(layers: int, devices: int) -> Figures:
     """Ask a server that has the program, then compile and run here."""
     import jax
 
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.service.client.client import connect
 
     mesh, spec = subjects.mesh(devices), subjects.narrow_spec(layers)
     with server() as (address, _), tempfile.TemporaryDirectory() as folder:
-        with shardinit.connect(address, cache_dir=f"{folder}/other") as other:
+        with connect(address, cache_dir=f"{folder}/other") as other:
             begin = time.perf_counter()
             other.program(spec)
             first = time.perf_counter() - begin
         begin = time.perf_counter()
-        with shardinit.connect(address, cache_dir=f"{folder}/mine") as client:
+        with connect(address, cache_dir=f"{folder}/mine") as client:
             params = client.init(spec, 0, mesh=mesh, rules=subjects.RULES)
         jax.block_until_ready(params)
         return {"seconds": time.perf_counter() - begin, "first_program_seconds": first}
@@ -97,8 +97,8 @@ def init_rows(bench: Bench) -> Iterator[Row]:
 
 def load(layers: int, clients: int, seconds: float) -> Figures:
     """Latency of DescribeModel for one client, alone and among others."""
-    import shardinit
     from shardinit.bench import subjects
+    from shardinit.service.client.client import connect
 
     spec, failures, done = subjects.narrow_spec(layers), [], threading.Event()
     counts = [0] * clients
@@ -124,7 +124,7 @@ def load(layers: int, clients: int, seconds: float) -> Figures:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         address, _ = stack.enter_context(server())
         made = [
-            stack.enter_context(shardinit.connect(address, cache_dir=folder))
+            stack.enter_context(connect(address, cache_dir=folder))
             for _ in range(clients + 1)
         ]
         for client in made:

@@ -58,11 +58,12 @@ def _time(layers: int, devices: int, prepare: Callable[[Any], Any]) -> Figures:
 
 def ours(layers: int, devices: int) -> Figures:
     """A ``CompiledPlan``, called twice."""
-    import shardinit
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
 
     def prepare(subject: Any) -> Any:
-        plan = shardinit.plan(subject.fn, out_shardings=subject.shardings)
-        return shardinit.compile_plan(plan)
+        plan = make_plan(subject.fn, out_shardings=subject.shardings)
+        return compile_plan(plan)
 
     return _time(layers, devices, prepare)
 

@@ -31,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
+app.command(context_settings={"auto_envvar_prefix": serving.PREFIX})(serving.serve)
 app.command()(serving.health)
 app.command()(programs.export)
 app.command("compile")(programs.compile_for_here)
@@ -95,12 +95,12 @@ def plan(
     devices.on_cpu()
     arguments.load_modules(models or [])
     spec = arguments.read_spec(config, model)
-    import shardinit
     from shardinit.cli import tables
+    from shardinit.core.plan.plan import plan as make_plan
     from shardinit.models import build
 
     warnings.simplefilter("ignore", FindingsWarning)  # the table ends with them
-    made = shardinit.plan(
+    made = make_plan(
         build(spec),
         mesh=arguments.abstract_mesh(wanted),
         rules=arguments.parse_rules(rules),
@@ -143,15 +143,16 @@ def audit(
     devices.on_cpu()
     arguments.load_modules(models or [])
     spec = arguments.read_spec(config, model)
-    import shardinit
+    from shardinit.core.plan.plan import plan as make_plan
     from shardinit.models import build
+    from shardinit.verify.audit.audit import audit as audit_plan
 
-    made = shardinit.plan(
+    made = make_plan(
         build(spec),
         mesh=arguments.abstract_mesh(axes),
         rules=arguments.parse_rules(rules),
     )
-    report = shardinit.audit(made, topology)
+    report = audit_plan(made, topology)
     print(json.dumps(report.to_data(), indent=1) if as_json else report)
     if not report.ok:
         raise typer.Exit(1)

@@ -175,15 +175,17 @@ def _write_windows(
     max_memory: str | None,
     max_shard_size: str | None,
 ) -> None:
-    import shardinit
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.lazy import open as open_lazy
     from shardinit.storage import safetensors
     from shardinit.storage.layout import parse_size
     from shardinit.verify.digest.devices import Digester
+    from shardinit.verify.receipt import receipt as make_receipt
 
     memory = parse_size(max_memory or "1GiB", "--max-memory")
     shard = parse_size(max_shard_size or "5GB", "--max-shard-size")
-    plan = shardinit.plan(fn)
-    lazy = shardinit.open(plan, seed, memory_limit=memory)
+    plan = make_plan(fn)
+    lazy = open_lazy(plan, seed, memory_limit=memory)
     digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
     with progress("write") as report:
         advance = counted(report, lazy.nbytes)
@@ -193,7 +195,7 @@ def _write_windows(
             advance(window.nbytes)
 
         def before_publish() -> None:
-            shardinit.receipt(plan, seed, digester.digest()).save(beside)
+            make_receipt(plan, seed, digester.digest()).save(beside)
 
         safetensors.write(
             target,
@@ -216,18 +218,21 @@ def _write_arrays(
     executables: str | None,
     sha256: str | None,
 ) -> None:
-    import shardinit
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
     from shardinit.storage import orbax
+    from shardinit.storage.executables import load_executables
+    from shardinit.verify.receipt import receipt as make_receipt
 
     orbax.check_free(target)
     mesh = devices.real_mesh(axes or {"device": 1})
-    plan = shardinit.plan(fn, mesh=mesh, rules=rules)
+    plan = make_plan(fn, mesh=mesh, rules=rules)
     if executables is None or sha256 is None:
-        compiled = shardinit.compile_plan(plan)
+        compiled = compile_plan(plan)
     else:
-        compiled = shardinit.load_executables(executables, plan, sha256=sha256)
+        compiled = load_executables(executables, plan, sha256=sha256)
     params = compiled(seed)
-    receipt = shardinit.receipt(plan, seed, params)
+    receipt = make_receipt(plan, seed, params)
     orbax.save(target, params)
     receipt.save(beside)
     _say(target, beside, receipt.root)

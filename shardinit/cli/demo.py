@@ -73,11 +73,11 @@ def _show_plan(config: str) -> None:
     from shardinit.cli import arguments, tables
 
     spec = arguments.read_spec(config)
-    import shardinit
+    from shardinit.core.plan.plan import plan as make_plan
     from shardinit.models import build
 
     rules = arguments.parse_rules(RULES)
-    tables.print_plan(shardinit.plan(build(spec), mesh=demo_mesh(), rules=rules))
+    tables.print_plan(make_plan(build(spec), mesh=demo_mesh(), rules=rules))
 
 
 @contextmanager

@@ -75,13 +75,14 @@ def compile_for_here(
 
     axes = arguments.parse_mesh(mesh)
     devices.simulate_where_asked(axes)
-    import shardinit
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.storage.executables import save_executables
 
     fn = arguments.read_source(source, model, models or [])
-    plan = shardinit.plan(
+    plan = make_plan(
         fn, mesh=devices.real_mesh(axes), rules=arguments.parse_rules(rules)
     )
-    digest = shardinit.save_executables(plan, out)
+    digest = save_executables(plan, out)
     print(f"{out}: {len(plan.programs)} programs, {os.path.getsize(out):,} bytes")
     print(f"sha256 {digest}")
 
@@ -108,11 +109,11 @@ def read(
     devices.on_cpu()
     import numpy as np
 
-    import shardinit
     from shardinit.cli import arguments
+    from shardinit.core.run.lazy import open as open_lazy
 
     index = parse_window(window)
-    lazy = shardinit.open(
+    lazy = open_lazy(
         arguments.read_source(source, model, models or []), seed, memory_limit=limit
     )
     if path is None:

@@ -140,8 +140,8 @@ class DecoderConfig:
         family = config.get("model_type")
         if family not in FAMILIES:
             known = ", ".join(FAMILIES)
-            came = "missing" if family is None else f"{family!r} is unknown"
-            fault("model_type", f"{came}; one of {known}{close_to(family, FAMILIES)}")
+            got = "missing" if family is None else f"{family!r} is unknown"
+            fault("model_type", f"{got}; one of {known}{close_to(family, FAMILIES)}")
             family = None
         values = read_values(config, family, fault)
         refuse_unknown(config, family, fault)

@@ -169,9 +169,9 @@ def load_executables(
     manifest, entries = _parse(where, _read(where, path, sha256))
     for name, remedy in _FACTS.items():
         if manifest.get(name) != facts[name]:
-            came, wanted = _differ(manifest.get(name), facts[name])
+            got, wanted = _differ(manifest.get(name), facts[name])
             raise ExecutablesError(
-                where, f"made for the {name} {came}", f"what is here, {wanted}", remedy
+                where, f"made for the {name} {got}", f"what is here, {wanted}", remedy
             )
     events: list[str] = []
 
@@ -213,8 +213,11 @@ def _facts(plan: Plan, mesh: Mesh | None) -> dict[str, Any]:
     placed_on: Any = shardings[0].mesh
     device = placed_on.devices.flat[0]
     exported = isinstance(plan.programs[0].program, ExportedProgram)
+    bound = mesh is not None
     placed = [
-        f"{sharding.spec} {sharding.memory_kind}" if leaf.selected else None
+        f"{sharding.spec} {sharding.memory_kind} {bound or leaf.sharding is not None}"
+        if leaf.selected
+        else None
         for leaf, sharding in zip(plan.leaves, shardings, strict=True)
     ]
     described = repr((plan.whole_mode, placed)).encode()
@@ -233,13 +236,13 @@ def _facts(plan: Plan, mesh: Mesh | None) -> dict[str, Any]:
     }
 
 
-def _differ(came: Any, expected: Any) -> tuple[str, str]:
+def _differ(got: Any, expected: Any) -> tuple[str, str]:
     """Of two lists what only one has; everything else as it is."""
-    if not (isinstance(came, list) and isinstance(expected, list)):
-        return repr(came), repr(expected)
+    if not (isinstance(got, list) and isinstance(expected, list)):
+        return repr(got), repr(expected)
     more = (
-        [x for x in came if x not in expected],
-        [x for x in expected if x not in came],
+        [x for x in got if x not in expected],
+        [x for x in expected if x not in got],
     )
     first, second = (f"with {' '.join(map(str, x)) or 'nothing more'}" for x in more)
     return first, second

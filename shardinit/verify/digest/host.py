@@ -31,13 +31,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from shardinit.errors import DigestError
+
+if TYPE_CHECKING:
+    import jax
+
+Words = TypeVar("Words", np.ndarray, "jax.Array")
 
 ALGORITHM = "shardinit-mix128-1"
 LANES = 4
@@ -56,7 +62,7 @@ _SUB_BYTE = {
 }
 
 
-def mix(x: Any) -> Any:
+def mix(x: Words) -> Words:
     """MurmurHash3's 32-bit finalizer, on uint32 arrays of numpy or JAX.
 
     Example:
@@ -81,7 +87,7 @@ def axis_keys(axis: int) -> np.ndarray:
     return mix(numbers * GOLDEN)
 
 
-def place_hash(low: Any, high: Any, keys: Any) -> Any:
+def place_hash(low: Words, high: Words, keys: Words | np.ndarray) -> Words:
     """The hash of coordinates along one axis.
 
     Args:
@@ -231,8 +237,8 @@ class Digest:
       kinds: by path, the shape and the name of the dtype.
 
     Example:
-      >>> digest_arrays({"b": np.zeros(2), "a": np.ones(3)}).kinds
-      {'b': ((2,), 'float64'), 'a': ((3,), 'float64')}
+      >>> finish([("a", (3,), "float64", window_sums(np.ones(3), (0,)))]).kinds
+      {'a': ((3,), 'float64')}
     """
 
     leaves: dict[str, str]
@@ -259,14 +265,14 @@ def root_digest(leaves: Mapping[str, str]) -> str:
 
 
 def finish(
-    leaves: Iterable[tuple[str, Sequence[int], Any, np.ndarray]],
+    leaves: Iterable[tuple[str, Sequence[int], DTypeLike, np.ndarray]],
 ) -> Digest:
     """The digest of leaves, each as path, shape, dtype and sums.
 
     Example:
       >>> sums = window_sums(np.ones(3), (0,))
-      >>> finish([("a", (3,), "float64", sums)]) == digest_arrays({"a": np.ones(3)})
-      True
+      >>> len(finish([("a", (3,), "float64", sums)]).leaves["a"]) * 4  # bits
+      128
     """
     digests, kinds = {}, {}
     for path, shape, dtype, sums in leaves:
@@ -287,18 +293,18 @@ class Digester:
       >>> digester = Digester({"a": ((4,), "float32")})
       >>> digester.add("a", (2,), np.ones(2, np.float32))
       >>> digester.add("a", (0,), np.ones(2, np.float32))
-      >>> digester.digest() == digest_arrays({"a": np.ones(4, np.float32)})
+      >>> sums = window_sums(np.ones(4, np.float32), (0,))
+      >>> digester.digest() == finish([("a", (4,), "float32", sums)])
       True
     """
 
-    def __init__(self, leaves: Mapping[str, tuple[Sequence[int], Any]]):
+    def __init__(self, leaves: Mapping[str, tuple[Sequence[int], DTypeLike]]):
         self._shapes = {
             path: tuple(int(n) for n in shape) for path, (shape, _) in leaves.items()
         }
         self._dtypes = {path: np.dtype(dtype) for path, (_, dtype) in leaves.items()}
         self._sums = {path: np.zeros(LANES, np.uint32) for path in leaves}
         self._seen = dict.fromkeys(leaves, 0)
-        self._rest = dict.fromkeys(leaves, b"")
 
     def add(self, path: str, start: Sequence[int], window: np.ndarray) -> None:
         """Adds a window of a leaf.
@@ -311,16 +317,9 @@ class Digester:
         Raises:
           DigestError: an unknown leaf, or a window that does not lie in it.
         """
-        self._add(path, start, window, self._window_sums)
-
-    def _add(
-        self,
-        path: str,
-        start: Sequence[int],
-        window: np.ndarray,
-        sums: Callable[[np.ndarray, Sequence[int]], np.ndarray],
-    ) -> None:
-        shape = self._shape(path)
+        if path not in self._shapes:
+            raise DigestError(f"leaf {path!r}", "it is not known", "a leaf of the tree")
+        shape = self._shapes[path]
         if window.dtype != self._dtypes[path]:
             raise DigestError(
                 f"leaf {path!r}",
@@ -337,33 +336,8 @@ class Digester:
                 f"a window of shape {window.shape} at {tuple(start)}",
                 f"one inside {shape}",
             )
-        self._sums[path] += sums(window, start)
+        self._sums[path] += self._window_sums(window, start)
         self._seen[path] += window.size
-
-    def feed(self, path: str, data: bytes | memoryview) -> None:
-        """Adds the next bytes of a leaf that comes as a row-major stream.
-
-        Chunks may end anywhere, in the middle of an element too. A leaf is fed or has
-        windows added, not both. Elements below a byte are fed one a byte.
-
-        Raises:
-          DigestError: an unknown leaf, or more bytes than it has.
-        """
-        shape, dtype = self._shape(path), self._dtypes[path]
-        data = self._rest[path] + bytes(data) if self._rest[path] else data
-        count = len(data) // dtype.itemsize
-        self._rest[path] = bytes(data[count * dtype.itemsize :])
-        if self._seen[path] + count > math.prod(shape):
-            raise DigestError(
-                f"leaf {path!r}",
-                "more bytes than it has",
-                f"{math.prod(shape)} x {dtype.itemsize}",
-            )
-        flat = np.frombuffer(data, dtype, count)
-        for start, size in _boxes(shape, self._seen[path], count):
-            taken = math.prod(size)
-            self._add(path, start, flat[:taken].reshape(size), window_sums)
-            flat = flat[taken:]
 
     def digest(self) -> Digest:
         """The digest of all leaves.
@@ -372,7 +346,7 @@ class Digester:
           DigestError: a leaf of which not every element was added.
         """
         for path, shape in self._shapes.items():
-            if self._seen[path] != math.prod(shape) or self._rest[path]:
+            if self._seen[path] != math.prod(shape):
                 raise DigestError(
                     f"leaf {path!r}",
                     f"{self._seen[path]:,} elements were added",
@@ -383,68 +357,5 @@ class Digester:
             for path, shape in self._shapes.items()
         )
 
-    def _shape(self, path: str) -> tuple[int, ...]:
-        if path not in self._shapes:
-            raise DigestError(f"leaf {path!r}", "it is not known", "a leaf of the tree")
-        return self._shapes[path]
-
     def _window_sums(self, window: np.ndarray, start: Sequence[int]) -> np.ndarray:
         return window_sums(window, start)
-
-
-def _boxes(
-    shape: Sequence[int], first: int, count: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """The row-major range [first, first + count) as boxes: (start, size), in order."""
-    while count:
-        # The widest box that begins here: as many trailing axes as begin and fit.
-        axis, stride = len(shape), 1
-        while axis and first % (stride * shape[axis - 1]) == 0:
-            if stride * shape[axis - 1] > count:
-                break
-            stride *= shape[axis - 1]
-            axis -= 1
-        place = [int(n) for n in np.unravel_index(first, shape)] if shape else []
-        size = [*[1] * axis, *shape[axis:]]
-        if axis:  # several of them along the next axis
-            size[axis - 1] = min(count // stride, shape[axis - 1] - place[axis - 1])
-        taken = math.prod(size)
-        yield place, size
-        first, count = first + taken, count - taken
-
-
-def digest_windows(
-    leaves: Mapping[str, tuple[Sequence[int], Any]],
-    windows: Iterable[tuple[str, Sequence[int], np.ndarray]],
-) -> Digest:
-    """The digest of a tree that comes as windows, in any order.
-
-    Args:
-      leaves: by path, the shape and the dtype of each leaf.
-      windows: path, start and elements; together every element once.
-
-    Raises:
-      DigestError: windows that do not fit the leaves, or do not cover them.
-
-    Example:
-      >>> windows = [("a", (2,), np.ones(2)), ("a", (0,), np.ones(2))]
-      >>> found = digest_windows({"a": ((4,), float)}, windows)
-      >>> found == digest_arrays({"a": np.ones(4)})
-      True
-    """
-    digester = Digester(leaves)
-    for path, start, window in windows:
-        digester.add(path, start, window)
-    return digester.digest()
-
-
-def digest_arrays(arrays: Mapping[str, np.ndarray]) -> Digest:
-    """The digest of numpy arrays by path, without JAX.
-
-    Example:
-      >>> len(digest_arrays({"a": np.ones(3)}).root)
-      64
-    """
-    leaves = {path: (array.shape, array.dtype) for path, array in arrays.items()}
-    whole = ((path, (0,) * array.ndim, array) for path, array in arrays.items())
-    return digest_windows(leaves, whole)
