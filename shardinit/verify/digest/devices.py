@@ -122,7 +122,12 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:
-    """A leaf as a jax or numpy array of elements that have bits."""
+    """A leaf as a jax or numpy array of elements that have bits.
+
+    Example:
+      >>> as_array("key", jax.random.key(42)).tolist(), as_array("step", 3).shape
+      ([0, 42], ())
+    """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise DigestError(
             f"leaf {path!r}",
