@@ -67,8 +67,9 @@ _FACTS = {
     "shardings": "Plan with the same rules and selection, or make the file anew",
 }
 
-# While the private folder is JAX's cache. XLA's own caches would put the folder's
-# name into the entries' names.
+# While the private folder is JAX's cache. XLA's own caches, which come with it since
+# https://github.com/jax-ml/jax/pull/22899, would put the folder's name into the
+# entries' names.
 _SETTINGS = {
     "jax_enable_compilation_cache": True,
     "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -238,6 +238,8 @@ def read_files(folder: str | os.PathLike[str]) -> list[File]:
     return files
 
 
+# Not by the safetensors library: 0.8.0 reads bfloat16 into numpy, but of float8 it says
+# "module 'numpy' has no attribute 'float8_e4m3fn'", and it gives no tensor's place.
 def _read_file(folder: str, name: str) -> File:
     with open(os.path.join(folder, name), "rb") as file:
         size = os.fstat(file.fileno()).st_size

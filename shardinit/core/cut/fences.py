@@ -3,10 +3,12 @@
 Windows carry moves out on coordinates, so that nothing of them is left between the
 arithmetic on both sides. The compiler would join it there, with other last places:
 ``(x * a)[3:9] * b`` becomes ``x * (a * b)``; a rounding to bfloat16 is dropped before a
-cast back (XLA's excess precision); what a loop made is joined with what follows it.
+cast back (XLA's excess precision: https://github.com/jax-ml/jax/issues/23007); what a
+loop made is joined with what follows it.
 
-An ``optimization_barrier`` does not hold: JAX 0.10.2's CPU compiler takes it away
-before it fuses, and LLVM then contracts across it. A *fence* is an exclusive or of the
+An ``optimization_barrier`` does not hold: the CPU compiler of JAX 0.10.2 and 0.12.0.1
+takes it away before it fuses, and LLVM then contracts a product and a sum across it
+(https://github.com/openxla/xla/issues/41579). A *fence* is an exclusive or of the
 bits with a zero that no compiler knows to be one (``window/rules/fences.py``). It costs
 one integer operation an element, and no memory.
 """

@@ -6,7 +6,9 @@ leaf is followed from its end towards its draw through bounds, then a shift, the
 factor, in this order, as far as the other side of each is a scalar of constants alone.
 
 Other literals stay where they are, since XLA specialises on them: it divides by a
-constant by multiplying with its reciprocal, and joins the factors of ``x * a * b``.
+constant by multiplying with its reciprocal (JAX 0.10.2 and 0.12.0.1), and joins the
+factors of ``x * a * b`` (0.10.2). As operands they would give other last places:
+``power(u, 3.0)`` in a quarter of the elements.
 Scalar factors, shifts and bounds it treats alike, constant or not, so that the bits are
 those of plain ``jax.jit`` (``tests/core/test_scalars.py`` holds it).
 """

@@ -2,9 +2,11 @@
 
 Between the root key and the random bits of a leaf lie only key operations: fold in a
 number, split, take one of the parts, and copies of those. Under ``jax.jit`` a
-thousand of them take most of a minute to compile; here they are a small graph of
-derivations, folded while the function is traced and evaluated on the host, level by
-level, every level as one batch. The same graph is what a saved program carries.
+thousand of them take most of a minute to compile, on JAX 0.12.0.1 too
+(https://github.com/jax-ml/jax/issues/1172 is the first report); here they are a small
+graph of derivations, folded while the function is traced and evaluated on the host,
+level by level, every level as one batch. The same graph is what a saved program
+carries.
 
 A derivation's value is a flat vector of 32-bit words: the key data of its keys in row-
 major order (two words a key for threefry2x32, four for rbg). Shapes live with the

@@ -5,10 +5,13 @@ easy as 1, 2, 3", SC 2011) as JAX uses it when ``jax_threefry_partitionable`` is
 the bits at flat place ``i`` of an array are the hash of the 64-bit counter ``i``. So
 any element can be computed alone, which is what a window needs.
 
-XLA's CPU lowering of JAX's own primitive keeps the rounds in a loop, which nothing
-fuses with and which holds three times the output in temporaries. Written out as plain
-adds, rotations and xors the rounds fuse into the initializer. The same text serves
-the host, where the key prelude runs on numpy arrays.
+JAX's own primitive is lowered to a loop over the rounds on CPU, to compile sooner
+(https://github.com/jax-ml/jax/pull/1175; so on 0.10.2 and 0.12.0.1, and unrolled later
+by https://github.com/jax-ml/jax/pull/37872). Nothing fuses with that loop, and it holds
+three times the output in temporaries. On CUDA it is a custom call, made in full however
+its result is sharded (https://github.com/jax-ml/jax/issues/19893). Written out as plain
+adds, rotations and xors the rounds fuse into the initializer. The same text serves the
+host, where the key prelude runs on numpy arrays.
 """
 
 from __future__ import annotations

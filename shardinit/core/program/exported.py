@@ -50,6 +50,9 @@ def current_convention() -> int:
 def check_convention(version: int) -> None:
     """Refuses modules that this JAX does not run, before any is parsed.
 
+    JAX promises to run what was exported in the last six months:
+    https://docs.jax.dev/en/latest/export/export.html#compatibility-guarantees
+
     Raises:
       ProgramFormatError: their calling convention is too old or too new.
     """
@@ -193,10 +196,13 @@ def export_program(program: Any) -> ExportedProgram:
     else:
         ((shape, _),) = program.outs
         start = jax.ShapeDtypeStruct((len(shape),), np.uint32)
+        # jax.export learns symbolic sizes from the shapes of arguments alone: so an
+        # argument of that shape it is, empty, so that it costs nothing.
         sizes = jax.ShapeDtypeStruct((0, *_symbolic(shape)), np.uint8)
         arguments = (words, start, sizes)
         function = _windowed(program)
-    # A config setting is the only way to keep source paths out of the module.
+    # A config setting is the only way to keep source paths out of the module. With
+    # them equal programs would have other bytes, and another SHA-256, in each checkout.
     with _LOCATIONS, no_mesh():
         limit = setting("jax_traceback_in_locations_limit")
         jax.config.update("jax_traceback_in_locations_limit", 0)

@@ -244,6 +244,7 @@ def _check_table(leaf: LeafCut, function: Program) -> None:
 
 
 def _check_version(producer: str) -> None:
+    # A module with symbolic sizes that JAX 0.12 exported does not load on 0.10.2.
     if release(producer) > release(jax.__version__):
         raise ProgramFormatError(
             "init program",

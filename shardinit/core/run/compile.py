@@ -2,7 +2,9 @@
 
 A shard is the window at the device's place in the mesh. Inside ``shard_map`` under
 ``jax.jit`` each device knows that place, evaluates its window and nothing else: no
-collective can arise and nothing full-size can exist. The keys are derived on the host
+collective can arise and nothing full-size can exist. With ``out_shardings`` alone that
+is for the partitioner to decide, which makes some draws in full on every device
+(https://github.com/jax-ml/jax/issues/19893). The keys are derived on the host
 and reach the devices as a few words a leaf.
 """
 
@@ -337,6 +339,9 @@ def lower(
             mesh=mesh,
             in_specs=PartitionSpec(),
             out_specs=specs,
+            # The check wants constants marked as varying before they meet a window's
+            # coordinates: "shift_right_logical requires varying manual axes to match"
+            # on JAX 0.10.2 and 0.12.0.1.
             check_vma=False,
         )
     argument = jax.ShapeDtypeStruct(

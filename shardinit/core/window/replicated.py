@@ -37,7 +37,8 @@ def crop(
 
     A part would otherwise be fused with the computation, in loops that depend on the
     part, and so would its last places: XLA's CPU compiler has taken all barriers away
-    by then. The branch of a condition is compiled by itself, and the compiler cannot
+    by then (JAX 0.10.2 and 0.12.0.1: none is left in what ``as_text`` of an executable
+    shows). The branch of a condition is compiled by itself, and the compiler cannot
     know that this one always holds: no window begins at 2^31 or beyond.
 
     Args:

@@ -156,10 +156,13 @@ class Connection:
             ("grpc.max_send_message_length", DEFAULTS.request_bytes),
             ("grpc.keepalive_time_ms", 30_000),  # a server that is gone is noticed
             ("grpc.keepalive_timeout_ms", 10_000),
+            # By default waits grow to two minutes, and a server that is back is unused:
+            # https://github.com/grpc/grpc/blob/master/doc/connection-backoff.md
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.min_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2_000),
-            # Whoever reads a stream also polls for it: no thread hands messages over.
+            # Whoever reads a stream also polls for it. Else another thread does, which
+            # hands each message over: https://github.com/grpc/grpc/pull/20753
             (ChannelOptions.SingleThreadedUnaryStream, 1),
         )
         self._channel = credentials.channel(target, options)

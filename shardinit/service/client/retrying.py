@@ -1,6 +1,7 @@
 """Retrying: a stream that breaks is asked for again, as long as that gets further.
 
-gRPC retries a call only until its first answer has come (proposal A6, "committed"), so
+gRPC retries a call only until its first answer has come ("committed" in
+https://github.com/grpc/proposal/blob/master/A6-client-retries.md), so
 a stream that has begun is taken up here, by whoever knows where it was.
 """
 

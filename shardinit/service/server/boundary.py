@@ -45,7 +45,12 @@ Request = Message | SpecError  # the latter for one that does not parse
 
 
 class Pool(ThreadPoolExecutor):
-    """Threads, with the number of calls that wait for one in ``waiting``."""
+    """Threads, with the number of calls that wait for one in ``waiting``.
+
+    gRPC hands every call to the executor, whose queue has no end and says nothing: a
+    server that is too busy would just become slower, without a word to its callers
+    (https://github.com/grpc/grpc/issues/8616).
+    """
 
     def __init__(self, threads: int, name: str):
         super().__init__(threads, thread_name_prefix=f"shardinit-{name}")
@@ -116,6 +121,8 @@ class Boundary(grpc.ServerInterceptor):
         kind = next(k for k in _KINDS if getattr(handler, k) is not None)
         wrap = self._streaming if handler.response_streaming else self._unary
         wrapped = wrap(name, getattr(handler, kind))
+        # Where gRPC (1.80 to 1.85) looks for threads of a call's own. Without it all
+        # calls share the server's, and long streams keep short calls waiting.
         wrapped.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return getattr(grpc, f"{kind}_rpc_method_handler")(
             wrapped,
@@ -196,7 +203,11 @@ class Boundary(grpc.ServerInterceptor):
 
 
 def _tolerant(parse: Callable[[bytes], Message]) -> Callable[[bytes], Request]:
-    """Returns the error as the request, since an error here would be INTERNAL."""
+    """Returns the error as the request, for a handler to raise.
+
+    Raised here it would end the call as INTERNAL, "Exception deserializing request!",
+    which blames the server (https://github.com/grpc/grpc/issues/31711).
+    """
 
     def parse_or_fault(data: bytes) -> Request:
         try:
@@ -235,5 +246,6 @@ def remaining(context: grpc.ServicerContext) -> float | None:
     if not context.is_active():
         raise ServiceError("", "the caller has gone", code="CANCELLED")
     left = context.time_remaining()
-    # Without a deadline some versions of gRPC give None, others centuries.
+    # Without a deadline gRPC gives centuries, not the None that it documents; both are
+    # allowed (https://github.com/grpc/grpc/issues/9423).
     return None if left is None or left > _FOREVER else max(left, 0.0)

@@ -72,10 +72,15 @@ class Server:
             boundary.short,
             interceptors=[*access, boundary],
             options=(
-                ("grpc.so_reuseport", 0),  # a port in use is an error, not a share
+                # Else a second server on the port starts without an error, and each
+                # gets some of the calls: https://github.com/grpc/grpc/issues/16920
+                ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", config.limits.request_bytes),
                 ("grpc.max_send_message_length", config.limits.response_bytes),
                 ("grpc.keepalive_time_ms", 60_000),  # a client that is gone is noticed
+                # A client pings every 30 s. By default that may be done every 5 minutes
+                # and hardly between calls; else the connection is ended, as
+                # "too_many_pings": https://github.com/grpc/grpc/issues/33661
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
@@ -103,7 +108,9 @@ class Server:
                 self.metrics_address, self._stop_metrics = exported
         except ServiceError:
             for server in filter(None, (self._server, self._probes)):
-                server.start()  # only a server that ran gives its port back
+                # A port is bound when it is added, and only a server that ran gives it
+                # back: https://github.com/grpc/grpc/pull/31232 says so of C#'s.
+                server.start()
                 server.stop(None).wait()
             self._close()
             raise
