@@ -29,7 +29,7 @@ def main() -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     run = cases.load()[name].sides[side]
-    importlib.import_module("shardinit.bench.subjects")  # JAX and the front end
+    importlib.import_module("shardinit.core.run.compile")  # JAX and the engine
     imports = peak_bytes()
     figures = run(**json.loads(parameters))
     figures.setdefault("peak_bytes", peak_bytes())
