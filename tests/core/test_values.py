@@ -151,3 +151,31 @@ def test_debug_nans_names_the_leaf(mesh):
 
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="'broken'"):
         shardinit.init(fn, 0, mesh=mesh)
+
+
+def weak_leaves(tree):
+    return {name for name, leaf in tree.items() if getattr(leaf, "weak_type", False)}
+
+
+def test_a_leaf_is_weakly_typed_where_jit_returns_it_so(mesh, tmp_path):
+    def fn(key):
+        return {
+            "scale": 0.07,
+            "count": 3,
+            "table": jnp.full((16, 8), 0.5),
+            "picked": jnp.where(draw.bernoulli(key, shape=(16, 8)), 1.0, 0.5),
+            "strong": draw.normal(key, (16, 8)) * 0.1,
+            "keys": draw.split(key, 8),
+        }
+
+    want = jax.jit(fn)(jax.random.key(0))
+    assert weak_leaves(want) == {"scale", "count", "table", "picked"}
+    rules = shardinit.fsdp("data", min_bytes=1)
+    shardinit.export_plan(fn).save(tmp_path / "p")
+    for source in (fn, shardinit.load_program(tmp_path / "p")):
+        got = shardinit.init(source, 0, mesh=mesh, rules=rules)
+        assert weak_leaves(got) == weak_leaves(want)
+        assert differing(got, want) == []
+        assert got["table"].sharding.spec == jax.P("data")
+    left = shardinit.init(fn, 0, mesh=mesh, select="strong")
+    assert left["scale"].weak_type

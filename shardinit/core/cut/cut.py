@@ -39,6 +39,7 @@ from shardinit.core.cut.sources import (
 )
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
+from shardinit.core.ir.encoder import Encoder
 from shardinit.core.ir.graph import Node, Value, extract, topological
 from shardinit.core.ir.placements import stated_shardings
 from shardinit.core.paths import path_str
@@ -138,7 +139,8 @@ def cut(fn: Any, key_aval: Any) -> Cut:
         outs = builder.read(*jx.opened(closed), [root])
         _refuse_effects(builder.effects, outs, paths)
         _refuse_no_values(outs, paths)
-        leaves, programs = _Cutter(outs, paths).run()
+        weak = [aval.weak_type for aval in closed.out_avals]
+        leaves, programs = _Cutter(outs, paths, weak).run()
         repeats = repeated_draws([leaf.source for leaf in leaves], outs)
         stated = tuple(stated_shardings(closed))
         return Cut(leaves, programs, tree, impl, typed, stated, repeats)
@@ -255,9 +257,10 @@ def _refuse_no_values(outs: list[Value], paths: list[str]) -> None:
 class _Cutter:
     """Groups the leaves of one graph into programs."""
 
-    def __init__(self, outs: list[Value], paths: list[str]):
+    def __init__(self, outs: list[Value], paths: list[str], weak: list[bool]):
         self._outs = outs
         self._paths = paths
+        self._weak = weak
         self._tokens: dict[int, tuple[Any, Any]] = {}
         self._by_form: dict[Any, tuple[LeafProgram, list[Value]]] = {}
         self._windowed: dict[str, LeafProgram] = {}
@@ -289,8 +292,10 @@ class _Cutter:
                 index = self._number(program)
                 sources[number] = Replicated(index, derived, result)
         leaves = [
-            LeafCut(path, out.shape, out.dtype, source)
-            for out, path, source in zip(self._outs, self._paths, sources, strict=True)
+            LeafCut(path, out.shape, out.dtype, source, weak)
+            for out, path, source, weak in zip(
+                self._outs, self._paths, sources, self._weak, strict=True
+            )
             if source is not None
         ]
         return tuple(leaves), tuple(self._list)
@@ -391,7 +396,7 @@ class _Cutter:
         if jx.is_tracer(const):
             raise _tracer_error(path)
         if id(const) not in self._tokens:
-            encoder = jx.Encoder()
+            encoder = Encoder()
             encoder.array(const)
             self._tokens[id(const)] = (const, encoder.digest())
         return ("c", self._tokens[id(const)][1])
@@ -404,7 +409,7 @@ class _Cutter:
         if not items:
             return None
         if id(items) not in self._tokens:
-            encoder = jx.Encoder()
+            encoder = Encoder()
             encoder.params(items)
             self._tokens[id(items)] = ((items, encoder.by_identity), encoder.digest())
         return self._tokens[id(items)][1]

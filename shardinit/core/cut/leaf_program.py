@@ -21,6 +21,7 @@ from shardinit.core.cut.fences import fence
 from shardinit.core.cut.scalars import from_word
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
+from shardinit.core.ir.encoder import Encoder
 from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
 from shardinit.core.prng import derivation as keys
 from shardinit.core.window import constants
@@ -216,7 +217,7 @@ def _vmapped(node: Node) -> Any:
 
 def digest_of(graph: Subgraph) -> str:
     """Hash of the canonical form of a leaf program."""
-    encoder = jx.Encoder()
+    encoder = Encoder()
     names: dict[Value, Any] = {}
     for number, value in enumerate(graph.inputs):
         names[value] = ("in", number)

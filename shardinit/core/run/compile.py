@@ -8,11 +8,10 @@ and reach the devices as a few words a leaf.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -31,7 +30,8 @@ from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
-from shardinit.errors import FingerprintMismatchError, InitFnError, ShardingError
+from shardinit.core.run.processes import assert_same
+from shardinit.errors import InitFnError, ShardingError
 
 Progress = Callable[[int, int], None]
 
@@ -49,6 +49,7 @@ class CompiledPlan:
     plan: Plan
     executables: tuple[Any, ...]
     shardings: tuple[NamedSharding, ...]
+    _compared: list[bool] = field(default_factory=list, init=False, repr=False)
 
     def __call__(self, key: KeyLike, progress: Progress | None = None) -> Any:
         """Initialises.
@@ -63,6 +64,9 @@ class CompiledPlan:
 
         Raises:
           TypeError: the key has another type than the plan's.
+          FingerprintMismatchError: another process of the job, with devices of the
+            mesh, brings another model, key, placement or version.
+          MissingProcessesError: such a process did not come.
         """
         return self.rebuild(self.run(as_key(key), progress))
 
@@ -84,10 +88,16 @@ class CompiledPlan:
         words = operands.key_words(self.plan.root_key(key), cut)
         leaves: list[Any] = [None] * len(cut.leaves)
         chosen = [leaf.selected for leaf in self.plan.leaves]
+        self._assert_same(
+            words, [s for s, c in zip(self.shardings, chosen, strict=True) if c]
+        )
         for number, leaf in enumerate(cut.leaves):
             if not chosen[number]:
                 leaves[number] = jax.ShapeDtypeStruct(
-                    leaf.shape, leaf.dtype, sharding=self.shardings[number]
+                    leaf.shape,
+                    leaf.dtype,
+                    sharding=self.shardings[number],
+                    weak_type=leaf.weak_type,
                 )
         runs = [g for g in gather_results(cut) if any(chosen[i] for i in g)]
         hosted = [
@@ -105,16 +115,24 @@ class CompiledPlan:
             made = self._call(program, argument, group)
             for i, array in zip(group, made, strict=True):
                 if chosen[i]:
-                    leaves[i] = array
+                    leaves[i] = _typed(cut.leaves[i], array)
             done += len(group)
             if progress is not None:
                 progress(done, total)
         for i, operand in zip(hosted, vectors[len(runs) :], strict=True):
-            leaves[i] = _on_host(cut.leaves[i], operand, self.shardings[i])
+            array = _on_host(cut.leaves[i], operand, self.shardings[i])
+            leaves[i] = _typed(cut.leaves[i], array)
             done += 1
             if progress is not None:
                 progress(done, total)
         return leaves
+
+    def _assert_same(self, words: np.ndarray, shardings: list[NamedSharding]) -> None:
+        """Before the first dispatch: all processes of a job bring the same."""
+        if not self._compared:
+            key = f"{self.plan.cut.impl} {words.tolist()}"
+            assert_same({"fingerprint": self.plan.fingerprint, "key": key}, shardings)
+            self._compared.append(True)
 
     def _call(self, program: int, argument: Any, group: Sequence[int]) -> Any:
         try:
@@ -131,6 +149,25 @@ class CompiledPlan:
         if not all(p.is_fully_addressable for p in places):
             return vectors  # every process passes its own equal copy
         return jax.device_put(vectors, places) if runs else []
+
+
+def _typed(leaf: slicing.LeafCut, array: jax.Array) -> jax.Array:
+    """The leaf, weakly typed where the function returned it so.
+
+    A scalar of 0.07 that came back strong would widen a bfloat16 network it scales.
+    """
+    if not leaf.weak_type:
+        return array
+    where: Any = array.sharding
+    with _set_mesh(where.mesh), no_mesh():  # the caller's mesh may have other devices
+        return jax.jit(_weakened, out_shardings=where, donate_argnums=0)(array)
+
+
+def _weakened(array: jax.Array) -> jax.Array:
+    # No function of JAX's makes a weak array of a strong one; this primitive does.
+    return lax.convert_element_type_p.bind(
+        array, new_dtype=array.dtype, weak_type=True, sharding=None
+    )
 
 
 def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
@@ -171,13 +208,8 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
       InitFnError: called inside ``jax.jit`` or another transformation.
       ShardingError: the plan's mesh has no devices and none were given, or its shape
         differs from ``mesh``.
-      FingerprintMismatchError: another process of the job planned something else.
     """
     shardings = on_devices(plan, mesh)
-    agree(
-        plan.fingerprint,
-        [leaf.sharding for leaf in plan.leaves if leaf.selected],
-    )
     by_spec = dict(zip((leaf.sharding for leaf in plan.leaves), shardings, strict=True))
     # Tracing needs the interpreter and this thread's JAX settings; the compiler runs
     # beside it and needs neither.
@@ -291,35 +323,6 @@ def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any
             place = place + lax.axis_index(name).astype(np.uint32)
         starts.append(place * np.uint32(size) + origin)
     return starts
-
-
-def agree(fingerprint: str, shardings: Sequence[Any]) -> None:
-    """All processes of a job must have planned the same, or none may dispatch.
-
-    Args:
-      fingerprint: of the function, in hex.
-      shardings: of the leaves that are to be made, in order.
-
-    Raises:
-      FingerprintMismatchError: another process has others.
-    """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    placed = repr([str(sharding) for sharding in shardings])
-    mine = bytes.fromhex(fingerprint) + hashlib.sha256(placed.encode()).digest()
-    everyone = multihost_utils.process_allgather(np.frombuffer(mine, np.uint8))
-    for process, row in enumerate(np.asarray(everyone)):
-        theirs = row.tobytes()
-        if theirs != mine:
-            what = "fingerprint" if theirs[:32] != mine[:32] else "shardings"
-            raise FingerprintMismatchError(
-                f"process {jax.process_index()}",
-                f"its plan's {what} {mine.hex()[:64]} differs from process "
-                f"{process}'s {theirs.hex()[:64]}",
-                "the same model, settings and JAX version in every process",
-            )
 
 
 def init(

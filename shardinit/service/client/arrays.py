@@ -21,7 +21,7 @@ from shardinit.core.plan.entries import as_entry
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
 from shardinit.core.program.treedef import read_tree
-from shardinit.core.run.compile import agree
+from shardinit.core.run.processes import assert_same
 from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
 from shardinit.service.wire.description import Description
@@ -69,7 +69,7 @@ def from_windows(
         shardings = [NamedSharding(devices, spec) for spec in specs]
     picked = chosen(select, [leaf.path for leaf in leaves])
     taken = [s for s, pick in zip(shardings, picked, strict=True) if pick]
-    agree(described.fingerprint, taken)
+    assert_same({"fingerprint": described.fingerprint}, taken)
     wanted: list[Piece] = []
     plans: list[list[list[Any]]] = []
     for leaf, sharding, taken in zip(leaves, shardings, picked, strict=True):
