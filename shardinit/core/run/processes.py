@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jax
