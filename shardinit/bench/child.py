@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from shardinit.bench import case as cases
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+from shardinit.core.platform import peak_bytes
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shardinit.bench.case import Case, Figures, Job, Options, OutOfMemory
+from shardinit.core.platform import with_cpu_devices
 
 _RESERVE_BYTES = 1 << 30  # what must stay free while a child runs
 _POLL_SECONDS = 0.05
@@ -132,17 +133,13 @@ def child_environment(devices: int, platform: str = "cpu") -> dict[str, str]:
 
     On CPU the devices are simulated; elsewhere they are those that are there.
     """
-    name = "--xla_force_host_platform_device_count"
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    flags = [flag for flag in flags if not flag.startswith(name)]
-    if platform == "cpu":
-        flags.append(f"{name}={devices}")
-    return dict(
-        os.environ,
-        JAX_PLATFORMS=platform,
-        XLA_FLAGS=" ".join(flags),
-        JAX_ENABLE_COMPILATION_CACHE="false",
-    )
+    count = devices if platform == "cpu" else None
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": platform,
+        "XLA_FLAGS": with_cpu_devices(os.environ.get("XLA_FLAGS", ""), count),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
 
 
 def count_devices(platform: str) -> int:

@@ -28,8 +28,8 @@ from shardinit.bench.case import (
     sample,
     timed,
 )
-from shardinit.bench.child import peak_bytes
 from shardinit.bench.runner import Runner
+from shardinit.core.platform import peak_bytes
 
 _FULL_LAYERS = 22
 _LAYER_BYTES = 176_000_000  # a layer of TinyLlama in float32

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from shardinit.cli import devices
+from shardinit.cli import arguments, devices
+from shardinit.cli.programs import Modules
 from shardinit.errors import ServiceError, ShardinitError
 
 
@@ -52,10 +53,7 @@ def serve(
     listen: Annotated[
         str, typer.Option(help="Host and port, or unix:/path; port 0 takes a free one.")
     ] = "127.0.0.1:50051",
-    models: Annotated[
-        list[str] | None,
-        typer.Option("--models", help="Module that registers models; may be repeated."),
-    ] = None,
+    models: Modules = None,
     tls_cert: Annotated[
         Path | None, typer.Option(help="The server's certificate chain (PEM).")
     ] = None,
@@ -123,7 +121,6 @@ def serve(
     Options may also be given in the environment (SHARDINIT_LISTEN=...) or in a file.
     """
     devices.on_cpu()
-    from shardinit.cli import arguments
     from shardinit.service.server.config import Config
 
     given: dict[str, Any] = dict(context.params) | {
@@ -133,7 +130,7 @@ def serve(
     made = Config(**{name: value for name, value in given.items() if name in names})
     made.check()  # before the slow imports
     _log(arguments.parse_level(log_level), log_format)
-    arguments.load_modules(models or [])
+    arguments.load_modules(models)
     import shardinit.core.program.program  # noqa: F401  the first call must not wait for JAX
     from shardinit.service.server import server
 
