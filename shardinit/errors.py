@@ -1,9 +1,9 @@
 """Every exception that shardinit raises on purpose.
 
 One shape for all of them: *where* it went wrong (a leaf path, a field, a file),
-what *came*, what was *expected*, and the *remedy*. The message is made of these
-four, and each stays readable as an attribute, so that a service can send them as
-field violations and a notebook can show them.
+what was found there (*got*), what was *expected*, and the *remedy*. The message is
+made of these four, and each stays readable as an attribute, so that a service can send
+them as field violations and a notebook can show them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ class ShardinitError(Exception):
 
     Attributes:
       where: leaf path, field name or file that the error is about; may be empty.
-      came: what was found there.
+      got: what was found there.
       expected: what would have been right; may be empty.
       remedy: what to do about it; may be empty.
     """
 
     def __init__(
-        self, where: str = "", came: str = "", expected: str = "", remedy: str = ""
+        self, where: str = "", got: str = "", expected: str = "", remedy: str = ""
     ):
-        self.came = came
+        self.got = got
         self.expected = expected
         self.remedy = remedy
         self.where = where
@@ -47,7 +47,7 @@ class ShardinitError(Exception):
         self.args = (self._text(),)
 
     def _text(self) -> str:
-        text = f"{self.where}: {self.came}" if self.where else self.came
+        text = f"{self.where}: {self.got}" if self.where else self.got
         if self.expected:
             text += f"; expected {self.expected}"
         if self.remedy:
@@ -83,14 +83,14 @@ class FindingsError(WholeLeafError):
     def __init__(
         self,
         where: str = "",
-        came: str = "",
+        got: str = "",
         expected: str = "",
         remedy: str = "",
         *,
         findings: Sequence[Any] = (),
     ):
         self.findings = tuple(findings)
-        super().__init__(where, came, expected, remedy)
+        super().__init__(where, got, expected, remedy)
 
 
 class FindingsWarning(UserWarning):
@@ -145,12 +145,12 @@ class ReceiptMismatchError(ShardinitError, ValueError):
     def __init__(
         self,
         where: str = "",
-        came: str = "",
+        got: str = "",
         expected: str = "",
         remedy: str = "",
         differences: Sequence[Any] = (),
     ):
-        super().__init__(where, came, expected, remedy)
+        super().__init__(where, got, expected, remedy)
         self.differences = tuple(differences)
 
 
@@ -238,12 +238,12 @@ class ServiceError(ShardinitError, RuntimeError):
     def __init__(
         self,
         where: str = "",
-        came: str = "",
+        got: str = "",
         expected: str = "",
         remedy: str = "",
         code: str = "UNKNOWN",
     ):
-        super().__init__(where, came, expected, remedy)
+        super().__init__(where, got, expected, remedy)
         self.code = code
 
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import (
     Figures,
@@ -30,13 +29,16 @@ from shardinit.bench.runner import Runner
 def _compile(layers: int, devices: int, folder: str) -> Figures:
     import jax
 
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
+
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     mesh, rules = subjects.mesh(devices), subjects.rules()
-    plan = shardinit.plan(subjects.narrow(layers), mesh=mesh, rules=rules)
-    seconds, compiled = timed(shardinit.compile_plan, plan)
+    plan = make_plan(subjects.narrow(layers), mesh=mesh, rules=rules)
+    seconds, compiled = timed(compile_plan, plan)
     return {"seconds": seconds, "programs": len(compiled.executables)}
 
 
@@ -55,29 +57,36 @@ def second(layers: int, devices: int, folder: str) -> Figures:
 
 def save(layers: int, devices: int, folder: str) -> Figures:
     """Writes a program and its executables, for the sides that start from them."""
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.program.program import export_plan
+    from shardinit.storage.executables import save_executables
+
     Path(folder).mkdir()
-    program = shardinit.export_plan(subjects.narrow(layers))
+    program = export_plan(subjects.narrow(layers))
     program.save(Path(folder) / "program")
     mesh, rules = subjects.mesh(devices), subjects.rules()
-    plan = shardinit.plan(program, mesh=mesh, rules=rules)
+    plan = make_plan(program, mesh=mesh, rules=rules)
     path = Path(folder) / "executables"
-    (Path(folder) / "sha256").write_text(shardinit.save_executables(plan, path))
+    (Path(folder) / "sha256").write_text(save_executables(plan, path))
     return {"bytes": path.stat().st_size}
 
 
 def _start(devices: int, folder: str, with_executables: bool) -> Figures:
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.program.program import load_program
+    from shardinit.core.run.compile import compile_plan
+    from shardinit.storage.executables import load_executables
+
     mesh, rules = subjects.mesh(devices), subjects.rules()
     digest = (Path(folder) / "sha256").read_text()
     begin = time.perf_counter()
-    program = shardinit.load_program(Path(folder) / "program")
-    plan = shardinit.plan(program, mesh=mesh, rules=rules)
+    program = load_program(Path(folder) / "program")
+    plan = make_plan(program, mesh=mesh, rules=rules)
     if with_executables:
         path = Path(folder) / "executables"
-        compiling, compiled = timed(
-            shardinit.load_executables, path, plan, sha256=digest
-        )
+        compiling, compiled = timed(load_executables, path, plan, sha256=digest)
     else:
-        compiling, compiled = timed(shardinit.compile_plan, plan)
+        compiling, compiled = timed(compile_plan, plan)
     timed(compiled.leaves, 0)
     seconds = time.perf_counter() - begin
     return {"seconds": seconds, "compile": compiling, "programs": len(plan.programs)}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import Figures, Job, Row, Target, register, timed
 from shardinit.bench.runner import Runner
@@ -37,9 +36,10 @@ def _time(
 
 def ours(layers: int, devices: int) -> Figures:
     """``shardinit.init``: cut, plan, compile, run."""
+    from shardinit.core.run.compile import init as init_sharded
 
     def init(subject: subjects.Subject, key: Any) -> Any:
-        return shardinit.init(subject.fn, key, out_shardings=subject.shardings)
+        return init_sharded(subject.fn, key, out_shardings=subject.shardings)
 
     return _time(layers, devices, init)
 

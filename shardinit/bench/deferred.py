@@ -16,7 +16,6 @@ import gc
 import time
 from collections.abc import Iterator
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import (
     Figures,
@@ -45,6 +44,7 @@ def ours(parameters: int) -> Figures:
     import jax
 
     from shardinit import deferred
+    from shardinit.core.plan.plan import plan as make_plan
 
     def weight(name: str) -> deferred.UninitializedParameter[jax.Array]:
         def draw(key: jax.Array) -> jax.Array:
@@ -70,7 +70,7 @@ def ours(parameters: int) -> Figures:
     deferred.check_no_duplicated_parameters(model)
     lap("names")
     init_fn = deferred.init_fn(model, wide_names=True)
-    plan = shardinit.plan(init_fn, mesh=subjects.abstract_mesh())
+    plan = make_plan(init_fn, mesh=subjects.abstract_mesh())
     lap("plan")
     deferred.add_parameter_prefix("model", model)
     lap("rename")

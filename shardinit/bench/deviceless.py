@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import Figures, Job, Row, Target, register, timed
 from shardinit.bench.runner import Runner
@@ -38,12 +37,16 @@ def _mesh(topology: str) -> Mesh:
 
 def ours(topology: str, layers: int) -> Figures:
     """``shardinit.plan`` and ``compile_plan``."""
+    from shardinit.core.init_fn import InitFn
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
+
     mesh, rules = _mesh(topology), subjects.rules()
     init = subjects.narrow(layers)
     fn = init.fn
-    new = shardinit.InitFn(lambda key: fn(key), axes=init.axes)
+    new = InitFn(lambda key: fn(key), axes=init.axes)
     seconds, compiled = timed(
-        lambda: shardinit.compile_plan(shardinit.plan(new, mesh=mesh, rules=rules))
+        lambda: compile_plan(make_plan(new, mesh=mesh, rules=rules))
     )
     return {"seconds": seconds, "programs": len(compiled.executables)}
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import Figures, Job, Row, Target, median, register, timed
 from shardinit.bench.runner import Runner
@@ -32,11 +31,14 @@ def ours(name: str, rows: int, devices: int) -> Figures:
     """A compiled plan of one leaf over all devices, in float32."""
     import jax
 
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
+
     init = jax.nn.initializers
     fn = {"normal": init.normal(), "truncated normal": init.truncated_normal()}[name]
     mesh = subjects.mesh(len(jax.devices()))
-    plan = shardinit.plan(lambda key: fn(key, (rows, _COLUMNS)), mesh=mesh)
-    compiled = shardinit.compile_plan(plan)
+    plan = make_plan(lambda key: fn(key, (rows, _COLUMNS)), mesh=mesh)
+    compiled = compile_plan(plan)
     return {"rate": _rate(lambda: compiled(0), plan.total_bytes)}
 
 

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import (
     Figures,
@@ -38,16 +37,20 @@ _ROOM = 1.2  # free bytes of the disk over those of the checkpoint
 
 def digest(layers: int, devices: int) -> Figures:
     """``shardinit.digest`` of TinyLlama in float32 and its initialisation, in turns."""
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
+    from shardinit.verify.digest.devices import digest as digest_of
+
     init_fn = subjects.tinyllama(layers)
     subject = subjects.subject(init_fn, subjects.mesh(devices))
-    plan = shardinit.plan(init_fn.fn, out_shardings=subject.shardings)
-    compiled = shardinit.compile_plan(plan)
-    shardinit.digest(compiled(0))  # compiles
+    plan = make_plan(init_fn.fn, out_shardings=subject.shardings)
+    compiled = compile_plan(plan)
+    digest_of(compiled(0))  # compiles
     making, digesting = [], []
     for seed in range(_TURNS):
         seconds, params = timed(compiled, seed)
         making.append(seconds)
-        digesting.append(timed(shardinit.digest, params)[0])
+        digesting.append(timed(digest_of, params)[0])
         del params
     return {
         "init_seconds": min(making),
@@ -82,11 +85,12 @@ DIGEST = register(
 
 def checkpoint(config: str, layers: int, max_memory: str) -> Figures:
     """``storage.safetensors.write`` of a model in bfloat16 that is nowhere whole."""
+    from shardinit.core.run.lazy import open as open_lazy
     from shardinit.storage import safetensors
 
     changed = {"num_hidden_layers": layers} if layers else {}
     init_fn = subjects.example(config, param_dtype="bfloat16", **changed)
-    lazy = shardinit.open(init_fn.fn, 0)
+    lazy = open_lazy(init_fn.fn, 0)
     with tempfile.TemporaryDirectory(prefix="shardinit-bench-") as folder:
         out = Path(folder) / "out"
         seconds, _ = timed(safetensors.write, out, lazy, max_memory=max_memory)

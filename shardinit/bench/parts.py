@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import (
     Figures,
@@ -42,14 +41,16 @@ def window(shape: list[int], window: list[int]) -> Figures:
     """``LazyArray.read`` of a window; the second one, at another place."""
     import jax
 
+    from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.run.lazy import executable
+    from shardinit.core.run.lazy import open as open_lazy
 
     fn, size = _leaf(shape), tuple(window)
-    lazy = shardinit.open(fn, 0)[""]
+    lazy = open_lazy(fn, 0)[""]
     lazy.read((0, 0), size)
     start = tuple(n - w for n, w in zip(shape, size, strict=True))
     seconds, _ = timed(lazy.read, start, size)
-    (program,) = shardinit.plan(fn).cut.programs
+    (program,) = make_plan(fn).cut.programs
     run: Any = executable(program, (size,), jax.devices()[0])
     temporaries = run.memory_analysis().temp_size_in_bytes
     return {"seconds": seconds, "temporary_bytes": temporaries}
@@ -106,6 +107,9 @@ def complete(layers: int, lacking: int) -> Figures:
     """``init_missing`` of a tree that lacks some of its layers; compiled before."""
     import jax
 
+    from shardinit.core.run.compile import init as init_sharded
+    from shardinit.core.run.missing import init_missing
+
     normal = jax.nn.initializers.normal(0.02)
 
     def fn(key: jax.Array) -> dict[str, Any]:
@@ -118,10 +122,10 @@ def complete(layers: int, lacking: int) -> Figures:
         }
 
     mesh = subjects.mesh(8)
-    tree = shardinit.init(fn, 0, mesh=mesh)
+    tree = init_sharded(fn, 0, mesh=mesh)
     for number in range(lacking):
         del tree[f"layer_{number}"]
-    seconds, _ = timed(shardinit.init_missing, tree, fn, 0, mesh=mesh)
+    seconds, _ = timed(init_missing, tree, fn, 0, mesh=mesh)
     return {"seconds": seconds}
 
 
@@ -155,8 +159,11 @@ MISSING = register(
 
 def program(config: str) -> Figures:
     """``export_plan`` of an example's config."""
-    plan = shardinit.plan(subjects.example(config))
-    seconds, data = timed(lambda: shardinit.export_plan(plan).to_bytes())
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.program.program import export_plan
+
+    plan = make_plan(subjects.example(config))
+    seconds, data = timed(lambda: export_plan(plan).to_bytes())
     return {
         "kilobytes": len(data) / 1e3,
         "seconds": seconds,

@@ -13,7 +13,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import Figures, Job, Row, median, register, timed
 from shardinit.bench.runner import Runner
@@ -77,8 +76,10 @@ def _init(layers: int, width: int) -> Callable[[jax.Array], Any]:
 
 def ours(layers: int, width: int) -> Figures:
     """``shardinit.init``."""
+    from shardinit.core.run.compile import init as init_sharded
+
     place, fn = _sharded(), _init(layers, width)
-    return _time(lambda: shardinit.init(fn, 0, out_shardings=place))
+    return _time(lambda: init_sharded(fn, 0, out_shardings=place))
 
 
 def by_jit(layers: int, width: int) -> Figures:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import (
     Figures,
@@ -29,6 +28,8 @@ _EXPERTS = 128  # 391 leaves a layer: 3 an expert, 7 of attention, norms and rou
 
 def ours(layers: int, experts: int) -> Figures:
     """``shardinit.models.build`` and ``shardinit.plan``."""
+    from shardinit.core.plan.plan import plan as make_plan
+
     config = {
         **subjects.NARROW,
         "model_type": "mixtral",
@@ -39,7 +40,7 @@ def ours(layers: int, experts: int) -> Figures:
     }
     mesh, rules = subjects.abstract_mesh(), subjects.rules()
     building, init_fn = timed(build, ModelSpec("decoder", config))
-    planning, plan = timed(shardinit.plan, init_fn, mesh=mesh, rules=rules)
+    planning, plan = timed(make_plan, init_fn, mesh=mesh, rules=rules)
     return {
         "seconds": building + planning,
         "build_seconds": building,

@@ -20,9 +20,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-import shardinit
 from shardinit.bench.case import Row, Sample
 from shardinit.bench.runner import proc
+from shardinit.version import __version__
 
 HEADER = ("measured", "shardinit", "against", "ratio", "must", "goal", "met")
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
@@ -30,7 +30,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 def environment(command: str) -> dict[str, Any]:
     """What the run is made on: machine, versions, commit, date, command."""
-    versions = {"python": platform.python_version(), "shardinit": shardinit.__version__}
+    versions = {"python": platform.python_version(), "shardinit": __version__}
     for name in _PACKAGES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
@@ -51,7 +51,7 @@ def environment(command: str) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The checkout's commit, marked if the package differs; None outside of one."""
-    folder = Path(shardinit.__file__).parent
+    folder = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
         return subprocess.run(

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import (
     Figures,
@@ -40,9 +39,11 @@ if TYPE_CHECKING:
 
 def in_process(layers: int, devices: int) -> Figures:
     """Build, plan, compile and run here."""
+    from shardinit.core.run.compile import init as init_sharded
+
     mesh, rules = subjects.mesh(devices), subjects.rules()
     spec = subjects.narrow_spec(layers)
-    seconds, _ = timed(lambda: shardinit.init(build(spec), 0, mesh=mesh, rules=rules))
+    seconds, _ = timed(lambda: init_sharded(build(spec), 0, mesh=mesh, rules=rules))
     return {"seconds": seconds}
 
 
@@ -50,13 +51,15 @@ def by_client(layers: int, devices: int) -> Figures:
     """Ask a server that has the program, then compile and run here."""
     import jax
 
+    from shardinit.service.client.client import connect
+
     mesh, rules = subjects.mesh(devices), subjects.rules()
     spec = subjects.narrow_spec(layers)
     with server() as (address, _), tempfile.TemporaryDirectory() as folder:
-        with shardinit.connect(address, cache_dir=f"{folder}/other") as other:
+        with connect(address, cache_dir=f"{folder}/other") as other:
             first, _ = timed(other.program, spec)
         begin = time.perf_counter()
-        with shardinit.connect(address, cache_dir=f"{folder}/mine") as client:
+        with connect(address, cache_dir=f"{folder}/mine") as client:
             params = client.init(spec, 0, mesh=mesh, rules=rules)
         jax.block_until_ready(params)
         return {"seconds": time.perf_counter() - begin, "first_program_seconds": first}
@@ -97,6 +100,8 @@ INIT = register(
 
 def load(layers: int, clients: int, seconds: float) -> Figures:
     """Latency of DescribeModel for one client, alone and among others."""
+    from shardinit.service.client.client import connect
+
     spec, mesh = subjects.narrow_spec(layers), {"data": 2, "model": 4}
     failures, done, counts = [], threading.Event(), [0] * clients
 
@@ -119,7 +124,7 @@ def load(layers: int, clients: int, seconds: float) -> Figures:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         address, _ = stack.enter_context(server())
         first, *others = (
-            stack.enter_context(shardinit.connect(address, cache_dir=folder))
+            stack.enter_context(connect(address, cache_dir=folder))
             for _ in range(clients + 1)
         )
         for client in (first, *others):

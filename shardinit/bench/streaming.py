@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-import shardinit
 from shardinit.bench.case import Figures, Job, Row, Target, register, sample
 from shardinit.bench.runner import Runner
 from shardinit.bench.server import memory, processor_seconds, server
@@ -109,6 +108,7 @@ def stream(mebibytes: int, model: str) -> Figures:
     import numpy as np
 
     from shardinit.models import ModelSpec
+    from shardinit.service.client.client import connect
     from shardinit.service.client.transfer import Piece
 
     rows, step = mebibytes * _MIB // _ROW_BYTES, _PIECE_MIB * _MIB // _ROW_BYTES
@@ -116,7 +116,7 @@ def stream(mebibytes: int, model: str) -> Figures:
     with (
         tempfile.TemporaryDirectory() as folder,
         server() as (address, pid),
-        shardinit.connect(address, cache_dir=folder) as client,
+        connect(address, cache_dir=folder) as client,
     ):
         (leaf,) = client.describe(spec).leaves
         width = leaf.shape[1]
@@ -137,10 +137,11 @@ def stream(mebibytes: int, model: str) -> Figures:
 def windows(mebibytes: int) -> Figures:
     """The same blocks of normals, computed in this process."""
     from shardinit.bench import serving_models
+    from shardinit.core.run.lazy import open as open_lazy
     from shardinit.service.server import streams
 
     fn = serving_models.build_random({"rows": mebibytes * _MIB // _ROW_BYTES})
-    leaf = shardinit.open(fn, 0)["w"]
+    leaf = open_lazy(fn, 0)["w"]
     window = streams.Wanted(leaf, (0, 0), leaf.shape)
     blocks = streams.blocks(window, 4 * _MIB)
     next(blocks)  # compiles it

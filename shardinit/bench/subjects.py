@@ -17,7 +17,8 @@ from shardinit.models import ModelSpec, build, example_config
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, Mesh
 
-    from shardinit import AxisRules, InitFn
+    from shardinit.core.init_fn import InitFn
+    from shardinit.core.plan.rules import AxisRules
 
 _RULES = {
     "vocab": "model",
@@ -58,7 +59,7 @@ class Subject:
 
 def rules() -> AxisRules:
     """Where the axes of the decoders lie on the mesh."""
-    from shardinit import AxisRules
+    from shardinit.core.plan.rules import AxisRules
 
     return AxisRules(_RULES)
 

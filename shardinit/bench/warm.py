@@ -15,7 +15,6 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import shardinit
 from shardinit.bench import subjects
 from shardinit.bench.case import (
     Figures,
@@ -59,10 +58,12 @@ def _time(
 
 def ours(layers: int, devices: int) -> Figures:
     """A ``CompiledPlan``, called twice."""
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.compile import compile_plan
 
     def prepare(subject: subjects.Subject) -> Any:
-        plan = shardinit.plan(subject.fn, out_shardings=subject.shardings)
-        return shardinit.compile_plan(plan)
+        plan = make_plan(subject.fn, out_shardings=subject.shardings)
+        return compile_plan(plan)
 
     return _time(layers, devices, prepare)
 

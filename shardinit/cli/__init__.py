@@ -14,15 +14,17 @@ import json
 import sys
 import warnings
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-import shardinit
 from shardinit.cli import arguments, checkpoints, devices, programs, serving
 from shardinit.cli.programs import ModelName, Modules, Rules
 from shardinit.errors import FindingsWarning, ShardinitError
 from shardinit.version import __version__
+
+if TYPE_CHECKING:
+    from shardinit.core.plan.plan import Plan
 
 app = typer.Typer(
     name="shardinit",
@@ -32,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(context_settings={"auto_envvar_prefix": "SHARDINIT"})(serving.serve)
+app.command(context_settings={"auto_envvar_prefix": serving.PREFIX})(serving.serve)
 app.command()(serving.health)
 app.command()(programs.export)
 app.command("compile")(programs.compile_for_here)
@@ -120,7 +122,9 @@ def audit(
     axes = arguments.parse_mesh(mesh or f"device={chips.devices}")
     topologies.check_installed(chips)
     made = _planned(config, model, models, axes, rules)
-    report = shardinit.audit(made, topology)
+    from shardinit.verify.audit.audit import audit as audit_plan
+
+    report = audit_plan(made, topology)
     print(json.dumps(report.to_data(), indent=1) if as_json else report)
     if not report.ok:
         raise typer.Exit(1)
@@ -132,12 +136,14 @@ def _planned(
     modules: list[str] | None,
     axes: dict[str, int],
     rules: str | None,
-) -> shardinit.Plan:
+) -> Plan:
     """The plan of a model on a mesh without devices."""
     devices.on_cpu()
     made = arguments.read_model(config, model, modules)
+    from shardinit.core.plan.plan import plan as make_plan
+
     mesh = arguments.abstract_mesh(axes)
-    return shardinit.plan(made, mesh=mesh, rules=arguments.parse_rules(rules))
+    return make_plan(made, mesh=mesh, rules=arguments.parse_rules(rules))
 
 
 @app.command()

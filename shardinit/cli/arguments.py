@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import shardinit
 from shardinit.errors import ShardingError, ShardinitError, SpecError
 from shardinit.models import ModelSpec, build, example_config, load_package
 
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh
 
-    from shardinit import AxisRules, InitFn, InitProgram
+    from shardinit.core.init_fn import InitFn
+    from shardinit.core.plan.rules import AxisRules
+    from shardinit.core.program.program import InitProgram
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -51,6 +53,8 @@ def parse_rules(text: str | None) -> AxisRules | None:
     """
     if text is None:
         return None
+    from shardinit.core.plan.rules import AxisRules
+
     rules: list[tuple[str, Any]] = []
     for part in text.split(","):
         name, equals, axes = (piece.strip() for piece in part.partition("="))
@@ -62,7 +66,7 @@ def parse_rules(text: str | None) -> AxisRules | None:
                 "logical axis = mesh axes, such as embed=data,mlp=data+model,norm=",
             )
         rules.append((name, names or None))
-    return shardinit.AxisRules(rules)
+    return AxisRules(rules)
 
 
 def parse_level(text: str) -> int:
@@ -125,11 +129,13 @@ def read_source(
       ProgramFormatError: the file is neither a config nor a program.
     """
     if os.path.isfile(source) and not source.endswith(".json"):
-        return shardinit.load_program(source)
+        from shardinit.core.program.program import load_program
+
+        return load_program(source)
     return read_model(source, model, modules)
 
 
-def load_modules(modules: list[str] | None) -> None:
+def load_modules(modules: Sequence[str] | None) -> None:
     """Imports the operator's modules, so that they register their models.
 
     Raises:

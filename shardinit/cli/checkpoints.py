@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-import shardinit
 from shardinit import storage
 from shardinit.cli import arguments, devices
 from shardinit.cli.programs import ModelName, Modules, Seed, Source
@@ -21,6 +20,7 @@ from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitErr
 from shardinit.progress import counted, progress
 
 if TYPE_CHECKING:
+    from shardinit.core.plan.plan import Plan
     from shardinit.verify.digest.host import Digest
 
 Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either format.")]
@@ -90,9 +90,11 @@ def init(
     if layout == "safetensors":
         root = _write_windows(fn, seed, target, beside, max_memory, max_shard_size)
     else:
+        from shardinit.core.plan.plan import plan as make_plan
+
         storage.orbax.check_free(target)
         on, by = devices.real_mesh(axes), arguments.parse_rules(rules)
-        plan = shardinit.plan(fn, mesh=on, rules=by)
+        plan = make_plan(fn, mesh=on, rules=by)
         code = (executables, executables_sha256)
         root = _write_arrays(plan, seed, target, beside, *code)
     print(f"wrote {target}\nreceipt {beside}\nroot {root}")
@@ -175,14 +177,17 @@ def _write_windows(
     max_shard_size: str | None,
 ) -> str:
     """Writes safetensors and a receipt; the root of the digest."""
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.run.lazy import open as open_lazy
     from shardinit.storage import safetensors
     from shardinit.storage.layout import parse_size
     from shardinit.verify.digest.devices import Digester
+    from shardinit.verify.receipt import receipt as make_receipt
 
     memory = parse_size(max_memory or "1GiB", "--max-memory")
     shard = parse_size(max_shard_size or "5GB", "--max-shard-size")
-    plan = shardinit.plan(fn)
-    lazy = shardinit.open(plan, seed, memory_limit=memory)
+    plan = make_plan(fn)
+    lazy = open_lazy(plan, seed, memory_limit=memory)
     digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
     with progress("write") as report:
         advance = counted(report, lazy.nbytes)
@@ -192,7 +197,7 @@ def _write_windows(
             advance(window.nbytes)
 
         def before_publish() -> None:
-            shardinit.receipt(plan, seed, digester.digest()).save(beside)
+            make_receipt(plan, seed, digester.digest()).save(beside)
 
         safetensors.write(
             target,
@@ -206,7 +211,7 @@ def _write_windows(
 
 
 def _write_arrays(
-    plan: shardinit.Plan,
+    plan: Plan,
     seed: int,
     target: Path,
     beside: Path,
@@ -214,14 +219,17 @@ def _write_arrays(
     sha256: str | None,
 ) -> str:
     """Writes an Orbax folder and a receipt; the root of the digest."""
+    from shardinit.core.run.compile import compile_plan
     from shardinit.storage import orbax
+    from shardinit.storage.executables import load_executables
+    from shardinit.verify.receipt import receipt as make_receipt
 
     if executables is None or sha256 is None:
-        compiled = shardinit.compile_plan(plan)
+        compiled = compile_plan(plan)
     else:
-        compiled = shardinit.load_executables(executables, plan, sha256=sha256)
+        compiled = load_executables(executables, plan, sha256=sha256)
     params = compiled(seed)
-    receipt = shardinit.receipt(plan, seed, params)
+    receipt = make_receipt(plan, seed, params)
     orbax.save(target, params)
     receipt.save(beside)
     return receipt.root

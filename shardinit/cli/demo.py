@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import shardinit
 from shardinit.cli import arguments, devices
 from shardinit.errors import ServiceError, ShardinitError
 
@@ -72,10 +71,11 @@ def demo_mesh() -> Any:
 
 def _show_plan(config: str) -> None:
     from shardinit.cli import tables
+    from shardinit.core.plan.plan import plan as make_plan
 
     model = arguments.read_model(config, "decoder", None)
     rules = arguments.parse_rules(RULES)
-    tables.print_plan(shardinit.plan(model, mesh=demo_mesh(), rules=rules))
+    tables.print_plan(make_plan(model, mesh=demo_mesh(), rules=rules))
 
 
 @contextmanager

@@ -18,13 +18,15 @@ from typing import Any
 import jax
 import numpy as np
 
-import shardinit
 from shardinit.cli import arguments
 from shardinit.cli.demo import RULES, demo_mesh
+from shardinit.core.plan.plan import plan as make_plan
 from shardinit.core.platform import peak_bytes
+from shardinit.core.run.compile import compile_plan
 from shardinit.errors import FingerprintMismatchError, ShardinitError
 from shardinit.models import build
 from shardinit.progress import Report, progress
+from shardinit.service.client.client import connect
 
 SEED = 0
 
@@ -39,13 +41,13 @@ def run(address: str, config: str, cache: str) -> None:
     times: dict[str, float] = {}
     with (
         _stage("fetch the init program", times),
-        shardinit.connect(address, cache_dir=cache) as client,
+        connect(address, cache_dir=cache) as client,
     ):
         program = client.program(spec)
     mesh, rules = demo_mesh(), arguments.parse_rules(RULES)
     with _stage("compile the distinct programs", times):
-        plan = shardinit.plan(program, mesh=mesh, rules=rules)
-        compiled = shardinit.compile_plan(plan)
+        plan = make_plan(program, mesh=mesh, rules=rules)
+        compiled = compile_plan(plan)
     lines = None if sys.stderr.isatty() else _quarters("initialise")
     with (
         _stage("initialise", times),
@@ -91,7 +93,7 @@ def _quarters(name: str) -> Report:
 
 def _check(plan: Any, params: Any, init_fn: Any) -> int:
     """Compares one random leaf of each program; returns how many."""
-    local = shardinit.plan(init_fn)
+    local = make_plan(init_fn)
     if local.fingerprint != plan.fingerprint:
         raise FingerprintMismatchError(
             "demo",

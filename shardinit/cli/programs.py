@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-import shardinit
 from shardinit.cli import arguments, devices
 from shardinit.errors import ShardinitError
 
@@ -53,7 +52,9 @@ def export(
             f"--out {out}", "it exists", "a new file", "Pass --force to replace it"
         )
     devices.on_cpu()
-    program = shardinit.export_plan(arguments.read_source(source, model, models))
+    from shardinit.core.program.program import export_plan
+
+    program = export_plan(arguments.read_source(source, model, models))
     with _writing(out):
         program.save(out)
     size = os.path.getsize(out)
@@ -76,11 +77,14 @@ def compile_for_here(
     """Writes executables for init --executables, on a machine just like this one."""
     axes = arguments.parse_mesh(mesh)
     devices.simulate_where_asked(axes)
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.storage.executables import save_executables
+
     fn = arguments.read_source(source, model, models)
-    plan = shardinit.plan(
+    plan = make_plan(
         fn, mesh=devices.real_mesh(axes), rules=arguments.parse_rules(rules)
     )
-    digest = shardinit.save_executables(plan, out)
+    digest = save_executables(plan, out)
     print(f"{out}: {len(plan.programs)} programs, {os.path.getsize(out):,} bytes")
     print(f"sha256 {digest}")
 
@@ -107,9 +111,11 @@ def read(
     devices.on_cpu()
     import numpy as np
 
+    from shardinit.core.run.lazy import open as open_lazy
+
     index = parse_window(window)
     fn = arguments.read_source(source, model, models)
-    lazy = shardinit.open(fn, seed, memory_limit=limit)
+    lazy = open_lazy(fn, seed, memory_limit=limit)
     if path is None:
         for leaf in lazy.values():
             print(f"{leaf.path}\t{leaf.dtype}\t{list(leaf.shape)}")

@@ -1,25 +1,77 @@
 """Serving: ``shardinit serve`` and the probe that asks whether it serves.
 
-Every option of the server may be given as a flag, in the environment
+Every field of `Settings` may be given as a flag, in the environment
 (``SHARDINIT_LISTEN``), or in a TOML file (``listen = "127.0.0.1:50051"``); a flag wins
-over the environment, the environment over the file, the file over the default.
+over the environment, the environment over the file, the file over the default. What is
+in the environment or the file and is no field is an error.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import logging
 import os
+import re
 import sys
 import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from shardinit.cli import arguments, devices
-from shardinit.cli.programs import Modules
 from shardinit.errors import ServiceError, ShardinitError
+from shardinit.service.server.config import Config, Listen, Setting
+
+PREFIX = "SHARDINIT"  # of variables
+
+# Kubernetes puts the addresses of every service into the environment of a namespace's
+# pods, and ours is called shardinit (SHARDINIT_SERVICE_HOST, SHARDINIT_PORT_50051_TCP):
+# https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+_LINK = re.compile(
+    rf"{PREFIX}_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)"
+)
+
+
+@dataclass(frozen=True)
+class Settings(Config):
+    """A server's config, and what its process has to know beside it."""
+
+    listen: Listen = "127.0.0.1:50051"
+    models: Annotated[
+        tuple[str, ...], Setting("Module that registers models; may be repeated.")
+    ] = ()
+    grace: Annotated[
+        float, Setting("Seconds that running calls get at the end.", least=0)
+    ] = 30.0
+    log_level: Annotated[
+        str, Setting("debug, info, warning or error; logs go to stderr.")
+    ] = "info"
+    log_format: Annotated[str, Setting("text or json.")] = "text"
+
+
+def _options() -> Iterator[inspect.Parameter]:
+    """The settings as arguments of a command, of which typer makes options."""
+    for name, hint in get_type_hints(Settings, include_extras=True).items():
+        if get_origin(hint) is not Annotated:
+            continue
+        kind, setting = get_args(hint)
+        default = getattr(Settings, name)
+        if isinstance(default, tuple):
+            kind, default = list[get_args(kind)[0]] | None, None
+        flag = setting.flag or f"--{name.replace('_', '-')}"
+        option = typer.Option(flag, help=setting.help, min=setting.least)
+        yield inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[kind, option],
+        )
+
+
+_OPTIONS = {option.name: option for option in _options()}
 
 
 def _read_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -30,14 +82,23 @@ def _read_file(context: typer.Context, path: Path | None) -> Path | None:
         values = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{path}: {error}") from error
-    known = {p.name: p for p in context.command.params if p.name != "config"}
     for name in values:
-        if name.replace("-", "_") not in known:
-            options = ", ".join(sorted(filter(None, known)))
+        if name.replace("-", "_") not in _OPTIONS:
+            options = ", ".join(sorted(_OPTIONS))
             raise typer.BadParameter(f"{path}: {name!r} is none of {options}")
-    given: dict[str, Any] = {k.replace("-", "_"): v for k, v in values.items()}
+    given = {name.replace("-", "_"): value for name, value in values.items()}
     context.default_map = {**(context.default_map or {}), **given}
     return path
+
+
+def _check_environment(names: Iterable[str]) -> None:
+    """Refuses variables that look like options and are none."""
+    known = {f"{PREFIX}_{name.upper()}" for name in ("config", *_OPTIONS)}
+    ours = {name for name in names if name.startswith(f"{PREFIX}_")}
+    unknown = sorted(name for name in ours - known if not _LINK.fullmatch(name))
+    if unknown:
+        options = ", ".join(sorted(known))
+        raise typer.BadParameter(f"{', '.join(unknown)}: none of {options}")
 
 
 def serve(
@@ -50,88 +111,20 @@ def serve(
             help="TOML file with any of these options; flags and environment win.",
         ),
     ] = None,
-    listen: Annotated[
-        str, typer.Option(help="Host and port, or unix:/path; port 0 takes a free one.")
-    ] = "127.0.0.1:50051",
-    models: Modules = None,
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="The server's certificate chain (PEM).")
-    ] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
-    client_ca: Annotated[
-        Path | None,
-        typer.Option(help="Authorities of client certificates (PEM): mutual TLS."),
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="Bearer tokens, one a line; read when changed.")
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure",
-            help="Let other machines in without TLS or without credentials.",
-        ),
-    ] = False,
-    health_listen: Annotated[
-        str | None, typer.Option(help="A second, plain port for health probes alone.")
-    ] = None,
-    metrics_listen: Annotated[
-        str | None, typer.Option(help="Host and port of Prometheus metrics (HTTP).")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads of short calls.")] = 16,
-    streams: Annotated[
-        int, typer.Option(min=1, help="Streams and checkpoints at a time.")
-    ] = 8,
-    queue: Annotated[
-        int, typer.Option(min=1, help="Calls that may wait; one more is refused.")
-    ] = 1024,
-    cache_bytes: Annotated[
-        int, typer.Option(min=0, help="Bytes of plans and programs to keep.")
-    ] = 256 << 20,
-    block_bytes: Annotated[
-        int, typer.Option(min=4096, help="Bytes that a stream computes at a time.")
-    ] = 4 << 20,
-    whole_bytes: Annotated[
-        int,
-        typer.Option(min=0, help="Most bytes of a leaf that must be computed whole."),
-    ] = 256 << 20,
-    model_bytes: Annotated[
-        int, typer.Option(min=0, help="Most bytes of a model that Orbax writes.")
-    ] = 4 << 30,
-    allow_upload: Annotated[
-        bool, typer.Option("--allow-upload", help="Clients may register programs.")
-    ] = False,
-    checkpoint_roots: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--checkpoint-root",
-            help="Folder under which checkpoints may be written; may be repeated.",
-        ),
-    ] = None,
-    grace: Annotated[
-        float, typer.Option(min=0, help="Seconds that running calls get at the end.")
-    ] = 30.0,
-    log_level: Annotated[
-        str, typer.Option(help="debug, info, warning or error; logs go to stderr.")
-    ] = "info",
-    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    **given: Any,
 ) -> None:
     """Serves the installed models until SIGTERM or Ctrl-C.
 
     Options may also be given in the environment (SHARDINIT_LISTEN=...) or in a file.
     """
+    _check_environment(os.environ)
     devices.on_cpu()
-    from shardinit.service.server.config import Config
-
-    given: dict[str, Any] = dict(context.params) | {
-        "checkpoint_roots": tuple(checkpoint_roots or ())
-    }
-    names = {field.name for field in dataclasses.fields(Config)}
-    made = Config(**{name: value for name, value in given.items() if name in names})
-    made.check()  # before the slow imports
-    _log(arguments.parse_level(log_level), log_format)
-    arguments.load_modules(models)
-    import shardinit.core.program.program  # noqa: F401  the first call must not wait for JAX
+    for name in ("models", "checkpoint_roots"):
+        given[name] = tuple(given[name] or ())
+    settings = Settings(**given)
+    settings.check()  # before the slow imports
+    _log(arguments.parse_level(settings.log_level), settings.log_format)
+    arguments.load_modules(settings.models)
     from shardinit.service.server import server
 
     def announce(running: server.Server) -> None:
@@ -143,12 +136,18 @@ def serve(
                 print(f"shardinit has {what} on {address}", flush=True)
         print(f"shardinit serves on {running.address}", flush=True)
 
-    server.serve(made, announce=announce, grace=grace)
+    server.serve(settings, announce=announce, grace=settings.grace)
     # What still runs now is a build that nobody waits for. Python would wait for its
     # thread, and the supervisor that sent the signal would kill the process.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
+
+
+# Typer reads a command's options from its signature.
+_context, _config, _given = inspect.signature(serve, eval_str=True).parameters.values()
+_signature = inspect.Signature([_context, _config, *_OPTIONS.values()])
+setattr(serve, "__signature__", _signature)  # noqa: B010  unknown to type checkers
 
 
 def _log(level: int, form: str) -> None:

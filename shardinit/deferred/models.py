@@ -116,7 +116,7 @@ def assert_no_uninitialized(model: Any) -> None:
       >>> try:
       ...     deferred.assert_no_uninitialized(model)
       ... except deferred.UninitializedParameterError as error:
-      ...     print(error.came)
+      ...     print(error.got)
       1 parameters have no value yet: 'bias' at '0'
     """
     refuse_others(model, DEFERRED, "deferred model")

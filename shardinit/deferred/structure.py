@@ -210,14 +210,14 @@ def check(where: str, value: Any, structure: Structure, *, dtypes: bool = True) 
     Raises:
       StructureMismatchError: there is a difference; it has the path of the first.
     """
-    for path, came, expected in _differences(value, structure, (), dtypes):
+    for path, got, expected in _differences(value, structure, (), dtypes):
         at = path_str(path)
         raise StructureMismatchError(
             f"{where} at {at!r}" if at else where,
-            came,
+            got,
             expected,
             "Values are never cast; convert it, or pass strict_dtype=False"
-            if came.startswith("dtype")
+            if got.startswith("dtype")
             else "",
         )
 

@@ -98,6 +98,14 @@ def save_executables(
       ExecutablesError: the file exists, this is a job of several processes, or the
         platform's executables cannot be stored.
       ShardingError: as ``compile_plan``.
+
+    Example:
+      >>> import jax, shardinit, tempfile
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     digest = shardinit.save_executables(plan, f"{folder}/code")
+      >>> len(digest)
+      64
     """
     target = Path(os.path.abspath(path))
     if os.path.lexists(target):
@@ -145,15 +153,24 @@ def load_executables(
         other versions, on another kind of machine, or for another plan or mesh.
       ShardingError: as ``compile_plan``.
       OSError: the file cannot be read.
+
+    Example:
+      >>> import jax, shardinit, tempfile
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     digest = shardinit.save_executables(plan, f"{folder}/code")
+      ...     loaded = shardinit.load_executables(f"{folder}/code", plan, sha256=digest)
+      >>> loaded(0).shape
+      (8, 32)
     """
     where = f"executables {os.fspath(path)!r}"
     facts = _facts(plan, mesh)
     manifest, entries = _parse(where, _read(where, path, sha256))
     for name, remedy in _FACTS.items():
         if manifest.get(name) != facts[name]:
-            came, wanted = _differ(manifest.get(name), facts[name])
+            got, wanted = _differ(manifest.get(name), facts[name])
             raise ExecutablesError(
-                where, f"made for the {name} {came}", f"what is here, {wanted}", remedy
+                where, f"made for the {name} {got}", f"what is here, {wanted}", remedy
             )
     events: list[str] = []
 
@@ -195,8 +212,11 @@ def _facts(plan: Plan, mesh: Mesh | None) -> dict[str, Any]:
     placed_on: Any = shardings[0].mesh
     device = placed_on.devices.flat[0]
     exported = isinstance(plan.programs[0].program, ExportedProgram)
+    bound = mesh is not None
     placed = [
-        f"{sharding.spec} {sharding.memory_kind}" if leaf.selected else None
+        f"{sharding.spec} {sharding.memory_kind} {bound or leaf.sharding is not None}"
+        if leaf.selected
+        else None
         for leaf, sharding in zip(plan.leaves, shardings, strict=True)
     ]
     described = repr((plan.whole_mode, placed)).encode()
@@ -215,13 +235,13 @@ def _facts(plan: Plan, mesh: Mesh | None) -> dict[str, Any]:
     }
 
 
-def _differ(came: Any, expected: Any) -> tuple[str, str]:
+def _differ(got: Any, expected: Any) -> tuple[str, str]:
     """Of two lists what only one has; everything else as it is."""
-    if not (isinstance(came, list) and isinstance(expected, list)):
-        return repr(came), repr(expected)
+    if not (isinstance(got, list) and isinstance(expected, list)):
+        return repr(got), repr(expected)
     more = (
-        [x for x in came if x not in expected],
-        [x for x in expected if x not in came],
+        [x for x in got if x not in expected],
+        [x for x in expected if x not in got],
     )
     first, second = (f"with {' '.join(map(str, x)) or 'nothing more'}" for x in more)
     return first, second

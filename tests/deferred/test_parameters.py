@@ -232,7 +232,7 @@ def good(**changes):
 
 
 @pytest.mark.parametrize(
-    ("value", "path", "came", "expected"),
+    ("value", "path", "got", "expected"),
     [
         (good(w=np.ones((3, 4))), "w", "float64", "float32"),
         (good(w=np.ones((4, 3), np.float32)), "w", r"\(4, 3\)", r"\(3, 4\)"),
@@ -246,14 +246,14 @@ def good(**changes):
     ],
 )
 def test_a_mismatch_names_the_path_what_came_and_what_was_expected(
-    value, path, came, expected
+    value, path, got, expected
 ):
     with pytest.raises(StructureMismatchError) as caught:
         tree_parameter().initialize_with_value(value)
     error = caught.value
     assert "'tree'" in error.where
     assert error.where.endswith(f" at {path!r}" if path else "'tree'")
-    assert re.search(came, error.came)
+    assert re.search(got, error.got)
     assert re.search(expected, error.expected)
 
 

@@ -254,9 +254,7 @@ def test_a_compact_method_that_recurses_is_refused(make, method):
     with pytest.raises(ModuleStateError) as caught:
         module.init(1, X)
     assert caught.value.where == f"module {type(module).__name__}"
-    assert (
-        caught.value.came == f"its compact method {method!r} was called while it runs"
-    )
+    assert caught.value.got == f"its compact method {method!r} was called while it runs"
     assert caught.value.expected == (
         "a compact method that does not call itself, directly or through another module"
     )

@@ -280,3 +280,45 @@ def test_a_faulty_config_file_is_said(tmp_path, text, said):
     assert done.returncode == 2
     assert "serve.toml" in done.stderr
     assert said in done.stderr
+
+
+def serve_with(variables, *arguments):
+    """What ``shardinit serve`` says on standard error, and its exit code."""
+    command = [sys.executable, "-m", "shardinit", "serve", *arguments]
+    wide = os.environ | {"COLUMNS": "1000"} | variables
+    done = subprocess.run(command, capture_output=True, text=True, env=wide)
+    return done.stderr, done.returncode
+
+
+def test_a_variable_that_is_no_option_is_named():
+    text, code = serve_with({"SHARDINIT_LISEN": "x", "SHARDINIT_WORKER": "2"})
+    assert code == 2
+    assert "SHARDINIT_LISEN, SHARDINIT_WORKER" in text
+    assert "SHARDINIT_WORKERS" in text.partition("none of")[2]
+
+
+def test_variables_that_kubernetes_sets_for_a_service_are_let_through():
+    """The refusal is of the address; it comes after the look at the variables."""
+    variables = {
+        "SHARDINIT_SERVICE_HOST": "10.0.0.1",
+        "SHARDINIT_SERVICE_PORT_GRPC": "50051",
+        "SHARDINIT_PORT": "tcp://10.0.0.1:50051",
+        "SHARDINIT_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "SHARDINIT_CANARY_SERVICE_HOST": "10.0.0.2",
+    }
+    text, code = serve_with(variables, "--listen", "nowhere")
+    assert code == 1
+    assert "listen address 'nowhere'" in text
+
+
+def test_every_setting_is_a_flag_a_variable_and_a_key(tmp_path):
+    """One that is wrong in its place is refused by what it was given as."""
+    file = tmp_path / "serve.toml"
+    file.write_text("workers = 0")
+    for text, code in (
+        serve_with({}, "--workers", "0"),
+        serve_with({"SHARDINIT_WORKERS": "0"}),
+        serve_with({}, "--config", str(file)),
+    ):
+        assert code == 2
+        assert "--workers" in text

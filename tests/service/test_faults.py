@@ -399,7 +399,8 @@ def test_something_that_is_no_spec_is_a_type_error(client, spec):
 
 def test_callers_without_a_deadline_wait_for_one_build(server, monkeypatch):
     inside, release = threading.Event(), threading.Event()
-    monkeypatch.setattr(shardinit, "plan", slow := _slow_plan(inside, release))
+    slow = _slow_plan(inside, release)
+    monkeypatch.setattr("shardinit.service.server.model_cache.make_plan", slow)
     request = service_pb2.DescribeModelRequest(spec=named(width=96))
     with grpc.insecure_channel(server.address) as channel:
         call = InitServiceStub(channel).DescribeModel

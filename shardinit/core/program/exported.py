@@ -136,10 +136,10 @@ class ExportedProgram:
         if not fits:
             self._refuse(f"its results are {outs}, not the leaves {list(shapes)}")
 
-    def _refuse(self, came: str) -> NoReturn:
+    def _refuse(self, got: str) -> NoReturn:
         raise ProgramFormatError(
             f"function {self.digest[:12]}",
-            came,
+            got,
             "a module that shardinit.export_plan made",
         )
 

@@ -13,18 +13,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.paths import chosen
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.entries import as_entry
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
+from shardinit.core.plan.options import Select
 from shardinit.core.program.treedef import read_tree
 from shardinit.core.run.processes import assert_same
 from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
-from shardinit.service.wire.description import Description
+from shardinit.service.wire.description import Description, LeafDescription
 
 Receive = Callable[[Sequence[Piece]], Iterator[np.ndarray]]
 
@@ -35,9 +36,9 @@ def from_windows(
     described: Description,
     receive: Receive,
     *,
-    mesh: Any,
+    mesh: Mesh | None,
     out_shardings: Any,
-    select: Any,
+    select: Select | None,
     progress: Report,
 ) -> Any:
     """The pytree of a described model, its leaves sharded.
@@ -95,7 +96,7 @@ def from_windows(
     return jax.tree.unflatten(structure, result)
 
 
-def _words(leaf: Any, sharding: NamedSharding) -> NamedSharding:
+def _words(leaf: LeafDescription, sharding: NamedSharding) -> NamedSharding:
     """The sharding of a leaf's bytes: the words of keys are not cut."""
     if not _key_dtype(leaf):
         return sharding
@@ -104,7 +105,7 @@ def _words(leaf: Any, sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(sharding.mesh, spec)
 
 
-def _pieces(leaf: Any, sharding: NamedSharding) -> dict[Piece, list[Any]]:
+def _pieces(leaf: LeafDescription, sharding: NamedSharding) -> dict[Piece, list[Any]]:
     """The distinct windows of this process's devices, and the devices of each."""
     full = whole(leaf)
     where = _words(leaf, sharding).addressable_devices_indices_map(full.shape)
@@ -120,8 +121,11 @@ def _pieces(leaf: Any, sharding: NamedSharding) -> dict[Piece, list[Any]]:
 
 
 def _assemble(
-    leaf: Any, sharding: NamedSharding, blocks: Iterator[Any], places: list[list[Any]]
-) -> Any:
+    leaf: LeafDescription,
+    sharding: NamedSharding,
+    blocks: Iterator[np.ndarray],
+    places: list[list[Any]],
+) -> jax.Array:
     shards = []
     for devices in places:
         block = next(blocks)
@@ -136,7 +140,7 @@ def _assemble(
     return jax.random.wrap_key_data(array, impl=_IMPLS[leaf.dtype])
 
 
-def _key_dtype(leaf: Any) -> Any:
+def _key_dtype(leaf: LeafDescription) -> Any:
     if leaf.dtype not in _IMPLS:
         return None
     return jax.eval_shape(lambda: jax.random.key(0, impl=_IMPLS[leaf.dtype])).dtype

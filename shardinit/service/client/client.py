@@ -13,7 +13,7 @@ reading into numpy, imports neither JAX nor Flax.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,13 @@ from shardinit.service.wire.description import Description, description_from_pro
 from shardinit.v1 import service_pb2
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from shardinit.core.plan.options import Select
+    from shardinit.core.plan.rules import Rules
+    from shardinit.core.prng.root_key import KeyLike
     from shardinit.core.program.program import InitProgram
+    from shardinit.service.wire.messages import MeshLike, Spec
 
 Path = str | os.PathLike[str]
 
@@ -66,6 +72,15 @@ def connect(
     Raises:
       ServiceError: the folder cannot be written, a file cannot be read, or the token
         would be sent in clear.
+
+    Example:
+      >>> import shardinit
+      >>> from shardinit.models import example_config
+      >>> from shardinit.service.server.server import Server
+      >>> spec = shardinit.ModelSpec("decoder", example_config("gpt2"))
+      >>> with Server() as server, shardinit.connect(server.address) as client:
+      ...     client.read(spec, 0, "embed/embedding", (slice(2), slice(32))).shape
+      (2, 32)
     """
     credentials = Credentials(tls, ca, cert, key, token, insecure)
     return Client(Store(cache_dir), Connection(target, timeout, credentials))
@@ -94,7 +109,9 @@ class Client:
         response = self._connection.call("ListModels", request)
         return {m.name: wire.struct_to_dict(m.config_schema) for m in response.models}
 
-    def describe(self, spec: Any, mesh: Any = None, rules: Any = None) -> Description:
+    def describe(
+        self, spec: Spec, mesh: MeshLike | None = None, rules: Rules | None = None
+    ) -> Description:
         """The leaves of a model, their bytes, and with a mesh where they lie.
 
         Args:
@@ -110,7 +127,7 @@ class Client:
         response = self._connection.call("DescribeModel", request)
         return description_from_proto(response, placed=mesh is not None)
 
-    def program(self, spec: Any) -> InitProgram:
+    def program(self, spec: Spec) -> InitProgram:
         """The init program of a model, from the cache if it is there and current.
 
         Raises:
@@ -132,13 +149,13 @@ class Client:
 
     def init(
         self,
-        spec: Any,
-        key: Any,
+        spec: Spec,
+        key: KeyLike,
         *,
-        mesh: Any = None,
-        rules: Any = None,
+        mesh: Mesh | None = None,
+        rules: Rules | None = None,
         out_shardings: Any = None,
-        select: Any = None,
+        select: Select | None = None,
         via: str = "program",
         progress: Report | None = None,
     ) -> Any:
@@ -183,10 +200,10 @@ class Client:
 
     def numpy(
         self,
-        spec: Any,
-        key: Any,
+        spec: Spec,
+        key: KeyLike,
         *,
-        select: str | Iterable[str] | Callable[[str], bool] | None = None,
+        select: Select | None = None,
         progress: Report | None = None,
     ) -> dict[str, np.ndarray]:
         """The leaves of a model as numpy arrays by path, in the order of the pytree.
@@ -208,7 +225,9 @@ class Client:
             arrays = self.receive(spec, key, pieces, counted(report, total))
             return {x.path: array for x, array in zip(pieces, arrays, strict=True)}
 
-    def read(self, spec: Any, key: Any, path: str, window: Any = ...) -> np.ndarray:
+    def read(
+        self, spec: Spec, key: KeyLike, path: str, window: Any = ...
+    ) -> np.ndarray:
         """One window of one leaf as a numpy array; only its bytes are sent.
 
         Needs no JAX. A leaf of keys reads as their words, in a last dimension.
@@ -230,8 +249,8 @@ class Client:
 
     def write_checkpoint(
         self,
-        spec: Any,
-        key: Any,
+        spec: Spec,
+        key: KeyLike,
         uri: Path,
         *,
         format: str = "safetensors",
@@ -265,8 +284,8 @@ class Client:
 
     def receive(
         self,
-        spec: Any,
-        key: Any,
+        spec: Spec,
+        key: KeyLike,
         pieces: Sequence[transfer.Piece],
         moved: Callable[[int], None] = lambda count: None,
     ) -> Iterator[np.ndarray]:

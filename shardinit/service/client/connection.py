@@ -14,18 +14,18 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from grpc.experimental import ChannelOptions
 
 from shardinit.errors import ServiceError
-from shardinit.service.server.auth import tokens_in
-from shardinit.service.server.config import is_local
+from shardinit.service.wire.access import is_local, read_tokens
 from shardinit.service.wire.errors import REQUEST_ID, from_rpc_error
 from shardinit.service.wire.limits import DEFAULTS
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
@@ -75,7 +75,9 @@ class Credentials:
         """Whether the channel is one with TLS."""
         return self.tls or any(x is not None for x in (self.ca, self.cert, self.key))
 
-    def channel(self, target: str, options: Any) -> grpc.Channel:
+    def channel(
+        self, target: str, options: Sequence[tuple[str, str | int]]
+    ) -> grpc.Channel:
         """Opens the channel.
 
         Raises:
@@ -102,12 +104,12 @@ class Credentials:
             return ()
         token = self.token
         if not isinstance(token, str):
-            found = tokens_in(_content(token) or b"")
+            found = read_tokens(_content(token) or b"")
             token = found[0].decode() if found else ""
         return (("authorization", f"Bearer {token.strip()}"),)
 
 
-def _content(path: Any) -> bytes | None:
+def _content(path: str | os.PathLike[str] | None) -> bytes | None:
     if path is None:
         return None
     try:
@@ -145,7 +147,7 @@ class Connection:
         self._timeout = timeout
         self._credentials = credentials
         self._lock = threading.Lock()
-        self._agreed = False
+        self._negotiated = False
         self._closed = False
         options = (
             ("grpc.enable_retries", 1),
@@ -163,7 +165,7 @@ class Connection:
         self._channel = credentials.channel(target, options)
         self._stub = InitServiceStub(self._channel)
 
-    def call(self, name: str, request: Any) -> Any:
+    def call(self, name: str, request: Message | Iterator[Message]) -> Any:
         """The answer of a call that has one.
 
         Raises:
@@ -177,7 +179,7 @@ class Connection:
     def stream(
         self,
         name: str,
-        request: Any,
+        request: Message,
         *,
         endless: bool = False,
         read: Callable[[bytes], Any] | None = None,
@@ -220,12 +222,12 @@ class Connection:
         if self._closed:
             raise ServiceError(self.target, "the client is closed", code="CANCELLED")
         with self._lock:
-            if not self._agreed:
+            if not self._negotiated:
                 request = service_pb2.GetVersionRequest(min=PROTOCOL, max=PROTOCOL)
                 self._call("GetVersion", request)
-                self._agreed = True
+                self._negotiated = True
 
-    def _call(self, name: str, request: Any) -> Any:
+    def _call(self, name: str, request: Message | Iterator[Message]) -> Any:
         with self._translated(name):
             method = getattr(self._stub, name)
             return method(request, timeout=self._timeout, metadata=self._metadata())

@@ -8,7 +8,8 @@ for again from its beginning, and nothing that is damaged gets past the digest.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from shardinit.errors import ServiceError
 from shardinit.service.client.connection import Connection
@@ -18,6 +19,9 @@ from shardinit.service.wire import messages as wire
 from shardinit.service.wire.limits import DEFAULTS
 from shardinit.service.wire.versions import jax_version
 from shardinit.v1 import service_pb2, spec_pb2
+
+if TYPE_CHECKING:
+    from shardinit.service.wire.messages import Spec
 
 
 class Programs:
@@ -32,7 +36,7 @@ class Programs:
         self._connection = connection
         self._store = store
 
-    def get(self, spec: Any) -> bytes:
+    def get(self, spec: Spec) -> bytes:
         """The program of a ``ModelSpec``, or of a sha256 in hex.
 
         Raises:
@@ -62,7 +66,7 @@ class Programs:
         """
         header = service_pb2.UploadHeader(size=len(data), sha256=bytes.fromhex(digest))
 
-        def messages() -> Any:
+        def messages() -> Iterator[service_pb2.UploadProgramRequest]:
             yield service_pb2.UploadProgramRequest(header=header)
             for chunk in wire.chunks_to_proto(data, DEFAULTS.request_bytes // 2):
                 yield service_pb2.UploadProgramRequest(chunk=chunk)
@@ -95,6 +99,6 @@ class Programs:
             raise self._damaged("the sha256 differs from the header's")
         return result, digest
 
-    def _damaged(self, came: str) -> ServiceError:
+    def _damaged(self, got: str) -> ServiceError:
         where = f"GetProgram from {self._connection.target}"
-        return ServiceError(where, came, "an undamaged program", code="DATA_LOSS")
+        return ServiceError(where, got, "an undamaged program", code="DATA_LOSS")

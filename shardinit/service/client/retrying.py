@@ -7,7 +7,6 @@ a stream that has begun is taken up here, by whoever knows where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
 
 from tenacity import (
     RetryCallState,
@@ -20,14 +19,16 @@ from shardinit.errors import ServiceError
 
 
 def attempts(
-    codes: Collection[str], place: Callable[[], Any] = lambda: 0, most: int = 8
+    codes: Collection[str],
+    place: Callable[[], tuple[int, ...]] = tuple,
+    most: int = 8,
 ) -> Retrying:
     """What tries a stream again: iterated, or called with the function to run.
 
     Args:
       codes: status codes after which the stream is asked for again. A deadline that
         passes without anything new counts as a failure all the same.
-      place: how far the stream has come, as values that compare.
+      place: how far the stream has come, as numbers that grow.
       most: attempts in a row that get no further; the error of the last one is raised.
     """
     furthest = place()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import crc32c
 import numpy as np
@@ -144,7 +143,9 @@ class _Incoming:
         if self._at < len(self._pieces):
             raise self._damaged("the stream ended before the last window")
 
-    def _take(self, message: Any) -> np.ndarray | None:
+    def _take(
+        self, message: frames.Chunk | service_pb2.StreamShardsResponse
+    ) -> np.ndarray | None:
         if self._at >= len(self._pieces):
             raise self._damaged("more windows than were asked for")
         piece = self._pieces[self._at]
@@ -183,10 +184,10 @@ class _Incoming:
         self._offset = end
         self._moved(len(data))
 
-    def _damaged(self, came: str) -> ServiceError:
+    def _damaged(self, got: str) -> ServiceError:
         at = min(self._at, len(self._pieces) - 1)
         where = f"StreamShards from {self._connection.target}, {self._pieces[at].path}"
-        return ServiceError(where, came, "undamaged windows", code="DATA_LOSS")
+        return ServiceError(where, got, "undamaged windows", code="DATA_LOSS")
 
 
 def whole(leaf: LeafDescription) -> Piece:

@@ -55,7 +55,7 @@ def write(
       ServiceError: it was not written.
     """
     done = 0
-    attempted = attempts(("UNAVAILABLE",), lambda: done)
+    attempted = attempts(("UNAVAILABLE",), lambda: (done,))
     for attempt in attempted:
         with (
             attempt,

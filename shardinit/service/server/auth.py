@@ -26,10 +26,12 @@ import grpc
 
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
+from shardinit.service.wire.access import read_tokens
 
 log = logging.getLogger("shardinit.service")
 
 Value = TypeVar("Value")
+Continuation = Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None]
 
 _OPEN = "/grpc.health.v1.Health/"
 
@@ -105,14 +107,8 @@ class Tokens:
         return found and scheme.lower() == "bearer"
 
 
-def tokens_in(content: bytes) -> list[bytes]:
-    """The tokens of a file, as servers and clients read it."""
-    lines = [line.strip() for line in content.splitlines()]
-    return [line for line in lines if line and not line.startswith(b"#")]
-
-
 def _digests(contents: list[bytes]) -> tuple[bytes, ...]:
-    tokens = tokens_in(contents[0])
+    tokens = read_tokens(contents[0])
     if not tokens or any(len(token) < 16 for token in tokens):
         raise ValueError("expected tokens of 16 characters or more, one a line")
     return tuple(hashlib.sha256(token).digest() for token in tokens)
@@ -133,8 +129,10 @@ class Access(grpc.ServerInterceptor):
         )
 
     def intercept_service(
-        self, continuation: Callable[[Any], Any], handler_call_details: Any
-    ) -> Any:
+        self,
+        continuation: Continuation,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
         """The handler of a call, or one that refuses it."""
         if handler_call_details.method.startswith(_OPEN):
             return continuation(handler_call_details)
@@ -145,10 +143,10 @@ class Access(grpc.ServerInterceptor):
         return self._refuse
 
 
-def refusal(pool: Executor, code: grpc.StatusCode, text: str) -> Any:
+def refusal(pool: Executor, code: grpc.StatusCode, text: str) -> grpc.RpcMethodHandler:
     """A handler that ends any call with ``code``, on threads of its own."""
 
-    def refuse(request: Any, context: grpc.ServicerContext) -> Any:
+    def refuse(request: object, context: grpc.ServicerContext) -> None:
         context.abort(code, text)
 
     refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]
@@ -173,7 +171,7 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
             [(key, chain)], root_certificates=authorities[0] if authorities else None
         )
 
-    def changed() -> Any:
+    def changed() -> Any:  # None for no change, which the stubs lack
         return configuration() if files.refresh() else None
 
     return grpc.dynamic_ssl_server_credentials(

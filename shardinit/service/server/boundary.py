@@ -18,13 +18,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from shardinit.errors import ServiceError, SpecError
-from shardinit.service.server.auth import refusal
+from shardinit.service.server.auth import Continuation, refusal
 from shardinit.service.server.config import Config
 from shardinit.service.server.telemetry import Metrics, span
 from shardinit.service.wire.errors import REQUEST_ID, code_of, to_status
@@ -39,6 +39,11 @@ _FOREVER = 1e8  # seconds
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Request = Message | SpecError  # the latter for one that does not parse
+
+
 class Pool(ThreadPoolExecutor):
     """Threads, with the number of calls that wait for one in ``waiting``."""
 
@@ -47,11 +52,17 @@ class Pool(ThreadPoolExecutor):
         self._count = threading.Lock()
         self.waiting = 0
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+    def submit(
+        self,
+        fn: Callable[Parameters, Result],
+        /,
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Future[Result]:
         """As any executor; counts until ``fn`` begins."""
         self._add(1)
 
-        def begin() -> Any:
+        def begin() -> Result:
             self._add(-1)
             return fn(*args, **kwargs)
 
@@ -89,10 +100,12 @@ class Boundary(grpc.ServerInterceptor):
         )
 
     def intercept_service(
-        self, continuation: Callable[[Any], Any], handler_call_details: Any
-    ) -> Any:
+        self,
+        continuation: Continuation,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
         """Returns the handler of a call, wrapped if it is the service's own."""
-        handler = continuation(handler_call_details)
+        handler: Any = continuation(handler_call_details)
         service, _, name = handler_call_details.method.strip("/").rpartition("/")
         if handler is None or service != SERVICE:
             return handler
@@ -102,7 +115,7 @@ class Boundary(grpc.ServerInterceptor):
             return self._busy
         kind = next(k for k in _KINDS if getattr(handler, k) is not None)
         wrap = self._streaming if handler.response_streaming else self._unary
-        wrapped = wrap(name, getattr(handler, kind), handler.request_streaming)
+        wrapped = wrap(name, getattr(handler, kind))
         wrapped.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return getattr(grpc, f"{kind}_rpc_method_handler")(
             wrapped,
@@ -110,25 +123,32 @@ class Boundary(grpc.ServerInterceptor):
             _as_it_is(handler.response_serializer),
         )
 
-    def _unary(self, name: str, behaviour: Callable[..., Any], many: bool) -> Any:
+    def _unary(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             with self._watched(name, context):
-                return behaviour(self._checked(request, many), context)
+                return behaviour(self._checked(request), context)
 
         return call
 
-    def _streaming(self, name: str, behaviour: Callable[..., Any], many: bool) -> Any:
+    def _streaming(
+        self, name: str, behaviour: Callable[..., Any]
+    ) -> Callable[..., Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with self._watched(name, context):
-                yield from behaviour(self._checked(request, many), context)
+                yield from behaviour(self._checked(request), context)
 
         return call
 
-    def _checked(self, request: Any, many: bool) -> Any:
+    def _checked(
+        self, request: Request | Iterator[Request]
+    ) -> Message | Iterator[Message]:
         """The request, or the requests of a stream as they come, within the limits."""
-        if many:
-            return (self._checked(message, False) for message in request)
-        if isinstance(request, Exception):
+        if isinstance(request, Request):
+            return self._within(request)
+        return map(self._within, request)
+
+    def _within(self, request: Request) -> Message:
+        if isinstance(request, SpecError):
             raise request
         faults = self._limits.check(request)
         if faults:
@@ -175,10 +195,10 @@ class Boundary(grpc.ServerInterceptor):
             context.abort_with_status(status)
 
 
-def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def _tolerant(parse: Callable[[bytes], Message]) -> Callable[[bytes], Request]:
     """Returns the error as the request, since an error here would be INTERNAL."""
 
-    def parse_or_fault(data: bytes) -> Any:
+    def parse_or_fault(data: bytes) -> Request:
         try:
             return parse(data)
         except DecodeError:
@@ -188,10 +208,12 @@ def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return parse_or_fault
 
 
-def _as_it_is(serialise: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+def _as_it_is(
+    serialise: Callable[[Message], bytes],
+) -> Callable[[Message | bytes], bytes]:
     """Lets through what a handler has serialised itself, to save copies."""
 
-    def to_bytes(message: Any) -> bytes:
+    def to_bytes(message: Message | bytes) -> bytes:
         return message if isinstance(message, bytes) else serialise(message)
 
     return to_bytes

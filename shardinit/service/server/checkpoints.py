@@ -16,16 +16,24 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 
-import shardinit
+from shardinit.core.plan.plan import Plan
+from shardinit.core.prng.root_key import KeyLike, as_key
+from shardinit.core.run.arguments import key_words
+from shardinit.core.run.compile import compile_plan
+from shardinit.core.run.lazy import open as open_lazy
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.boundary import remaining
 from shardinit.service.server.config import Config
+from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.places import resolve
-from shardinit.service.server.sources import Sources
 from shardinit.service.wire import messages as wire
 from shardinit.v1 import service_pb2
+from shardinit.verify.digest.host import Digester
+from shardinit.verify.receipt import Receipt
+from shardinit.verify.receipt import receipt as make_receipt
 
 _SECONDS = 0.25  # between two messages of progress
 _STOP_SECONDS = 10.0
@@ -40,18 +48,18 @@ class Checkpoints:
 
     Args:
       config: the folders that are allowed, and memory.
-      sources: plans of specs.
+      models: plans of specs.
     """
 
-    def __init__(self, config: Config, sources: Sources):
+    def __init__(self, config: Config, models: ModelCache):
         self._config = config
-        self._sources = sources
+        self._models = models
         self._lock = threading.Lock()
         self._jobs: dict[Path, _Job] = {}
         self._stopping = False
 
     def write(
-        self, request: service_pb2.WriteCheckpointRequest, context: Any
+        self, request: service_pb2.WriteCheckpointRequest, context: grpc.ServicerContext
     ) -> Iterator[service_pb2.WriteCheckpointResponse]:
         """Progress of a write, then its receipt; starts it if it does not run.
 
@@ -64,7 +72,7 @@ class Checkpoints:
         if request.format not in _FORMATS:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])
         spec = wire.spec_from_proto(request.spec)
-        plan = self._sources.plan(spec, remaining(context))
+        plan = self._models.plan(spec, remaining(context))
         key = wire.key_from_proto(request.key)
         new = _Job(target, request.format, plan, key, self._config)
         with self._lock:
@@ -137,10 +145,9 @@ class _Job:
       watchers, detached: who is interested; under the lock of all jobs.
     """
 
-    def __init__(self, target: Path, form: int, plan: Any, key: Any, config: Config):
-        from shardinit.core.prng.root_key import as_key
-        from shardinit.core.run.arguments import key_words
-
+    def __init__(
+        self, target: Path, form: int, plan: Plan, key: KeyLike, config: Config
+    ):
         try:
             words = np.asarray(key_words(as_key(key), plan.cut)).tobytes().hex()
         except TypeError as error:  # a key of another kind than the model's
@@ -177,8 +184,6 @@ class _Job:
         Raises:
           ServiceError: something else is there.
         """
-        from shardinit.verify.receipt import Receipt
-
         if not os.path.lexists(self.target):
             return False
         try:
@@ -198,7 +203,9 @@ class _Job:
         name = "shardinit-checkpoint"
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def watch(self, context: Any) -> Iterator[service_pb2.WriteCheckpointResponse]:
+    def watch(
+        self, context: grpc.ServicerContext
+    ) -> Iterator[service_pb2.WriteCheckpointResponse]:
         """Progress until the job has ended, or its caller has gone."""
         said, ended = -1, False
         while not ended and context.is_active():
@@ -241,13 +248,12 @@ class _Job:
 
     def _sign(self, values: Any) -> None:
         """Writes the receipt: before the checkpoint has its name, never after."""
-        shardinit.receipt(self._plan, self._key, values).save(self._receipt_path)
+        make_receipt(self._plan, self._key, values).save(self._receipt_path)
 
     def _safetensors(self) -> None:
         from shardinit.storage import safetensors
-        from shardinit.verify.digest.host import Digester
 
-        tree = shardinit.open(self._plan, self._key, memory_limit=self._memory)
+        tree = open_lazy(self._plan, self._key, memory_limit=self._memory)
         digester = Digester({x.path: (x.shape, x.dtype) for x in tree.values()})
 
         def seen(path: str, start: tuple[int, ...], window: np.ndarray) -> None:
@@ -272,7 +278,7 @@ class _Job:
             self.check()
             self._written = size * done // (2 * total)  # then they are to be written
 
-        params = shardinit.compile_plan(self._plan)(self._key, made)
+        params = compile_plan(self._plan)(self._key, made)
         self._sign(params)
         orbax.save(self.target, params)
         self._written = size

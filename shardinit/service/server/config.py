@@ -1,70 +1,98 @@
 """Config: everything that an operator may say about a server, in one place.
 
 A plain frozen object, so that a test, a program and the command line make the same
-server from it. The command line fills it from flags, from the environment, from a file
-and from these defaults, in this order of precedence (see ``shardinit serve --help``).
-What is said here is checked when the server is made, before any port is opened.
+server from it. A field is a setting's only definition: ``shardinit serve`` makes of it
+a flag, an environment variable and a key of its file. What is said here is checked when
+the server is made, before any port is opened.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 from shardinit.errors import ServiceError
+from shardinit.service.wire.access import is_local, split_address
 from shardinit.service.wire.limits import Limits
+
+
+class Setting(NamedTuple):
+    """What an operator may say of a field.
+
+    Attributes:
+      help: what it is for.
+      flag: its flag, where that is not the field's name.
+      least: the least number that a flag, a variable or a file may give.
+    """
+
+    help: str
+    flag: str | None = None
+    least: float | None = None
+
+
+Listen = Annotated[
+    str, Setting("Host and port, or unix:/path; port 0 takes a free one.")
+]
 
 
 @dataclass(frozen=True)
 class Config:
     """How to serve; the defaults serve this machine only.
 
+    What each field is for says its `Setting`, and ``shardinit serve --help``.
+
     Attributes:
-      listen: ``host:port`` or ``unix:/path``; port 0 takes a free one.
-      tls_cert: file with the server's certificate chain (PEM); with ``tls_key``.
-      tls_key: file with its private key (PEM).
-      client_ca: file with the authorities of client certificates (PEM): every client
-        must then show one.
-      token_file: file with bearer tokens, see `shardinit.service.server.auth.Tokens`.
-      insecure: listen beyond this machine without TLS and clients' credentials.
-      health_listen: ``host:port`` of a second, plain port that answers health alone,
-        for probes that know neither TLS nor tokens.
-      metrics_listen: ``host:port`` of Prometheus metrics over HTTP.
-      workers: threads for short calls.
-      streams: threads for calls that send bytes or write checkpoints: no more than
-        this many run at a time.
-      queue: calls of each kind that may wait for a thread; one more is refused with
-        RESOURCE_EXHAUSTED.
-      cache_bytes: bound on what is kept of programs, and again of descriptions.
-      block_bytes: bytes of a leaf that one stream computes at a time.
-      whole_bytes: bytes that a leaf which cannot be windowed may take in one stream;
-        a larger one is refused.
-      model_bytes: bytes that a model may take which is written whole, by Orbax.
-      allow_upload: clients may register programs of their own (`UploadProgram`). A
-        program is code for XLA that this process compiles and runs: allow it only to
-        clients that you trust as much as you trust the models you installed.
-      checkpoint_roots: folders under which `WriteCheckpoint` may write.
-      limits: caps on requests.
+      limits: caps on requests; no option, for programs only.
     """
 
-    listen: str = "127.0.0.1:0"
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    client_ca: Path | None = None
-    token_file: Path | None = None
-    insecure: bool = False
-    health_listen: str | None = None
-    metrics_listen: str | None = None
-    workers: int = 16
-    streams: int = 8
-    queue: int = 1024
-    cache_bytes: int = 256 << 20
-    block_bytes: int = 4 << 20
-    whole_bytes: int = 256 << 20
-    model_bytes: int = 4 << 30
-    allow_upload: bool = False
-    checkpoint_roots: tuple[Path, ...] = ()
+    listen: Listen = "127.0.0.1:0"
+    tls_cert: Annotated[
+        Path | None, Setting("The server's certificate chain (PEM).")
+    ] = None
+    tls_key: Annotated[Path | None, Setting("Its private key (PEM).")] = None
+    client_ca: Annotated[
+        Path | None, Setting("Authorities of client certificates (PEM): mutual TLS.")
+    ] = None
+    token_file: Annotated[
+        Path | None, Setting("Bearer tokens, one a line; read when changed.")
+    ] = None
+    insecure: Annotated[
+        bool, Setting("Let other machines in without TLS or without credentials.")
+    ] = False
+    health_listen: Annotated[
+        str | None, Setting("A second, plain port for health probes alone.")
+    ] = None
+    metrics_listen: Annotated[
+        str | None, Setting("Host and port of Prometheus metrics (HTTP).")
+    ] = None
+    workers: Annotated[int, Setting("Threads of short calls.", least=1)] = 16
+    streams: Annotated[int, Setting("Streams and checkpoints at a time.", least=1)] = 8
+    queue: Annotated[
+        int, Setting("Calls that may wait; one more is refused.", least=1)
+    ] = 1024
+    cache_bytes: Annotated[
+        int, Setting("Bytes of plans and programs to keep.", least=0)
+    ] = 256 << 20
+    block_bytes: Annotated[
+        int, Setting("Bytes that a stream computes at a time.", least=4096)
+    ] = 4 << 20
+    whole_bytes: Annotated[
+        int, Setting("Most bytes of a leaf that must be computed whole.", least=0)
+    ] = 256 << 20
+    model_bytes: Annotated[
+        int, Setting("Most bytes of a model that Orbax writes.", least=0)
+    ] = 4 << 30
+    # A program is code for XLA that this process compiles and runs: allow it only to
+    # clients that you trust as much as you trust the models you installed.
+    allow_upload: Annotated[bool, Setting("Clients may register programs.")] = False
+    checkpoint_roots: Annotated[
+        tuple[Path, ...],
+        Setting(
+            "Folder under which checkpoints may be written; may be repeated.",
+            flag="--checkpoint-root",
+        ),
+    ] = ()
     limits: Limits = field(default_factory=Limits)
 
     def check(self) -> None:
@@ -75,8 +103,8 @@ class Config:
             that other machines can reach has no TLS or lets anybody in.
         """
         if (self.tls_cert is None) != (self.tls_key is None):
-            came = "a certificate" if self.tls_cert else "a key"
-            raise _wrong("TLS", f"{came} alone", "a certificate and its key")
+            got = "a certificate" if self.tls_cert else "a key"
+            raise _wrong("TLS", f"{got} alone", "a certificate and its key")
         if self.client_ca is not None and self.tls_cert is None:
             raise _wrong("client_ca", "no TLS", "a certificate and its key too")
         for listen in (self.health_listen, self.metrics_listen):
@@ -97,36 +125,5 @@ class Config:
             )
 
 
-def split_address(listen: str) -> tuple[str, int]:
-    """Host and port of a listen address.
-
-    Raises:
-      ServiceError: the address is malformed.
-    """
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise _wrong(
-            f"listen address {listen!r}",
-            "it has no host and port",
-            "such as 127.0.0.1:50051",
-        )
-    return host, int(port)
-
-
-def is_local(listen: str) -> bool:
-    """Whether an address is one of this machine only; a Unix socket is.
-
-    Raises:
-      ServiceError: the address is malformed.
-    """
-    if listen.startswith("unix:"):
-        return True
-    host = split_address(listen)[0]
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _wrong(where: str, came: str, expected: str) -> ServiceError:
-    return ServiceError(where, came, expected, code="INVALID_ARGUMENT")
+def _wrong(where: str, got: str, expected: str) -> ServiceError:
+    return ServiceError(where, got, expected, code="INVALID_ARGUMENT")

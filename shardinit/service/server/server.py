@@ -17,6 +17,7 @@ import signal
 import threading
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import grpc
@@ -26,9 +27,10 @@ from grpc_reflection.v1alpha import reflection
 from shardinit.errors import ServiceError
 from shardinit.service.server import auth
 from shardinit.service.server.boundary import SERVICE, Boundary, Pool
-from shardinit.service.server.config import Config, split_address
+from shardinit.service.server.config import Config
 from shardinit.service.server.servicer import Servicer
 from shardinit.service.server.telemetry import Metrics
+from shardinit.service.wire.access import split_address
 from shardinit.service.wire.service_pb2_grpc import add_InitServiceServicer_to_server
 
 log = logging.getLogger("shardinit.service")
@@ -53,7 +55,9 @@ class Server:
         or an address is in use.
     """
 
-    def __init__(self, config: Config | None = None, *, servicer: Any = None):
+    def __init__(
+        self, config: Config | None = None, *, servicer: Servicer | None = None
+    ):
         config = config or Config()
         config.check()
         tokens = auth.Tokens(config.token_file) if config.token_file else None
@@ -128,7 +132,7 @@ class Server:
             self._probes.stop(0).wait()
         self._close()
 
-    def _say(self, status: Any) -> None:
+    def _say(self, status: int) -> None:
         for name in self._names:
             self._health.set(name, status)
 
@@ -212,7 +216,7 @@ def serve(
     """
     asked, again = threading.Event(), threading.Event()
 
-    def on_signal(number: int, frame: Any) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         (again if asked.is_set() else asked).set()
 
     server = Server(config)

@@ -13,17 +13,16 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import grpc
 
-import shardinit
+from shardinit.core.run.lazy import open as open_lazy
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server import streams, uploads
 from shardinit.service.server.boundary import remaining
 from shardinit.service.server.checkpoints import Checkpoints
 from shardinit.service.server.config import Config
-from shardinit.service.server.sources import Sources
+from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.wire import messages as wire
 from shardinit.service.wire import versions
@@ -46,12 +45,12 @@ class Servicer(InitServiceServicer):
         self._metrics = metrics or Metrics()
         self._draining = threading.Event()
         self._ahead = ThreadPoolExecutor(self._config.streams, "shardinit-ahead")
-        self._sources = Sources(self._config)
-        self._checkpoints = Checkpoints(self._config, self._sources)
+        self._models = ModelCache(self._config)
+        self._checkpoints = Checkpoints(self._config, self._models)
         self._metrics.watch(
             "cache_bytes",
             "Bytes of plans, programs and descriptions that are kept",
-            lambda: self._sources.bytes,
+            lambda: self._models.bytes,
         )
 
     def hand_back(self) -> None:
@@ -63,7 +62,7 @@ class Servicer(InitServiceServicer):
         self, request: service_pb2.GetVersionRequest, context: grpc.ServicerContext
     ) -> service_pb2.GetVersionResponse:
         """The newest protocol version that both sides speak."""
-        return versions.agree(request)
+        return versions.negotiate(request)
 
     def ListModels(
         self, request: service_pb2.ListModelsRequest, context: grpc.ServicerContext
@@ -85,7 +84,7 @@ class Servicer(InitServiceServicer):
         self, request: service_pb2.DescribeModelRequest, context: grpc.ServicerContext
     ) -> service_pb2.DescribeModelResponse:
         """The leaves of a model and where they lie."""
-        return self._sources.describe(request, remaining(context))
+        return self._models.describe(request, remaining(context))
 
     def GetProgram(
         self, request: service_pb2.GetProgramRequest, context: grpc.ServicerContext
@@ -94,7 +93,7 @@ class Servicer(InitServiceServicer):
         spec = wire.spec_from_proto(request.spec)
         if not isinstance(spec, str):  # before a build that helps nobody
             versions.check_jax(request.jax_version, versions.jax_version())
-        built = self._sources.program(spec, remaining(context))
+        built = self._models.program(spec, remaining(context))
         versions.check_jax(request.jax_version, built.jax_version)
         header = service_pb2.ProgramHeader(
             size=len(built.data),
@@ -110,13 +109,13 @@ class Servicer(InitServiceServicer):
 
     def StreamShards(
         self, request: service_pb2.StreamShardsRequest, context: grpc.ServicerContext
-    ) -> Iterator[Any]:
+    ) -> Iterator[bytes | service_pb2.StreamShardsResponse]:
         """The bytes of windows, block by block."""
         spec = wire.spec_from_proto(request.spec)
-        plan = self._sources.plan(spec, remaining(context))
+        plan = self._models.plan(spec, remaining(context))
         key = wire.key_from_proto(request.key)
         try:
-            tree = shardinit.open(plan, key, memory_limit=self._config.whole_bytes)
+            tree = open_lazy(plan, key, memory_limit=self._config.whole_bytes)
         except TypeError as error:  # a key of another kind than the model's
             raise SpecError("key", [("key", str(error))]) from error
         windows = streams.read_windows(request, tree)
@@ -139,7 +138,7 @@ class Servicer(InitServiceServicer):
         context: grpc.ServicerContext,
     ) -> service_pb2.UploadProgramResponse:
         """Keeps a client's program under its digest."""
-        return uploads.take(request_iterator, self._sources, self._config)
+        return uploads.take(request_iterator, self._models, self._config)
 
     def _alive(self) -> None:
         if self._draining.is_set():

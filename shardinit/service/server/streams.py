@@ -14,11 +14,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import xxhash
 
+from shardinit.core.run.lazy import LazyArray, LazyTree
 from shardinit.errors import SelectError, SpecError
 from shardinit.service.server.config import Config
 from shardinit.service.wire import frames
@@ -34,7 +34,7 @@ class Wanted:
       start, shape: of the window.
     """
 
-    leaf: Any
+    leaf: LazyArray
     start: tuple[int, ...]
     shape: tuple[int, ...]
 
@@ -44,7 +44,9 @@ class Wanted:
         return math.prod(self.shape) * self.leaf.dtype.itemsize
 
 
-def read_windows(request: service_pb2.StreamShardsRequest, tree: Any) -> list[Wanted]:
+def read_windows(
+    request: service_pb2.StreamShardsRequest, tree: LazyTree
+) -> list[Wanted]:
     """The windows of a request, all held against their leaves before any is computed.
 
     Raises:
@@ -85,7 +87,7 @@ def send(
     config: Config,
     pool: Executor,
     check: Callable[[], None],
-) -> Iterator[Any]:
+) -> Iterator[bytes | service_pb2.StreamShardsResponse]:
     """The messages of a stream, from ``resume`` on; chunks come serialised.
 
     Args:
@@ -134,7 +136,7 @@ def blocks(window: Wanted, block_bytes: int) -> Iterator[memoryview]:
         yield _bytes(leaf.read(place, shape))[skip * leaf.dtype.itemsize :]
 
 
-def _ahead(items: Iterator[Any], pool: Executor) -> Iterator[Any]:
+def _ahead(items: Iterator[memoryview], pool: Executor) -> Iterator[memoryview]:
     """The same items, each made while the one before it is used."""
     coming = pool.submit(next, items, None)
     while (item := coming.result()) is not None:

@@ -11,15 +11,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import start_http_server as _start_http
 
 from shardinit.errors import ServiceError
-from shardinit.service.server.config import split_address
+from shardinit.service.wire.access import split_address
 
 try:
     from opentelemetry import propagate as _propagate
@@ -27,6 +27,7 @@ try:
 except ImportError:  # an optional package
     _trace = _propagate = None
 
+Metric = TypeVar("Metric", Counter, Gauge)
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)  # seconds
 
 
@@ -54,7 +55,9 @@ class Metrics:
         self.active = self._make(Gauge, "active_calls", "Running calls", ("method",))
         self.sent = self._make(Counter, "stream_bytes", "Bytes of windows sent", ())
 
-    def _make(self, kind: Any, name: str, text: str, labels: tuple[str, ...]) -> Any:
+    def _make(
+        self, kind: type[Metric], name: str, text: str, labels: tuple[str, ...] = ()
+    ) -> Metric:
         return kind(f"shardinit_{name}", text, labels, registry=self.registry)
 
     def watch(self, name: str, text: str, read: Callable[[], float]) -> None:
@@ -108,7 +111,9 @@ class JsonFormatter(logging.Formatter):
 
 
 @contextmanager
-def span(method: str, metadata: Any) -> Iterator[Callable[[str], None]]:
+def span(
+    method: str, metadata: Iterable[tuple[str, str | bytes]] | None
+) -> Iterator[Callable[[str], None]]:
     """A server span that continues the caller's trace; nothing without OpenTelemetry.
 
     Args:

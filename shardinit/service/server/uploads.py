@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.config import Config
-from shardinit.service.server.sources import Sources
+from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.wire import messages as wire
 from shardinit.v1 import service_pb2
 
 
 def take(
     messages: Iterator[service_pb2.UploadProgramRequest],
-    sources: Sources,
+    models: ModelCache,
     config: Config,
 ) -> service_pb2.UploadProgramResponse:
     """Keeps a program under its digest.
@@ -46,13 +46,13 @@ def take(
             "Serve with a larger --cache-bytes",
             code="RESOURCE_EXHAUSTED",
         )
-    built = sources.held(header.sha256)
+    built = models.held(header.sha256)
     if built is None:
         try:
             data = wire.chunks_from_proto(map(_chunk, messages), header.size)
         except ValueError as error:
             raise SpecError("program", [("chunk", str(error))]) from error
-        built = sources.add(data)
+        built = models.add(data)
     if built.sha256 != header.sha256:
         text = f"announced as {header.sha256.hex()}, it is {built.sha256.hex()}"
         raise SpecError("program", [("header.sha256", text)])

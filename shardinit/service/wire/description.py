@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardinit.core.paths import chosen
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.errors import SelectError, ServiceError
-from shardinit.v1 import service_pb2, spec_pb2
+from shardinit.v1 import program_pb2, service_pb2, spec_pb2
+
+if TYPE_CHECKING:
+    from shardinit.core.plan.options import Select
+    from shardinit.core.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,9 @@ class Description:
     parameter_count: int
     programs: int
     leaves: tuple[LeafDescription, ...]
-    nodes: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+    nodes: tuple[program_pb2.Node, ...] = field(default=(), repr=False, compare=False)
 
-    def chosen(self, select: Any) -> list[LeafDescription]:
+    def chosen(self, select: Select | None) -> list[LeafDescription]:
         """The leaves that globs over paths, or a predicate, take; None takes all.
 
         Raises:
@@ -84,7 +88,7 @@ class Description:
         raise SelectError(f"path {path!r}", "no such leaf", f"one such as {some}")
 
 
-def plan_to_proto(plan: Any) -> service_pb2.DescribeModelResponse:
+def plan_to_proto(plan: Plan) -> service_pb2.DescribeModelResponse:
     """A ``Plan`` as the answer to DescribeModel."""
     from shardinit.core.program.treedef import write_tree
 

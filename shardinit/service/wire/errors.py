@@ -25,7 +25,8 @@ _DETAILS = (
     error_details_pb2.RequestInfo,
     error_details_pb2.ErrorInfo,
 )
-_PARTS = ("where", "came", "expected", "remedy")
+# Attribute and key: ``got`` was ``came`` when the wire was laid down.
+_PARTS = {"where": "where", "got": "came", "expected": "expected", "remedy": "remedy"}
 
 # Metadata is limited to 8 KiB by every gRPC client unless told otherwise, and what it
 # takes is more than this: base64, and the same line once more, percent-encoded.
@@ -40,7 +41,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 )
 
 
-def one_line(text: Any, limit: int = 500) -> str:
+def one_line(text: object, limit: int = 500) -> str:
     """``text`` with every run of white space as one space, cut at ``limit`` bytes."""
     line = " ".join(str(text).split())
     data = line.encode(errors="replace")
@@ -86,8 +87,8 @@ def _add_details(status: status_pb2.Status, error: Exception) -> None:
         match = re.fullmatch(r"spec of model '(.*)'", error.where)
         info.metadata["model"] = one_line(match[1] if match else error.where, 128)
     elif isinstance(error, errors.ShardinitError):
-        for part in _PARTS:
-            info.metadata[part] = one_line(getattr(error, part))
+        for part, key in _PARTS.items():
+            info.metadata[key] = one_line(getattr(error, part))
         if isinstance(error, errors.ShardingError | errors.SelectError):
             faults = ((error.where, one_line(error)),)
     status.details.add().Pack(info)
@@ -126,17 +127,17 @@ def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
         faults = [(v.field, v.description) for v in violations]
         return errors.SpecError(info.metadata["model"], faults)
     if ours and info.metadata.get("came"):
-        parts = {part: info.metadata.get(part, "") for part in _PARTS}
+        parts = {part: info.metadata.get(key, "") for part, key in _PARTS.items()}
         parts["where"] = f"{where}: {parts['where']}" if parts["where"] else where
     else:
-        parts = {"where": where, "came": _explain(code, call.details()), "remedy": ""}
+        parts = {"where": where, "got": _explain(code, call.details()), "remedy": ""}
     if "RequestInfo" in found and code is not grpc.StatusCode.INTERNAL:
         asked = f"(request {found['RequestInfo'].request_id})"
         parts["remedy"] = f"{parts['remedy']} {asked}".strip()
     return errors.ServiceError(**parts, code=code.name)
 
 
-def _details(call: Any) -> dict[str, Any]:
+def _details(call: grpc.Call) -> dict[str, Any]:
     """The details of a failed call by the names of their messages."""
     try:
         status = rpc_status.from_call(call)

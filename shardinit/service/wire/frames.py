@@ -7,7 +7,7 @@ read by hand. Whatever does not look exactly like that goes through protobuf.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from crc32c import crc32c as checksum
 
@@ -28,7 +28,7 @@ class Chunk(NamedTuple):
 
     offset: int
     crc32c: int
-    data: Any
+    data: bytes | memoryview
 
 
 def write(offset: int, data: memoryview) -> bytes:

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import struct_pb2
+from google.protobuf.message import Message
 
 from shardinit.errors import SpecError
+from shardinit.v1 import service_pb2, spec_pb2
 from shardinit.version import release
 
 Faults = list[tuple[str, str]]
@@ -84,7 +86,7 @@ class Limits:
     pattern: int = 256
     pattern_repeats: int = 3
 
-    def check(self, message: Any, where: str = "") -> Faults:
+    def check(self, message: Message, where: str = "") -> Faults:
         """The faults of a message and of all that is inside it.
 
         Args:
@@ -170,7 +172,7 @@ class Limits:
                 faults.append((where, "no value"))
         return faults + self._multiplied(config)
 
-    def _multiplied(self, config: Any) -> Faults:
+    def _multiplied(self, config: struct_pb2.Struct) -> Faults:
         """A trace takes time for every leaf, so their number is bounded beforehand."""
 
         def largest(names: tuple[str, ...]) -> tuple[str, float]:
@@ -195,7 +197,7 @@ def _longer(text: str, most: int) -> str:
     return f"{len(text)} characters; at most {most}" if len(text) > most else ""
 
 
-def _name(limits: Limits, name: str, _: Any) -> str:
+def _name(limits: Limits, name: str, _: Message) -> str:
     if not name:
         return "empty; a name is expected"
     if _CONTROL.search(name[: limits.name]):
@@ -203,11 +205,11 @@ def _name(limits: Limits, name: str, _: Any) -> str:
     return _longer(name, limits.name)
 
 
-def _sha256(limits: Limits, digest: bytes, _: Any) -> str:
+def _sha256(limits: Limits, digest: bytes, _: Message) -> str:
     return "" if len(digest) == 32 else f"{len(digest)} bytes; a SHA-256 has 32"
 
 
-def _mesh(limits: Limits, mesh: Any, _: Any) -> str:
+def _mesh(limits: Limits, mesh: spec_pb2.MeshSpec, _: Message) -> str:
     if len(mesh.axes) > limits.mesh_axes:
         return ""  # said of the list, before anything is multiplied
     names = [axis.name for axis in mesh.axes]
@@ -219,7 +221,7 @@ def _mesh(limits: Limits, mesh: Any, _: Any) -> str:
     return f"{devices} devices; at most {most}" if devices > most else ""
 
 
-def _key(limits: Limits, data: Any, _: Any) -> str:
+def _key(limits: Limits, data: service_pb2.KeyData, _: Message) -> str:
     impl, count = data.impl[:64], len(data.words)
     if impl not in _KEY_WORDS:
         return f"{impl!r} is none of {', '.join(filter(None, _KEY_WORDS))}"
@@ -227,7 +229,7 @@ def _key(limits: Limits, data: Any, _: Any) -> str:
     return "" if count in known else f"{count} words; a key has {known}"
 
 
-def _pattern(limits: Limits, pattern: str, _: Any) -> str:
+def _pattern(limits: Limits, pattern: str, _: Message) -> str:
     """A regular expression from a stranger, in a subset that cannot run away."""
     if len(pattern) > limits.pattern:
         return _longer(pattern, limits.pattern)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf import struct_pb2
 
@@ -18,11 +18,25 @@ from shardinit.core.plan.entries import as_entry, mesh_axes
 from shardinit.errors import SpecError
 from shardinit.v1 import service_pb2, spec_pb2
 
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+    from jax.sharding import AbstractMesh
+
+    from shardinit.core.init_fn import AnyMesh
+    from shardinit.core.plan.rules import Rules
+    from shardinit.core.prng.root_key import KeyLike
+    from shardinit.core.program.program import InitProgram
+    from shardinit.models import ModelSpec
+
+    Spec = ModelSpec | InitProgram | str
+    MeshLike = AnyMesh | Mapping[str, int]
+
 _MAX_EXACT = 2**53  # a Struct has doubles only
 _MAX_DEPTH = 30  # beyond it protobuf refuses to parse a Struct
 
 
-def spec_to_proto(spec: Any) -> spec_pb2.ModelSpec:
+def spec_to_proto(spec: Spec) -> spec_pb2.ModelSpec:
     """A ``ModelSpec``, an ``InitProgram`` or a program's sha256 (hex) as a message.
 
     Raises:
@@ -51,7 +65,7 @@ def spec_to_proto(spec: Any) -> spec_pb2.ModelSpec:
 
 
 def _check_plain(
-    where: str, value: Any, faults: list[tuple[str, str]], depth: int = 0
+    where: str, value: object, faults: list[tuple[str, str]], depth: int = 0
 ) -> None:
     if depth > _MAX_DEPTH:
         faults.append(("config", f"nested deeper than {_MAX_DEPTH}"))
@@ -66,7 +80,7 @@ def _check_plain(
         faults.append((where, f"{value} is beyond 2^53, which the wire cannot carry"))
 
 
-def spec_from_proto(message: spec_pb2.ModelSpec) -> Any:
+def spec_from_proto(message: spec_pb2.ModelSpec) -> ModelSpec | str:
     """A ``ModelSpec``, or the sha256 (hex) of a program.
 
     Raises:
@@ -93,14 +107,14 @@ def _plain(value: struct_pb2.Value) -> Any:
     return None if kind in (None, "null_value") else getattr(value, kind)
 
 
-def mesh_to_proto(mesh: Any) -> spec_pb2.MeshSpec:
+def mesh_to_proto(mesh: MeshLike) -> spec_pb2.MeshSpec:
     """A ``Mesh``, an ``AbstractMesh`` or a mapping of axis name to size."""
     shape = mesh if isinstance(mesh, Mapping) else mesh.shape
     axes = [spec_pb2.MeshAxis(name=str(n), size=int(s)) for n, s in shape.items()]
     return spec_pb2.MeshSpec(axes=axes)
 
 
-def mesh_from_proto(message: spec_pb2.MeshSpec) -> Any:
+def mesh_from_proto(message: spec_pb2.MeshSpec) -> AbstractMesh:
     """An ``AbstractMesh``: no device is looked for."""
     from jax.sharding import AbstractMesh
 
@@ -110,7 +124,7 @@ def mesh_from_proto(message: spec_pb2.MeshSpec) -> Any:
     )
 
 
-def rules_to_proto(rules: Any) -> spec_pb2.ShardingRules:
+def rules_to_proto(rules: Rules) -> spec_pb2.ShardingRules:
     """``AxisRules``, ``PathRules`` or ``fsdp(...)`` as a message.
 
     Raises:
@@ -145,7 +159,7 @@ def rules_to_proto(rules: Any) -> spec_pb2.ShardingRules:
     return result
 
 
-def rules_from_proto(message: spec_pb2.ShardingRules) -> Any:
+def rules_from_proto(message: spec_pb2.ShardingRules) -> Rules:
     """``AxisRules``, ``PathRules`` or ``fsdp(...)``."""
     from jax.sharding import PartitionSpec
 
@@ -168,7 +182,7 @@ def rules_from_proto(message: spec_pb2.ShardingRules) -> Any:
     return rules.fsdp(*message.fsdp.mesh_axes, min_bytes=message.fsdp.min_bytes)
 
 
-def key_to_proto(key: Any) -> service_pb2.RootKey:
+def key_to_proto(key: KeyLike) -> service_pb2.RootKey:
     """An int seed, a JAX key, or the raw words of one as a message.
 
     Raises:
@@ -193,7 +207,7 @@ def key_to_proto(key: Any) -> service_pb2.RootKey:
     return service_pb2.RootKey(data=data)
 
 
-def key_from_proto(message: service_pb2.RootKey) -> Any:
+def key_from_proto(message: service_pb2.RootKey) -> int | jax.Array | np.ndarray:
     """An int seed, a JAX key, or raw words."""
     import jax
     import numpy as np

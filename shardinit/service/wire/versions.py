@@ -23,7 +23,9 @@ def jax_version() -> str:
         return ""
 
 
-def agree(request: service_pb2.GetVersionRequest) -> service_pb2.GetVersionResponse:
+def negotiate(
+    request: service_pb2.GetVersionRequest,
+) -> service_pb2.GetVersionResponse:
     """The newest protocol version that both sides speak.
 
     Raises:

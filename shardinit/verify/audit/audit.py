@@ -52,6 +52,15 @@ def audit(
       TopologyError: no such topology, or no compiler for it is installed.
       ShardingError: the plan's mesh has another number of devices.
       AuditError: the compiler failed.
+
+    Example:
+      >>> import jax, shardinit
+      >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
+      >>> init = lambda key: jax.random.normal(key, (64, 32))
+      >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+      >>> report = shardinit.audit(plan, "cpu:2")
+      >>> report.ok, report.bytes_per_device
+      (True, 4096)
     """
     wanted = topologies.topology(topology)
     _check_mesh(plan, wanted)
@@ -66,10 +75,10 @@ def audit(
 
 def _check_mesh(plan: Plan, wanted: topologies.Topology) -> None:
     if plan.mesh is None or plan.mesh.size != wanted.devices:
-        came = "none" if plan.mesh is None else f"{dict(plan.mesh.shape)}"
+        got = "none" if plan.mesh is None else f"{dict(plan.mesh.shape)}"
         raise ShardingError(
             "mesh of the plan",
-            came,
+            got,
             f"{wanted.devices:,} devices, as {wanted.name} has",
             f"Plan on AbstractMesh(({wanted.devices},), ('device',)) or the like",
         )
@@ -111,8 +120,8 @@ def _run(folder: Path, wanted: topologies.Topology) -> dict[str, Any]:
         result = json.loads((folder / "result.json").read_text())
     except FileNotFoundError:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        came = f"exit status {done.returncode}: {''.join(said[-1:])}"
-        raise AuditError(f"audit for {wanted.name}", came) from None
+        got = f"exit status {done.returncode}: {''.join(said[-1:])}"
+        raise AuditError(f"audit for {wanted.name}", got) from None
     if "error" in result:
         raise AuditError(*result["error"])
     return result

@@ -37,7 +37,7 @@ def main() -> None:
     try:
         result = compile_all(folder)
     except ShardinitError as error:
-        parts = (error.where, error.came, error.expected, error.remedy)
+        parts = (error.where, error.got, error.expected, error.remedy)
         result = {"error": parts}
     except jax.errors.JaxRuntimeError as error:
         result = {"error": ("the compiler", " ".join(str(error).split())[:2000])}

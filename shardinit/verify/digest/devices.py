@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ from shardinit.verify.digest.host import (
 # Smaller windows are not worth a call to the device.
 _SMALL = 1 << 14
 _BOX = jax.tree_util.GetAttrKey("value")
+_SPEC = PartitionSpec("window")
 _NOTHING = np.zeros((0, LANES), np.uint32)
 
 
@@ -68,14 +69,20 @@ def digest(tree: Any) -> Digest:
     Raises:
       DigestError: a leaf that has a shape and no values (``jax.ShapeDtypeStruct``), or
         is no array.
+
+    Example:
+      >>> import jax, shardinit
+      >>> params = shardinit.init(lambda key: {"w": jax.random.normal(key, (8, 32))}, 0)
+      >>> shardinit.digest(params).leaves.keys()  # 128 bits of each leaf, on any mesh
+      dict_keys(['w'])
     """
     named = named_leaves(tree)
-    arrays = {path: _as_array(path, leaf) for path, leaf in named}
+    arrays = {path: as_array(path, leaf) for path, leaf in named}
     if len(arrays) != len(named):
         twice = next(p for i, (p, _) in enumerate(named) if p in dict(named[:i]))
         raise DigestError(f"leaf {twice!r}", "two leaves have this path", "one each")
     here = jax.process_index() == 0
-    pending: list[Any] = []
+    pending: list[jax.Array | np.ndarray] = []
     for array in arrays.values():
         if isinstance(array, jax.Array):
             counted = here or not array.is_fully_addressable
@@ -101,6 +108,10 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
     The box around an array (of an NNX module, of a Linen variable with names) is no
     part of its path: a model has the paths, and the digest, of its plain arrays.
+
+    Example:
+      >>> named_leaves({"w": [1, 2]})
+      [('w/0', 1), ('w/1', 2)]
     """
     named = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -110,8 +121,16 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def _as_array(path: str, leaf: Any) -> Any:
-    """A leaf as a jax or numpy array of elements that have bits."""
+def as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:
+    """A leaf as a jax or numpy array of elements that have bits; keys as their words.
+
+    Example:
+      >>> as_array("rng", jax.random.key(7))
+      Array([0, 7], dtype=uint32)
+
+    Raises:
+      DigestError: a leaf that has a shape and no values, or is no array.
+    """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise DigestError(
             f"leaf {path!r}",
@@ -129,7 +148,7 @@ def _as_array(path: str, leaf: Any) -> Any:
 # ---- sums on devices -----------------------------------------------------------------
 
 
-def _device_sums(array: jax.Array) -> Any:
+def _device_sums(array: jax.Array) -> jax.Array | np.ndarray:
     """Sums of the shards that this process counts: uint32 ``(shards, LANES)``."""
     shards = [s for s in array.addressable_shards if s.replica_id == 0]
     if not shards or not array.size:
@@ -140,9 +159,9 @@ def _device_sums(array: jax.Array) -> Any:
     return _run([shard.data for shard in shards], starts)
 
 
-def _run(windows: Sequence[Any], starts: Sequence[Sequence[int]]) -> Any:
+def _run(windows: Sequence[jax.Array], starts: Sequence[Sequence[int]]) -> jax.Array:
     """Sums of equally shaped windows, each on its device: ``(windows, LANES)``."""
-    devices = tuple(window.device for window in windows)
+    devices: tuple[Any, ...] = tuple(window.device for window in windows)
     if devices[0].platform == "cpu":
         # The bits through numpy, which shares the memory both ways: XLA for CPU would
         # copy the window to look at it as integers.
@@ -150,34 +169,38 @@ def _run(windows: Sequence[Any], starts: Sequence[Sequence[int]]) -> Any:
         windows = jax.device_put(views, list(devices))
     wide = np.array(starts, np.uint64)
     halves = np.stack([wide, wide >> np.uint64(32)], axis=-1).astype(np.uint32)
-    run, sharding = _runner(devices)
+    run, mesh = _runner(devices)
+    sharding = NamedSharding(mesh, _SPEC)
     length, *rest = windows[0].shape
     # The windows side by side as one array of a mesh that is one long axis: no copy,
     # and nothing that depends on how they lay on the mesh they came from.
     flat = jax.make_array_from_single_device_arrays(
         (length * len(devices), *rest), sharding, list(windows)
     )
-    with alone_on(sharding.mesh):
+    with alone_on(mesh):
         return run(flat, jax.device_put(halves, sharding))
 
 
 @functools.lru_cache(maxsize=64)
-def _runner(devices: tuple[Any, ...]) -> tuple[Any, Any]:
-    """The jitted sums of windows on these devices, and how the windows lie."""
+def _runner(
+    devices: tuple[Any, ...],
+) -> tuple[Callable[..., jax.Array], Mesh]:
+    """The jitted sums of windows on these devices, and the mesh of those."""
     mesh = Mesh(np.array(devices), ("window",))
-    spec = PartitionSpec("window")
     sums = loop_sums if devices[0].platform == "cpu" else fused_sums
     run = jax.shard_map(
         lambda window, start: sums(window, start[0])[None],
         mesh=mesh,
-        in_specs=spec,
-        out_specs=spec,
+        in_specs=_SPEC,
+        out_specs=_SPEC,
         check_vma=False,
     )
-    return jax.jit(run), NamedSharding(mesh, spec)
+    return jax.jit(run), mesh
 
 
-def _places(flat: Any, shape: Sequence[int], start: Any, axes: Sequence[int]) -> Any:
+def _places(
+    flat: jax.Array, shape: Sequence[int], start: jax.Array, axes: Sequence[int]
+) -> jax.Array:
     """Hashes of row-major places in a box of neighbouring axes: ``(LANES, n)``.
 
     Args:
@@ -187,7 +210,7 @@ def _places(flat: Any, shape: Sequence[int], start: Any, axes: Sequence[int]) ->
         axis beyond, the words of an element, begins at 0.
       axes: the neighbouring axes.
     """
-    places: Any = jnp.zeros((LANES, 1), np.uint32)
+    places = jnp.zeros((LANES, 1), np.uint32)
     for axis in reversed(axes):
         size = np.uint32(shape[axis])
         inner, flat = (flat, flat) if axis == axes[0] else (flat % size, flat // size)
@@ -200,7 +223,7 @@ def _places(flat: Any, shape: Sequence[int], start: Any, axes: Sequence[int]) ->
     return places
 
 
-def loop_sums(bits: Any, start: Any) -> Any:
+def loop_sums(bits: jax.Array, start: jax.Array) -> jax.Array:
     """Sums of a window, block by block.
 
     Args:
@@ -209,6 +232,13 @@ def loop_sums(bits: Any, start: Any) -> Any:
 
     Returns:
       uint32 ``(LANES,)``.
+
+    Example:
+      >>> window = np.arange(6, dtype=np.uint32).reshape(2, 3)
+      >>> start = jnp.zeros((2, 2), np.uint32)
+      >>> sums = loop_sums(jnp.asarray(window), start)
+      >>> bool((sums == window_sums(window, (0, 0))).all())
+      True
     """
     shape = bits.shape
     first = split_axes(shape)
@@ -218,7 +248,9 @@ def loop_sums(bits: Any, start: Any) -> Any:
     high = min(rows, max(1, BLOCK // wide))
     ragged = rows % high or columns % wide
 
-    def line(number: Any, count: int, size: int) -> tuple[Any, Any, Any]:
+    def line(
+        number: jax.Array, count: int, size: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """A block along one side: its begin, its places, and which of them are new.
 
         The last block is moved back to end with the array.
@@ -228,12 +260,12 @@ def loop_sums(bits: Any, start: Any) -> Any:
         places = lax.iota(np.uint32, count) + begin.astype(np.uint32)
         return begin, places, places >= nominal.astype(np.uint32)
 
-    def column_block(number: Any, total: Any) -> Any:
+    def column_block(number: jax.Array, total: jax.Array) -> jax.Array:
         left, at, fresh_columns = line(number, wide, columns)
         column = _places(at, shape, start, range(first, len(shape)))
         column = lax.optimization_barrier(column)[:, None, :]
 
-        def row_block(number: Any, total: Any) -> Any:
+        def row_block(number: jax.Array, total: jax.Array) -> jax.Array:
             top, at, fresh_rows = line(number, high, rows)
             row = _places(at, shape, start, range(first)) + axis_keys(0)[:, None]
             row = lax.optimization_barrier(row)[:, :, None]
@@ -253,7 +285,7 @@ def loop_sums(bits: Any, start: Any) -> Any:
     return jnp.sum(total, axis=(1, 2), dtype=np.uint32)
 
 
-def fused_sums(window: Any, start: Any) -> Any:
+def fused_sums(window: jax.Array, start: jax.Array) -> jax.Array:
     """Sums of a window as plain reductions, for compilers that fuse into them.
 
     One a lane: XLA for TPU would keep the words of a reduction over lanes.
@@ -264,6 +296,13 @@ def fused_sums(window: Any, start: Any) -> Any:
 
     Returns:
       uint32 ``(LANES,)``.
+
+    Example:
+      >>> window = np.arange(6, dtype=np.uint32).reshape(2, 3)
+      >>> start = jnp.zeros((2, 2), np.uint32)
+      >>> sums = fused_sums(jnp.asarray(window), start)
+      >>> bool((sums == window_sums(window, (0, 0))).all())
+      True
     """
     bits = _bits(window)
     lines = []
@@ -281,7 +320,7 @@ def fused_sums(window: Any, start: Any) -> Any:
     return jnp.stack(sums)
 
 
-def _bits(array: Any) -> Any:
+def _bits(array: jax.Array) -> jax.Array:
     """What ``digest_numpy.bits_of`` gives, of a traced array."""
     dtype = array.dtype
     if dtype == np.bool_:
@@ -302,7 +341,13 @@ def _bits(array: Any) -> Any:
 class Digester(digest_numpy.Digester):
     """``digest_numpy.Digester``, with large windows added up by JAX on the CPU.
 
-    Windows of one shape share one executable; streams are added up by numpy.
+    Windows of one shape share one executable.
+
+    Example:
+      >>> digester = Digester({"w": ((8, 32), "float32")})
+      >>> digester.add("w", (0, 0), np.ones((8, 32), np.float32))
+      >>> digester.digest().root == digest({"w": jnp.ones((8, 32))}).root
+      True
     """
 
     def _window_sums(self, window: np.ndarray, start: Sequence[int]) -> np.ndarray:

@@ -31,13 +31,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from shardinit.errors import DigestError
+
+if TYPE_CHECKING:
+    import jax
+
+Words = TypeVar("Words", np.ndarray, "jax.Array")
 
 ALGORITHM = "shardinit-mix128-1"
 LANES = 4
@@ -56,8 +62,13 @@ _SUB_BYTE = {
 }
 
 
-def mix(x: Any) -> Any:
-    """MurmurHash3's 32-bit finalizer, on uint32 arrays of numpy or JAX."""
+def mix(x: Words) -> Words:
+    """MurmurHash3's 32-bit finalizer, on uint32 arrays of numpy or JAX.
+
+    Example:
+      >>> mix(np.array([1, 2], np.uint32))
+      array([1364076727,  821347078], dtype=uint32)
+    """
     x = x ^ (x >> np.uint32(16))
     x = x * np.uint32(0x85EBCA6B)
     x = x ^ (x >> np.uint32(13))
@@ -66,18 +77,28 @@ def mix(x: Any) -> Any:
 
 
 def axis_keys(axis: int) -> np.ndarray:
-    """The keys of an axis (0 is no axis, but the origin): uint32 ``(LANES,)``."""
+    """The keys of an axis (0 is no axis, but the origin): uint32 ``(LANES,)``.
+
+    Example:
+      >>> axis_keys(0).shape
+      (4,)
+    """
     numbers = np.arange(1, LANES + 1, dtype=np.uint32) + np.uint32(LANES * axis)
     return mix(numbers * GOLDEN)
 
 
-def place_hash(low: Any, high: Any, keys: Any) -> Any:
+def place_hash(low: Words, high: Words, keys: Words | np.ndarray) -> Words:
     """The hash of coordinates along one axis.
 
     Args:
       low: uint32, the coordinates' low words.
       high: uint32, their high words.
       keys: uint32, of that axis; broadcast against the coordinates.
+
+    Example:
+      >>> row = np.arange(3, dtype=np.uint32)
+      >>> place_hash(row, np.zeros_like(row), axis_keys(1)[:, None]).shape
+      (4, 3)
     """
     return mix((low ^ keys) + high) + mix((low + keys) ^ (high * GOLDEN))
 
@@ -86,6 +107,10 @@ def split_axes(shape: Sequence[int]) -> int:
     """How many leading axes are the rows; the others together are the columns.
 
     Columns should fill vectors and their hashes should stay small.
+
+    Example:
+      >>> split_axes((3, 1024, 256)), split_axes((1024, 2))
+      (2, 0)
     """
     first = max(len(shape) - 1, 0)
     while first and math.prod(shape[first:]) < 128:
@@ -106,6 +131,10 @@ def bits_of(window: np.ndarray) -> np.ndarray:
 
     Raises:
       DigestError: elements without bits of their own, such as objects and strings.
+
+    Example:
+      >>> bits_of(np.array([1.0, -0.0], np.float32))
+      array([1065353216, 2147483648], dtype=uint32)
     """
     dtype = window.dtype
     if dtype.kind in "OSUMmT" or dtype.fields is not None:
@@ -127,6 +156,12 @@ def window_sums(window: np.ndarray, start: Sequence[int]) -> np.ndarray:
     Args:
       window: the elements.
       start: where the window begins along each axis of the leaf.
+
+    Example:
+      >>> leaf = np.arange(6.0).reshape(2, 3)
+      >>> parts = window_sums(leaf[:1], (0, 0)) + window_sums(leaf[1:], (1, 0))
+      >>> bool((parts == window_sums(leaf, (0, 0))).all())
+      True
     """
     bits = bits_of(window)
     if not bits.size:
@@ -200,6 +235,10 @@ class Digest:
     Attributes:
       leaves: by path, 128 bits in hex, in the order of the tree.
       kinds: by path, the shape and the name of the dtype.
+
+    Example:
+      >>> finish([("a", (3,), "float64", window_sums(np.ones(3), (0,)))]).kinds
+      {'a': ((3,), 'float64')}
     """
 
     leaves: dict[str, str]
@@ -215,15 +254,26 @@ class Digest:
 
 
 def root_digest(leaves: Mapping[str, str]) -> str:
-    """256 bits in hex, of the digests of all leaves by path."""
+    """256 bits in hex, of the digests of all leaves by path.
+
+    Example:
+      >>> root_digest({"a": "00", "b": "01"}) == root_digest({"b": "01", "a": "00"})
+      True
+    """
     text = json.dumps([ALGORITHM, *sorted(leaves.items())])
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
 def finish(
-    leaves: Iterable[tuple[str, Sequence[int], Any, np.ndarray]],
+    leaves: Iterable[tuple[str, Sequence[int], DTypeLike, np.ndarray]],
 ) -> Digest:
-    """The digest of leaves, each as path, shape, dtype and sums."""
+    """The digest of leaves, each as path, shape, dtype and sums.
+
+    Example:
+      >>> sums = window_sums(np.ones(3), (0,))
+      >>> len(finish([("a", (3,), "float64", sums)]).leaves["a"]) * 4  # bits
+      128
+    """
     digests, kinds = {}, {}
     for path, shape, dtype, sums in leaves:
         kinds[path] = tuple(int(n) for n in shape), np.dtype(dtype).name
@@ -238,16 +288,23 @@ class Digester:
 
     Args:
       leaves: by path, the shape and the dtype of each leaf.
+
+    Example:
+      >>> digester = Digester({"a": ((4,), "float32")})
+      >>> digester.add("a", (2,), np.ones(2, np.float32))
+      >>> digester.add("a", (0,), np.ones(2, np.float32))
+      >>> sums = window_sums(np.ones(4, np.float32), (0,))
+      >>> digester.digest() == finish([("a", (4,), "float32", sums)])
+      True
     """
 
-    def __init__(self, leaves: Mapping[str, tuple[Sequence[int], Any]]):
+    def __init__(self, leaves: Mapping[str, tuple[Sequence[int], DTypeLike]]):
         self._shapes = {
             path: tuple(int(n) for n in shape) for path, (shape, _) in leaves.items()
         }
         self._dtypes = {path: np.dtype(dtype) for path, (_, dtype) in leaves.items()}
         self._sums = {path: np.zeros(LANES, np.uint32) for path in leaves}
         self._seen = dict.fromkeys(leaves, 0)
-        self._rest = dict.fromkeys(leaves, b"")
 
     def add(self, path: str, start: Sequence[int], window: np.ndarray) -> None:
         """Adds a window of a leaf.
@@ -260,16 +317,9 @@ class Digester:
         Raises:
           DigestError: an unknown leaf, or a window that does not lie in it.
         """
-        self._add(path, start, window, self._window_sums)
-
-    def _add(
-        self,
-        path: str,
-        start: Sequence[int],
-        window: np.ndarray,
-        sums: Callable[[np.ndarray, Sequence[int]], np.ndarray],
-    ) -> None:
-        shape = self._shape(path)
+        if path not in self._shapes:
+            raise DigestError(f"leaf {path!r}", "it is not known", "a leaf of the tree")
+        shape = self._shapes[path]
         if window.dtype != self._dtypes[path]:
             raise DigestError(
                 f"leaf {path!r}",
@@ -286,33 +336,8 @@ class Digester:
                 f"a window of shape {window.shape} at {tuple(start)}",
                 f"one inside {shape}",
             )
-        self._sums[path] += sums(window, start)
+        self._sums[path] += self._window_sums(window, start)
         self._seen[path] += window.size
-
-    def feed(self, path: str, data: bytes | memoryview) -> None:
-        """Adds the next bytes of a leaf that comes as a row-major stream.
-
-        Chunks may end anywhere, in the middle of an element too. A leaf is fed or has
-        windows added, not both. Elements below a byte are fed one a byte.
-
-        Raises:
-          DigestError: an unknown leaf, or more bytes than it has.
-        """
-        shape, dtype = self._shape(path), self._dtypes[path]
-        data = self._rest[path] + bytes(data) if self._rest[path] else data
-        count = len(data) // dtype.itemsize
-        self._rest[path] = bytes(data[count * dtype.itemsize :])
-        if self._seen[path] + count > math.prod(shape):
-            raise DigestError(
-                f"leaf {path!r}",
-                "more bytes than it has",
-                f"{math.prod(shape)} x {dtype.itemsize}",
-            )
-        flat = np.frombuffer(data, dtype, count)
-        for start, size in _boxes(shape, self._seen[path], count):
-            taken = math.prod(size)
-            self._add(path, start, flat[:taken].reshape(size), window_sums)
-            flat = flat[taken:]
 
     def digest(self) -> Digest:
         """The digest of all leaves.
@@ -321,7 +346,7 @@ class Digester:
           DigestError: a leaf of which not every element was added.
         """
         for path, shape in self._shapes.items():
-            if self._seen[path] != math.prod(shape) or self._rest[path]:
+            if self._seen[path] != math.prod(shape):
                 raise DigestError(
                     f"leaf {path!r}",
                     f"{self._seen[path]:,} elements were added",
@@ -332,57 +357,5 @@ class Digester:
             for path, shape in self._shapes.items()
         )
 
-    def _shape(self, path: str) -> tuple[int, ...]:
-        if path not in self._shapes:
-            raise DigestError(f"leaf {path!r}", "it is not known", "a leaf of the tree")
-        return self._shapes[path]
-
     def _window_sums(self, window: np.ndarray, start: Sequence[int]) -> np.ndarray:
         return window_sums(window, start)
-
-
-def _boxes(
-    shape: Sequence[int], first: int, count: int
-) -> Iterator[tuple[list[int], list[int]]]:
-    """The row-major range [first, first + count) as boxes: (start, size), in order."""
-    while count:
-        # The widest box that begins here: as many trailing axes as begin and fit.
-        axis, stride = len(shape), 1
-        while axis and first % (stride * shape[axis - 1]) == 0:
-            if stride * shape[axis - 1] > count:
-                break
-            stride *= shape[axis - 1]
-            axis -= 1
-        place = [int(n) for n in np.unravel_index(first, shape)] if shape else []
-        size = [*[1] * axis, *shape[axis:]]
-        if axis:  # several of them along the next axis
-            size[axis - 1] = min(count // stride, shape[axis - 1] - place[axis - 1])
-        taken = math.prod(size)
-        yield place, size
-        first, count = first + taken, count - taken
-
-
-def digest_windows(
-    leaves: Mapping[str, tuple[Sequence[int], Any]],
-    windows: Iterable[tuple[str, Sequence[int], np.ndarray]],
-) -> Digest:
-    """The digest of a tree that comes as windows, in any order.
-
-    Args:
-      leaves: by path, the shape and the dtype of each leaf.
-      windows: path, start and elements; together every element once.
-
-    Raises:
-      DigestError: windows that do not fit the leaves, or do not cover them.
-    """
-    digester = Digester(leaves)
-    for path, start, window in windows:
-        digester.add(path, start, window)
-    return digester.digest()
-
-
-def digest_arrays(arrays: Mapping[str, np.ndarray]) -> Digest:
-    """The digest of numpy arrays by path, without JAX."""
-    leaves = {path: (array.shape, array.dtype) for path, array in arrays.items()}
-    whole = ((path, (0,) * array.ndim, array) for path, array in arrays.items())
-    return digest_windows(leaves, whole)

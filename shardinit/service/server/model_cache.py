@@ -1,4 +1,4 @@
-"""Sources: from a spec to a plan and what is made of it, each once, kept while used.
+"""Model cache: a spec's plan and what is made of it, each once, kept while used.
 
 A spec names a registered model or the digest of a program that is held here. Either way
 what everything else needs is one thing, a plan without a mesh: to place it on a mesh
@@ -10,11 +10,13 @@ also found by its digest.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import shardinit
 from shardinit.core.cut.sources import Constant
+from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.plan import plan as make_plan
+from shardinit.core.program.program import InitProgram, export_plan
 from shardinit.errors import ProgramFormatError, ServiceError, SpecError
+from shardinit.models import ModelSpec, build
 from shardinit.service.server.cache import BuildCache
 from shardinit.service.server.config import Config
 from shardinit.service.wire import messages as wire
@@ -41,7 +43,7 @@ class Built:
     jax_version: str
 
 
-class Sources:
+class ModelCache:
     """Plans, programs and descriptions of specs.
 
     Args:
@@ -51,7 +53,7 @@ class Sources:
     def __init__(self, config: Config):
         self._limits = config.limits
         kept = config.cache_bytes
-        self._plans: BuildCache[Any] = BuildCache(kept, _plan_bytes)
+        self._plans: BuildCache[Plan] = BuildCache(kept, _plan_bytes)
         self._programs: BuildCache[Built] = BuildCache(kept, lambda x: len(x.data))
         self._described: BuildCache[service_pb2.DescribeModelResponse] = BuildCache(
             kept, lambda x: x.ByteSize()
@@ -62,7 +64,7 @@ class Sources:
         """Bytes that are kept."""
         return self._plans.bytes + self._programs.bytes + self._described.bytes
 
-    def plan(self, spec: Any, timeout: float | None = None) -> Any:
+    def plan(self, spec: ModelSpec | str, timeout: float | None = None) -> Plan:
         """The plan of a spec without a mesh.
 
         Args:
@@ -91,7 +93,7 @@ class Sources:
         )
         return self._described.get(key, lambda: self._place(spec, request), timeout)
 
-    def program(self, spec: Any, timeout: float | None = None) -> Built:
+    def program(self, spec: ModelSpec | str, timeout: float | None = None) -> Built:
         """The program of a spec; arguments and errors as for `plan`."""
         if not isinstance(spec, str):
             return self._programs.get(_name(spec), lambda: self._export(spec), timeout)
@@ -116,22 +118,19 @@ class Sources:
           SpecError: it is damaged, of a newer JAX, or beyond the limits.
         """
         try:
-            program = shardinit.InitProgram.from_bytes(data)
+            program = InitProgram.from_bytes(data)
         except ProgramFormatError as error:
             raise SpecError("program", [("chunk.data", str(error))]) from error
         shapes = [tuple(leaf.shape) for leaf in program.message.leaves]
         self._limits.check_leaves("program", shapes)
         return self._programs.get(program.sha256, lambda: _built(program, data))
 
-    def _trace(self, spec: Any) -> Any:
+    def _trace(self, spec: ModelSpec | str) -> Plan:
         if isinstance(spec, str):
-            name = "program"
-            made: Any = shardinit.InitProgram.from_bytes(self.program(spec).data)
+            name, made = "program", InitProgram.from_bytes(self.program(spec).data)
         else:
-            from shardinit.models import build
-
             name, made = spec.model, build(spec)
-        plan = shardinit.plan(made)
+        plan = make_plan(made)
         self._limits.check_leaves(name, [leaf.shape for leaf in plan.leaves])
         return plan
 
@@ -139,14 +138,14 @@ class Sources:
     # wait for it too: so it waits for the plan without a limit.
 
     def _place(
-        self, spec: Any, request: service_pb2.DescribeModelRequest
+        self, spec: ModelSpec | str, request: service_pb2.DescribeModelRequest
     ) -> service_pb2.DescribeModelResponse:
         plan = self.plan(spec)
         if request.HasField("mesh"):
             mesh, rules = wire.mesh_from_proto(request.mesh), None
             if request.HasField("rules"):
                 rules = wire.rules_from_proto(request.rules)
-            plan = shardinit.plan(plan, mesh=mesh, rules=rules)
+            plan = make_plan(plan, mesh=mesh, rules=rules)
         response = plan_to_proto(plan)
         _hold(
             response.ByteSize(),
@@ -156,8 +155,8 @@ class Sources:
         )
         return response
 
-    def _export(self, spec: Any) -> Built:
-        program = shardinit.export_plan(self.plan(spec))
+    def _export(self, spec: ModelSpec | str) -> Built:
+        program = export_plan(self.plan(spec))
         data = program.to_bytes()
         _hold(
             len(data),
@@ -168,23 +167,23 @@ class Sources:
         return _built(program, data)
 
 
-def _name(spec: Any) -> str:
+def _name(spec: ModelSpec | str) -> str:
     """What a spec is cached under."""
     return spec if isinstance(spec, str) else spec.fingerprint
 
 
 def _hold(size: int, most: int, call: str, remedy: str) -> None:
     if size > most:
-        came, expected = f"the answer has {size:,} bytes", f"at most {most:,}"
-        raise ServiceError(call, came, expected, remedy, code="RESOURCE_EXHAUSTED")
+        got, expected = f"the answer has {size:,} bytes", f"at most {most:,}"
+        raise ServiceError(call, got, expected, remedy, code="RESOURCE_EXHAUSTED")
 
 
-def _built(program: Any, data: bytes) -> Built:
+def _built(program: InitProgram, data: bytes) -> Built:
     digest = bytes.fromhex(program.sha256)
     return Built(data, digest, program.fingerprint, program.jax_version)
 
 
-def _plan_bytes(plan: Any) -> int:
+def _plan_bytes(plan: Plan) -> int:
     sources = (leaf.source for leaf in plan.cut.leaves)
     held = sum(x.array.nbytes for x in sources if isinstance(x, Constant))
     # Functions that came serialised are there twice: in the program, and apart.
