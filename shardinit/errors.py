@@ -9,7 +9,7 @@ them as field violations and a notebook can show them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 
 class ShardinitError(Exception):
@@ -30,6 +30,16 @@ class ShardinitError(Exception):
         self.remedy = remedy
         self.where = where
         super().__init__(self._text())
+
+    @classmethod
+    def taken(cls, what: str, name: object) -> Self:
+        """The refusal to overwrite something."""
+        return cls(
+            f"{what} {str(name)!r}",
+            "something of that name is there",
+            "a name that is free",
+            "Nothing is overwritten: remove it or choose another name",
+        )
 
     def relocate(self, where: str) -> None:
         """Says more exactly where it happened, as somebody further out may know."""

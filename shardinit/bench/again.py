@@ -13,24 +13,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from shardinit.bench import subjects
 from shardinit.bench.case import (
-    Bench,
-    Case,
     Figures,
     Job,
     Row,
     Target,
+    median,
     register,
-    sample,
+    timed,
 )
-
-_LAYERS, _QUICK_LAYERS = 64, 2
+from shardinit.bench.runner import Runner
 
 
 def _compile(layers: int, devices: int, folder: str) -> Figures:
     import jax
 
-    from shardinit.bench import subjects
     from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.run.compile import compile_plan
 
@@ -38,15 +36,10 @@ def _compile(layers: int, devices: int, folder: str) -> Figures:
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    mesh = subjects.mesh(devices)
-    init_fn = subjects.narrow(layers)
-    plan = make_plan(init_fn, mesh=mesh, rules=subjects.RULES)
-    begin = time.perf_counter()
-    exe = compile_plan(plan)
-    return {
-        "seconds": time.perf_counter() - begin,
-        "programs": len(exe.executables),
-    }
+    mesh, rules = subjects.mesh(devices), subjects.rules()
+    plan = make_plan(subjects.narrow(layers), mesh=mesh, rules=rules)
+    seconds, compiled = timed(compile_plan, plan)
+    return {"seconds": seconds, "programs": len(compiled.executables)}
 
 
 def first(layers: int, devices: int, folder: str) -> Figures:
@@ -62,39 +55,8 @@ def second(layers: int, devices: int, folder: str) -> Figures:
     return _compile(layers, devices, folder)
 
 
-def _start(layers: int, devices: int, folder: str, with_executables: bool) -> Figures:
-    import jax
-
-    from shardinit.bench import subjects
-    from shardinit.core.plan.plan import plan as make_plan
-    from shardinit.core.program.program import load_program
-    from shardinit.core.run.compile import compile_plan
-    from shardinit.storage.executables import load_executables
-
-    del layers  # the program has them
-    mesh = subjects.mesh(devices)
-    digest = (Path(folder) / "sha256").read_text()
-    begin = time.perf_counter()
-    program = load_program(Path(folder) / "program")
-    plan = make_plan(program, mesh=mesh, rules=subjects.RULES)
-    planned = time.perf_counter()
-    if with_executables:
-        path = Path(folder) / "executables"
-        compiled = load_executables(path, plan, sha256=digest)
-    else:
-        compiled = compile_plan(plan)
-    ready = time.perf_counter()
-    jax.block_until_ready(compiled.leaves(0))
-    return {
-        "seconds": time.perf_counter() - begin,
-        "compile": ready - planned,
-        "programs": len(plan.programs),
-    }
-
-
 def save(layers: int, devices: int, folder: str) -> Figures:
     """Writes a program and its executables, for the sides that start from them."""
-    from shardinit.bench import subjects
     from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.program.program import export_plan
     from shardinit.storage.executables import save_executables
@@ -102,89 +64,94 @@ def save(layers: int, devices: int, folder: str) -> Figures:
     Path(folder).mkdir()
     program = export_plan(subjects.narrow(layers))
     program.save(Path(folder) / "program")
-    mesh = subjects.mesh(devices)
-    plan = make_plan(program, mesh=mesh, rules=subjects.RULES)
+    mesh, rules = subjects.mesh(devices), subjects.rules()
+    plan = make_plan(program, mesh=mesh, rules=rules)
     path = Path(folder) / "executables"
     (Path(folder) / "sha256").write_text(save_executables(plan, path))
     return {"bytes": path.stat().st_size}
 
 
+def _start(devices: int, folder: str, with_executables: bool) -> Figures:
+    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.program.program import load_program
+    from shardinit.core.run.compile import compile_plan
+    from shardinit.storage.executables import load_executables
+
+    mesh, rules = subjects.mesh(devices), subjects.rules()
+    digest = (Path(folder) / "sha256").read_text()
+    begin = time.perf_counter()
+    program = load_program(Path(folder) / "program")
+    plan = make_plan(program, mesh=mesh, rules=rules)
+    if with_executables:
+        path = Path(folder) / "executables"
+        compiling, compiled = timed(load_executables, path, plan, sha256=digest)
+    else:
+        compiling, compiled = timed(compile_plan, plan)
+    timed(compiled.leaves, 0)
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "compile": compiling, "programs": len(plan.programs)}
+
+
 def from_program(layers: int, devices: int, folder: str) -> Figures:
     """From ``load_program`` to the last byte, compiling."""
-    return _start(layers, devices, folder, with_executables=False)
+    return _start(devices, folder, with_executables=False)
 
 
 def from_executables(layers: int, devices: int, folder: str) -> Figures:
     """The same with the executables of another process."""
-    return _start(layers, devices, folder, with_executables=True)
+    return _start(devices, folder, with_executables=True)
 
 
-def rows(bench: Bench) -> Iterator[Row]:
+def rows(bench: Runner) -> Iterator[Row]:
     """The second start over the first; from executables over from the program."""
     options = bench.options
     with tempfile.TemporaryDirectory() as home:
-        parameters = {
-            "layers": _QUICK_LAYERS if options.quick else _LAYERS,
-            "devices": options.devices,
-        }
-        cache = {**parameters, "folder": str(Path(home) / "cache")}
-        cold, warm = bench.measure(
-            CASE,
-            Job("first", cache, options.repeats),
-            Job("shardinit", cache, options.repeats),
-        )
-        files = {**parameters, "folder": str(Path(home) / "files")}
+        sizes = {"layers": 2 if options.quick else 64, "devices": options.devices}
+        cache = {**sizes, "folder": str(Path(home) / "cache")}
+        files = {**sizes, "folder": str(Path(home) / "files")}
+        cold, warm = bench.measure(CASE, Job("first", cache), Job("shardinit", cache))
         ((saved,),) = bench.measure(CASE, Job("save", files, 1))
         plain, loaded = bench.measure(
-            CASE,
-            Job("program", files, options.repeats),
-            Job("executables", files, options.repeats),
+            CASE, Job("program", files), Job("executables", files)
         )
-    mine, other = sample(warm, "seconds"), sample(cold, "seconds")
-    yield Row(
-        CASE.name,
+    yield CASE.compare(
+        bench,
         "second process, persistent cache",
-        mine.median / other.median,
-        "x",
-        mine,
-        other,
+        warm,
+        cold,
         "first process",
-        target=None if options.quick else CASE.targets["ratio"],
+        over=True,
+        target="ratio",
         note=f"compile_plan of {cold[0]['programs']:.0f} programs",
     )
-    mine, other = sample(loaded, "seconds"), sample(plain, "seconds")
-    compiling = [sample(side, "compile").median for side in (loaded, plain)]
-    yield Row(
-        CASE.name,
+    yield CASE.compare(
+        bench,
         "second process, executables beside the program",
-        mine.median / other.median,
-        "x",
-        mine,
-        other,
+        loaded,
+        plain,
         "the program alone",
-        target=None if options.quick else CASE.targets["executables"],
-        note=f"from load_program to the last byte; of that {compiling[0]:.2f} s "
-        f"load_executables, {compiling[1]:.2f} s compile_plan; "
-        f"{saved['bytes']:,.0f} bytes",
+        over=True,
+        target="executables",
+        note="from load_program to the last byte; of that "
+        f"{median(loaded, 'compile'):.2f} s load_executables, "
+        f"{median(plain, 'compile'):.2f} s compile_plan; {saved['bytes']:,.0f} bytes",
     )
 
 
 CASE = register(
-    Case(
-        name="again",
-        measures="a second process, with the persistent cache or executables",
-        baseline="the first process; the program alone",
-        sides={
-            "first": first,
-            "shardinit": second,
-            "save": save,
-            "program": from_program,
-            "executables": from_executables,
-        },
-        rows=rows,
-        targets={
-            "ratio": Target(0.4, 0.25, higher=False),
-            "executables": Target(0.5, 0.25, higher=False),
-        },
-    )
+    name="again",
+    measures="a second process, with the persistent cache or executables",
+    baseline="the first process; the program alone",
+    sides={
+        "first": first,
+        "shardinit": second,
+        "save": save,
+        "program": from_program,
+        "executables": from_executables,
+    },
+    rows=rows,
+    targets={
+        "ratio": Target(0.4, 0.25, higher=False),
+        "executables": Target(0.5, 0.25, higher=False),
+    },
 )

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import importlib
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from shardinit.bench import FAMILIES
+
+if TYPE_CHECKING:
+    from shardinit.bench.runner import Runner
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_SCALES = {"s": 1.0, "KB": 1e-3, "GB": 1e-9, "GB/s": 1e-9}
 
 Figures = dict[str, float]
 Side = Callable[..., Figures]
@@ -58,6 +67,10 @@ class Sample:
         """Largest less smallest value, as a part of the median."""
         return (max(self.values) - min(self.values)) / self.median
 
+    def __truediv__(self, other: Sample) -> float:
+        """How many times the other's median this one is."""
+        return self.median / other.median
+
 
 @dataclass(frozen=True)
 class Row:
@@ -82,8 +95,8 @@ class Row:
     value: float
     unit: str
     ours: Sample
-    baseline: Sample | None
-    against: str
+    baseline: Sample | None = None
+    against: str = ""
     side_unit: str = "s"
     target: Target | None = None
     note: str = ""
@@ -120,36 +133,15 @@ class Job:
     Attributes:
       side: name of the side.
       parameters: its arguments; plain data.
-      repeats: how many runs, each in its own process.
+      repeats: how many runs, each in its own process; default as many as the options
+        say.
       needs_bytes: memory that a run is expected to take; 0 if it is no matter.
     """
 
     side: str
     parameters: Mapping[str, Any]
-    repeats: int
+    repeats: int | None = None
     needs_bytes: int = 0
-
-
-class Bench(Protocol):
-    """What ``rows`` of a case gets to work with."""
-
-    options: Options
-
-    def measure(self, case: Case, *jobs: Job) -> list[list[Figures]]:
-        """Runs jobs in turns; for each the figures of its runs.
-
-        Raises:
-          OutOfMemory: a job needs more memory than the machine has to give.
-        """
-        ...
-
-    def fits(self, size: int) -> bool:
-        """Whether a run that takes ``size`` bytes may be started now."""
-        ...
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` returned when something was first asked for by this name."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -169,8 +161,64 @@ class Case:
     measures: str
     baseline: str
     sides: Mapping[str, Side]
-    rows: Callable[[Bench], Iterator[Row]]
+    rows: Callable[[Runner], Iterator[Row]]
     targets: Mapping[Any, Target] = field(default_factory=dict)
+
+    def row(
+        self,
+        bench: Runner,
+        name: str,
+        value: float,
+        ours: Sample,
+        *,
+        unit: str = "x",
+        target: Any = None,
+        **more: Any,
+    ) -> Row:
+        """A row of this case.
+
+        Args:
+          bench: whose options say whether targets apply.
+          name: see `Row`.
+          value: see `Row`.
+          ours: see `Row`.
+          unit: see `Row`.
+          target: the key of the target, if the row has one.
+          **more: further fields of `Row`.
+        """
+        wanted = None if bench.options.quick else self.targets.get(target)
+        return Row(self.name, name, value, unit, ours, target=wanted, **more)
+
+    def compare(
+        self,
+        bench: Runner,
+        name: str,
+        mine: list[Figures],
+        theirs: list[Figures],
+        against: str,
+        figure: str = "seconds",
+        *,
+        over: bool = False,
+        unit: str = "s",
+        **more: Any,
+    ) -> Row:
+        """A row with the ratio of one figure on the two sides.
+
+        Args:
+          bench: as for `row`.
+          name: as for `row`.
+          mine: shardinit's runs.
+          theirs: those of the other side.
+          against: what the other side is.
+          figure: what of the runs; bytes and seconds.
+          over: whether the ratio is mine over theirs, and not theirs over mine.
+          unit: of the sides.
+          **more: as for `row`.
+        """
+        ours, other = (sample(runs, figure, _SCALES[unit]) for runs in (mine, theirs))
+        value = ours / other if over else other / ours
+        sides = {"baseline": other, "against": against, "side_unit": unit}
+        return self.row(bench, name, value, ours, **sides, **more)
 
 
 class OutOfMemory(RuntimeError):
@@ -180,10 +228,17 @@ class OutOfMemory(RuntimeError):
 _cases: dict[str, Case] = {}
 
 
-def register(case: Case) -> Case:
-    """Makes a case known under its name."""
-    _cases[case.name] = case
-    return case
+def register(
+    name: str,
+    measures: str,
+    baseline: str,
+    sides: Mapping[str, Side],
+    rows: Callable[[Runner], Iterator[Row]],
+    targets: Mapping[Any, Target] | None = None,
+) -> Case:
+    """Makes a case of these fields known under its name."""
+    _cases[name] = Case(name, measures, baseline, sides, rows, targets or {})
+    return _cases[name]
 
 
 def load() -> dict[str, Case]:
@@ -196,3 +251,17 @@ def load() -> dict[str, Case]:
 def sample(runs: list[Figures], figure: str, scale: float = 1.0) -> Sample:
     """One figure of all runs of a side, multiplied by ``scale``."""
     return Sample(tuple(run[figure] * scale for run in runs))
+
+
+def median(runs: list[Figures], figure: str, scale: float = 1.0) -> float:
+    """The middle value of that figure."""
+    return sample(runs, figure, scale).median
+
+
+def timed(run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[float, T]:
+    """Seconds until a call has returned and its arrays are there; what it returned."""
+    import jax
+
+    begin = time.perf_counter()
+    made = jax.block_until_ready(run(*args, **kwargs))
+    return time.perf_counter() - begin, made

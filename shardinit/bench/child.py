@@ -9,18 +9,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import resource
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 from shardinit.bench import case as cases
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+from shardinit.core.platform import peak_bytes
 
 
 def main() -> None:
@@ -29,7 +23,7 @@ def main() -> None:
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     run = cases.load()[name].sides[side]
-    importlib.import_module("shardinit.bench.subjects")  # JAX and the front end
+    importlib.import_module("shardinit.core.run.compile")  # JAX and the engine
     imports = peak_bytes()
     figures = run(**json.loads(parameters))
     figures.setdefault("peak_bytes", peak_bytes())

@@ -7,35 +7,26 @@ narrow, so that compiling and dispatching are what is measured.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from shardinit.bench.case import (
-    Bench,
-    Case,
-    Figures,
-    Job,
-    Row,
-    Target,
-    register,
-    sample,
-)
+from shardinit.bench import subjects
+from shardinit.bench.case import Figures, Job, Row, Target, register, timed
+from shardinit.bench.runner import Runner
 
 _SLOW_LAYERS = 64  # from here on plain jit takes minutes: one run of it
 
 
-def _time(layers: int, devices: int, init: Any) -> Figures:
+def _time(
+    layers: int, devices: int, init: Callable[[subjects.Subject, Any], Any]
+) -> Figures:
     import jax
 
-    from shardinit.bench import subjects
-
-    subject = subjects.subject(subjects.narrow(layers), devices)
+    subject = subjects.subject(subjects.narrow(layers), subjects.mesh(devices))
     key = jax.random.key(1)
     jax.block_until_ready(jax.device_put(1.0))  # the backend is up
-    begin = time.perf_counter()
-    jax.block_until_ready(init(subject, key))
-    seconds = time.perf_counter() - begin
+    seconds, _ = timed(init, subject, key)
     return {
         "seconds": seconds,
         "leaves": subject.leaves,
@@ -45,78 +36,58 @@ def _time(layers: int, devices: int, init: Any) -> Figures:
 
 def ours(layers: int, devices: int) -> Figures:
     """``shardinit.init``: cut, plan, compile, run."""
-    from shardinit.core.run.compile import init
+    from shardinit.core.run.compile import init as init_sharded
 
-    return _time(
-        layers,
-        devices,
-        lambda subject, key: init(subject.fn, key, out_shardings=subject.shardings),
-    )
+    def init(subject: subjects.Subject, key: Any) -> Any:
+        return init_sharded(subject.fn, key, out_shardings=subject.shardings)
+
+    return _time(layers, devices, init)
 
 
 def jit(layers: int, devices: int) -> Figures:
     """``jax.jit(init, out_shardings)``: trace, compile, run."""
     import jax
 
-    return _time(
-        layers,
-        devices,
-        lambda subject, key: jax.jit(subject.fn, out_shardings=subject.shardings)(key),
-    )
+    def init(subject: subjects.Subject, key: Any) -> Any:
+        return jax.jit(subject.fn, out_shardings=subject.shardings)(key)
+
+    return _time(layers, devices, init)
 
 
-def rows(bench: Bench) -> Iterator[Row]:
+def rows(bench: Runner) -> Iterator[Row]:
     """One row for each depth, then the growth of shardinit's own time."""
     options = bench.options
     found = {}
     for layers in options.layers:
-        parameters = {"layers": layers, "devices": options.devices}
+        sizes = {"layers": layers, "devices": options.devices}
         once = layers >= _SLOW_LAYERS
         mine, theirs = bench.measure(
-            CASE,
-            Job("shardinit", parameters, options.repeats),
-            Job("jit", parameters, 1 if once else options.repeats),
+            CASE, Job("shardinit", sizes), Job("jit", sizes, 1 if once else None)
         )
-        found[layers] = sample(mine, "seconds")
-        baseline = sample(theirs, "seconds")
+        found[layers] = mine
         leaves, size = mine[0]["leaves"], mine[0]["total_bytes"]
-        yield Row(
-            CASE.name,
-            f"cold init, {layers} layers",
-            baseline.median / found[layers].median,
-            "x",
-            found[layers],
-            baseline,
-            "jit",
-            target=CASE.targets.get(layers),
-            note=f"{leaves:,.0f} leaves, {size / 1e6:,.0f} MB"
-            + ("; jit ran once" if once and options.repeats > 1 else ""),
-        )
+        note = f"{leaves:,.0f} leaves, {size / 1e6:,.0f} MB"
+        if once and options.repeats > 1:
+            note += "; jit ran once"
+        name = f"cold init, {layers} layers"
+        row = CASE.compare(bench, name, mine, theirs, "jit", note=note)
+        yield replace(row, target=CASE.targets.get(layers))  # also of a quick run
     if {16, 126} <= found.keys():
-        yield Row(
-            CASE.name,
-            "shardinit at 126 layers over 16",
-            found[126].median / found[16].median,
-            "x",
-            found[126],
-            found[16],
-            "shardinit at 16",
-            target=CASE.targets["growth"],
-        )
+        name, against = "shardinit at 126 layers over 16", "shardinit at 16"
+        row = CASE.compare(bench, name, found[126], found[16], against, over=True)
+        yield replace(row, target=CASE.targets["growth"])
 
 
 CASE = register(
-    Case(
-        name="cold",
-        measures="trace to last byte of an unrolled decoder, by depth",
-        baseline="jax.jit(init, out_shardings) of the same function",
-        sides={"shardinit": ours, "jit": jit},
-        rows=rows,
-        targets={
-            16: Target(8, 15),
-            64: Target(40, 60),
-            126: Target(60, 120),
-            "growth": Target(3, 2, higher=False),
-        },
-    )
+    name="cold",
+    measures="trace to last byte of an unrolled decoder, by depth",
+    baseline="jax.jit(init, out_shardings) of the same function",
+    sides={"shardinit": ours, "jit": jit},
+    rows=rows,
+    targets={
+        16: Target(8, 15),
+        64: Target(40, 60),
+        126: Target(60, 120),
+        "growth": Target(3, 2, higher=False),
+    },
 )

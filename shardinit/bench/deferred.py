@@ -16,21 +16,20 @@ import gc
 import time
 from collections.abc import Iterator
 
+from shardinit.bench import subjects
 from shardinit.bench.case import (
-    Bench,
-    Case,
     Figures,
     Job,
     Row,
     Sample,
     Target,
+    median,
     register,
     sample,
 )
+from shardinit.bench.runner import Runner
 
 _A_LAYER = 10
-_FULL = 100_000
-_QUICK = 400
 _UNIT = 10_000
 _STEPS = {
     "build": "with a trace of each initializer, and a prefix for each layer",
@@ -45,7 +44,6 @@ def ours(parameters: int) -> Figures:
     import jax
 
     from shardinit import deferred
-    from shardinit.bench import subjects
     from shardinit.core.plan.plan import plan as make_plan
 
     def weight(name: str) -> deferred.UninitializedParameter[jax.Array]:
@@ -72,67 +70,47 @@ def ours(parameters: int) -> Figures:
     deferred.check_no_duplicated_parameters(model)
     lap("names")
     init_fn = deferred.init_fn(model, wide_names=True)
-    plan = make_plan(init_fn, mesh=subjects.abstract_mesh(16, 4))
+    plan = make_plan(init_fn, mesh=subjects.abstract_mesh())
     lap("plan")
     deferred.add_parameter_prefix("model", model)
     lap("rename")
     return {**seconds, "parameters": len(plan.leaves), "programs": len(plan.programs)}
 
 
-def rows(bench: Bench) -> Iterator[Row]:
+def rows(bench: Runner) -> Iterator[Row]:
     """Seconds for 10,000 parameters, step by step, and how each grows."""
-    options = bench.options
-    count = _QUICK if options.quick else _FULL
-
-    def job(parameters: int) -> Job:
-        return Job("shardinit", {"parameters": parameters}, options.repeats)
-
-    small, large = bench.measure(CASE, job(count // 4), job(count))
+    count = 400 if bench.options.quick else 100_000
+    jobs = [Job("shardinit", {"parameters": n}) for n in (count // 4, count)]
+    small, large = bench.measure(CASE, *jobs)
     for step, note in _STEPS.items():
         few = sample(small, step, _UNIT / small[0]["parameters"])
         many = sample(large, step, _UNIT / large[0]["parameters"])
-        yield Row(
-            CASE.name,
-            f"{step}, {_UNIT:,} of {count:,} parameters",
-            many.median,
-            "s",
-            many,
-            None,
-            "",
-            note=note,
-        )
-        yield Row(
-            CASE.name,
+        name = f"{step}, {_UNIT:,} of {count:,} parameters"
+        yield CASE.row(bench, name, many.median, many, unit="s", note=note)
+        yield CASE.row(
+            bench,
             f"{step}, a parameter, {count:,} over {count // 4:,}",
-            many.median / few.median,
-            "x",
+            many / few,
             many,
-            few,
-            f"shardinit at {count // 4:,}",
-            target=None if options.quick else CASE.targets["growth"],
+            baseline=few,
+            against=f"shardinit at {count // 4:,}",
+            target="growth",
             note="1 is linear",
         )
     total = Sample(tuple(sum(run[step] for step in _STEPS) for run in large))
-    yield Row(
-        CASE.name,
-        f"all four, {count:,} parameters",
-        total.median,
-        "s",
-        total,
-        None,
-        "",
-        note=f"{large[0]['programs']:.0f} programs; peak RSS "
-        f"{sample(large, 'peak_bytes', 1e-9).median:.2f} GB",
+    note = (
+        f"{large[0]['programs']:.0f} programs; "
+        f"peak RSS {median(large, 'peak_bytes', 1e-9):.2f} GB"
     )
+    name = f"all four, {count:,} parameters"
+    yield CASE.row(bench, name, total.median, total, unit="s", note=note)
 
 
 CASE = register(
-    Case(
-        name="deferred",
-        measures="building, checking, planning and renaming a deferred tree",
-        baseline="itself with a quarter of the parameters",
-        sides={"shardinit": ours},
-        rows=rows,
-        targets={"growth": Target(1.25, 1.1, higher=False)},
-    )
+    name="deferred",
+    measures="building, checking, planning and renaming a deferred tree",
+    baseline="itself with a quarter of the parameters",
+    sides={"shardinit": ours},
+    rows=rows,
+    targets={"growth": Target(1.25, 1.1, higher=False)},
 )

@@ -7,29 +7,34 @@ program of a model against the weights that it stands for.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shardinit.bench import subjects
 from shardinit.bench.case import (
-    Bench,
-    Case,
     Figures,
     Job,
     Row,
     Sample,
     Target,
     register,
-    sample,
+    timed,
 )
+from shardinit.bench.runner import Runner
 
-_SHAPE, _WINDOW = (16384, 53248), (2048, 6656)
-_QUICK_SHAPE, _QUICK_WINDOW = (2048, 2048), (256, 256)
+if TYPE_CHECKING:
+    import jax
+
 _WHOLE_BYTES = 6  # times the leaf: what evaluating it whole takes
-_LAYERS, _QUICK_LAYERS = 64, 8
-
 
 # ---- window ------------------------------------------------------------------------
+
+
+def _leaf(shape: list[int]) -> Callable[[jax.Array], jax.Array]:
+    import jax
+
+    fn = jax.nn.initializers.lecun_normal()
+    return lambda key: fn(key, tuple(shape))
 
 
 def window(shape: list[int], window: list[int]) -> Figures:
@@ -40,17 +45,15 @@ def window(shape: list[int], window: list[int]) -> Figures:
     from shardinit.core.run.lazy import executable
     from shardinit.core.run.lazy import open as open_lazy
 
-    fn = jax.nn.initializers.lecun_normal()
-    lazy = open_lazy(lambda key: fn(key, tuple(shape)), 0)[""]
-    lazy.read((0, 0), tuple(window))
-    start = tuple(n - w for n, w in zip(shape, window, strict=True))
-    begin = time.perf_counter()
-    lazy.read(start, tuple(window))
-    end = time.perf_counter()
-    (program,) = make_plan(lambda key: fn(key, tuple(shape))).cut.programs
-    run: Any = executable(program, (tuple(window),), jax.devices()[0])
+    fn, size = _leaf(shape), tuple(window)
+    lazy = open_lazy(fn, 0)[""]
+    lazy.read((0, 0), size)
+    start = tuple(n - w for n, w in zip(shape, size, strict=True))
+    seconds, _ = timed(lazy.read, start, size)
+    (program,) = make_plan(fn).cut.programs
+    run: Any = executable(program, (size,), jax.devices()[0])
     temporaries = run.memory_analysis().temp_size_in_bytes
-    return {"seconds": end - begin, "temporary_bytes": temporaries}
+    return {"seconds": seconds, "temporary_bytes": temporaries}
 
 
 def whole(shape: list[int], window: list[int]) -> Figures:
@@ -58,52 +61,58 @@ def whole(shape: list[int], window: list[int]) -> Figures:
     import jax
     import numpy as np
 
-    fn = jax.nn.initializers.lecun_normal()
     key = jax.random.key(0)
-    run: Any = jax.jit(lambda key: fn(key, tuple(shape))).lower(key).compile()
+    run: Any = jax.jit(_leaf(shape)).lower(key).compile()
     at = tuple(slice(n - w, n) for n, w in zip(shape, window, strict=True))
-    begin = time.perf_counter()
-    np.array(np.asarray(run(key))[at])
-    end = time.perf_counter()
+    seconds, _ = timed(lambda: np.array(np.asarray(run(key))[at]))
     temporaries = run.memory_analysis().temp_size_in_bytes
-    return {"seconds": end - begin, "temporary_bytes": temporaries}
+    return {"seconds": seconds, "temporary_bytes": temporaries}
 
 
-def window_rows(bench: Bench) -> Iterator[Row]:
+def window_rows(bench: Runner) -> Iterator[Row]:
     """How many times faster than the whole leaf."""
-    quick = bench.options.quick
-    shape, part = (_QUICK_SHAPE, _QUICK_WINDOW) if quick else (_SHAPE, _WINDOW)
-    parameters = {"shape": list(shape), "window": list(part)}
+    shape, part = (16384, 53248), (2048, 6656)
+    if bench.options.quick:
+        shape, part = (2048, 2048), (256, 256)
+    sizes = {"shape": list(shape), "window": list(part)}
     needs = shape[0] * shape[1] * 4 * _WHOLE_BYTES
-    ours, theirs = bench.measure(
-        WINDOW,
-        Job("shardinit", parameters, bench.options.repeats),
-        Job("whole", parameters, bench.options.repeats, needs),
+    mine, theirs = bench.measure(
+        WINDOW, Job("shardinit", sizes), Job("whole", sizes, needs_bytes=needs)
     )
-    mine, other = sample(ours, "seconds"), sample(theirs, "seconds")
-    yield Row(
-        WINDOW.name,
+    yield WINDOW.compare(
+        bench,
         f"window {part[0]}x{part[1]} of {shape[0]}x{shape[1]}",
-        other.median / mine.median,
-        "x",
         mine,
-        other,
+        theirs,
         "whole leaf, then slice",
-        target=None if quick else WINDOW.targets["ratio"],
-        note=f"temporaries {ours[0]['temporary_bytes']:,.0f} bytes against "
+        target="ratio",
+        note=f"temporaries {mine[0]['temporary_bytes']:,.0f} bytes against "
         f"{theirs[0]['temporary_bytes']:,.0f}",
     )
 
 
+WINDOW = register(
+    name="window",
+    measures="one window of a large leaf, computed alone",
+    baseline="the leaf under jax.jit, then slice",
+    sides={"shardinit": window, "whole": whole},
+    rows=window_rows,
+    targets={"ratio": Target(100, 200)},
+)
+
 # ---- completion --------------------------------------------------------------------
 
 
-def _model(layers: int) -> Callable[[Any], Any]:
+def complete(layers: int, lacking: int) -> Figures:
+    """``init_missing`` of a tree that lacks some of its layers; compiled before."""
     import jax
+
+    from shardinit.core.run.compile import init as init_sharded
+    from shardinit.core.run.missing import init_missing
 
     normal = jax.nn.initializers.normal(0.02)
 
-    def init(key: Any) -> Any:
+    def fn(key: jax.Array) -> dict[str, Any]:
         return {
             f"layer_{i}": {
                 "up": normal(jax.random.fold_in(key, 2 * i), (1024, 4096)),
@@ -112,49 +121,38 @@ def _model(layers: int) -> Callable[[Any], Any]:
             for i in range(layers)
         }
 
-    return init
-
-
-def complete(layers: int, lacking: int) -> Figures:
-    """``init_missing`` of a tree that lacks some of its layers; compiled before."""
-    import jax
-
-    from shardinit.bench import subjects
-    from shardinit.core.run.compile import init
-    from shardinit.core.run.missing import init_missing
-
-    fn = _model(layers)
     mesh = subjects.mesh(8)
-    tree = init(fn, 0, mesh=mesh)
+    tree = init_sharded(fn, 0, mesh=mesh)
     for number in range(lacking):
         del tree[f"layer_{number}"]
-    begin = time.perf_counter()
-    jax.block_until_ready(init_missing(tree, fn, 0, mesh=mesh))
-    return {"seconds": time.perf_counter() - begin}
+    seconds, _ = timed(init_missing, tree, fn, 0, mesh=mesh)
+    return {"seconds": seconds}
 
 
-def missing_rows(bench: Bench) -> Iterator[Row]:
+def missing_rows(bench: Runner) -> Iterator[Row]:
     """A sixteenth of the layers against all of them."""
-    layers = _QUICK_LAYERS if bench.options.quick else _LAYERS
-    few, many = bench.measure(
-        MISSING,
-        *(
-            Job("shardinit", {"layers": layers, "lacking": n}, bench.options.repeats)
-            for n in (max(layers // 16, 1), layers)
-        ),
-    )
-    mine, other = sample(few, "seconds"), sample(many, "seconds")
-    yield Row(
-        MISSING.name,
-        f"{max(layers // 16, 1)} of {layers} layers missing over all",
-        mine.median / other.median,
-        "x",
-        mine,
-        other,
+    layers = 8 if bench.options.quick else 64
+    part = max(layers // 16, 1)
+    sizes = [{"layers": layers, "lacking": n} for n in (part, layers)]
+    few, many = bench.measure(MISSING, *(Job("shardinit", size) for size in sizes))
+    yield MISSING.compare(
+        bench,
+        f"{part} of {layers} layers missing over all",
+        few,
+        many,
         "all of them missing",
+        over=True,
         note="trace, plan and compilation are in both",
     )
 
+
+MISSING = register(
+    name="missing",
+    measures="completing a restored tree that lacks a few layers",
+    baseline="itself with every layer missing",
+    sides={"shardinit": complete},
+    rows=missing_rows,
+)
 
 # ---- program -----------------------------------------------------------------------
 
@@ -163,65 +161,39 @@ def program(config: str) -> Figures:
     """``export_plan`` of an example's config."""
     from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.program.program import export_plan
-    from shardinit.models import ModelSpec, build, example_config
 
-    init_fn = build(ModelSpec("decoder", example_config(config)))
-    plan = make_plan(init_fn)
-    begin = time.perf_counter()
-    size = len(export_plan(plan).to_bytes())
-    end = time.perf_counter()
+    plan = make_plan(subjects.example(config))
+    seconds, data = timed(lambda: export_plan(plan).to_bytes())
     return {
-        "kilobytes": size / 1e3,
-        "seconds": end - begin,
+        "kilobytes": len(data) / 1e3,
+        "seconds": seconds,
         "weights": 2 * plan.parameter_count,
     }
 
 
-def program_rows(bench: Bench) -> Iterator[Row]:
+def program_rows(bench: Runner) -> Iterator[Row]:
     """The program's size, beside that of the weights in bfloat16."""
     name = "gpt2" if bench.options.quick else "llama-3.1-405b"
-    (runs,) = bench.measure(PROGRAM, Job("shardinit", {"config": name}, 1))
-    weights = Sample((runs[0]["weights"] / 1e3,))
-    yield Row(
-        PROGRAM.name,
+    ((found,),) = bench.measure(PROGRAM, Job("shardinit", {"config": name}, 1))
+    yield PROGRAM.row(
+        bench,
         f"init program of {name}",
-        runs[0]["kilobytes"],
-        "KB",
-        sample(runs, "kilobytes"),
-        weights,
-        "bfloat16 weights",
+        found["kilobytes"],
+        Sample((found["kilobytes"],)),
+        baseline=Sample((found["weights"] / 1e3,)),
+        against="bfloat16 weights",
+        unit="KB",
         side_unit="KB",
-        target=None if bench.options.quick else PROGRAM.targets["kilobytes"],
-        note=f"exported in {runs[0]['seconds']:.2f} s",
+        target="kilobytes",
+        note=f"exported in {found['seconds']:.2f} s",
     )
 
 
-WINDOW = register(
-    Case(
-        name="window",
-        measures="one window of a large leaf, computed alone",
-        baseline="the leaf under jax.jit, then slice",
-        sides={"shardinit": window, "whole": whole},
-        rows=window_rows,
-        targets={"ratio": Target(100, 200)},
-    )
-)
-MISSING = register(
-    Case(
-        name="missing",
-        measures="completing a restored tree that lacks a few layers",
-        baseline="itself with every layer missing",
-        sides={"shardinit": complete},
-        rows=missing_rows,
-    )
-)
 PROGRAM = register(
-    Case(
-        name="program",
-        measures="the init program of a large model",
-        baseline="its weights",
-        sides={"shardinit": program},
-        rows=program_rows,
-        targets={"kilobytes": Target(300, 100, higher=False)},
-    )
+    name="program",
+    measures="the init program of a large model",
+    baseline="its weights",
+    sides={"shardinit": program},
+    rows=program_rows,
+    targets={"kilobytes": Target(300, 100, higher=False)},
 )

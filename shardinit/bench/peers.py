@@ -8,23 +8,31 @@ meta device and then fills. A peer that is not installed has no row.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shardinit.bench.case import Bench, Case, Figures, Job, Row, register, sample
+from shardinit.bench import subjects
+from shardinit.bench.case import Figures, Job, Row, median, register, timed
+from shardinit.bench.runner import Runner
 
-_LAYERS, _QUICK_LAYERS = 48, 2
-_WIDTH, _QUICK_WIDTH = 512, 64
-_PEERS = {"jit": "jax", "nnx": "flax", "penzai": "penzai", "equinox": "equinox"}
+if TYPE_CHECKING:
+    import jax
+
+_PEERS = {
+    "jit": "jax",
+    "nnx": "flax",
+    "penzai": "penzai",
+    "equinox": "equinox",
+    "torch": "torch",
+}
 
 
-def _sharded() -> Any:
+def _sharded() -> jax.sharding.NamedSharding:
     """The sharding of every weight, over all devices."""
     import jax
     import numpy as np
-
-    from shardinit.bench import subjects
 
     devices = np.asarray(jax.devices())
     # Axes that the compiler places: not every peer can take explicit ones.
@@ -34,22 +42,26 @@ def _sharded() -> Any:
     return jax.sharding.NamedSharding(mesh, jax.P("data", "model"))
 
 
-def _time(init: Any) -> Figures:
+def _time(init: Callable[[], Any]) -> Figures:
     import jax
 
     jax.block_until_ready(jax.device_put(1.0))  # the backend is up
-    begin = time.perf_counter()
-    arrays = jax.tree.leaves(jax.block_until_ready(init()))
-    seconds = time.perf_counter() - begin
+    seconds, arrays = timed(lambda: jax.tree.leaves(init()))
     return {"seconds": seconds, "bytes": sum(a.nbytes for a in arrays)}
 
 
-def _init(layers: int, width: int) -> Any:
+def _normal() -> Callable[..., jax.Array]:
     import jax
 
-    normal = jax.nn.initializers.normal(0.02)
+    return jax.nn.initializers.normal(0.02)
 
-    def init(key: Any) -> Any:
+
+def _init(layers: int, width: int) -> Callable[[jax.Array], Any]:
+    import jax
+
+    normal = _normal()
+
+    def init(key: jax.Array) -> Any:
         keys = jax.random.split(key, 2 * layers)
         return [
             {
@@ -64,19 +76,17 @@ def _init(layers: int, width: int) -> Any:
 
 def ours(layers: int, width: int) -> Figures:
     """``shardinit.init``."""
-    from shardinit.core.run.compile import init
+    from shardinit.core.run.compile import init as init_sharded
 
-    place = _sharded()
-    fn = _init(layers, width)
-    return _time(lambda: init(fn, 0, out_shardings=place))
+    place, fn = _sharded(), _init(layers, width)
+    return _time(lambda: init_sharded(fn, 0, out_shardings=place))
 
 
 def by_jit(layers: int, width: int) -> Figures:
     """``jax.jit(init, out_shardings)``."""
     import jax
 
-    place = _sharded()
-    fn = _init(layers, width)
+    place, fn = _sharded(), _init(layers, width)
     return _time(lambda: jax.jit(fn, out_shardings=place)(jax.random.key(0)))
 
 
@@ -85,17 +95,12 @@ def by_nnx(layers: int, width: int) -> Figures:
     import jax
     from flax import nnx
 
-    place = _sharded()
+    place, plain = _sharded(), {"use_bias": False, "kernel_init": _normal()}
 
     class Layer(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
-            normal = nnx.initializers.normal(0.02)
-            self.up = nnx.Linear(
-                width, 4 * width, use_bias=False, kernel_init=normal, rngs=rngs
-            )
-            self.down = nnx.Linear(
-                4 * width, width, use_bias=False, kernel_init=normal, rngs=rngs
-            )
+            self.up = nnx.Linear(width, 4 * width, rngs=rngs, **plain)
+            self.down = nnx.Linear(4 * width, width, rngs=rngs, **plain)
 
     class Model(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
@@ -113,34 +118,33 @@ def by_penzai(layers: int, width: int) -> Figures:
     """Penzai's ``initialize_parameters``, then its values onto their devices."""
     import jax
 
-    pz: Any = __import__("importlib").import_module("penzai.deprecated.v1.pz")
-    normal = jax.nn.initializers.normal(0.02)
-    place = _sharded()
+    pz: Any = import_module("penzai.deprecated.v1.pz")
+    normal, place = _normal(), _sharded()
 
-    def weight(name: str, shape: tuple[int, int]) -> Any:
+    def weight(name: str, *shape: int) -> Any:
         return pz.nn.UninitializedParameter(lambda key: normal(key, shape), name)
 
     model = [
         {
-            "up": weight(f"{i}.up", (width, 4 * width)),
-            "down": weight(f"{i}.down", (4 * width, width)),
+            "up": weight(f"{i}.up", width, 4 * width),
+            "down": weight(f"{i}.down", 4 * width, width),
         }
         for i in range(layers)
     ]
-    return _time(
-        lambda: jax.device_put(
-            pz.nn.initialize_parameters(model, jax.random.key(0)), place
-        )
-    )
+
+    def create() -> Any:
+        made = pz.nn.initialize_parameters(model, jax.random.key(0))
+        return jax.device_put(made, place)
+
+    return _time(create)
 
 
 def by_equinox(layers: int, width: int) -> Figures:
     """``eqx.filter_jit`` of the constructor, sharded by ``eqx.filter_shard``."""
     import jax
 
-    eqx: Any = __import__("equinox")
-    normal = jax.nn.initializers.normal(0.02)
-    place = _sharded()
+    eqx: Any = import_module("equinox")
+    normal, place = _normal(), _sharded()
 
     class Layer(eqx.Module):
         up: Any
@@ -161,7 +165,7 @@ def by_equinox(layers: int, width: int) -> Figures:
 
 def by_torch(layers: int, width: int) -> Figures:
     """Built on the meta device, given memory, filled with ``normal_``; not sharded."""
-    torch: Any = __import__("torch")
+    torch: Any = import_module("torch")
     begin = time.perf_counter()
     with torch.device("meta"):
         model = torch.nn.ModuleList()
@@ -175,50 +179,34 @@ def by_torch(layers: int, width: int) -> Figures:
     return {"seconds": time.perf_counter() - begin, "bytes": size}
 
 
-def rows(bench: Bench) -> Iterator[Row]:
+def rows(bench: Runner) -> Iterator[Row]:
     """One row for each peer that is installed."""
     options = bench.options
-    parameters = {
-        "layers": _QUICK_LAYERS if options.quick else _LAYERS,
-        "width": _QUICK_WIDTH if options.quick else _WIDTH,
-    }
+    layers, width = (2, 64) if options.quick else (48, 512)
+    sizes = {"layers": layers, "width": width}
     there = [name for name, package in _PEERS.items() if find_spec(package)]
-    if options.platform == "cpu" and find_spec("torch"):
-        there.append("torch")
-    names = ["shardinit", *there]
-    runs = bench.measure(
-        CASE, *(Job(name, parameters, options.repeats) for name in names)
-    )
-    mine = sample(runs[0], "seconds")
-    for name, done in zip(there, runs[1:], strict=True):
-        other = sample(done, "seconds")
-        assert done[0]["bytes"] == runs[0][0]["bytes"], name
-        yield Row(
-            CASE.name,
-            f"{parameters['layers']} layers, cold",
-            other.median / mine.median,
-            "x",
-            mine,
-            other,
-            name,
-            note=f"peak RSS {sample(done, 'peak_bytes', 1e-9).median:.2f} GB against "
-            f"{sample(runs[0], 'peak_bytes', 1e-9).median:.2f}",
-        )
+    if options.platform != "cpu" and "torch" in there:
+        there.remove("torch")
+    jobs = [Job(name, sizes) for name in ("shardinit", *there)]
+    mine, *theirs = bench.measure(CASE, *jobs)
+    for name, runs in zip(there, theirs, strict=True):
+        assert runs[0]["bytes"] == mine[0]["bytes"], name
+        peaks = [median(side, "peak_bytes", 1e-9) for side in (runs, mine)]
+        note = f"peak RSS {peaks[0]:.2f} GB against {peaks[1]:.2f}"
+        yield CASE.compare(bench, f"{layers} layers, cold", mine, runs, name, note=note)
 
 
 CASE = register(
-    Case(
-        name="peers",
-        measures="the same stack of layers by other libraries, cold",
-        baseline="each of them",
-        sides={
-            "shardinit": ours,
-            "jit": by_jit,
-            "nnx": by_nnx,
-            "penzai": by_penzai,
-            "equinox": by_equinox,
-            "torch": by_torch,
-        },
-        rows=rows,
-    )
+    name="peers",
+    measures="the same stack of layers by other libraries, cold",
+    baseline="each of them",
+    sides={
+        "shardinit": ours,
+        "jit": by_jit,
+        "nnx": by_nnx,
+        "penzai": by_penzai,
+        "equinox": by_equinox,
+        "torch": by_torch,
+    },
+    rows=rows,
 )

@@ -7,31 +7,28 @@ of a quarter of the layers shows whether the time grows with the leaves or faste
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
+from shardinit.bench import subjects
 from shardinit.bench.case import (
-    Bench,
-    Case,
     Figures,
     Job,
     Row,
     Target,
+    median,
     register,
     sample,
+    timed,
 )
+from shardinit.bench.runner import Runner
+from shardinit.models import ModelSpec, build
 
 _EXPERTS = 128  # 391 leaves a layer: 3 an expert, 7 of attention, norms and router
-_FULL_LAYERS = 128
-_QUICK_LAYERS = 4
-_MESH = (16, 4)  # data x model
 
 
 def ours(layers: int, experts: int) -> Figures:
     """``shardinit.models.build`` and ``shardinit.plan``."""
-    from shardinit.bench import subjects
     from shardinit.core.plan.plan import plan as make_plan
-    from shardinit.models import ModelSpec, build
 
     config = {
         **subjects.NARROW,
@@ -41,72 +38,57 @@ def ours(layers: int, experts: int) -> Figures:
         "num_experts_per_tok": 2,
         "expert_layout": "unrolled",
     }
-    mesh = subjects.abstract_mesh(*_MESH)
-    rules = subjects.RULES
-    begin = time.perf_counter()
-    init_fn = build(ModelSpec("decoder", config))
-    built = time.perf_counter()
-    plan = make_plan(init_fn, mesh=mesh, rules=rules)
-    end = time.perf_counter()
+    mesh, rules = subjects.abstract_mesh(), subjects.rules()
+    building, init_fn = timed(build, ModelSpec("decoder", config))
+    planning, plan = timed(make_plan, init_fn, mesh=mesh, rules=rules)
     return {
-        "seconds": end - begin,
-        "build_seconds": built - begin,
-        "plan_seconds": end - built,
+        "seconds": building + planning,
+        "build_seconds": building,
+        "plan_seconds": planning,
         "leaves": len(plan.leaves),
         "programs": len(plan.programs),
     }
 
 
-def rows(bench: Bench) -> Iterator[Row]:
+def rows(bench: Runner) -> Iterator[Row]:
     """The time, and how it grows against a quarter of the leaves."""
-    options = bench.options
-    layers = _QUICK_LAYERS if options.quick else _FULL_LAYERS
-    experts = _EXPERTS // 16 if options.quick else _EXPERTS
-
-    def job(layers: int) -> Job:
-        parameters = {"layers": layers, "experts": experts}
-        return Job("shardinit", parameters, options.repeats)
-
-    small, large = bench.measure(CASE, job(layers // 4), job(layers))
-    few, many = sample(small, "seconds"), sample(large, "seconds")
-    leaves = (small[0]["leaves"], large[0]["leaves"])
-    built = sample(large, "build_seconds").median
-    yield Row(
-        CASE.name,
-        f"plan of {leaves[1]:,.0f} leaves",
-        many.median,
-        "s",
-        many,
-        None,
-        "",
-        target=None if options.quick else CASE.targets["seconds"],
-        note=f"{built:.1f} s of it building the init function; "
-        f"{large[0]['programs']:.0f} programs; peak RSS "
-        f"{sample(large, 'peak_bytes', 1e-9).median:.2f} GB",
+    quick = bench.options.quick
+    layers, experts = (4, _EXPERTS // 16) if quick else (128, _EXPERTS)
+    sizes = [{"layers": n, "experts": experts} for n in (layers // 4, layers)]
+    small, large = bench.measure(CASE, *(Job("shardinit", size) for size in sizes))
+    few, many = small[0]["leaves"], large[0]["leaves"]
+    seconds, other = sample(large, "seconds"), sample(small, "seconds")
+    yield CASE.row(
+        bench,
+        f"plan of {many:,.0f} leaves",
+        seconds.median,
+        seconds,
+        unit="s",
+        target="seconds",
+        note=f"{median(large, 'build_seconds'):.1f} s of it building the init "
+        f"function; {large[0]['programs']:.0f} programs; peak RSS "
+        f"{median(large, 'peak_bytes', 1e-9):.2f} GB",
     )
-    yield Row(
-        CASE.name,
-        f"time a leaf, {leaves[1]:,.0f} over {leaves[0]:,.0f} leaves",
-        many.median / leaves[1] / (few.median / leaves[0]),
-        "x",
-        many,
-        few,
-        f"shardinit at {leaves[0]:,.0f}",
-        target=None if options.quick else CASE.targets["growth"],
+    yield CASE.row(
+        bench,
+        f"time a leaf, {many:,.0f} over {few:,.0f} leaves",
+        seconds / other * few / many,
+        seconds,
+        baseline=other,
+        against=f"shardinit at {few:,.0f}",
+        target="growth",
         note="1 is linear",
     )
 
 
 CASE = register(
-    Case(
-        name="plan",
-        measures="building and planning an unrolled mixture of experts",
-        baseline="itself with a quarter of the layers",
-        sides={"shardinit": ours},
-        rows=rows,
-        targets={
-            "seconds": Target(60, 20, higher=False),
-            "growth": Target(1.25, 1.1, higher=False),
-        },
-    )
+    name="plan",
+    measures="building and planning an unrolled mixture of experts",
+    baseline="itself with a quarter of the layers",
+    sides={"shardinit": ours},
+    rows=rows,
+    targets={
+        "seconds": Target(60, 20, higher=False),
+        "growth": Target(1.25, 1.1, higher=False),
+    },
 )

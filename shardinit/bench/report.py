@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shardinit.bench.case import Row, Sample
+from shardinit.bench.runner import proc
 from shardinit.version import __version__
 
 HEADER = ("measured", "shardinit", "against", "ratio", "must", "goal", "met")
@@ -39,21 +40,13 @@ def environment(command: str) -> dict[str, Any]:
         "commit": _commit(),
         "versions": versions,
         "machine": {
-            "cpu": _cpu(),
+            "cpu": proc("cpuinfo", "model name") or platform.processor(),
             "cores": os.cpu_count(),
             "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             "load_average_before": os.getloadavg()[0],
             "system": f"{platform.system()} {platform.machine()}",
         },
     }
-
-
-def _cpu() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _commit() -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shardinit.bench.case import Case, Figures, Job, Options, OutOfMemory
+from shardinit.core.platform import with_cpu_devices
 
 _RESERVE_BYTES = 1 << 30  # what must stay free while a child runs
 _POLL_SECONDS = 0.05
@@ -38,7 +39,6 @@ class Runner:
         self.log: list[dict[str, Any]] = []
         self._tell = tell
         self._known: dict[str, list[Figures]] = {}
-        self._made: dict[str, Any] = {}
 
     def measure(self, case: Case, *jobs: Job) -> list[list[Figures]]:
         """Runs jobs in turns; for each the figures of its runs.
@@ -48,22 +48,17 @@ class Runner:
           RuntimeError: a child failed; with the end of what it said.
         """
         runs = [self._known.setdefault(_name(case, job), []) for job in jobs]
-        for turn in range(max(job.repeats for job in jobs)):
-            for job, done in zip(jobs, runs, strict=True):
-                if turn < job.repeats and turn >= len(done):
+        wanted = [job.repeats or self.options.repeats for job in jobs]
+        for turn in range(max(wanted)):
+            for job, count, done in zip(jobs, wanted, runs, strict=True):
+                if len(done) <= turn < count:
                     done.append(self._run(case, job))
-        return [done[: job.repeats] for job, done in zip(jobs, runs, strict=True)]
+        return [done[:count] for count, done in zip(wanted, runs, strict=True)]
 
     def fits(self, size: int) -> bool:
         """Whether a run that takes ``size`` bytes may be started now."""
         free = available_bytes()
         return free is None or size + _RESERVE_BYTES < free
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` returned when something was first asked for by this name."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
 
     def _run(self, case: Case, job: Job) -> Figures:
         if job.needs_bytes and not self.fits(job.needs_bytes):
@@ -71,14 +66,8 @@ class Runner:
         figures = self._child(case, job)
         shown = ", ".join(f"{key} {value:.6g}" for key, value in figures.items())
         self._tell(f"{case.name} {job.side} {_arguments(job)}: {shown}")
-        self.log.append(
-            {
-                "case": case.name,
-                "side": job.side,
-                "parameters": dict(job.parameters),
-                "figures": figures,
-            }
-        )
+        run = {"case": case.name, "side": job.side, "parameters": dict(job.parameters)}
+        self.log.append({**run, "figures": figures})
         return figures
 
     def _child(self, case: Case, job: Job) -> Figures:
@@ -123,13 +112,20 @@ def _watch(process: subprocess.Popen[bytes]) -> int:
             raise TimeoutError(f"a run took more than {_LIMIT_SECONDS:.0f} s")
 
 
+def proc(file: str, field: str) -> str | None:
+    """What a file below /proc says of a field; None where there is no such thing."""
+    with suppress(OSError):
+        for line in Path("/proc", file).read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return None
+
+
 def available_bytes() -> int | None:
     """Memory that may be taken without swapping, in bytes; None if unknown."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+    found = proc("meminfo", "MemAvailable")
+    return None if found is None else int(found.split()[0]) * 1024
 
 
 def child_environment(devices: int, platform: str = "cpu") -> dict[str, str]:
@@ -137,17 +133,13 @@ def child_environment(devices: int, platform: str = "cpu") -> dict[str, str]:
 
     On CPU the devices are simulated; elsewhere they are those that are there.
     """
-    name = "--xla_force_host_platform_device_count"
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    flags = [flag for flag in flags if not flag.startswith(name)]
-    if platform == "cpu":
-        flags.append(f"{name}={devices}")
-    return dict(
-        os.environ,
-        JAX_PLATFORMS=platform,
-        XLA_FLAGS=" ".join(flags),
-        JAX_ENABLE_COMPILATION_CACHE="false",
-    )
+    count = devices if platform == "cpu" else None
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": platform,
+        "XLA_FLAGS": with_cpu_devices(os.environ.get("XLA_FLAGS", ""), count),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+    }
 
 
 def count_devices(platform: str) -> int:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from shardinit.bench.runner import proc
+
 
 @contextlib.contextmanager
 def server(*options: str) -> Iterator[tuple[str, int]]:
@@ -34,6 +36,6 @@ def processor_seconds(pid: int) -> float:
 
 def memory(pid: int, field: str) -> int:
     """Bytes of a field of ``/proc/PID/status``."""
-    with open(f"/proc/{pid}/status") as file:
-        (line,) = [line for line in file if line.startswith(f"{field}:")]
-    return int(line.split()[1]) * 1024
+    found = proc(f"{pid}/status", field)
+    assert found is not None
+    return int(found.split()[0]) * 1024

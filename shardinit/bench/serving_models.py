@@ -17,22 +17,16 @@ WIDTH = 4096
 @register("bench-constant")
 def build_constant(config: Mapping[str, Any]) -> InitFn:
     """Ones, as many rows as the config says."""
+    import jax.numpy as jnp
 
-    def init(key: Any) -> Any:
-        import jax.numpy as jnp
-
-        return {"w": jnp.ones((config["rows"], WIDTH))}
-
-    return InitFn(init, name="bench-constant")
+    shape = (config["rows"], WIDTH)
+    return InitFn(lambda key: {"w": jnp.ones(shape)}, name="bench-constant")
 
 
 @register("bench-random")
 def build_random(config: Mapping[str, Any]) -> InitFn:
     """Normals, as many rows as the config says."""
+    import jax
 
-    def init(key: Any) -> Any:
-        import jax
-
-        return {"w": jax.random.normal(key, (config["rows"], WIDTH))}
-
-    return InitFn(init, name="bench-random")
+    shape = (config["rows"], WIDTH)
+    return InitFn(lambda key: {"w": jax.random.normal(key, shape)}, name="bench-random")

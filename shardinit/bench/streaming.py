@@ -15,16 +15,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from shardinit.bench.case import (
-    Bench,
-    Case,
-    Figures,
-    Job,
-    Row,
-    Target,
-    register,
-    sample,
-)
+from shardinit.bench.case import Figures, Job, Row, Target, register, sample
+from shardinit.bench.runner import Runner
 from shardinit.bench.server import memory, processor_seconds, server
 
 _ROW_BYTES = 4096 * 4
@@ -157,69 +149,62 @@ def windows(mebibytes: int) -> Figures:
     return taken.figures(sum(len(block) for block in blocks))
 
 
-def stream_rows(bench: Bench) -> Iterator[Row]:
+def stream_rows(bench: Runner) -> Iterator[Row]:
     """Speeds as ratios, and the growth of the server."""
     size = 32 if bench.options.quick else 2048
-    repeats, quick = bench.options.repeats, bench.options.quick
-    parameters = {"mebibytes": size}
+    sizes = {"mebibytes": size}
     constant, raw, bare, drawn, computed = bench.measure(
         STREAM,
-        Job("shardinit", {**parameters, "model": "bench-constant"}, repeats),
-        Job("tcp", parameters, repeats),
-        Job("grpc", parameters, repeats),
-        Job("shardinit", {**parameters, "model": "bench-random"}, repeats),
-        Job("windows", parameters, repeats),
+        Job("shardinit", {**sizes, "model": "bench-constant"}),
+        Job("tcp", sizes),
+        Job("grpc", sizes),
+        Job("shardinit", {**sizes, "model": "bench-random"}),
+        Job("windows", sizes),
     )
     for name, mine, theirs, against in (
         ("constant", constant, raw, "raw TCP"),
         ("constant", constant, bare, "gRPC alone"),
         ("random", drawn, computed, "windows in process"),
     ):
-        value = sample(mine, "bytes_per_second", 1e-9)
-        baseline = sample(theirs, "bytes_per_second", 1e-9)
-        yield Row(
-            STREAM.name,
+        yield STREAM.compare(
+            bench,
             f"StreamShards, {name} leaves, {size} MiB",
-            value.median / baseline.median,
-            "x",
-            value,
-            baseline,
+            mine,
+            theirs,
             against,
-            side_unit="GB",
-            target=None if quick else STREAM.targets.get((name, against)),
+            "bytes_per_second",
+            over=True,
+            unit="GB",
+            target=(name, against),
             note=f"GB a second, in windows of {_PIECE_MIB} MiB",
         )
     grown = sample([*constant, *drawn], "grown_bytes", 1e-9)
-    yield Row(
-        STREAM.name,
+    yield STREAM.row(
+        bench,
         f"server RSS growth while it streams {size} MiB",
         max(grown.values) / 0.256,
-        "x",
         grown,
-        None,
-        "256 MB",
+        against="256 MB",
         side_unit="GB",
-        target=None if quick else STREAM.targets["memory"],
+        target="memory",
         note="peak over what it had before the stream, the worst of all runs",
     )
 
 
 STREAM = register(
-    Case(
-        name="service-stream",
-        measures="bytes of a leaf from a server into numpy, and the server's memory",
-        baseline="raw TCP and gRPC on loopback; windows computed in process; 256 MB",
-        sides={
-            "shardinit": stream,
-            "tcp": tcp,
-            "grpc": raw_grpc,
-            "windows": windows,
-        },
-        rows=stream_rows,
-        targets={
-            ("constant", "raw TCP"): Target(0.5, 0.65),
-            ("random", "windows in process"): Target(0.8, 0.95),
-            "memory": Target(1.0, 0.5, higher=False),
-        },
-    )
+    name="service-stream",
+    measures="bytes of a leaf from a server into numpy, and the server's memory",
+    baseline="raw TCP and gRPC on loopback; windows computed in process; 256 MB",
+    sides={
+        "shardinit": stream,
+        "tcp": tcp,
+        "grpc": raw_grpc,
+        "windows": windows,
+    },
+    rows=stream_rows,
+    targets={
+        ("constant", "raw TCP"): Target(0.5, 0.65),
+        ("random", "windows in process"): Target(0.8, 0.95),
+        "memory": Target(1.0, 0.5, higher=False),
+    },
 )

@@ -10,28 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from jax.sharding import AbstractMesh, Mesh
-
-from shardinit.core.init_fn import InitFn
-from shardinit.core.plan.leaf_info import LeafInfo
-from shardinit.core.plan.leaves import itemsize
-from shardinit.core.plan.rules import AxisRules
-from shardinit.core.plan.sharding import resolve
 from shardinit.models import ModelSpec, build, example_config
 
-RULES = AxisRules(
-    [
-        ("vocab", "model"),
-        ("embed", "data"),
-        ("mlp", "model"),
-        ("heads", "model"),
-        ("kv_heads", "model"),
-        ("expert", "model"),
-    ]
-)
+if TYPE_CHECKING:
+    from jax.sharding import AbstractMesh, Mesh
+
+    from shardinit.core.init_fn import InitFn
+    from shardinit.core.plan.rules import AxisRules
+
+_RULES = {
+    "vocab": "model",
+    "embed": "data",
+    "mlp": "model",
+    "heads": "model",
+    "kv_heads": "model",
+    "expert": "model",
+}
 
 # Small enough that a cold start is the compiler's work and not the run's.
 NARROW = {
@@ -61,26 +57,41 @@ class Subject:
     total_bytes: int
 
 
+def rules() -> AxisRules:
+    """Where the axes of the decoders lie on the mesh."""
+    from shardinit.core.plan.rules import AxisRules
+
+    return AxisRules(_RULES)
+
+
 def axis_sizes(devices: int) -> tuple[int, int]:
     """Sizes of the axes data and model."""
     return (2, devices // 2) if devices % 2 == 0 else (1, devices)
 
 
 def mesh(devices: int) -> Mesh:
-    """The simulated devices as data x model."""
+    """The devices that are there as data x model."""
+    import jax
+
     return jax.make_mesh(axis_sizes(devices), ("data", "model"))
 
 
-def abstract_mesh(data: int, model: int) -> AbstractMesh:
-    """A mesh of that many devices without the devices."""
-    return AbstractMesh((data, model), ("data", "model"))
+def abstract_mesh() -> AbstractMesh:
+    """A mesh of 16 x 4 devices without the devices."""
+    from jax.sharding import AbstractMesh
+
+    return AbstractMesh((16, 4), ("data", "model"))
+
+
+def example(name: str, **changed: Any) -> InitFn:
+    """An example's decoder, with other values for some keys of its config."""
+    return build(ModelSpec("decoder", {**example_config(name), **changed}))
 
 
 def tinyllama(layers: int) -> InitFn:
     """TinyLlama 1.1B in float32; 22 layers are the published model."""
-    config = example_config("tinyllama-1.1b")
     changed = {"num_hidden_layers": layers, "param_dtype": "float32"}
-    return build(ModelSpec("decoder", {**config, **changed}))
+    return example("tinyllama-1.1b", **changed)
 
 
 def narrow_spec(layers: int) -> ModelSpec:
@@ -93,8 +104,14 @@ def narrow(layers: int) -> InitFn:
     return build(narrow_spec(layers))
 
 
-def subject(init_fn: InitFn, devices: int) -> Subject:
+def subject(init_fn: InitFn, mesh: Mesh) -> Subject:
     """Prepares an init function for both sides."""
+    import jax
+
+    from shardinit.core.plan.leaf_info import LeafInfo
+    from shardinit.core.plan.leaves import itemsize
+    from shardinit.core.plan.sharding import resolve
+
     shapes = jax.eval_shape(init_fn.fn, jax.random.key(0))
     leaves, tree = jax.tree.flatten(shapes)
     names = jax.tree.leaves(
@@ -104,9 +121,7 @@ def subject(init_fn: InitFn, devices: int) -> Subject:
         LeafInfo(str(number), leaf.shape, itemsize(leaf.dtype), axes)
         for number, (leaf, axes) in enumerate(zip(leaves, names, strict=True))
     ]
-    placed = resolve(infos, mesh(devices), RULES)
+    placed = jax.tree.unflatten(tree, resolve(infos, mesh, rules()))
     size = sum(math.prod(info.shape) * info.itemsize for info in infos)
     fn = init_fn.fn
-    return Subject(
-        lambda key: fn(key), jax.tree.unflatten(tree, placed), len(infos), size
-    )
+    return Subject(lambda key: fn(key), placed, len(infos), size)

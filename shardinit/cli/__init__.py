@@ -14,14 +14,17 @@ import json
 import sys
 import warnings
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardinit.cli import checkpoints, devices, programs, serving
-from shardinit.cli.programs import ModelName, Modules
+from shardinit.cli import arguments, checkpoints, devices, programs, serving
+from shardinit.cli.programs import ModelName, Modules, Rules
 from shardinit.errors import FindingsWarning, ShardinitError
 from shardinit.version import __version__
+
+if TYPE_CHECKING:
+    from shardinit.core.plan.plan import Plan
 
 app = typer.Typer(
     name="shardinit",
@@ -43,13 +46,6 @@ app.command()(checkpoints.verify)
 Config = Annotated[
     str,
     typer.Argument(help="A config.json, or the name of an example such as gpt2."),
-]
-Rules = Annotated[
-    str | None,
-    typer.Option(
-        help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins mesh "
-        "axes, nothing keeps an axis whole."
-    ),
 ]
 
 
@@ -89,22 +85,9 @@ def plan(
     ] = False,
 ) -> None:
     """Shows where each leaf of a model would lie; needs no devices."""
-    from shardinit.cli import arguments
-
-    wanted = arguments.parse_mesh(mesh)
-    devices.on_cpu()
-    arguments.load_modules(models or [])
-    spec = arguments.read_spec(config, model)
     from shardinit.cli import tables
-    from shardinit.core.plan.plan import plan as make_plan
-    from shardinit.models import build
 
-    warnings.simplefilter("ignore", FindingsWarning)  # the table ends with them
-    made = make_plan(
-        build(spec),
-        mesh=arguments.abstract_mesh(wanted),
-        rules=arguments.parse_rules(rules),
-    )
+    made = _planned(config, model, models, arguments.parse_mesh(mesh), rules)
     if as_json:
         print(json.dumps(tables.plan_as_data(made), indent=1))
     else:
@@ -133,38 +116,43 @@ def audit(
     ] = False,
 ) -> None:
     """Compiles a model for chips that are not there; exit code 1 if it fails."""
-    from shardinit.cli import arguments
-    from shardinit.verify.audit.topology import check_installed
-    from shardinit.verify.audit.topology import topology as read_topology
+    from shardinit.verify.audit import topology as topologies
 
-    chips = read_topology(topology)
+    chips = topologies.topology(topology)
     axes = arguments.parse_mesh(mesh or f"device={chips.devices}")
-    check_installed(chips)
-    devices.on_cpu()
-    arguments.load_modules(models or [])
-    spec = arguments.read_spec(config, model)
-    from shardinit.core.plan.plan import plan as make_plan
-    from shardinit.models import build
+    topologies.check_installed(chips)
+    made = _planned(config, model, models, axes, rules)
     from shardinit.verify.audit.audit import audit as audit_plan
 
-    made = make_plan(
-        build(spec),
-        mesh=arguments.abstract_mesh(axes),
-        rules=arguments.parse_rules(rules),
-    )
     report = audit_plan(made, topology)
     print(json.dumps(report.to_data(), indent=1) if as_json else report)
     if not report.ok:
         raise typer.Exit(1)
 
 
+def _planned(
+    config: str,
+    model: str,
+    modules: list[str] | None,
+    axes: dict[str, int],
+    rules: str | None,
+) -> Plan:
+    """The plan of a model on a mesh without devices."""
+    devices.on_cpu()
+    made = arguments.read_model(config, model, modules)
+    from shardinit.core.plan.plan import plan as make_plan
+
+    mesh = arguments.abstract_mesh(axes)
+    return make_plan(made, mesh=mesh, rules=arguments.parse_rules(rules))
+
+
 @app.command()
 def models(models: Modules = None) -> None:
     """Lists the installed models with their config keys."""
     devices.on_cpu()
-    from shardinit.cli import arguments, tables
+    from shardinit.cli import tables
 
-    arguments.load_modules(models or [])
+    arguments.load_modules(models)
     tables.print_models()
 
 

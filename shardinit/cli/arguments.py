@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from shardinit.errors import ShardingError, ShardinitError, SpecError
+from shardinit.models import ModelSpec, build, example_config, load_package
+
+if TYPE_CHECKING:
+    from jax.sharding import AbstractMesh
+
+    from shardinit.core.init_fn import InitFn
+    from shardinit.core.plan.rules import AxisRules
+    from shardinit.core.program.program import InitProgram
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -29,14 +38,14 @@ def parse_mesh(text: str) -> dict[str, int]:
     return axes
 
 
-def abstract_mesh(axes: dict[str, int]) -> Any:
+def abstract_mesh(axes: dict[str, int]) -> AbstractMesh:
     """An ``AbstractMesh``: a plan on it needs no device."""
     from jax.sharding import AbstractMesh
 
     return AbstractMesh(tuple(axes.values()), tuple(axes))
 
 
-def parse_rules(text: str | None) -> Any:
+def parse_rules(text: str | None) -> AxisRules | None:
     """``embed=data,mlp=data+model,norm=`` as ``AxisRules``; None for None.
 
     Raises:
@@ -72,14 +81,12 @@ def parse_level(text: str) -> int:
     return getattr(logging, text.upper())
 
 
-def read_spec(config: str, model: str = "decoder") -> Any:
+def read_spec(config: str, model: str = "decoder") -> ModelSpec:
     """The spec of a config file, or of an example by name.
 
     Raises:
       SpecError: there is no such example, or the file cannot be read or is faulty.
     """
-    from shardinit.models import ModelSpec, example_config
-
     try:
         if os.path.sep in config or config.endswith(".json") or os.path.exists(config):
             return ModelSpec.from_file(config, model)
@@ -92,7 +99,24 @@ def read_spec(config: str, model: str = "decoder") -> Any:
         raise SpecError(model, [("config", fault)]) from error
 
 
-def read_source(source: str, model: str, modules: list[str]) -> Any:
+def read_model(config: str, model: str, modules: list[str] | None) -> InitFn:
+    """The model of a config file, or of an example by name.
+
+    Args:
+      config: a config.json or the name of an example.
+      model: name of the registered model that it is for.
+      modules: modules that register models.
+
+    Raises:
+      SpecError: there is no such example, or the config is faulty.
+    """
+    load_modules(modules)
+    return build(read_spec(config, model))
+
+
+def read_source(
+    source: str, model: str, modules: list[str] | None
+) -> InitFn | InitProgram:
     """What to initialise: a program file, or the model of a config.
 
     Args:
@@ -108,21 +132,16 @@ def read_source(source: str, model: str, modules: list[str]) -> Any:
         from shardinit.core.program.program import load_program
 
         return load_program(source)
-    from shardinit.models import build
-
-    load_modules(modules)
-    return build(read_spec(source, model))
+    return read_model(source, model, modules)
 
 
-def load_modules(modules: list[str]) -> None:
+def load_modules(modules: Sequence[str] | None) -> None:
     """Imports the operator's modules, so that they register their models.
 
     Raises:
       ShardinitError: one cannot be imported, or registers no model.
     """
-    from shardinit.models import load_package
-
-    for module in modules:
+    for module in modules or ():
         try:
             load_package(module)
         except Exception as error:  # whatever a stranger's module raises

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from shardinit.cli import devices
+from shardinit import storage
+from shardinit.cli import arguments, devices
 from shardinit.cli.programs import ModelName, Modules, Seed, Source
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
 from shardinit.progress import counted, progress
 
 if TYPE_CHECKING:
+    from shardinit.core.plan.plan import Plan
     from shardinit.verify.digest.host import Digest
 
 Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either format.")]
@@ -60,8 +62,6 @@ def init(
     models: Modules = None,
 ) -> None:
     """Initialises a model into a checkpoint, with its receipt beside it."""
-    from shardinit.cli import arguments
-
     windowed = {"--max-memory": max_memory, "--max-shard-size": max_shard_size}
     sharded = {
         "--mesh": mesh,
@@ -82,16 +82,22 @@ def init(
     target = Path(os.path.abspath(out))
     beside = target.with_name(target.name + ".receipt.json")
     _check_receipt(target, beside)
-    axes = arguments.parse_mesh(mesh) if mesh is not None else None
-    if axes is not None:
+    axes = {"device": 1}
+    if mesh is not None:
+        axes = arguments.parse_mesh(mesh)
         devices.simulate_where_asked(axes)
-    fn = arguments.read_source(source, model, models or [])
+    fn = arguments.read_source(source, model, models)
     if layout == "safetensors":
-        _write_windows(fn, seed, target, beside, max_memory, max_shard_size)
+        root = _write_windows(fn, seed, target, beside, max_memory, max_shard_size)
     else:
-        placed = (axes, arguments.parse_rules(rules))
+        from shardinit.core.plan.plan import plan as make_plan
+
+        storage.orbax.check_free(target)
+        on, by = devices.real_mesh(axes), arguments.parse_rules(rules)
+        plan = make_plan(fn, mesh=on, rules=by)
         code = (executables, executables_sha256)
-        _write_arrays(fn, seed, target, beside, *placed, *code)
+        root = _write_arrays(plan, seed, target, beside, *code)
+    print(f"wrote {target}\nreceipt {beside}\nroot {root}")
 
 
 def digest(
@@ -159,12 +165,7 @@ def _digest_windows(folder: str) -> Digest:
 def _check_receipt(target: Path, beside: Path) -> None:
     """Refuses to replace a receipt, unless its checkpoint is still being written."""
     if os.path.lexists(beside) and not os.path.lexists(f"{target}.unfinished"):
-        raise CheckpointError(
-            f"receipt {str(beside)!r}",
-            "something of that name is there",
-            "a name that is free",
-            "Nothing is overwritten: remove it or choose another --out",
-        )
+        raise CheckpointError.taken("receipt", beside)
 
 
 def _write_windows(
@@ -174,7 +175,8 @@ def _write_windows(
     beside: Path,
     max_memory: str | None,
     max_shard_size: str | None,
-) -> None:
+) -> str:
+    """Writes safetensors and a receipt; the root of the digest."""
     from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.run.lazy import open as open_lazy
     from shardinit.storage import safetensors
@@ -205,28 +207,23 @@ def _write_windows(
             on_window=on_window,
             before_publish=before_publish,
         )
-    _say(target, beside, digester.digest().root)
+    return digester.digest().root
 
 
 def _write_arrays(
-    fn: Any,
+    plan: Plan,
     seed: int,
     target: Path,
     beside: Path,
-    axes: Any,
-    rules: Any,
     executables: str | None,
     sha256: str | None,
-) -> None:
-    from shardinit.core.plan.plan import plan as make_plan
+) -> str:
+    """Writes an Orbax folder and a receipt; the root of the digest."""
     from shardinit.core.run.compile import compile_plan
     from shardinit.storage import orbax
     from shardinit.storage.executables import load_executables
     from shardinit.verify.receipt import receipt as make_receipt
 
-    orbax.check_free(target)
-    mesh = devices.real_mesh(axes or {"device": 1})
-    plan = make_plan(fn, mesh=mesh, rules=rules)
     if executables is None or sha256 is None:
         compiled = compile_plan(plan)
     else:
@@ -235,8 +232,4 @@ def _write_arrays(
     receipt = make_receipt(plan, seed, params)
     orbax.save(target, params)
     receipt.save(beside)
-    _say(target, beside, receipt.root)
-
-
-def _say(target: Path, beside: Path, root: str) -> None:
-    print(f"wrote {target}\nreceipt {beside}\nroot {root}")
+    return receipt.root

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from shardinit.cli import devices
+from shardinit.cli import arguments, devices
 from shardinit.errors import ServiceError, ShardinitError
 
 MESH = {"data": 2, "model": 4}
@@ -70,14 +70,12 @@ def demo_mesh() -> Any:
 
 
 def _show_plan(config: str) -> None:
-    from shardinit.cli import arguments, tables
-
-    spec = arguments.read_spec(config)
+    from shardinit.cli import tables
     from shardinit.core.plan.plan import plan as make_plan
-    from shardinit.models import build
 
+    model = arguments.read_model(config, "decoder", None)
     rules = arguments.parse_rules(RULES)
-    tables.print_plan(make_plan(build(spec), mesh=demo_mesh(), rules=rules))
+    tables.print_plan(make_plan(model, mesh=demo_mesh(), rules=rules))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import math
 import os
 from typing import Any
 
+from shardinit.core.platform import with_cpu_devices
 from shardinit.errors import ShardingError
 
 
@@ -17,10 +18,8 @@ def on_cpu() -> None:
 def simulate(count: int) -> None:
     """Makes this process, and its children, see ``count`` CPU devices."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    name = "--xla_force_host_platform_device_count"
-    flags = os.environ.get("XLA_FLAGS", "").split()
-    flags = [flag for flag in flags if not flag.startswith(name)]
-    os.environ["XLA_FLAGS"] = " ".join([*flags, f"{name}={count}"])
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = with_cpu_devices(flags, count)
 
 
 def simulate_where_asked(axes: dict[str, int]) -> None:

@@ -9,7 +9,6 @@ job needs: one random leaf of each distinct program, bit for bit against plain
 from __future__ import annotations
 
 import random
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy as np
 from shardinit.cli import arguments
 from shardinit.cli.demo import RULES, demo_mesh
 from shardinit.core.plan.plan import plan as make_plan
+from shardinit.core.platform import peak_bytes
 from shardinit.core.run.compile import compile_plan
 from shardinit.errors import FingerprintMismatchError, ShardinitError
 from shardinit.models import build
@@ -54,7 +54,7 @@ def run(address: str, config: str, cache: str) -> None:
         progress("   initialise", lines, "leaves") as report,
     ):
         params = jax.block_until_ready(compiled(SEED, report))
-    peak = _peak_bytes()
+    peak = peak_bytes()
     held, seconds = _bytes_by_device(params), sum(times.values())
     with _stage("check against plain jax.jit", times):
         checked = _check(plan, params, build(spec))
@@ -131,12 +131,6 @@ def _bytes_by_device(params: Any) -> dict[Any, int]:
         for shard in array.addressable_shards:
             held[shard.device] = held.get(shard.device, 0) + shard.data.nbytes
     return held
-
-
-def _peak_bytes() -> int:
-    """Most memory that this process had at a time; the system says it in KiB."""
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
 
 
 def main() -> None:

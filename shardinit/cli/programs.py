@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from shardinit.cli import devices
+from shardinit.cli import arguments, devices
 from shardinit.errors import ShardinitError
 
 Source = Annotated[
@@ -22,6 +24,13 @@ ModelName = Annotated[
 Modules = Annotated[
     list[str] | None,
     typer.Option("--models", help="Module that registers models; may be repeated."),
+]
+Rules = Annotated[
+    str | None,
+    typer.Option(
+        help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins mesh "
+        "axes, nothing keeps an axis whole."
+    ),
 ]
 
 _INT64 = 1 << 63  # what jax.random.key takes
@@ -43,14 +52,11 @@ def export(
             f"--out {out}", "it exists", "a new file", "Pass --force to replace it"
         )
     devices.on_cpu()
-    from shardinit.cli import arguments
     from shardinit.core.program.program import export_plan
 
-    program = export_plan(arguments.read_source(source, model, models or []))
-    try:
+    program = export_plan(arguments.read_source(source, model, models))
+    with _writing(out):
         program.save(out)
-    except OSError as error:
-        raise ShardinitError(f"--out {out}", error.strerror or str(error)) from error
     size = os.path.getsize(out)
     print(
         f"{out}: {len(program.paths):,} leaves, {size:,} bytes, "
@@ -64,21 +70,17 @@ def compile_for_here(
     mesh: Annotated[
         str, typer.Option(help="Axes and sizes, such as data=2,model=4.")
     ] = "device=1",
-    rules: Annotated[
-        str | None, typer.Option(help="Logical axes to mesh axes, as for plan.")
-    ] = None,
+    rules: Rules = None,
     model: ModelName = "decoder",
     models: Modules = None,
 ) -> None:
     """Writes executables for init --executables, on a machine just like this one."""
-    from shardinit.cli import arguments
-
     axes = arguments.parse_mesh(mesh)
     devices.simulate_where_asked(axes)
     from shardinit.core.plan.plan import plan as make_plan
     from shardinit.storage.executables import save_executables
 
-    fn = arguments.read_source(source, model, models or [])
+    fn = arguments.read_source(source, model, models)
     plan = make_plan(
         fn, mesh=devices.real_mesh(axes), rules=arguments.parse_rules(rules)
     )
@@ -109,13 +111,11 @@ def read(
     devices.on_cpu()
     import numpy as np
 
-    from shardinit.cli import arguments
     from shardinit.core.run.lazy import open as open_lazy
 
     index = parse_window(window)
-    lazy = open_lazy(
-        arguments.read_source(source, model, models or []), seed, memory_limit=limit
-    )
+    fn = arguments.read_source(source, model, models)
+    lazy = open_lazy(fn, seed, memory_limit=limit)
     if path is None:
         for leaf in lazy.values():
             print(f"{leaf.path}\t{leaf.dtype}\t{list(leaf.shape)}")
@@ -128,15 +128,21 @@ def read(
         print(f"{path} [{window}] {values.dtype}{list(values.shape)}")
         print(np.array2string(values, threshold=200))
         return
+    with _writing(out), open(out, "xb") as file:
+        # numpy's format has no name for bfloat16 and its kin: their bytes as ints.
+        plain = values.dtype.kind in "biufc"
+        width = f"u{values.dtype.itemsize}"
+        np.save(file, values if plain else values.view(width), allow_pickle=False)
+    print(f"{out}: {path} [{window}] {values.dtype}{list(values.shape)}")
+
+
+@contextmanager
+def _writing(out: str) -> Iterator[None]:
+    """What the system says against the file is said of the option."""
     try:
-        with open(out, "xb") as file:
-            # numpy's format has no name for bfloat16 and its kin: their bytes as ints.
-            plain = values.dtype.kind in "biufc"
-            width = f"u{values.dtype.itemsize}"
-            np.save(file, values if plain else values.view(width), allow_pickle=False)
+        yield
     except OSError as error:
         raise ShardinitError(f"--out {out}", error.strerror or str(error)) from error
-    print(f"{out}: {path} [{window}] {values.dtype}{list(values.shape)}")
 
 
 def parse_window(text: str) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from shardinit.cli import devices
+from shardinit.cli import arguments, devices
 from shardinit.errors import ServiceError, ShardinitError
 from shardinit.service.server.config import Config, Listen, Setting
 
@@ -119,14 +119,12 @@ def serve(
     """
     _check_environment(os.environ)
     devices.on_cpu()
-    from shardinit.cli import arguments
-
     for name in ("models", "checkpoint_roots"):
         given[name] = tuple(given[name] or ())
     settings = Settings(**given)
     settings.check()  # before the slow imports
     _log(arguments.parse_level(settings.log_level), settings.log_format)
-    arguments.load_modules(list(settings.models))
+    arguments.load_modules(settings.models)
     from shardinit.service.server import server
 
     def announce(running: server.Server) -> None:

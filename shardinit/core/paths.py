@@ -34,6 +34,17 @@ def path_str(key_path: Sequence[Any]) -> str:
     return "/".join(parts)
 
 
+def nested(paths: Iterable[Sequence[Any]], values: Iterable[Any]) -> dict[Any, Any]:
+    """Values in dicts within dicts, a level for each key of their paths."""
+    root: dict[Any, Any] = {}
+    for (*outer, last), value in zip(paths, values, strict=True):
+        node = root
+        for key in outer:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return root
+
+
 def escape(part: str) -> str:
     """One key as it stands inside a path."""
     return part.replace("~", "~0").replace("/", "~1")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
+import sys
 
 _FEATURES = ("sse4", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve")
 
@@ -32,3 +34,16 @@ def xla_flags() -> tuple[str, ...]:
     wanted = ("--xla_cpu_", "--xla_gpu_", "--xla_tpu_", "--xla_allow_")
     flags = os.environ.get("XLA_FLAGS", "").split()
     return tuple(sorted(flag for flag in flags if flag.startswith(wanted)))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def with_cpu_devices(flags: str, count: int | None) -> str:
+    """XLA's flags with so many simulated CPU devices, or with no number of them."""
+    name = "--xla_force_host_platform_device_count"
+    kept = [flag for flag in flags.split() if not flag.startswith(name)]
+    return " ".join(kept if count is None else [*kept, f"{name}={count}"])

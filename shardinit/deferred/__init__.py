@@ -15,83 +15,50 @@ Example:
   (8, 32)
 """
 
-from shardinit.core.prng.names import key_for as key_for_name
-from shardinit.deferred.cutting import NotInThisPartition, combine
+from shardinit.core.prng.names import key_for_name as key_for_name
+from shardinit.deferred.cutting import NotInThisPartition as NotInThisPartition
+from shardinit.deferred.cutting import combine as combine
 from shardinit.deferred.dataclass import (
-    is_pytree_dataclass_type,
-    is_pytree_node_field,
-    pytree_dataclass,
+    is_pytree_dataclass_type as is_pytree_dataclass_type,
 )
+from shardinit.deferred.dataclass import is_pytree_node_field as is_pytree_node_field
+from shardinit.deferred.dataclass import pytree_dataclass as pytree_dataclass
+from shardinit.deferred.models import add_parameter_prefix as add_parameter_prefix
+from shardinit.deferred.models import assert_no_uninitialized as assert_no_uninitialized
 from shardinit.deferred.models import (
-    add_parameter_prefix,
-    assert_no_uninitialized,
-    check_no_duplicated_parameters,
-    init_fn,
-    initialize_parameters,
-    rename_parameters,
+    check_no_duplicated_parameters as check_no_duplicated_parameters,
+)
+from shardinit.deferred.models import init_fn as init_fn
+from shardinit.deferred.models import initialize_parameters as initialize_parameters
+from shardinit.deferred.models import rename_parameters as rename_parameters
+from shardinit.deferred.parameters import FrozenParameter as FrozenParameter
+from shardinit.deferred.parameters import Parameter as Parameter
+from shardinit.deferred.parameters import ParameterLike as ParameterLike
+from shardinit.deferred.parameters import (
+    SupportsParameterRenaming as SupportsParameterRenaming,
 )
 from shardinit.deferred.parameters import (
-    FrozenParameter,
-    Parameter,
-    ParameterLike,
-    SupportsParameterRenaming,
-    UninitializedParameter,
+    UninitializedParameter as UninitializedParameter,
 )
-from shardinit.deferred.selection import Selection, select
+from shardinit.deferred.selection import Selection as Selection
+from shardinit.deferred.selection import select as select
 from shardinit.deferred.sharing import (
-    ShareableUninitializedParameter,
-    SharedParameterLookup,
-    WithSharedParameters,
-    attach_shared_parameters,
-    mark_shareable,
+    ShareableUninitializedParameter as ShareableUninitializedParameter,
 )
-from shardinit.deferred.struct import Struct
-from shardinit.deferred.structure import AbstractArray, with_axes
-from shardinit.errors import (
-    DuplicateNamesError,
-    MissingSharedParameterError,
-    NameClashError,
-    PyTreeDataclassSafetyError,
-    SelectionError,
-    SharedParameterError,
-    StructureMismatchError,
-    UninitializedParameterError,
+from shardinit.deferred.sharing import SharedParameterLookup as SharedParameterLookup
+from shardinit.deferred.sharing import WithSharedParameters as WithSharedParameters
+from shardinit.deferred.sharing import (
+    attach_shared_parameters as attach_shared_parameters,
 )
-
-__all__ = [
-    "AbstractArray",
-    "DuplicateNamesError",
-    "FrozenParameter",
-    "MissingSharedParameterError",
-    "NameClashError",
-    "NotInThisPartition",
-    "Parameter",
-    "ParameterLike",
-    "PyTreeDataclassSafetyError",
-    "Selection",
-    "SelectionError",
-    "ShareableUninitializedParameter",
-    "SharedParameterError",
-    "SharedParameterLookup",
-    "Struct",
-    "StructureMismatchError",
-    "SupportsParameterRenaming",
-    "UninitializedParameter",
-    "UninitializedParameterError",
-    "WithSharedParameters",
-    "add_parameter_prefix",
-    "assert_no_uninitialized",
-    "attach_shared_parameters",
-    "check_no_duplicated_parameters",
-    "combine",
-    "init_fn",
-    "initialize_parameters",
-    "is_pytree_dataclass_type",
-    "is_pytree_node_field",
-    "key_for_name",
-    "mark_shareable",
-    "pytree_dataclass",
-    "rename_parameters",
-    "select",
-    "with_axes",
-]
+from shardinit.deferred.sharing import mark_shareable as mark_shareable
+from shardinit.deferred.struct import Struct as Struct
+from shardinit.deferred.structure import AbstractArray as AbstractArray
+from shardinit.deferred.structure import with_axes as with_axes
+from shardinit.errors import DuplicateNamesError as DuplicateNamesError
+from shardinit.errors import MissingSharedParameterError as MissingSharedParameterError
+from shardinit.errors import NameClashError as NameClashError
+from shardinit.errors import PyTreeDataclassSafetyError as PyTreeDataclassSafetyError
+from shardinit.errors import SelectionError as SelectionError
+from shardinit.errors import SharedParameterError as SharedParameterError
+from shardinit.errors import StructureMismatchError as StructureMismatchError
+from shardinit.errors import UninitializedParameterError as UninitializedParameterError

@@ -16,7 +16,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Hashable, Sequence
-from typing import Any, Self, final
+from typing import Any, ClassVar, Self, final
 
 import jax
 
@@ -100,9 +100,11 @@ class TreeNode(abc.ABC):  # noqa: B024 - a subclass may have abstract methods
         names = _layout(type(self)).names
         return _hash_fields(type(self), names, [getattr(self, n) for n in names])
 
+    _color: ClassVar[str] = "transparent"
+
     def treescope_color(self) -> str:
         """Returns the CSS colour of this object in treescope."""
-        return "transparent"
+        return self._color
 
     def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
         return rendering.in_treescope(self, path, subtree_renderer)
@@ -142,6 +144,7 @@ def _layout(cls: Any) -> Layout:
     )
 
 
+@dataclasses.dataclass(repr=False, slots=True)  # made at every flattening: not frozen
 class StaticFields:
     """The static fields of a struct, as a part of its treedef.
 
@@ -152,16 +155,8 @@ class StaticFields:
       values: the values of the static fields, in order.
     """
 
-    __slots__ = ("layout", "values")
-
-    def __init__(self, layout: Layout, values: tuple[Any, ...]):
-        self.layout = layout
-        self.values = values
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, StaticFields):
-            return NotImplemented
-        return self.layout == other.layout and self.values == other.values
+    layout: Layout
+    values: tuple[Any, ...]
 
     def __hash__(self) -> int:
         return _hash_fields(self.layout.cls, self.layout.static, self.values)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import jax
 
@@ -82,8 +82,17 @@ class _Renamed(SupportsParameterRenaming):
     name: str
 
 
+class _Valued(_Renamed, Generic[T]):
+    value: T
+
+    @property
+    def value_structure(self) -> structure.Structure:
+        """Shape and dtype of each leaf of the value."""
+        return structure.structure_of(self.value)
+
+
 @pytree_dataclass
-class Parameter(Struct, Generic[T], _Renamed):
+class Parameter(Struct, _Valued[T]):
     """A learnable parameter that has a value.
 
     Attributes:
@@ -103,18 +112,11 @@ class Parameter(Struct, Generic[T], _Renamed):
     value: T
     name: str = dataclasses.field(metadata=_STATIC)
 
-    @property
-    def value_structure(self) -> structure.Structure:
-        """Shape and dtype of each leaf of the value."""
-        return structure.structure_of(self.value)
-
-    def treescope_color(self) -> str:
-        """Returns green."""
-        return "#9fd8a4"
+    _color: ClassVar[str] = "#9fd8a4"  # green
 
 
 @pytree_dataclass
-class FrozenParameter(Struct, Generic[T], _Renamed):
+class FrozenParameter(Struct, _Valued[T]):
     """A parameter that is not trained; not an instance of `Parameter`.
 
     Attributes:
@@ -131,14 +133,7 @@ class FrozenParameter(Struct, Generic[T], _Renamed):
     value: T
     name: str = dataclasses.field(metadata=_STATIC)
 
-    @property
-    def value_structure(self) -> structure.Structure:
-        """Shape and dtype of each leaf of the value."""
-        return structure.structure_of(self.value)
-
-    def treescope_color(self) -> str:
-        """Returns ice blue."""
-        return "#bcd4de"
+    _color: ClassVar[str] = "#bcd4de"  # ice blue
 
 
 @pytree_dataclass
@@ -256,6 +251,4 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
             "or deferred.initialize_parameters(model, key)",
         )
 
-    def treescope_color(self) -> str:
-        """Returns the colour of sand."""
-        return "#e2c48d"
+    _color: ClassVar[str] = "#e2c48d"  # the colour of sand

@@ -140,11 +140,7 @@ class Selection(TreeNode, Generic[S]):
           keep_selected: whether a selection of the replacements is returned in place
             of the tree.
         """
-        if with_keypath:
-            found = self.get_by_path().items()
-            changed = self._with([fn(path, node) for path, node in found])
-        else:
-            changed = self._with([fn(node) for node in self.get_sequence()])
+        changed = self._with(self._called(fn, with_keypath))
         return changed if keep_selected else changed.deselect()
 
     def set(self, replacement: Any) -> Any:
@@ -285,15 +281,18 @@ class Selection(TreeNode, Generic[S]):
         Raises:
           SelectionError: a selected node is no selection.
         """
-        for node in self.get_sequence():
-            if not isinstance(node, Selection):
-                raise SelectionError(
-                    "Selection.refine",
-                    f"a {type(node).__name__}",
-                    "a selection",
-                    "Return select(node) and what follows, not a node of the tree",
-                )
-        return _at_marks(self.apply(lambda inner: inner.apply(Mark)))
+
+        def marked(inner: Any) -> Any:
+            if isinstance(inner, Selection):
+                return inner.apply(Mark)
+            raise SelectionError(
+                "Selection.refine",
+                f"a {type(inner).__name__}",
+                "a selection",
+                "Return select(node) and what follows, not a node of the tree",
+            )
+
+        return _at_marks(self.apply(marked))
 
     def at_instances_of(
         self,
@@ -390,13 +389,7 @@ class Selection(TreeNode, Generic[S]):
           filter_fn: maps a node, or its key path and the node, to a bool.
           with_keypath: whether the key path is passed as the first argument.
         """
-        nodes = self.get_sequence()
-        if with_keypath:
-            pairs = zip(self.get_keypaths(), nodes, strict=True)
-            keep = [bool(filter_fn(path, node)) for path, node in pairs]
-        else:
-            keep = [bool(filter_fn(node)) for node in nodes]
-        return self._keep(keep)
+        return self._keep(map(bool, self._called(filter_fn, with_keypath)))
 
     def pick_nth_selected(self, n: int | Iterable[int]) -> Selection[S]:
         """Keeps only the ``n``-th selected node, or several by their numbers.
@@ -414,7 +407,7 @@ class Selection(TreeNode, Generic[S]):
                     f"a number from {-count} to {count - 1}",
                 )
         places = {number % count for number in wanted}
-        return self._keep([place in places for place in range(count)])
+        return self._keep(place in places for place in range(count))
 
     def invert(self) -> Selection[Any]:
         """Selects the largest nodes that contain none of the selected nodes."""
@@ -443,13 +436,19 @@ class Selection(TreeNode, Generic[S]):
         hole = NotInThisPartition()
         return rest.set(hole), mine.set(hole)
 
-    def _with(self, replacements: list[Any]) -> Selection[Any]:
+    def _called(self, fn: Callable[..., N], with_keypath: bool) -> list[N]:
+        """What a function of the node, or of path and node, returns for each."""
+        if with_keypath:
+            return [fn(path, node) for path, node in self.get_by_path().items()]
+        return [fn(node) for node in self.get_sequence()]
+
+    def _with(self, replacements: Iterable[Any]) -> Selection[Any]:
         rest = iter(replacements)
         pairs = zip(self.nodes, self.selected, strict=True)
         nodes = [next(rest) if taken else node for node, taken in pairs]
         return Selection(nodes, self.selected, self.treedef)
 
-    def _keep(self, keep: list[bool]) -> Selection[S]:
+    def _keep(self, keep: Iterable[bool]) -> Selection[S]:
         rest = iter(keep)
         kept = tuple(taken and next(rest) for taken in self.selected)
         return Selection(self.nodes, kept, self.treedef)

@@ -14,7 +14,7 @@ A lookup refers to the innermost enclosing wrapper that owns the name.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from shardinit.core.paths import path_str
 from shardinit.core.systems import DEFERRED, refuse_others
@@ -53,9 +53,7 @@ class ShareableUninitializedParameter(UninitializedParameter[T]):
       'ShareableUninitializedParameter'
     """
 
-    def treescope_color(self) -> str:
-        """Returns the colour of dark sand."""
-        return "#d6a95c"
+    _color: ClassVar[str] = "#d6a95c"  # the colour of dark sand
 
 
 @pytree_dataclass
@@ -96,9 +94,7 @@ class SharedParameterLookup(Struct, Generic[T]):
             "attach_shared_parameters what was not wrapped",
         )
 
-    def treescope_color(self) -> str:
-        """Returns lilac."""
-        return "#cdb8e8"
+    _color: ClassVar[str] = "#cdb8e8"  # lilac
 
 
 @pytree_dataclass
@@ -135,9 +131,7 @@ class WithSharedParameters(Struct, Generic[M]):
         body: Any = self.resolved()
         return body(*args, **kwargs)
 
-    def treescope_color(self) -> str:
-        """Returns violet."""
-        return "#b39ddb"
+    _color: ClassVar[str] = "#b39ddb"  # violet
 
 
 def _resolve(tree: Any, owned: dict[str, AnyParameter]) -> Any:

@@ -31,6 +31,7 @@ from flax.core.spmd import get_logical_axis_rules
 from shardinit.core.host_random import watched
 from shardinit.core.init_fn import AxisNames, InitFn
 from shardinit.core.ir.jaxpr import collector_paused, no_mesh
+from shardinit.core.paths import nested
 from shardinit.errors import InitFnError
 
 # Flax called the same metadata by these names, newest first.
@@ -78,13 +79,8 @@ def _plain_streams(model: Any) -> nnx.GraphDef:
 
 def _nest(state: nnx.State, leaf: Callable[[Any], Any]) -> dict:
     """Nested plain dicts shaped like ``state``, ``leaf`` applied to each entry."""
-    tree: dict = {}
-    for path, entry in nnx.to_flat_state(state):
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = leaf(entry)
-    return tree
+    flat = nnx.to_flat_state(state)
+    return nested((path for path, _ in flat), (leaf(entry) for _, entry in flat))
 
 
 def _arrays(entry: Any) -> Any:

@@ -7,24 +7,12 @@ choose among the builders that the operator has installed.
 Importing this package imports neither JAX nor Flax; building a model does.
 """
 
-from shardinit.models.registry import (
-    Builder,
-    build,
-    builder,
-    load_package,
-    model_names,
-    register,
-)
-from shardinit.models.spec import ModelSpec, example_config, example_names
-
-__all__ = [
-    "Builder",
-    "ModelSpec",
-    "build",
-    "builder",
-    "example_config",
-    "example_names",
-    "load_package",
-    "model_names",
-    "register",
-]
+from shardinit.models.registry import Builder as Builder
+from shardinit.models.registry import build as build
+from shardinit.models.registry import builder as builder
+from shardinit.models.registry import load_package as load_package
+from shardinit.models.registry import model_names as model_names
+from shardinit.models.registry import register as register
+from shardinit.models.spec import ModelSpec as ModelSpec
+from shardinit.models.spec import example_config as example_config
+from shardinit.models.spec import example_names as example_names

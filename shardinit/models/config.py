@@ -9,7 +9,7 @@ writes a spec sees everything that is wrong with it at once, by field.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from shardinit.errors import SpecError
@@ -70,7 +70,7 @@ class Latent:
     v_dim: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
     """What decides a decoder's parameters, every default filled in.
 
@@ -103,19 +103,19 @@ class DecoderConfig:
     vocab_size: int
     hidden_size: int
     num_layers: int
-    num_dense: int
+    num_dense: int = 0
     num_heads: int
     num_kv_heads: int
     head_dim: int
     mlp_size: int
-    gated: bool
-    layer_norm: bool
-    qk_norm: bool
+    gated: bool = True
+    layer_norm: bool = False
+    qk_norm: bool = False
     qkv_bias: bool
     out_bias: bool
-    mlp_bias: bool
+    mlp_bias: bool = False
     tied: bool
-    positions: int
+    positions: int = 0
     experts: Experts | None
     latent: Latent | None
     std: float
@@ -153,35 +153,24 @@ class DecoderConfig:
 
 
 def _resolve(v: Mapping[str, Any]) -> DecoderConfig:
-    width, heads, layers, std = (
-        v[name] for name in ("hidden_size", "num_heads", "num_layers", "std")
-    )
+    width, heads, std = v["hidden_size"], v["num_heads"], v["std"]
     biased = v.get("attention_bias", False)
-    return DecoderConfig(
-        vocab_size=v["vocab_size"],
-        hidden_size=width,
-        num_layers=layers,
-        num_dense=v.get("num_dense", 0),
-        num_heads=heads,
-        num_kv_heads=v.get("num_kv_heads") or heads,
-        head_dim=v.get("head_dim") or width // heads,
-        mlp_size=v["mlp_size"] or 4 * width,
-        gated=v.get("gated", True),
-        layer_norm=v.get("layer_norm", False),
-        qk_norm=v.get("qk_norm", False),
-        qkv_bias=v.get("qkv_bias", biased),
-        out_bias=biased,
-        mlp_bias=v.get("mlp_bias", False),
-        tied=v["tied"],
-        positions=v.get("positions", 0),
-        experts=_experts(v) if "num_experts" in v else None,
-        latent=_latent(v) if "kv_rank" in v else None,
-        std=std,
-        residual_std=std / (2 * layers) ** 0.5 if v.get("scaled_residual") else std,
-        param_dtype=v["param_dtype"] or v["dtype"] or v["torch_dtype"] or "float32",
-        init_dtype=v["init_dtype"],
-        stacked=v["layer_layout"] == "stacked",
-    )
+    residual_std = std / (2 * v["num_layers"]) ** 0.5 if "scaled_residual" in v else std
+    derived = {
+        "num_kv_heads": v.get("num_kv_heads") or heads,
+        "head_dim": v.get("head_dim") or width // heads,
+        "mlp_size": v["mlp_size"] or 4 * width,
+        "qkv_bias": v.get("qkv_bias", biased),
+        "out_bias": biased,
+        "experts": _experts(v) if "num_experts" in v else None,
+        "latent": _latent(v) if "kv_rank" in v else None,
+        "residual_std": residual_std,
+        "param_dtype": v["param_dtype"] or v["dtype"] or v["torch_dtype"] or "float32",
+        "stacked": v["layer_layout"] == "stacked",
+    }
+    names = (field.name for field in fields(DecoderConfig))
+    given = {name: v[name] for name in names if name in v}
+    return DecoderConfig(**given | derived)
 
 
 def _experts(v: Mapping[str, Any]) -> Experts:

@@ -28,73 +28,41 @@ Example:
   (3, 8)
 """
 
-from shardinit.module.base import Module, ModuleMeta
-from shardinit.module.containers import MLP, Dropout, Lambda, Sequential, compact_module
-from shardinit.module.context import next_key, rng_key
-from shardinit.module.convolutions import Conv, ConvTranspose
-from shardinit.module.fields import (
-    MISSING,
-    NOTHING,
-    BatchStat,
-    Cache,
-    FieldInfo,
-    Initializer,
-    Inputs,
-    Kind,
-    Log,
-    ModelState,
-    Nothing,
-    OptState,
-    Parameter,
-    Rng,
-    State,
-    node,
-    static,
-)
-from shardinit.module.filters import filter
-from shardinit.module.initialise import init_fn
-from shardinit.module.layers import Embed, Linear
-from shardinit.module.norms import BatchNorm, GroupNorm, LayerNorm, RMSNorm
-from shardinit.module.recurrent import GRU
-from shardinit.module.submodules import compact
-
-__all__ = [
-    "GRU",
-    "MISSING",
-    "MLP",
-    "NOTHING",
-    "BatchNorm",
-    "BatchStat",
-    "Cache",
-    "Conv",
-    "ConvTranspose",
-    "Dropout",
-    "Embed",
-    "FieldInfo",
-    "GroupNorm",
-    "Initializer",
-    "Inputs",
-    "Kind",
-    "Lambda",
-    "LayerNorm",
-    "Linear",
-    "Log",
-    "ModelState",
-    "Module",
-    "ModuleMeta",
-    "Nothing",
-    "OptState",
-    "Parameter",
-    "RMSNorm",
-    "Rng",
-    "Sequential",
-    "State",
-    "compact",
-    "compact_module",
-    "filter",
-    "init_fn",
-    "next_key",
-    "node",
-    "rng_key",
-    "static",
-]
+from shardinit.module.base import Module as Module
+from shardinit.module.base import ModuleMeta as ModuleMeta
+from shardinit.module.containers import MLP as MLP
+from shardinit.module.containers import Dropout as Dropout
+from shardinit.module.containers import Lambda as Lambda
+from shardinit.module.containers import Sequential as Sequential
+from shardinit.module.containers import compact_module as compact_module
+from shardinit.module.context import next_key as next_key
+from shardinit.module.context import rng_key as rng_key
+from shardinit.module.convolutions import Conv as Conv
+from shardinit.module.convolutions import ConvTranspose as ConvTranspose
+from shardinit.module.fields import MISSING as MISSING
+from shardinit.module.fields import NOTHING as NOTHING
+from shardinit.module.fields import BatchStat as BatchStat
+from shardinit.module.fields import Cache as Cache
+from shardinit.module.fields import FieldInfo as FieldInfo
+from shardinit.module.fields import Initializer as Initializer
+from shardinit.module.fields import Inputs as Inputs
+from shardinit.module.fields import Kind as Kind
+from shardinit.module.fields import Log as Log
+from shardinit.module.fields import ModelState as ModelState
+from shardinit.module.fields import Nothing as Nothing
+from shardinit.module.fields import OptState as OptState
+from shardinit.module.fields import Parameter as Parameter
+from shardinit.module.fields import Rng as Rng
+from shardinit.module.fields import State as State
+from shardinit.module.fields import node as node
+from shardinit.module.fields import static as static
+from shardinit.module.filters import filter as filter
+from shardinit.module.initialise import init_fn as init_fn
+from shardinit.module.layers import Embed as Embed
+from shardinit.module.layers import Linear as Linear
+from shardinit.module.norms import BatchNorm as BatchNorm
+from shardinit.module.norms import GroupNorm as GroupNorm
+from shardinit.module.norms import LayerNorm as LayerNorm
+from shardinit.module.norms import RMSNorm as RMSNorm
+from shardinit.module.recurrent import GRU as GRU
+from shardinit.module.submodules import compact as compact

@@ -12,8 +12,14 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from shardinit.module.base import Module
-from shardinit.module.fields import Initializer, Rng
-from shardinit.module.layers import Init, Linear, default_kernel_init, parameter_key
+from shardinit.module.fields import Rng
+from shardinit.module.layers import (
+    Init,
+    Linear,
+    default_kernel_init,
+    held_key,
+    parameter_key,
+)
 from shardinit.module.submodules import compact
 
 
@@ -127,10 +133,6 @@ class MLP(Module):
         return x
 
 
-def _itself(key: jax.Array) -> jax.Array:
-    return key
-
-
 class Dropout(Module):
     """Sets random elements to zero in training, and scales the others up.
 
@@ -157,7 +159,7 @@ class Dropout(Module):
         """
         self.rate = rate
         self.broadcast_dims = tuple(broadcast_dims)
-        self.rng = Initializer(_itself)
+        self.rng = held_key()
 
     def __call__(
         self,

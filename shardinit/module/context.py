@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,23 +28,9 @@ from shardinit.core.paths import path_str
 from shardinit.core.prng.root_key import as_key
 from shardinit.errors import ModuleStateError, NameClashError
 
-KEY_POLICIES = ("sequence", "name")
-
 # inlined: the same few equations in a trace, without the checks of their arguments
 _halves = jax.jit(lambda key: tuple(jax.random.split(key)), inline=True)
 fold_in = jax.jit(jax.random.fold_in, inline=True)
-
-
-class KeySource(Protocol):
-    """A source of keys for an initialisation."""
-
-    def take(self, path: str) -> jax.Array:
-        """Returns the next key for the field or module at ``path``."""
-        ...
-
-    def part(self, path: str) -> KeySource:
-        """Returns the source for a module that is constructed at ``path``."""
-        ...
 
 
 class SequenceKeys:
@@ -96,15 +82,19 @@ class NamedKeys:
         return self
 
 
+KeySource = SequenceKeys | NamedKeys
+_POLICIES = {"sequence": SequenceKeys, "name": NamedKeys}
+
+
 def key_source(key: jax.Array, policy: str) -> KeySource:
     """Returns the key source of an ``init``.
 
     Raises:
       ValueError: the policy is neither ``"sequence"`` nor ``"name"``.
     """
-    if policy not in KEY_POLICIES:
-        raise ValueError(f"key_policy={policy!r}; expected one of {KEY_POLICIES}")
-    return SequenceKeys(key) if policy == "sequence" else NamedKeys(key)
+    if policy not in _POLICIES:
+        raise ValueError(f"key_policy={policy!r}; expected one of {tuple(_POLICIES)}")
+    return _POLICIES[policy](key)
 
 
 class Tree:

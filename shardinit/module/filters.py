@@ -20,13 +20,7 @@ from jax.tree_util import DictKey, GetAttrKey, SequenceKey
 from shardinit.core.paths import path_str
 from shardinit.errors import ModuleFieldError
 from shardinit.module import walk
-from shardinit.module.fields import (
-    NOTHING,
-    FieldInfo,
-    Initializer,
-    Nothing,
-    is_empty,
-)
+from shardinit.module.fields import NOTHING, FieldInfo, Nothing, is_empty
 from shardinit.module.walk import ModuleNode, Path
 
 T = TypeVar("T")
@@ -117,9 +111,7 @@ def _merge_module(path: Path, left: Any, right: Any, seen: set[int]) -> None:
         value = _merge(here, mine, theirs, seen)
         setattr(left, name, value)
         given = mine if left._initialized else theirs
-        items = jax.tree.leaves(value, is_leaf=walk.stops)
-        lacks = value is None or any(isinstance(x, Initializer) for x in items)
-        if lacks and not (given is None and value is None):
+        if walk.lacks(value) and not (given is None and value is None):
             complete = False
     own = left.__dict__
     own["_initialized"] = complete

@@ -11,7 +11,7 @@ the holes of the skeleton.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding
 from shardinit.core.init_fn import InitFn, axis_names
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
+from shardinit.core.paths import nested
 from shardinit.core.prng.root_key import as_key
 from shardinit.core.run import compile as compiled
 from shardinit.core.systems import MODULE, refuse_others
@@ -292,16 +293,9 @@ def _is_abstract(x: Any) -> bool:
     return isinstance(x, jax.ShapeDtypeStruct)
 
 
-def _nest(paths: Sequence[Path], values: Sequence[Any]) -> Any:
+def _nest(paths: Sequence[Path], values: Iterable[Any]) -> dict[Any, Any]:
     """Nests values in dicts by path: names of fields, indices and dict keys."""
-    tree: dict[Any, Any] = {}
-    for path, value in zip(paths, values, strict=True):
-        node = tree
-        parts = [_part(entry) for entry in path]
-        for part in parts[:-1]:
-            node = node.setdefault(part, {})
-        node[parts[-1]] = value
-    return tree
+    return nested([[_part(entry) for entry in path] for path in paths], values)
 
 
 def _part(entry: Any) -> Any:

@@ -19,7 +19,7 @@ from jax.nn import initializers
 
 from shardinit.module.base import Module
 from shardinit.module.context import fold_in, next_key
-from shardinit.module.fields import Parameter
+from shardinit.module.fields import Initializer, Parameter
 
 Init = Callable[[jax.Array, Sequence[int], Any], jax.Array]
 Axes = tuple[str | None, ...] | None
@@ -40,6 +40,15 @@ def parameter_key(key: jax.Array, number: int, within: str = "") -> jax.Array:
     """
     digest = hashlib.sha1(within.encode() + bytes([number])).digest()
     return fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
+
+
+def _itself(key: jax.Array) -> jax.Array:
+    return key
+
+
+def held_key() -> Initializer:
+    """A field that ``init`` fills with a key of its own."""
+    return Initializer(_itself)
 
 
 class Affine(Module):

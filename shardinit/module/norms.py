@@ -63,14 +63,12 @@ class _Norm(Module):
         return dict.fromkeys(("scale", "bias", "mean", "var"), self.axes)
 
     def _make(self, features: int) -> None:
-        key, number = next_key(), 0
+        key, shape, dtype = next_key(), (features,), self.param_dtype
         if self.use_scale:
-            number += 1
-            key_ = parameter_key(key, number)
-            self.scale = self.scale_init(key_, (features,), self.param_dtype)
+            self.scale = self.scale_init(parameter_key(key, 1), shape, dtype)
         if self.use_bias:
-            key_ = parameter_key(key, number + 1)
-            self.bias = self.bias_init(key_, (features,), self.param_dtype)
+            number = 1 + self.use_scale
+            self.bias = self.bias_init(parameter_key(key, number), shape, dtype)
 
     def _apply(
         self, x: jax.Array, mean: jax.Array | None, var: jax.Array, shape: Any = (-1,)

@@ -11,16 +11,12 @@ from jax.nn import initializers
 
 from shardinit.module.base import Module
 from shardinit.module.context import next_key
-from shardinit.module.fields import Cache, Initializer, Parameter, Rng
-from shardinit.module.layers import Init, default_kernel_init, parameter_key
+from shardinit.module.fields import Cache, Parameter, Rng
+from shardinit.module.layers import Init, default_kernel_init, held_key, parameter_key
 
 Activation = Callable[[jax.Array], jax.Array]
 
 default_recurrent_kernel_init = initializers.orthogonal()
-
-
-def _itself(key: jax.Array) -> jax.Array:
-    return key
 
 
 class GRU(Module):
@@ -87,7 +83,7 @@ class GRU(Module):
         self.go_backwards, self.stateful = go_backwards, stateful
         self.time_axis, self.unroll = time_axis, unroll
         self.params = {}
-        self.rng = Initializer(_itself)
+        self.rng = held_key()
 
     def initialize_state(self, batch_dims: int | tuple[int, ...]) -> jax.Array:
         """Returns a state to begin with, of shape (*batch_dims, units)."""

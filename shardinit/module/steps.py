@@ -111,11 +111,8 @@ def forward(
 
 def complete(module: Any) -> bool:
     """Whether no own field is empty and all compact methods have run."""
-    for name in walk.node_names(module):
-        value = getattr(module, name)
-        items = jax.tree.leaves(value, is_leaf=walk.stops)
-        if value is None or any(isinstance(x, Initializer) for x in items):
-            return False
+    if any(walk.lacks(getattr(module, name)) for name in walk.node_names(module)):
+        return False
     return all(name in (module._subtrees or {}) for name in module._compact_methods)
 
 

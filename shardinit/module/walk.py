@@ -27,11 +27,6 @@ from shardinit.module.fields import Initializer, Nothing, is_array
 T = TypeVar("T")
 Path = tuple[Any, ...]
 
-# Attributes of a module that are not fields.
-PRIVATE = frozenset(
-    {"_frozen", "_initialized", "_nodes", "_rng_ran", "_subtrees", "_training"}
-)
-
 
 class ModuleNode:
     """The attributes of a module that traversal needs; the base of `Module`."""
@@ -43,6 +38,10 @@ class ModuleNode:
     _subtrees: dict[str, tuple[str, ...]] | None = None
     _training: bool = True
     _frozen: bool = False
+
+
+# Attributes of a module that are not fields.
+PRIVATE = frozenset(ModuleNode.__annotations__) - {"_fields"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +83,12 @@ def node_names(module: ModuleNode) -> list[str]:
     if found:
         module.__dict__["_nodes"] = module._nodes.union(found)
     return sorted(names)
+
+
+def lacks(value: Any) -> bool:
+    """Whether a field is None or holds an `Initializer`."""
+    items = jax.tree.leaves(value, is_leaf=stops)
+    return value is None or any(isinstance(x, Initializer) for x in items)
 
 
 def static_fields(module: ModuleNode) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def save_executables(
     """
     target = Path(os.path.abspath(path))
     if os.path.lexists(target):
-        raise _exists(target)
+        raise ExecutablesError.taken("executables", target)
     facts = _facts(plan, mesh)
     with _private_cache(raise_errors=True) as folder:
         compile_plan(plan, mesh=mesh)
@@ -126,7 +126,7 @@ def save_executables(
     try:
         write_file(target, data, replace=False)
     except FileExistsError as error:
-        raise _exists(target) from error
+        raise ExecutablesError.taken("executables", target) from error
     return hashlib.sha256(data).hexdigest()
 
 
@@ -294,15 +294,6 @@ def _parse(where: str, data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
             "a file that save_executables of this release wrote",
         ) from error
     return manifest, entries
-
-
-def _exists(target: Path) -> ExecutablesError:
-    return ExecutablesError(
-        f"executables {str(target)!r}",
-        "something of that name is there",
-        "a name that is free",
-        "Nothing is overwritten: remove it or choose another name",
-    )
 
 
 @contextmanager

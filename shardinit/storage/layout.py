@@ -12,13 +12,14 @@ tensor has a file of its own) named ``model-00001-of-00003.safetensors``, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import re
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -71,7 +72,7 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    offset: int
+    offset: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -123,7 +124,7 @@ def plan_files(
     Raises:
       CheckpointError: a dtype that the format does not have, or two leaves of one name.
     """
-    groups: list[list[tuple[str, str, tuple[int, ...], np.dtype]]] = [[]]
+    groups: list[list[Tensor]] = [[]]
     names: dict[str, str] = {}
     room = max_shard_size
     for path, shape, dtype in leaves:
@@ -144,13 +145,12 @@ def plan_files(
                 "Pass a name= that tells them apart",
             )
         names[called] = path
-        shape = tuple(int(n) for n in shape)
-        size = math.prod(shape) * dtype.itemsize
-        if size > room and groups[-1]:
+        tensor = Tensor(path, called, tuple(int(n) for n in shape), dtype)
+        if tensor.nbytes > room and groups[-1]:
             groups.append([])
             room = max_shard_size
-        room -= size
-        groups[-1].append((path, called, shape, dtype))
+        room -= tensor.nbytes
+        groups[-1].append(tensor)
     files = []
     for number, group in enumerate(groups, 1):
         title = SINGLE
@@ -160,29 +160,25 @@ def plan_files(
     return files
 
 
-def _file(title: str, group: list[tuple[str, str, tuple[int, ...], np.dtype]]) -> File:
+def _file(title: str, group: list[Tensor]) -> File:
     # Wide elements first, so that every tensor begins at a multiple of its element.
-    group = sorted(group, key=lambda x: -x[3].itemsize)
+    group = sorted(group, key=lambda x: -x.dtype.itemsize)
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    odd = {called: path for path, called, _, _ in group if _path(called) != path}
+    odd = {x.name: x.path for x in group if _path(x.name) != x.path}
     if odd:
         entries["__metadata__"][PATHS] = json.dumps(odd)
-    end = 0
-    for _, called, shape, dtype in group:
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        entries[called] = {
-            "dtype": _CODES[dtype],
-            "shape": list(shape),
-            "data_offsets": [begin, end],
-        }
+    ends = list(itertools.accumulate((x.nbytes for x in group), initial=0))
+    for x, place in zip(group, itertools.pairwise(ends), strict=True):
+        code = _CODES[x.dtype]
+        entries[x.name] = {"dtype": code, "shape": list(x.shape), _PLACE: list(place)}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
-    tensors = [
-        Tensor(path, called, shape, dtype, len(header) + entries[called][_PLACE][0])
-        for path, called, shape, dtype in group
-    ]
-    return File(title, header, tuple(tensors), len(header) + end)
+    tensors = (
+        replace(x, offset=len(header) + begin)
+        for x, begin in zip(group, ends, strict=False)
+    )
+    return File(title, header, tuple(tensors), len(header) + ends[-1])
 
 
 _PLACE = "data_offsets"

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from shardinit.core.paths import path_str
+from shardinit.core.paths import nested, path_str
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
@@ -126,16 +126,10 @@ def _plain(tree: Any) -> Any:
     plain = jax.tree_util.DictKey | jax.tree_util.SequenceKey
     if all(isinstance(entry, plain) for path, _ in named for entry in path):
         return tree
-    root: dict[str, Any] = {}
-    for path, leaf in named:
-        parts = [path_str([entry]) for entry in path]
-        if path[-1] == jax.tree_util.GetAttrKey("value"):  # the box around an array
-            parts.pop()
-        node = root
-        for part in parts[:-1]:
-            node = node.setdefault(part, {})
-        node[parts[-1]] = leaf
-    return root
+    box = jax.tree_util.GetAttrKey("value")  # around an array
+    paths = [path[:-1] if path[-1] == box else path for path, _ in named]
+    keys = [[path_str([entry]) for entry in path] for path in paths]
+    return nested(keys, [leaf for _, leaf in named])
 
 
 def check_free(target: Path) -> None:
@@ -152,12 +146,7 @@ def check_free(target: Path) -> None:
       ...     check_free(Path(folder) / "ckpt")
     """
     if os.path.lexists(target):
-        raise CheckpointError(
-            f"checkpoint {str(target)!r}",
-            "something of that name is there",
-            "a name that is free",
-            "Nothing is overwritten: remove it or choose another name",
-        )
+        raise CheckpointError.taken("checkpoint", target)
     above = next(folder for folder in target.parents if os.path.lexists(folder))
     try:
         with tempfile.TemporaryDirectory(prefix=".shardinit-", dir=above):

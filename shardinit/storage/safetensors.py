@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from shardinit.core.ir.jaxpr import is_key
-from shardinit.core.paths import path_str
+from shardinit.core.paths import nested, path_str
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
@@ -409,17 +409,14 @@ def load(
         for path, array in arrays.items()
     ]
     shardings = sh.resolve(infos, mesh, rules)
-    tree: dict[str, Any] = {}
-    for (path, array), sharding in zip(arrays.items(), shardings, strict=True):
-        *outer, last = path.split("/")
-        node = tree
-        for part in outer:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                break
-        if not isinstance(node, dict) or last in node:
+    for path in arrays:
+        ends = (at for at, letter in enumerate(path) if letter == "/")
+        if any(path[:end] in arrays for end in ends):
             raise CheckpointError(f"tensor {path!r}", "it lies inside another tensor")
-        node[last] = jax.make_array_from_callback(
+    made = [
+        jax.make_array_from_callback(
             array.shape, sharding, lambda index, array=array: np.array(array[index])
         )
-    return tree
+        for array, sharding in zip(arrays.values(), shardings, strict=True)
+    ]
+    return nested([path.split("/") for path in arrays], made)

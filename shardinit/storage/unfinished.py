@@ -59,7 +59,7 @@ class Unfinished:
         try:
             os.rename(self.folder, self._target)
         except OSError as error:
-            raise exists(self._target) from error
+            raise CheckpointError.taken("checkpoint", self._target) from error
         os.unlink(self._target / _JOURNAL)
         sync_folder(self._target.parent)
 
@@ -78,16 +78,6 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def exists(target: Path) -> CheckpointError:
-    """The refusal to overwrite."""
-    return CheckpointError(
-        f"checkpoint {str(target)!r}",
-        "something of that name is there",
-        "a name that is free",
-        "Nothing is overwritten: remove it or choose another name",
-    )
-
-
 def check_free(target: Path) -> None:
     """Refuses a target that exists; an empty folder will do.
 
@@ -95,7 +85,7 @@ def check_free(target: Path) -> None:
       CheckpointError: there is something of that name.
     """
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
-        raise exists(target)
+        raise CheckpointError.taken("checkpoint", target)
 
 
 @contextmanager
@@ -156,7 +146,7 @@ def _read_journal(folder: Path, what: str) -> dict | None:
         text = path.read_bytes()
     except FileNotFoundError:
         if any(folder.iterdir()):
-            raise exists(folder) from None
+            raise CheckpointError.taken("checkpoint", folder) from None
         return None
     # A line that the end of its writer cut short is not there.
     whole = text[: text.rfind(b"\n") + 1]

@@ -48,7 +48,7 @@ def words_of(name: str, *, wide: bool = False) -> tuple[int, ...]:
     return tuple(np.frombuffer(digest, ">u4").tolist())
 
 
-def key_for(key: jax.Array, name: str, *, wide: bool = False) -> jax.Array:
+def key_for_name(key: jax.Array, name: str, *, wide: bool = False) -> jax.Array:
     """The key of the leaf called ``name``: its words folded into ``key``, in order."""
     return _fold_in(key, *map(np.uint32, words_of(name, wide=wide)))
 
@@ -150,7 +150,9 @@ def fill_slots(
         made = {}
         for order, (number, slot) in enumerate(slots.items()):
             try:
-                made[number] = fill(slot, key_for(key, names[number], wide=wide_names))
+                made[number] = fill(
+                    slot, key_for_name(key, names[number], wide=wide_names)
+                )
             except ShardinitError as error:
                 path = paths_of(tree, is_slot)[order]
                 if not path:
