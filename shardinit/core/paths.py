@@ -50,6 +50,15 @@ def escape(part: str) -> str:
     return part.replace("~", "~0").replace("/", "~1")
 
 
+def keys_of(path: str) -> list[str]:
+    """The keys that a path joins, as they are outside of it.
+
+    >>> keys_of("mlp~1~0~1linear_0/w")
+    ['mlp/~/linear_0', 'w']
+    """
+    return [part.replace("~1", "/").replace("~0", "~") for part in path.split("/")]
+
+
 def glob(pattern: str) -> Callable[[str], bool]:
     """A test whether a path matches: ``*`` within one key, ``**`` over any number.
 

@@ -18,6 +18,7 @@ import math
 import os
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -200,6 +201,17 @@ def index_json(files: Sequence[File]) -> str:
 
 # ---- reading -------------------------------------------------------------------------
 
+# What JSON of another shape than the format's makes of its reader.
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
 
 def read_files(folder: str | os.PathLike[str]) -> list[File]:
     """The layout of a checkpoint that is there.
@@ -209,11 +221,12 @@ def read_files(folder: str | os.PathLike[str]) -> list[File]:
     """
     folder = os.fspath(folder)
     try:
-        if not os.path.exists(os.path.join(folder, INDEX)):
-            return [_read_file(folder, SINGLE)]
-        with open(os.path.join(folder, INDEX), "rb") as file:
-            weight_map = dict(json.loads(file.read())["weight_map"])
-        names = dict.fromkeys(weight_map.values())
+        weight_map = None
+        names: Iterable[str] = [SINGLE]
+        if os.path.exists(os.path.join(folder, INDEX)):
+            with open(os.path.join(folder, INDEX), "rb") as file:
+                weight_map = dict(json.loads(file.read())["weight_map"])
+            names = dict.fromkeys(weight_map.values())
         if any(not isinstance(n, str) or os.path.basename(n) != n for n in names):
             raise ValueError("its index names files outside of the folder")
         files = [_read_file(folder, name) for name in names]
@@ -223,11 +236,17 @@ def read_files(folder: str | os.PathLike[str]) -> list[File]:
             f"{os.path.basename(error.filename)!r} is not there",
             f"{SINGLE}, or {INDEX} and its files",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except _UNREADABLE as error:
         text = f"it cannot be read ({type(error).__name__}: {error})"[:300]
         raise CheckpointError(f"checkpoint {folder!r}", text) from error
-    found = {t.name: file.name for file in files for t in file.tensors}
-    if found != weight_map:
+    tensors = [(tensor, file.name) for file in files for tensor in file.tensors]
+    paths = Counter(tensor.path for tensor, _ in tensors)
+    if twice := [path for path, count in paths.items() if count > 1]:
+        raise CheckpointError(
+            f"checkpoint {folder!r}", f"several of its tensors are leaf {twice[0]!r}"
+        )
+    found = {tensor.name: name for tensor, name in tensors}
+    if weight_map not in (None, found):
         raise CheckpointError(
             f"checkpoint {folder!r}", "its files do not hold what its index says"
         )

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from shardinit.core.ir.jaxpr import is_key
-from shardinit.core.paths import nested, path_str
+from shardinit.core.paths import keys_of, nested, path_str
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
@@ -419,4 +419,4 @@ def load(
         )
         for array, sharding in zip(arrays.values(), shardings, strict=True)
     ]
-    return nested([path.split("/") for path in arrays], made)
+    return nested(map(keys_of, arrays), made)

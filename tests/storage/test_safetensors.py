@@ -449,3 +449,34 @@ def test_missing_files_and_lying_indices_are_refused(tmp_path):
     index.write_text(text.replace('"a"', '"z"'))
     with pytest.raises(CheckpointError, match="what its index says"):
         st.open(tmp_path / "out")
+
+
+GOOD = {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 128]}
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        [],
+        "x",
+        {"a": 3},
+        {"a": {**GOOD, "shape": [float("inf"), 8]}},
+        {"a": GOOD, "__metadata__": 3},
+        {"a": GOOD, "__metadata__": {layout.PATHS: "[1]"}},
+        {"a": GOOD, "b": GOOD, "__metadata__": {layout.PATHS: '{"a": "b"}'}},
+    ],
+    ids=str,
+)
+def test_a_header_of_another_shape_is_refused(tmp_path, head):
+    text = json.dumps(head).encode()
+    file = tmp_path / layout.SINGLE
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(128))
+    with pytest.raises(CheckpointError):
+        safetensors.open(tmp_path)
+
+
+def test_keys_with_slashes_and_tildes_come_back(tmp_path):
+    tree = {"mlp/~/linear_0": {"w": np.ones(3)}, "a~b": np.zeros(2)}
+    safetensors.write(tmp_path / "x", tree)
+    loaded = safetensors.load(tmp_path / "x")
+    assert jax.tree.structure(loaded) == jax.tree.structure(tree)
