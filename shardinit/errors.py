@@ -101,6 +101,10 @@ class FingerprintMismatchError(ShardinitError, RuntimeError):
     """Two processes, or a program and its plan, would compute different functions."""
 
 
+class MissingProcessesError(ShardinitError, TimeoutError):
+    """Processes of a job did not come to initialise what the others initialise."""
+
+
 class TopologyError(ShardinitError, ValueError):
     """An audit cannot compile for a topology: no such one, or no compiler for it."""
 

@@ -90,14 +90,14 @@ def digest_rows(bench: Bench) -> Iterator[Row]:
 
 def checkpoint(config: str, layers: int, max_memory: str) -> Figures:
     """``storage.safetensors.write`` of a model in bfloat16 that is nowhere whole."""
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
     from shardinit.models import ModelSpec, build, example_config
     from shardinit.storage import safetensors
 
     settings = {**example_config(config), "param_dtype": "bfloat16"}
     if layers:
         settings["num_hidden_layers"] = layers
-    lazy = open_lazy(build(ModelSpec("decoder", settings)).fn, 0)
+    lazy = open_lazily(build(ModelSpec("decoder", settings)).fn, 0)
     with tempfile.TemporaryDirectory(prefix="shardinit-bench-") as folder:
         begin = time.perf_counter()
         safetensors.write(Path(folder) / "out", lazy, max_memory=max_memory)

@@ -38,10 +38,10 @@ def window(shape: list[int], window: list[int]) -> Figures:
 
     from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.run.lazy import executable
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
 
     fn = jax.nn.initializers.lecun_normal()
-    lazy = open_lazy(lambda key: fn(key, tuple(shape)), 0)[""]
+    lazy = open_lazily(lambda key: fn(key, tuple(shape)), 0)[""]
     lazy.read((0, 0), tuple(window))
     start = tuple(n - w for n, w in zip(shape, window, strict=True))
     begin = time.perf_counter()

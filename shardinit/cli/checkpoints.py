@@ -176,7 +176,7 @@ def _write_windows(
     max_shard_size: str | None,
 ) -> None:
     from shardinit.core.plan.plan import plan as make_plan
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
     from shardinit.storage import safetensors
     from shardinit.storage.layout import parse_size
     from shardinit.verify.digest.devices import Digester
@@ -185,7 +185,7 @@ def _write_windows(
     memory = parse_size(max_memory or "1GiB", "--max-memory")
     shard = parse_size(max_shard_size or "5GB", "--max-shard-size")
     plan = make_plan(fn)
-    lazy = open_lazy(plan, seed, memory_limit=memory)
+    lazy = open_lazily(plan, seed, memory_limit=memory)
     digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
     with progress("write") as report:
         advance = counted(report, lazy.nbytes)

@@ -110,10 +110,10 @@ def read(
     import numpy as np
 
     from shardinit.cli import arguments
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
 
     index = parse_window(window)
-    lazy = open_lazy(
+    lazy = open_lazily(
         arguments.read_source(source, model, models or []), seed, memory_limit=limit
     )
     if path is None:

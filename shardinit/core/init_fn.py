@@ -18,7 +18,7 @@ from shardinit.core.systems import refuse_models
 
 
 def identity(tree: Any) -> Any:
-    """Returns ``tree``: the ``rebuild`` of a function whose result is the model."""
+    """Returns ``tree``: the ``rebuild`` and ``state_of`` of a plain function."""
     return tree
 
 
@@ -93,17 +93,27 @@ class InitFn:
         axis name (or None) for each dimension, `AxisNames`, or None where nothing is
         known; None when no leaf has names.
       rebuild: turns the pytree of arrays into the user's own object.
+      state_of: the way back, from the user's own object, or from part of it, to a
+        pytree with the keys of ``fn``'s result; other pytrees it returns as they are.
       name: what to call the model in tables and errors.
       context_rules: reads the logical axis rules of the framework's own context, which
         count where a plan is given none.
       draws_on_host: NumPy's or Python's random state moved while the front end traced
         the function.
       again: makes the init function anew, from the user's own code.
+
+    Example:
+      >>> import jax, shardinit
+      >>> draw = lambda key: {"w": jax.random.normal(key, (8, 32))}
+      >>> fn = shardinit.InitFn(draw, axes={"w": ("embed", "mlp")}, name="mine")
+      >>> shardinit.plan(fn).name
+      'mine'
     """
 
     fn: Callable[[jax.Array], Any]
     axes: Any = None
     rebuild: Callable[[Any], Any] = identity
+    state_of: Callable[[Any], Any] = identity
     name: str = "init"
     context_rules: Callable[[], Sequence[AxisRule]] | None = None
     draws_on_host: bool = False

@@ -5,6 +5,14 @@ name, inside `Struct`s. `init_fn` turns such a model into an init function whose
 through ``shardinit.init``, is the same model with sharded `Parameter`s.
 
 The names, arguments, defaults and values are those of Penzai's parameters.
+
+Example:
+  >>> import jax, shardinit
+  >>> from shardinit import deferred
+  >>> draw = lambda key: jax.random.normal(key, (8, 32))
+  >>> model = {"w": deferred.UninitializedParameter(draw, "w")}
+  >>> shardinit.init(deferred.init_fn(model), 42)["w"].value.shape
+  (8, 32)
 """
 
 from shardinit.core.prng.names import key_for as key_for_name

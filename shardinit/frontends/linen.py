@@ -209,6 +209,7 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         fn,
         axes=axes,
         rebuild=rebuild,
+        state_of=_unbox,
         name=name,
         context_rules=get_logical_axis_rules,
         draws_on_host=random_state.moved,

@@ -94,6 +94,12 @@ def _arrays(entry: Any) -> Any:
     )
 
 
+def _state_of(model: Any) -> Any:
+    """The plain dicts of a model or of (part of) its state; other trees as they are."""
+    state = nnx.state(model) if isinstance(model, nnx.Module) else model
+    return _nest(state, _arrays) if isinstance(state, nnx.State) else state
+
+
 def _axes(entry: Any) -> Any:
     """The axis names of one state entry, or None a leaf.
 
@@ -187,6 +193,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         fn,
         axes=axes,
         rebuild=rebuild,
+        state_of=_state_of,
         name=name,
         context_rules=get_logical_axis_rules,
         draws_on_host=random_state.moved,

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 GROUP = "shardinit.models"
 
 # Provided by this package itself, also where it runs without being installed.
-_OWN = {"decoder": "shardinit.models.decoder"}
+_OWN = {
+    "decoder": "shardinit.models.decoder",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Builder:
         fault of the config, and allocates nothing.
       schema: the config keys in the manner of JSON Schema: ``properties`` with
         ``type``, ``description`` and ``default`` a key, and ``required``.
+
+    Example:
+      >>> from shardinit.models import builder
+      >>> builder("decoder").schema["properties"]["vocab_size"]["type"]
+      'integer'
     """
 
     name: str
@@ -67,6 +74,15 @@ def register(
 
     Raises:
       ValueError: another function has the name already.
+
+    Example:
+      >>> import jax
+      >>> from shardinit import InitFn
+      >>> @register("bias", schema={"properties": {"size": {"type": "integer"}}})
+      ... def build_bias(config):
+      ...     return InitFn(lambda key: jax.random.normal(key, (config["size"],)))
+      >>> build(ModelSpec("bias", {"size": 8})).fn(jax.random.key(0)).shape
+      (8,)
     """
 
     def decorate(build: Callable[..., InitFn]) -> Callable[..., InitFn]:
@@ -108,6 +124,10 @@ def load_package(module: str) -> tuple[str, ...]:
     Raises:
       ImportError: the module cannot be imported.
       ValueError: it registers no builder.
+
+    Example:
+      >>> load_package("shardinit.models.decoder")
+      ('decoder',)
     """
     loaded = importlib.import_module(module)
     inside = (loaded.__name__, loaded.__name__ + ".")
@@ -125,7 +145,12 @@ def load_package(module: str) -> tuple[str, ...]:
 
 
 def model_names() -> tuple[str, ...]:
-    """The names that a spec may give, sorted; imports no model."""
+    """The names that a spec may give, sorted; imports no model.
+
+    Example:
+      >>> "decoder" in model_names()
+      True
+    """
     return tuple(sorted({*_builders, *_entry_points()}))
 
 
@@ -135,6 +160,10 @@ def builder(name: str) -> Builder:
     Raises:
       SpecError: there is none; says which names there are.
       ImportError: the package that provides it cannot be imported.
+
+    Example:
+      >>> builder("decoder").name
+      'decoder'
     """
     if name not in _builders:
         point = _entry_points().get(name)
@@ -164,5 +193,12 @@ def build(spec: ModelSpec) -> InitFn:
 
     Raises:
       SpecError: the model is unknown, or its config has faults; lists all of them.
+
+    Example:
+      >>> import shardinit
+      >>> from shardinit.models import example_config
+      >>> init_fn = build(ModelSpec("decoder", example_config("gpt2")))
+      >>> shardinit.plan(init_fn).parameter_count
+      124439808
     """
     return builder(spec.model).build(spec.config)

@@ -63,6 +63,12 @@ class ModelSpec:
 
     Raises:
       SpecError: the config holds something other than plain data; lists every place.
+
+    Example:
+      >>> from shardinit.models import ModelSpec, example_config
+      >>> spec = ModelSpec("decoder", example_config("gpt2"))
+      >>> spec.config["n_layer"], len(spec.fingerprint)
+      (12, 64)
     """
 
     model: str
@@ -114,7 +120,12 @@ class ModelSpec:
 
 
 def example_names() -> tuple[str, ...]:
-    """Names of the configurations that come with the package, sorted."""
+    """Names of the configurations that come with the package, sorted.
+
+    Example:
+      >>> "gpt2" in example_names()
+      True
+    """
     folder = resources.files("shardinit.models") / "configs"
     names = (entry.name for entry in folder.iterdir())
     return tuple(sorted(n.removesuffix(".json") for n in names if n.endswith(".json")))
@@ -128,6 +139,10 @@ def example_config(name: str) -> dict[str, Any]:
 
     Raises:
       SpecError: there is no example of that name.
+
+    Example:
+      >>> example_config("gpt2")["n_embd"]
+      768
     """
     if name not in example_names():
         known = ", ".join(example_names())

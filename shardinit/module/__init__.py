@@ -20,6 +20,12 @@ The names and their meaning are those of Treex (see ``docs/modules.md``). In add
 ``init`` compiles the initialisation under ``jax.jit`` with ``out_shardings``, so that
 each accelerator computes only its own shard. `init_fn` returns the initialisation as a
 function of the key, for plans, programs, windows and the service.
+
+Example:
+  >>> import jax.numpy as jnp
+  >>> from shardinit.module import Linear
+  >>> Linear(8).init(42, jnp.ones((1, 3))).kernel.shape
+  (3, 8)
 """
 
 from shardinit.module.base import Module, ModuleMeta

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import NamedSharding
 
 from shardinit.core.init_fn import InitFn, axis_names
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
@@ -149,9 +149,24 @@ class Initialisation:
         steps.mark_waiting(root)
         return root
 
+    def state_of(self, module: Any) -> Any:
+        """The leaves of an initialised module as nested dicts; other trees as is."""
+        if not isinstance(module, type(self._skeleton)):
+            return module
+        holes, structure = jax.tree.flatten(self._skeleton)
+        parts = zip(holes, structure.flatten_up_to(module), strict=True)
+        found = {hole.number: part for hole, part in parts if isinstance(hole, Hole)}
+        return jax.tree.unflatten(self._result, [found[n] for n in self._order])
+
     def init_fn(self) -> InitFn:
         """Returns the initialisation as an `InitFn`."""
-        return InitFn(self.fn, axes=self.axes, rebuild=self.rebuild, name=self.name)
+        return InitFn(
+            self.fn,
+            axes=self.axes,
+            rebuild=self.rebuild,
+            state_of=self.state_of,
+            name=self.name,
+        )
 
     def _hole(self, value: Any) -> Any:
         """Replaces a given array by a hole, which all its occurrences share."""
@@ -355,9 +370,6 @@ def init(
     )
     if not traced:
         arrays = compiled.init(InitFn(made.fn, made.axes), key, mesh=mesh, rules=rules)
-        if mesh is None:  # plain arrays: no mesh of one device shall follow them
-            first = SingleDeviceSharding(jax.local_devices()[0])
-            arrays = jax.device_put(arrays, first)
     elif mesh is None and rules is None:
         arrays = jax.jit(made.fn)(key)
     else:

@@ -2,6 +2,12 @@
 
 ``shardinit.storage.orbax`` and ``shardinit.storage.safetensors``, each imported when it
 is first used.
+
+Example:
+  >>> import jax, shardinit, tempfile
+  >>> params = shardinit.init(lambda key: {"w": jax.random.normal(key, (8, 32))}, 0)
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...     shardinit.storage.safetensors.write(f"{folder}/ckpt", params)
 """
 
 from __future__ import annotations

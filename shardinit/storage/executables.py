@@ -98,6 +98,14 @@ def save_executables(
       ExecutablesError: the file exists, this is a job of several processes, or the
         platform's executables cannot be stored.
       ShardingError: as ``compile_plan``.
+
+    Example:
+      >>> import jax, shardinit, tempfile
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     digest = shardinit.save_executables(plan, f"{folder}/code")
+      >>> len(digest)
+      64
     """
     target = Path(os.path.abspath(path))
     if os.path.lexists(target):
@@ -145,6 +153,15 @@ def load_executables(
         other versions, on another kind of machine, or for another plan or mesh.
       ShardingError: as ``compile_plan``.
       OSError: the file cannot be read.
+
+    Example:
+      >>> import jax, shardinit, tempfile
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     digest = shardinit.save_executables(plan, f"{folder}/code")
+      ...     loaded = shardinit.load_executables(f"{folder}/code", plan, sha256=digest)
+      >>> loaded(0).shape
+      (8, 32)
     """
     where = f"executables {os.fspath(path)!r}"
     facts = _facts(plan, mesh)
@@ -195,8 +212,11 @@ def _facts(plan: Plan, mesh: Mesh | None) -> dict[str, Any]:
     placed_on: Any = shardings[0].mesh
     device = placed_on.devices.flat[0]
     exported = isinstance(plan.programs[0].program, ExportedProgram)
+    bound = mesh is not None
     placed = [
-        f"{sharding.spec} {sharding.memory_kind}" if leaf.selected else None
+        f"{sharding.spec} {sharding.memory_kind} {bound or leaf.sharding is not None}"
+        if leaf.selected
+        else None
         for leaf, sharding in zip(plan.leaves, shardings, strict=True)
     ]
     described = repr((plan.whole_mode, placed)).encode()

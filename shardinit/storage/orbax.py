@@ -40,6 +40,12 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
 
     Raises:
       CheckpointError: the folder exists, or a leaf has no values.
+
+    Example:
+      >>> import jax, tempfile
+      >>> from shardinit.storage import orbax
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     orbax.save(f"{folder}/ckpt", {"w": jax.numpy.ones((8, 32))})
     """
     target = Path(os.path.abspath(folder))
     tree = _plain(tree)
@@ -77,6 +83,14 @@ def restore(
     Raises:
       CheckpointError: the folder has no checkpoint.
       ShardingError: rules or shardings that do not fit.
+
+    Example:
+      >>> import jax, tempfile
+      >>> from shardinit.storage import orbax
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     orbax.save(f"{folder}/ckpt", {"w": jax.numpy.ones((8, 32))})
+      ...     orbax.restore(f"{folder}/ckpt")["w"].shape
+      (8, 32)
     """
     target = Path(os.path.abspath(folder))
     with ocp.StandardCheckpointer() as checkpointer:
@@ -131,6 +145,11 @@ def check_free(target: Path) -> None:
 
     Raises:
       CheckpointError: there is something of that name, or nothing can be written.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     check_free(Path(folder) / "ckpt")
     """
     if os.path.lexists(target):
         raise CheckpointError(

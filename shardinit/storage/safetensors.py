@@ -55,7 +55,15 @@ OnWindow = Callable[[str, tuple[int, ...], np.ndarray], None]
 
 
 class Leaf(Protocol):
-    """What a leaf must be to be written: a ``LazyArray`` is one."""
+    """What a leaf must be to be written: a ``LazyArray`` is one.
+
+    Example:
+      >>> import jax, shardinit
+      >>> init = lambda key: jax.random.normal(key, (8, 32))
+      >>> leaf: Leaf = shardinit.open(init, 0)[""]
+      >>> leaf.read((2, 0), (1, 32)).shape
+      (1, 32)
+    """
 
     path: str
     whole: str
@@ -95,6 +103,14 @@ def write(
       CheckpointError: the folder exists, is being written by another process or was
         begun with something else; a leaf whose dtype the format lacks, that is not
         there in full in this process, or needs more memory; the disk is full.
+
+    Example:
+      >>> import jax, shardinit, tempfile
+      >>> from shardinit.storage import safetensors
+      >>> init = lambda key: {"w": jax.random.normal(key, (64, 32))}
+      >>> weights = shardinit.open(init, 0)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     safetensors.write(f"{folder}/ckpt", weights)  # window by window
     """
     target = Path(os.path.abspath(folder))
     window_bytes = min(parse_size(max_memory, "max_memory") // _HELD, _LARGEST_WINDOW)
@@ -312,6 +328,14 @@ def open(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
       CheckpointError: the folder has no whole checkpoint.
+
+    Example:
+      >>> import tempfile
+      >>> from shardinit.storage import safetensors
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     safetensors.write(f"{folder}/ckpt", {"w": np.ones((8, 32), np.float32)})
+      ...     safetensors.open(f"{folder}/ckpt")["w"].sum()
+      np.float32(256.0)
     """
     found: dict[str, np.ndarray] = {}
     for file in read_files(folder):
@@ -332,6 +356,14 @@ def read_windows(
 
     Raises:
       CheckpointError: the folder has no whole checkpoint.
+
+    Example:
+      >>> import tempfile
+      >>> from shardinit.storage import safetensors
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     safetensors.write(f"{folder}/ckpt", {"w": np.ones((8, 32), np.float32)})
+      ...     [start for _, start, _ in safetensors.read_windows(f"{folder}/ckpt", 512)]
+      [(0, 0), (4, 0)]
     """
     arrays = open(folder)
     for file in read_files(folder):
@@ -360,6 +392,14 @@ def load(
     Raises:
       CheckpointError: the folder has no whole checkpoint, or paths that are no tree.
       ShardingError: rules that do not fit.
+
+    Example:
+      >>> import tempfile
+      >>> from shardinit.storage import safetensors
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     safetensors.write(f"{folder}/ckpt", {"w": np.ones((8, 32), np.float32)})
+      ...     safetensors.load(f"{folder}/ckpt")["w"].shape
+      (8, 32)
     """
     arrays = open(folder)
     if mesh is None:

@@ -6,15 +6,19 @@ platform, the chip or the CPU's feature set, the version of the compiler. With t
 receipt says how to make the same weights again; with the digest of every leaf it says
 whether some weights are them.
 
-Receipts are JSON, for people and other programs alike.
+Receipts are JSON, for people and other programs alike. The root covers the leaves and
+the seal all other statements with the root, so that none can be changed unnoticed. That
+finds mistakes and damage; it is no signature.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -23,6 +27,8 @@ import numpy as np
 
 from shardinit.core import platform as machine
 from shardinit.core.ir.jaxpr import setting
+from shardinit.core.paths import chosen
+from shardinit.core.plan.options import Select
 from shardinit.core.plan.plan import Plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
@@ -31,15 +37,59 @@ from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
 from shardinit.files import write_file
 from shardinit.verify.digest.devices import digest
 from shardinit.verify.digest.host import ALGORITHM, Digest, root_digest
+from shardinit.verify.held import hold_against
 from shardinit.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 _SHOWN = 5
+
+
+def _list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: (
+        isinstance(value, list) and all(type(item) is kind for item in value)
+    )
+
+
+def _dict_of_str(value: Any) -> bool:
+    return isinstance(value, dict) and _list_of(str)([*value, *value.values()])
+
+
+# What each field of the JSON may be. The last two came with format 2.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "name": lambda value: isinstance(value, str),
+    "fingerprint": lambda value: isinstance(value, str),
+    "seed": lambda value: value is None or type(value) is int,
+    "key": _list_of(int),
+    "key_impl": lambda value: isinstance(value, str),
+    "platform": lambda value: isinstance(value, str),
+    "device": lambda value: isinstance(value, str),
+    "processor": _list_of(str),
+    "versions": _dict_of_str,
+    "x64": lambda value: isinstance(value, bool),
+    "xla_flags": _list_of(str),
+    "not_mesh_free": _dict_of_str,
+    "leaves": _list_of(dict),
+    "root": lambda value: isinstance(value, str),
+    "kept": _list_of(str),
+    "seal": lambda value: isinstance(value, str),
+}
+_SINCE_2 = ("kept", "seal")
+_LEAF_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "path": lambda value: isinstance(value, str),
+    "shape": _list_of(int),
+    "dtype": lambda value: isinstance(value, str),
+    "digest": lambda value: isinstance(value, str),
+}
 
 
 @dataclass(frozen=True)
 class LeafReceipt:
-    """What a receipt says of one leaf: its kind, and 128 bits of its values in hex."""
+    """What a receipt says of one leaf: its kind, and 128 bits of its values in hex.
+
+    Example:
+      >>> LeafReceipt("w", (8, 32), "float32", "00" * 16).shape
+      (8, 32)
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -67,6 +117,16 @@ class Receipt:
       not_mesh_free: by path, why the bits of a leaf may depend on the mesh.
       leaves: every leaf, in the order of the tree.
       root: 256 bits of all leaves, in hex.
+      kept: paths of leaves that were restored or given and not made by the function.
+      seal: 256 bits of all that the receipt says, in hex; None for a receipt of format
+        1, which has none.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+      >>> Receipt.from_json(made.to_json()) == made, made.seed, made.key
+      (True, 42, (0, 42))
     """
 
     name: str
@@ -83,60 +143,48 @@ class Receipt:
     not_mesh_free: dict[str, str]
     leaves: tuple[LeafReceipt, ...]
     root: str
+    kept: tuple[str, ...] = ()
+    seal: str | None = field(default=None, compare=False)
+
+    @property
+    def sealed(self) -> Receipt:
+        """The receipt with its seal."""
+        facts = {**_head(FORMAT), **dataclasses.asdict(self)}
+        return dataclasses.replace(self, seal=_seal(facts))
 
     def to_json(self) -> str:
-        """The receipt as JSON text."""
-        head = {"format": FORMAT, "algorithm": ALGORITHM}
-        return json.dumps({**head, **dataclasses.asdict(self)}, indent=1) + "\n"
+        """The receipt as JSON text, in the format that it was made or read in."""
+        facts = dataclasses.asdict(self)
+        if self.seal is None:
+            facts = {k: v for k, v in facts.items() if k not in _SINCE_2}
+        head = _head(FORMAT if self.seal is not None else 1)
+        return json.dumps({**head, **facts}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
         """Reads what ``to_json`` wrote.
 
         Raises:
-          ReceiptFormatError: it is no receipt, one of another format, or its root does
-            not belong to its leaves.
+          ReceiptFormatError: it is no receipt, one of another format, its root does not
+            belong to its leaves, or its seal not to what it says.
         """
-        try:
-            data = json.loads(text)
-            head = data.pop("format"), data.pop("algorithm")
-            if head != (FORMAT, ALGORITHM):
-                raise ReceiptFormatError(
-                    "receipt",
-                    f"format {head[0]} with digests of {head[1]}",
-                    f"format {FORMAT} with digests of {ALGORITHM}",
-                )
-            leaves = tuple(
-                LeafReceipt(
-                    str(x["path"]),
-                    tuple(int(n) for n in x["shape"]),
-                    str(x["dtype"]),
-                    str(x["digest"]),
-                )
-                for x in data.pop("leaves")
-            )
-            lists = ("key", "processor", "xla_flags")
-            tuples = {name: tuple(data.pop(name)) for name in lists}
-            receipt = cls(leaves=leaves, **tuples, **data)
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            if isinstance(error, ReceiptFormatError):
-                raise
-            raise ReceiptFormatError(
-                "receipt",
-                f"it cannot be read ({type(error).__name__}: {error})"[:200],
-                "the JSON that a receipt was saved as",
-            ) from error
-        if root_digest({leaf.path: leaf.digest for leaf in leaves}) != receipt.root:
+        data = _read(text)
+        leaves = tuple(
+            LeafReceipt(x["path"], tuple(x["shape"]), x["dtype"], x["digest"])
+            for x in data["leaves"]
+        )
+        if root_digest({leaf.path: leaf.digest for leaf in leaves}) != data["root"]:
             raise ReceiptFormatError(
                 "receipt", "its root does not belong to its leaves: it was changed"
             )
-        return receipt
+        if data.get("seal") not in (None, _seal(data)):
+            raise ReceiptFormatError(
+                "receipt", "its seal does not belong to what it says: it was changed"
+            )
+        facts = {name: data[name] for name in _FIELDS if name in data}
+        lists = ("key", "processor", "xla_flags", "kept")
+        tuples = {name: tuple(facts.pop(name, ())) for name in lists}
+        return cls(**{**facts, **tuples, "leaves": leaves})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the receipt to ``path``: complete under its name, or not at all."""
@@ -154,8 +202,68 @@ class Receipt:
             return cls.from_json(file.read())
 
 
-def receipt(plan: Plan, key: KeyLike, params: Any) -> Receipt:
+def _head(number: int) -> dict[str, Any]:
+    return {"format": number, "algorithm": ALGORITHM}
+
+
+def _seal(facts: dict[str, Any]) -> str:
+    """256 bits in hex of all that a receipt says; the root stands for its leaves."""
+    said = {k: v for k, v in facts.items() if k not in ("leaves", "seal")}
+    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(text: str | bytes) -> dict[str, Any]:
+    """The fields of a receipt's JSON, each of the type that it is written with."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(f"{type(error).__name__}: {error}") from error
+    if not isinstance(data, dict):
+        raise _unreadable(f"a {type(data).__name__}")
+    head = data.get("format"), data.get("algorithm")
+    if head not in ((1, ALGORITHM), (FORMAT, ALGORITHM)):
+        raise ReceiptFormatError(
+            "receipt",
+            f"format {head[0]} with digests of {head[1]}",
+            f"format 1 or {FORMAT} with digests of {ALGORITHM}",
+        )
+    absent = _SINCE_2 if head[0] == 1 else ()
+    wanted = {name: ok for name, ok in _FIELDS.items() if name not in absent}
+    _check_fields("", data, {**wanted, "format": bool, "algorithm": bool})
+    for number, leaf in enumerate(data["leaves"]):
+        _check_fields(f"leaves[{number}].", leaf, _LEAF_FIELDS)
+    return data
+
+
+def _check_fields(
+    where: str, data: dict[str, Any], wanted: dict[str, Callable[[Any], bool]]
+) -> None:
+    for name in (*wanted, *data):
+        if name not in data:
+            raise _unreadable(f"it has no field {where + name!r}")
+        if name not in wanted:
+            raise _unreadable(f"it has a field {where + name!r}")
+        if not wanted[name](data[name]):
+            raise _unreadable(f"{where}{name} is {data[name]!r}")
+
+
+def _unreadable(what: str) -> ReceiptFormatError:
+    return ReceiptFormatError(
+        "receipt",
+        f"it cannot be read ({what})"[:200],
+        "the JSON that a receipt was saved as",
+    )
+
+
+def receipt(plan: Plan, key: KeyLike, params: Any, *, kept: Select = ()) -> Receipt:
     """Makes the receipt of weights that were just initialised.
+
+    The weights are held against the plan first: their paths, shapes and dtypes, and of
+    each leaf two windows of at most 8 x 8 elements, where this process holds it. Of a
+    ``Digest`` the leaves of at most 1 MiB are computed anew. Leaves that the compiler
+    partitions (``whole="gspmd"``) are held by name alone: they stand in
+    ``not_mesh_free``.
 
     In a job of several processes all of them must call this, and all get the same.
 
@@ -163,14 +271,31 @@ def receipt(plan: Plan, key: KeyLike, params: Any) -> Receipt:
       plan: what was run.
       key: the key, or the int seed, that it was run with.
       params: the weights; or their ``Digest``, if they were seen in windows.
+      kept: globs or a predicate on paths: leaves that were restored and not made by
+        the plan. So count, too, those that the plan's ``select`` leaves out.
 
     Raises:
       DigestError: a leaf without values, as ``select`` leaves them.
+      ReceiptMismatchError: the weights are not those of the plan at the key.
       TypeError: a key that the plan was not made for.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> params = shardinit.compile_plan(plan)(42)
+      >>> shardinit.receipt(plan, 42, params).root == shardinit.digest(params).root
+      True
     """
     found = params if isinstance(params, Digest) else digest(params)
     device = _device(params)
-    return Receipt(
+    paths = [leaf.path for leaf in plan.leaves]
+    given = {
+        leaf.path
+        for leaf, keep in zip(plan.leaves, chosen(kept, paths, "kept"), strict=True)
+        if keep or not leaf.selected
+    }
+    hold_against(plan, key, params, found, given, device)
+    made = Receipt(
         name=plan.name,
         fingerprint=plan.fingerprint,
         seed=int(key) if isinstance(key, int | np.integer) else None,
@@ -192,7 +317,9 @@ def receipt(plan: Plan, key: KeyLike, params: Any) -> Receipt:
             for path, value in found.leaves.items()
         ),
         root=found.root,
+        kept=tuple(path for path in found.leaves if path in given),
     )
+    return made.sealed
 
 
 def verify_receipt(receipt: Receipt, params: Any) -> Digest:
@@ -208,6 +335,14 @@ def verify_receipt(receipt: Receipt, params: Any) -> Digest:
     Raises:
       ReceiptMismatchError: leaves are missing or extra, or have another shape, dtype
         or value. Its ``differences`` name each of them.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+      >>> params = shardinit.compile_plan(plan)(42)
+      >>> receipt = shardinit.receipt(plan, 42, params)
+      >>> shardinit.verify_receipt(receipt, params).root == receipt.root
+      True
     """
     found = params if isinstance(params, Digest) else digest(params)
     differences = compare(receipt, found)
@@ -224,7 +359,15 @@ def verify_receipt(receipt: Receipt, params: Any) -> Digest:
 
 
 def compare(receipt: Receipt, found: Digest) -> list[str]:
-    """Every leaf that differs and how; empty if the weights are the receipt's."""
+    """Every leaf that differs and how; empty if the weights are the receipt's.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+      >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+      >>> compare(made, shardinit.digest({"w": jax.numpy.zeros((8, 32))}))
+      ["'w' has other values"]
+    """
     differences = []
     for leaf in receipt.leaves:
         if leaf.path not in found.leaves:

@@ -37,7 +37,7 @@ def test_the_forward_pass_is_never_executed():
             self.late = Late()
 
         def __call__(self, x):
-            assert isinstance(x, jax.core.Tracer)  # noqa: TID251
+            assert isinstance(x, jax.core.Tracer)
             y = self.late(x)
             square = jnp.einsum("ni,mi->nm", y, y)  # 2**60 elements
             return jax.lax.while_loop(lambda _: True, lambda y: y + 1, square)

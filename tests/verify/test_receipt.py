@@ -5,6 +5,7 @@ import json
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from shardinit.errors import DigestError, ReceiptFormatError, ReceiptMismatchErr
 from shardinit.frontends import linen as from_linen
 from shardinit.frontends import nnx as from_nnx
 from shardinit.verify.receipt import Receipt
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def model(key):
@@ -152,14 +155,85 @@ def test_a_model_object_has_the_digest_of_its_arrays(fn):
         (lambda text: text[:-20], "cannot be read"),
         (lambda text: "[]", "cannot be read"),
         (lambda text: "[" * 100_000, "cannot be read"),
-        (lambda text: text.replace('"format": 1', '"format": 2'), "format 2"),
-        (lambda text: text.replace('"fingerprint"', '"other"'), "other"),
+        (lambda text: text.replace('"format": 2', '"format": 3'), "format 3"),
+        (lambda text: text.replace('"fingerprint"', '"other"'), "no field 'finger"),
+        (lambda text: text.replace("{", '{"more": 1,', 1), "a field 'more'"),
+        (lambda text: text.replace('"seed": 7', '"seed": "7"'), "seed is '7'"),
+        (lambda text: text.replace('"seed": 7', '"seed": 8'), "its seal"),
+        (lambda text: text.replace('"cpu"', '"tpu"'), "its seal"),
         (lambda text: text.replace('"embed"', '"embod"'), "its root"),
     ],
 )
 def test_what_is_no_receipt_is_refused(made, change, message):
     with pytest.raises(ReceiptFormatError, match=message):
         Receipt.from_json(change(made[2].to_json()))
+
+
+def test_a_receipt_of_format_1_is_read_and_is_unsealed():
+    path = FIXTURES / "format-1.receipt.json"
+    receipt = Receipt.load(path)
+    assert receipt.seal is None
+    assert receipt.to_json() == path.read_text()
+
+    def fn(key):
+        a, b = jax.random.split(key)
+        return {"w": jax.random.bits(a, (16, 64)), "key": b}
+
+    shardinit.verify_receipt(receipt, shardinit.init(fn, receipt.seed))
+
+
+OTHERS = {
+    "another seed": lambda params: shardinit.init(model, 8),
+    "fewer leaves": lambda params: {"layers": params["layers"]},
+    "another shape": lambda params: {**params, "embed": params["embed"][:4]},
+    "another dtype": lambda params: {
+        **params,
+        "embed": params["embed"] + np.float32(0),
+    },
+    "swapped": lambda params: {**params, "layers": params["layers"][::-1]},
+    "one more": lambda params: {**params, "more": np.ones(3)},
+}
+
+
+@pytest.mark.parametrize("as_digest", [False, True])
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_weights_get_no_receipt(made, other, as_digest):
+    plan, params, _ = made
+    given = OTHERS[other](params)
+    with pytest.raises(ReceiptMismatchError) as refused:
+        shardinit.receipt(plan, 7, shardinit.digest(given) if as_digest else given)
+    assert refused.value.differences
+
+
+def test_one_element_at_either_end_is_seen(made):
+    plan, params, _ = made
+    for place in ((0, 0), (-1, -1)):
+        other = np.array(params["embed"])
+        other[place] += 1
+        with pytest.raises(ReceiptMismatchError, match="'embed' has other values"):
+            shardinit.receipt(plan, 7, {**params, "embed": other})
+
+
+def test_what_was_restored_is_receipted_as_kept(made):
+    plan, params, _ = made
+    restored = {**params, "embed": np.asarray(params["embed"]) * 0}
+    receipt = shardinit.receipt(plan, 7, restored, kept="embed")
+    assert receipt.kept == ("embed",)
+    assert Receipt.from_json(receipt.to_json()).kept == ("embed",)
+    shardinit.verify_receipt(receipt, restored)
+    part = shardinit.plan(model, select="layers/**")
+    assert shardinit.receipt(part, 7, restored).kept == ("embed", "key")
+
+
+def test_leaves_that_the_compiler_partitions_are_held_by_name_alone(mesh):
+    def fn(key):
+        return {"w": jax.nn.initializers.orthogonal()(key, (16, 16))}
+
+    plan = shardinit.plan(fn, mesh=mesh, rules=shardinit.fsdp("data"), whole="gspmd")
+    receipt = shardinit.receipt(plan, 0, shardinit.init(fn, 1))
+    assert list(receipt.not_mesh_free) == ["w"]
+    with pytest.raises(ReceiptMismatchError, match="is missing"):
+        shardinit.receipt(plan, 0, {})
 
 
 def test_a_subset_has_no_receipt(mesh):

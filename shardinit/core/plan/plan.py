@@ -54,6 +54,12 @@ class Plan:
       name: the model's name.
       findings: what a careful colleague would say of it.
       prng: ``"threefry"`` where every root key is made a threefry one.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
+      >>> [(leaf.path, leaf.shape) for leaf in plan.leaves], plan.total_bytes
+      ([('w', (64, 32))], 8192)
     """
 
     leaves: tuple[PlanLeaf, ...]
@@ -183,6 +189,14 @@ def plan(
       FindingsError: ``strict`` refuses what the findings say.
       WholeLeafError: a device would hold more than ``memory_limit``.
       UnsupportedConfigError: ``jax_threefry_partitionable`` or ``jax.jit`` is off.
+
+    Example:
+      >>> import jax, shardinit
+      >>> mesh = jax.sharding.AbstractMesh((64,), ("data",))  # no device is needed
+      >>> init = lambda key: {"w": jax.random.normal(key, (4096, 256))}
+      >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.fsdp("data"))
+      >>> tuple(plan.leaves[0].sharding.spec), plan.bytes_per_device
+      (('data',), 65536)
     """
     options = PlanOptions(
         mesh=mesh,

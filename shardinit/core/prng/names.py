@@ -166,6 +166,11 @@ def fill_slots(
             kept = {number: parts[number] for number in slots}
         return among(kept, nodes)
 
+    def state_of(model: Any) -> Any:
+        parts = treedef.flatten_up_to(model)
+        there = {i: parts[i] for i in slots if not is_slot(parts[i])}
+        return among(there, empty)
+
     def waits(part: Any) -> bool:
         leaves = jax.tree.leaves(part)
         return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
@@ -175,4 +180,4 @@ def fill_slots(
         known = {number: axes_of(slot) for number, slot in slots.items()}
         if jax.tree.leaves(known):
             axes = among(known, empty)
-    return InitFn(fn, axes=axes, rebuild=rebuild, name=name)
+    return InitFn(fn, axes=axes, rebuild=rebuild, state_of=state_of, name=name)

@@ -46,6 +46,13 @@ class InitProgram:
     Attributes:
       content: the serialised ``InitProgramContent`` message, as it was written.
       format: of that message; a program of format 1 is kept and sent as it is.
+
+    Example:
+      >>> import jax, shardinit
+      >>> program = shardinit.export_plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> again = shardinit.InitProgram.from_bytes(program.to_bytes())
+      >>> again.sha256 == program.sha256, shardinit.init(again, 0).shape
+      (True, (8, 32))
     """
 
     content: bytes
@@ -245,6 +252,15 @@ def load_program(path: str | os.PathLike[str]) -> InitProgram:
     Raises:
       ProgramFormatError: the file is no init program that may be run here.
       OSError: it cannot be read.
+
+    Example:
+      >>> import jax, shardinit, tempfile
+      >>> program = shardinit.export_plan(lambda key: jax.random.normal(key, (8, 32)))
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     program.save(f"{folder}/model.program")
+      ...     loaded = shardinit.load_program(f"{folder}/model.program")
+      >>> loaded.fingerprint == program.fingerprint
+      True
     """
     with open(path, "rb") as file:
         return InitProgram.from_bytes(file.read())
@@ -255,6 +271,13 @@ def export_plan(fn: Any) -> InitProgram:
 
     The mesh and the shardings of a plan do not enter, nor does ``select``: the
     program holds every leaf and runs on any mesh.
+
+    Example:
+      >>> import jax, shardinit
+      >>> init = lambda key: {"w": jax.random.normal(key, (1 << 20, 64))}
+      >>> program = shardinit.export_plan(init)
+      >>> program.paths, len(program.to_bytes()) < 1 << 15  # the weights: 256 MiB
+      (('w',), True)
     """
     made = fn if isinstance(fn, planning.Plan) else planning.plan(fn)
     infos = leaf_infos(made.cut, made.init_fn.axes)

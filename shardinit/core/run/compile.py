@@ -8,11 +8,11 @@ and reach the devices as a few words a leaf.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -31,7 +31,8 @@ from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
-from shardinit.errors import FingerprintMismatchError, InitFnError, ShardingError
+from shardinit.core.run.processes import assert_same
+from shardinit.errors import InitFnError, ShardingError
 
 Progress = Callable[[int, int], None]
 
@@ -44,11 +45,23 @@ class CompiledPlan:
       plan: what was compiled.
       executables: one for each of ``plan.programs``.
       shardings: of each leaf, on devices.
+      committed: for each leaf whether it is bound to its devices. Leaves of a plan
+        without a mesh are not: JAX moves them to the mesh of what they meet.
+
+    Example:
+      >>> import jax, shardinit
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
+      >>> compiled = shardinit.compile_plan(plan)
+      >>> first, second = compiled(0)["w"], compiled(jax.random.key(1))["w"]
+      >>> bool((first == second).all())
+      False
     """
 
     plan: Plan
     executables: tuple[Any, ...]
     shardings: tuple[NamedSharding, ...]
+    committed: tuple[bool, ...]
+    _compared: list[bool] = field(default_factory=list, init=False, repr=False)
 
     def __call__(self, key: KeyLike, progress: Progress | None = None) -> Any:
         """Initialises.
@@ -63,6 +76,9 @@ class CompiledPlan:
 
         Raises:
           TypeError: the key has another type than the plan's.
+          FingerprintMismatchError: another process of the job, with devices of the
+            mesh, brings another model, key, placement or version.
+          MissingProcessesError: such a process did not come.
         """
         return self.rebuild(self.run(as_key(key), progress))
 
@@ -84,6 +100,9 @@ class CompiledPlan:
         words = operands.key_words(self.plan.root_key(key), cut)
         leaves: list[Any] = [None] * len(cut.leaves)
         chosen = [leaf.selected for leaf in self.plan.leaves]
+        self._assert_same(
+            words, [s for s, c in zip(self.shardings, chosen, strict=True) if c]
+        )
         for number, leaf in enumerate(cut.leaves):
             if not chosen[number]:
                 leaves[number] = jax.ShapeDtypeStruct(
@@ -113,12 +132,19 @@ class CompiledPlan:
             if progress is not None:
                 progress(done, total)
         for i, operand in zip(hosted, vectors[len(runs) :], strict=True):
-            array = _on_host(cut.leaves[i], operand, self.shardings[i])
+            array = self._on_host(i, operand)
             leaves[i] = _typed(cut.leaves[i], array)
             done += 1
             if progress is not None:
                 progress(done, total)
         return leaves
+
+    def _assert_same(self, words: np.ndarray, shardings: list[NamedSharding]) -> None:
+        """Before the first dispatch: all processes of a job bring the same."""
+        if not self._compared:
+            key = f"{self.plan.cut.impl} {words.tolist()}"
+            assert_same({"fingerprint": self.plan.fingerprint, "key": key}, shardings)
+            self._compared.append(True)
 
     def _call(self, program: int, argument: Any, group: Sequence[int]) -> Any:
         try:
@@ -128,6 +154,22 @@ class CompiledPlan:
                 raise
             paths = ", ".join(self.plan.leaves[i].path for i in group)
             raise FloatingPointError(f"leaf {paths!r}: {error}") from error
+
+    def _on_host(self, number: int, words: np.ndarray) -> Any:
+        """A constant, a table or a leaf of keys: each device gets its part."""
+        leaf, sharding = self.plan.cut.leaves[number], self.shardings[number]
+        assert isinstance(leaf.source, Hosted)
+        device = min(sharding.addressable_devices, key=lambda device: device.id)
+        with alone_on(one_device(device)):
+            array = leaf.source.on_host(leaf.shape, words, device)
+        if not self.committed[number]:
+            with _anywhere(device):
+                placed = jax.numpy.array(array)
+        else:
+            placed = _from_numpy(array, _of_words(sharding, leaf))
+        if not is_key(leaf.dtype):
+            return placed
+        return jax.random.wrap_key_data(placed, impl=key_impl(leaf.dtype))
 
     def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> list[Any]:
         """All arguments onto their meshes in one transfer, which costs a tenth."""
@@ -144,8 +186,8 @@ def _typed(leaf: slicing.LeafCut, array: jax.Array) -> jax.Array:
     """
     if not leaf.weak_type:
         return array
-    where: Any = array.sharding
-    with _set_mesh(where.mesh), no_mesh():  # the caller's mesh may have other devices
+    where = array.sharding if array.committed else None
+    with _anywhere(min(array.devices(), key=lambda device: device.id)):
         return jax.jit(_weakened, out_shardings=where, donate_argnums=0)(array)
 
 
@@ -156,19 +198,13 @@ def _weakened(array: jax.Array) -> jax.Array:
     )
 
 
-def _on_host(leaf: slicing.LeafCut, words: np.ndarray, sharding: NamedSharding) -> Any:
-    """A leaf that is a constant, a table or made of keys: each device gets its part."""
-    assert isinstance(leaf.source, Hosted)
-    device = min(sharding.addressable_devices, key=lambda device: device.id)
-    with alone_on(one_device(device)):
-        array = leaf.source.on_host(leaf.shape, words, device)
+def _of_words(sharding: NamedSharding, leaf: slicing.LeafCut) -> NamedSharding:
+    """The sharding of what a leaf is made of: the words of a key are a last axis."""
     if not is_key(leaf.dtype):
-        return _from_numpy(array, sharding)
+        return sharding
     entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
     kind = sharding.memory_kind
-    where = NamedSharding(sharding.mesh, PartitionSpec(*entries), memory_kind=kind)
-    placed = _from_numpy(array, where)
-    return jax.random.wrap_key_data(placed, impl=key_impl(leaf.dtype))
+    return NamedSharding(sharding.mesh, PartitionSpec(*entries), memory_kind=kind)
 
 
 def _from_numpy(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
@@ -194,13 +230,20 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
       InitFnError: called inside ``jax.jit`` or another transformation.
       ShardingError: the plan's mesh has no devices and none were given, or its shape
         differs from ``mesh``.
-      FingerprintMismatchError: another process of the job planned something else.
+
+    Example:
+      >>> import jax, shardinit
+      >>> split, normal = jax.random.split, jax.random.normal
+      >>> init = lambda key: [normal(k, (8, 32)) for k in split(key, 9)]
+      >>> compiled = shardinit.compile_plan(shardinit.plan(init))
+      >>> len(compiled(0)), len(compiled.executables)
+      (9, 1)
     """
     shardings = on_devices(plan, mesh)
-    check_same_plan(
-        plan.fingerprint,
-        [leaf.sharding for leaf in plan.leaves if leaf.selected],
-    )
+
+    def committed(planned: NamedSharding | None) -> bool:
+        return mesh is not None or planned is not None
+
     by_spec = dict(zip((leaf.sharding for leaf in plan.leaves), shardings, strict=True))
     # Tracing needs the interpreter and this thread's JAX settings; the compiler runs
     # beside it and needs neither.
@@ -208,10 +251,13 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
         pending = []
         for program in plan.programs:
             places = [by_spec[s] for s in program.shardings]
-            lowered = lower(program, places, gspmd=plan.whole_mode == "gspmd")
+            gspmd = plan.whole_mode == "gspmd"
+            bound = committed(program.shardings[0])
+            lowered = lower(program, places, gspmd=gspmd, committed=bound)
             pending.append(pool.submit(lowered.compile))
         executables = tuple(job.result() for job in pending)
-    return CompiledPlan(plan, executables, tuple(shardings))
+    bound = tuple(committed(leaf.sharding) for leaf in plan.leaves)
+    return CompiledPlan(plan, executables, tuple(shardings), bound)
 
 
 def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
@@ -246,7 +292,11 @@ def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
 
 
 def lower(
-    program: PlanProgram, shardings: Sequence[Any], *, gspmd: bool = False
+    program: PlanProgram,
+    shardings: Sequence[Any],
+    *,
+    gspmd: bool = False,
+    committed: bool = True,
 ) -> Any:
     """Lowers one program for its shardings; ``.compile()`` of it is what runs.
 
@@ -275,6 +325,10 @@ def lower(
         starts = [[0] * len(shape) for shape in program.shapes]
         return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
 
+    if not committed:
+        with _anywhere(mesh.devices.flat[0]):
+            words = jax.ShapeDtypeStruct((leaf.words + 1,), np.uint32)
+            return jax.jit(leaf_program).lower(words)
     if gspmd and leaf.replicated_reason is not None:
         run = whole_program
     else:
@@ -290,6 +344,14 @@ def lower(
     )
     with _set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
         return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
+
+
+@contextmanager
+def _anywhere(device: Any) -> Iterator[None]:
+    """A context without any mesh, in which results are bound to no device."""
+    empty = Mesh(np.empty((), dtype=object), ())
+    with _set_mesh(empty), no_mesh(), jax.default_device(device):
+        yield
 
 
 def _set_mesh(mesh: Any) -> Any:
@@ -314,35 +376,6 @@ def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any
             place = place + lax.axis_index(name).astype(np.uint32)
         starts.append(place * np.uint32(size) + origin)
     return starts
-
-
-def check_same_plan(fingerprint: str, shardings: Sequence[Any]) -> None:
-    """Refuses to dispatch unless all processes of a job planned the same.
-
-    Args:
-      fingerprint: of the function, in hex.
-      shardings: of the leaves that are to be made, in order.
-
-    Raises:
-      FingerprintMismatchError: another process has others.
-    """
-    if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    placed = repr([str(sharding) for sharding in shardings])
-    mine = bytes.fromhex(fingerprint) + hashlib.sha256(placed.encode()).digest()
-    everyone = multihost_utils.process_allgather(np.frombuffer(mine, np.uint8))
-    for process, row in enumerate(np.asarray(everyone)):
-        theirs = row.tobytes()
-        if theirs != mine:
-            what = "fingerprint" if theirs[:32] != mine[:32] else "shardings"
-            raise FingerprintMismatchError(
-                f"process {jax.process_index()}",
-                f"its plan's {what} {mine.hex()[:64]} differs from process "
-                f"{process}'s {theirs.hex()[:64]}",
-                "the same model, settings and JAX version in every process",
-            )
 
 
 def init(
@@ -381,6 +414,13 @@ def init(
 
     Returns:
       What ``fn(key)`` returns, sharded; its values equal ``jax.jit(fn)(key)``.
+
+    Example:
+      >>> import jax, shardinit
+      >>> init = lambda key: {"w": jax.random.normal(key, (64, 32))}
+      >>> params = shardinit.init(init, 42)
+      >>> bool((params["w"] == jax.jit(init)(jax.random.key(42))["w"]).all())
+      True
     """
     options = PlanOptions(
         mesh=mesh,

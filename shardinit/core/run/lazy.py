@@ -282,6 +282,13 @@ def open(
     Raises:
       InitFnError: the function cannot be cut.
       TypeError: the key is none, or of another type than the plan's.
+
+    Example:
+      >>> import jax, shardinit
+      >>> init = lambda key: {"w": jax.random.normal(key, (1 << 20, 64))}
+      >>> weights = shardinit.open(init, 0)
+      >>> weights["w"].nbytes, weights["w"][-2:, :32].shape  # 256 MiB, none of it made
+      (268435456, (2, 32))
     """
     with jax.transfer_guard("allow"):
         root = as_key(key)
@@ -314,6 +321,12 @@ def read(
       SelectError: no leaf has that path.
       IndexError: the window does not lie inside the leaf.
       WholeLeafError: the leaf must be evaluated whole, beyond the memory limit.
+
+    Example:
+      >>> import jax, numpy as np, shardinit
+      >>> init = lambda key: {"w": jax.random.normal(key, (1 << 20, 64))}
+      >>> shardinit.read(init, 0, "w", np.s_[1000:1002]).shape
+      (2, 64)
     """
     lazy = open(fn, key, memory_limit=memory_limit, device=device)[path]
     return np.asarray(lazy[window])

@@ -42,9 +42,10 @@ def init_missing(
     """Fills what ``partial`` lacks of what ``fn(key)`` would give.
 
     Args:
-      partial: a pytree with the keys of ``fn``'s result. A leaf is missing where it is
-        None, a ``jax.ShapeDtypeStruct``, or not there at all, alone or with all that
-        holds it.
+      partial: a pytree with the keys of ``fn``'s result, or what ``init`` returns of
+        it: the user's own object, or a part of its state. A leaf is missing where it
+        is None, a ``jax.ShapeDtypeStruct``, or not there at all, alone or with all
+        that holds it.
       fn: ``key -> pytree of arrays``, an ``InitFn`` or an ``InitProgram``.
       key: a key or an int seed.
       mesh: as for ``shardinit.init``.
@@ -61,6 +62,14 @@ def init_missing(
     Raises:
       StructureMismatchError: a leaf that ``fn`` does not have, another dtype, or
         another shape that ``grow`` does not allow.
+
+    Example:
+      >>> import jax, shardinit
+      >>> init = lambda key: dict.fromkeys(("old", "new"), jax.random.normal(key, (8,)))
+      >>> restored = {"old": jax.numpy.zeros((8,))}
+      >>> whole = shardinit.init_missing(restored, init, 0)
+      >>> sorted(whole), whole["old"] is restored["old"]
+      (['new', 'old'], True)
     """
     root = as_key(key)
     options = PlanOptions(mesh=mesh, rules=rules, out_shardings=out_shardings)
@@ -101,7 +110,8 @@ def _present(partial: Any, whole: Plan) -> dict[str, Any]:
     def absent(x: Any) -> bool:
         return x is None or isinstance(x, jax.ShapeDtypeStruct)
 
-    flat, _ = jax.tree_util.tree_flatten_with_path(partial, is_leaf=absent)
+    state = whole.init_fn.state_of(partial)
+    flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=absent)
     there = {path_str(path): x for path, x in flat if not absent(x)}
     known = {leaf.path for leaf in whole.leaves}
     extra = [path for path in there if path not in known]

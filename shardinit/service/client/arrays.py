@@ -23,7 +23,7 @@ from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
 from shardinit.core.plan.options import Select
 from shardinit.core.program.treedef import read_tree
-from shardinit.core.run.compile import check_same_plan
+from shardinit.core.run.processes import assert_same
 from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
 from shardinit.service.wire.description import Description, LeafDescription
@@ -69,7 +69,8 @@ def from_windows(
         specs = [PartitionSpec(*(as_entry(e) for e in x.spec or ())) for x in leaves]
         shardings = [NamedSharding(devices, spec) for spec in specs]
     picked = chosen(select, [leaf.path for leaf in leaves])
-    check_same_plan(described.fingerprint, list(compress(shardings, picked)))
+    taken = list(compress(shardings, picked))
+    assert_same({"fingerprint": described.fingerprint}, taken)
     pieces = [
         _pieces(leaf, sharding) if taken else {}
         for leaf, sharding, taken in zip(leaves, shardings, picked, strict=True)

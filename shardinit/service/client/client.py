@@ -72,6 +72,15 @@ def connect(
     Raises:
       ServiceError: the folder cannot be written, a file cannot be read, or the token
         would be sent in clear.
+
+    Example:
+      >>> import shardinit
+      >>> from shardinit.models import example_config
+      >>> from shardinit.service.server.server import Server
+      >>> spec = shardinit.ModelSpec("decoder", example_config("gpt2"))
+      >>> with Server() as server, shardinit.connect(server.address) as client:
+      ...     client.read(spec, 0, "embed/embedding", (slice(2), slice(32))).shape
+      (2, 32)
     """
     credentials = Credentials(tls, ca, cert, key, token, insecure)
     return Client(Store(cache_dir), Connection(target, timeout, credentials))

@@ -52,6 +52,15 @@ def audit(
       TopologyError: no such topology, or no compiler for it is installed.
       ShardingError: the plan's mesh has another number of devices.
       AuditError: the compiler failed.
+
+    Example:
+      >>> import jax, shardinit
+      >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
+      >>> init = lambda key: jax.random.normal(key, (64, 32))
+      >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+      >>> report = shardinit.audit(plan, "cpu:2")
+      >>> report.ok, report.bytes_per_device
+      (True, 4096)
     """
     wanted = topologies.topology(topology)
     _check_mesh(plan, wanted)

@@ -47,6 +47,15 @@ class AuditRow:
       whole: why every device computes the full leaf; empty if it does not.
       blockwise: whether it makes its shard in a loop over blocks.
       faults: what is wrong with it; empty if nothing is.
+
+    Example:
+      >>> import jax, shardinit
+      >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
+      >>> init = lambda key: jax.random.normal(key, (64, 32))
+      >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+      >>> (row,) = shardinit.audit(plan, "cpu:2").rows
+      >>> row.shard_bytes, row.collectives, row.ok
+      (4096, (), True)
     """
 
     program: int
@@ -104,6 +113,15 @@ class AuditReport:
       bytes_moved: on one device by all runs; seconds: at the published bandwidth.
       whole: leaves that cannot be sharded, each with the reason.
       faults: everything that is wrong, each with the leaf it is wrong about.
+
+    Example:
+      >>> import jax, shardinit
+      >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
+      >>> init = lambda key: jax.random.normal(key, (64, 32))
+      >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+      >>> report = shardinit.audit(plan, "cpu:2")
+      >>> report.summary()[-1], report.to_data()["ok"]
+      ('verdict: ok', True)
     """
 
     name: str
@@ -218,6 +236,15 @@ def faults_of(
       row: all about it but its faults.
       expected: shape of each result's shard, by the plan.
       found: shape of each result, as compiled.
+
+    Example:
+      >>> import jax, shardinit
+      >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
+      >>> init = lambda key: jax.random.normal(key, (64, 32))
+      >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+      >>> (row,) = shardinit.audit(plan, "cpu:2").rows
+      >>> faults_of(row, ["f32[32,32]"], ["f32[64,32]"])
+      ['returns f32[64,32], its shard is f32[32,32]']
     """
     faults = []
     if list(expected) != list(found):
@@ -243,6 +270,11 @@ def faults_of(
 
 
 def first_of(items: Sequence[str]) -> str:
-    """Some of the items as text, and how many more there are."""
+    """Some of the items as text, and how many more there are.
+
+    Example:
+      >>> first_of(["a", "b", "c", "d", "e"])
+      'a, b, c and 2 more'
+    """
     shown = ", ".join(items[:3])
     return shown + (f" and {len(items) - 3} more" if len(items) > 3 else "")

@@ -35,6 +35,11 @@ class Topology:
       chip: what each device is.
       sizes: chips along each axis of the torus; hosts and devices a host; or the
         number of devices.
+
+    Example:
+      >>> wanted = topology("gpu:h100:8x8")
+      >>> wanted.platform, wanted.sizes, wanted.devices
+      ('gpu', (8, 8), 64)
     """
 
     name: str
@@ -53,6 +58,10 @@ def topology(name: str) -> Topology:
 
     Raises:
       TopologyError: it is none; says which there are.
+
+    Example:
+      >>> topology("tpu:v5p:16x16x16").devices
+      4096
     """
     platform, *rest = name.strip().lower().split(":")
     chips = {"tpu": TPUS, "gpu": GPUS}.get(platform, {})
@@ -81,6 +90,10 @@ def environment(wanted: Topology, base: Mapping[str, str]) -> dict[str, str]:
 
     JAX itself runs on CPU there, whatever the machine has: it must not take an
     accelerator that someone is using.
+
+    Example:
+      >>> environment(topology("cpu:8"), {"JAX_PLATFORMS": "tpu"})["JAX_PLATFORMS"]
+      'cpu'
     """
     ours = ("JAX_", "XLA_", "TPU_", "LIBTPU_", "CUDA_VISIBLE")
     env = {k: v for k, v in base.items() if not k.startswith(ours)}
@@ -112,6 +125,9 @@ def check_installed(wanted: Topology) -> None:
 
     Raises:
       TopologyError: it is not; says which extra has it.
+
+    Example:
+      >>> check_installed(topology("cpu:8"))  # every JAX has that one
     """
     modules, extra, what = {
         "tpu": (("libtpu",), "tpu", "libtpu"),
@@ -140,6 +156,11 @@ def devices(wanted: Topology) -> list[Any]:
 
     Raises:
       TopologyError: the compiler does not know such an arrangement.
+
+    Example:
+      >>> import jax
+      >>> len(devices(topology(f"cpu:{jax.device_count()}"))) == jax.device_count()
+      True
     """
     import jax
     from jax.experimental import topologies

@@ -69,9 +69,15 @@ def digest(tree: Any) -> Digest:
     Raises:
       DigestError: a leaf that has a shape and no values (``jax.ShapeDtypeStruct``), or
         is no array.
+
+    Example:
+      >>> import jax, shardinit
+      >>> params = shardinit.init(lambda key: {"w": jax.random.normal(key, (8, 32))}, 0)
+      >>> shardinit.digest(params).leaves.keys()  # 128 bits of each leaf, on any mesh
+      dict_keys(['w'])
     """
     named = named_leaves(tree)
-    arrays = {path: _as_array(path, leaf) for path, leaf in named}
+    arrays = {path: as_array(path, leaf) for path, leaf in named}
     if len(arrays) != len(named):
         twice = next(p for i, (p, _) in enumerate(named) if p in dict(named[:i]))
         raise DigestError(f"leaf {twice!r}", "two leaves have this path", "one each")
@@ -102,6 +108,10 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
     The box around an array (of an NNX module, of a Linen variable with names) is no
     part of its path: a model has the paths, and the digest, of its plain arrays.
+
+    Example:
+      >>> named_leaves({"w": [1, 2]})
+      [('w/0', 1), ('w/1', 2)]
     """
     named = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -111,7 +121,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return named
 
 
-def _as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:
+def as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:
     """A leaf as a jax or numpy array of elements that have bits."""
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise DigestError(
@@ -214,6 +224,13 @@ def loop_sums(bits: jax.Array, start: jax.Array) -> jax.Array:
 
     Returns:
       uint32 ``(LANES,)``.
+
+    Example:
+      >>> window = np.arange(6, dtype=np.uint32).reshape(2, 3)
+      >>> start = jnp.zeros((2, 2), np.uint32)
+      >>> sums = loop_sums(jnp.asarray(window), start)
+      >>> bool((sums == window_sums(window, (0, 0))).all())
+      True
     """
     shape = bits.shape
     first = split_axes(shape)
@@ -271,6 +288,13 @@ def fused_sums(window: jax.Array, start: jax.Array) -> jax.Array:
 
     Returns:
       uint32 ``(LANES,)``.
+
+    Example:
+      >>> window = np.arange(6, dtype=np.uint32).reshape(2, 3)
+      >>> start = jnp.zeros((2, 2), np.uint32)
+      >>> sums = fused_sums(jnp.asarray(window), start)
+      >>> bool((sums == window_sums(window, (0, 0))).all())
+      True
     """
     bits = _bits(window)
     lines = []
@@ -310,6 +334,12 @@ class Digester(host.Digester):
     """``host.Digester``, with large windows added up by JAX on the CPU.
 
     Windows of one shape share one executable.
+
+    Example:
+      >>> digester = Digester({"w": ((8, 32), "float32")})
+      >>> digester.add("w", (0, 0), np.ones((8, 32), np.float32))
+      >>> digester.digest().root == digest({"w": jnp.ones((8, 32))}).root
+      True
     """
 
     def _window_sums(self, window: np.ndarray, start: Sequence[int]) -> np.ndarray:

@@ -63,7 +63,12 @@ _SUB_BYTE = {
 
 
 def mix(x: Words) -> Words:
-    """MurmurHash3's 32-bit finalizer, on uint32 arrays of numpy or JAX."""
+    """MurmurHash3's 32-bit finalizer, on uint32 arrays of numpy or JAX.
+
+    Example:
+      >>> mix(np.array([1, 2], np.uint32))
+      array([1364076727,  821347078], dtype=uint32)
+    """
     x = x ^ (x >> np.uint32(16))
     x = x * np.uint32(0x85EBCA6B)
     x = x ^ (x >> np.uint32(13))
@@ -72,7 +77,12 @@ def mix(x: Words) -> Words:
 
 
 def axis_keys(axis: int) -> np.ndarray:
-    """The keys of an axis (0 is no axis, but the origin): uint32 ``(LANES,)``."""
+    """The keys of an axis (0 is no axis, but the origin): uint32 ``(LANES,)``.
+
+    Example:
+      >>> axis_keys(0).shape
+      (4,)
+    """
     numbers = np.arange(1, LANES + 1, dtype=np.uint32) + np.uint32(LANES * axis)
     return mix(numbers * GOLDEN)
 
@@ -84,6 +94,11 @@ def place_hash(low: Words, high: Words, keys: Words | np.ndarray) -> Words:
       low: uint32, the coordinates' low words.
       high: uint32, their high words.
       keys: uint32, of that axis; broadcast against the coordinates.
+
+    Example:
+      >>> row = np.arange(3, dtype=np.uint32)
+      >>> place_hash(row, np.zeros_like(row), axis_keys(1)[:, None]).shape
+      (4, 3)
     """
     return mix((low ^ keys) + high) + mix((low + keys) ^ (high * GOLDEN))
 
@@ -92,6 +107,10 @@ def split_axes(shape: Sequence[int]) -> int:
     """How many leading axes are the rows; the others together are the columns.
 
     Columns should fill vectors and their hashes should stay small.
+
+    Example:
+      >>> split_axes((3, 1024, 256)), split_axes((1024, 2))
+      (2, 0)
     """
     first = max(len(shape) - 1, 0)
     while first and math.prod(shape[first:]) < 128:
@@ -112,6 +131,10 @@ def bits_of(window: np.ndarray) -> np.ndarray:
 
     Raises:
       DigestError: elements without bits of their own, such as objects and strings.
+
+    Example:
+      >>> bits_of(np.array([1.0, -0.0], np.float32))
+      array([1065353216, 2147483648], dtype=uint32)
     """
     dtype = window.dtype
     if dtype.kind in "OSUMmT" or dtype.fields is not None:
@@ -133,6 +156,12 @@ def window_sums(window: np.ndarray, start: Sequence[int]) -> np.ndarray:
     Args:
       window: the elements.
       start: where the window begins along each axis of the leaf.
+
+    Example:
+      >>> leaf = np.arange(6.0).reshape(2, 3)
+      >>> parts = window_sums(leaf[:1], (0, 0)) + window_sums(leaf[1:], (1, 0))
+      >>> bool((parts == window_sums(leaf, (0, 0))).all())
+      True
     """
     bits = bits_of(window)
     if not bits.size:
@@ -206,6 +235,10 @@ class Digest:
     Attributes:
       leaves: by path, 128 bits in hex, in the order of the tree.
       kinds: by path, the shape and the name of the dtype.
+
+    Example:
+      >>> finish([("a", (3,), "float64", window_sums(np.ones(3), (0,)))]).kinds
+      {'a': ((3,), 'float64')}
     """
 
     leaves: dict[str, str]
@@ -221,7 +254,12 @@ class Digest:
 
 
 def root_digest(leaves: Mapping[str, str]) -> str:
-    """256 bits in hex, of the digests of all leaves by path."""
+    """256 bits in hex, of the digests of all leaves by path.
+
+    Example:
+      >>> root_digest({"a": "00", "b": "01"}) == root_digest({"b": "01", "a": "00"})
+      True
+    """
     text = json.dumps([ALGORITHM, *sorted(leaves.items())])
     return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
@@ -229,7 +267,13 @@ def root_digest(leaves: Mapping[str, str]) -> str:
 def finish(
     leaves: Iterable[tuple[str, Sequence[int], DTypeLike, np.ndarray]],
 ) -> Digest:
-    """The digest of leaves, each as path, shape, dtype and sums."""
+    """The digest of leaves, each as path, shape, dtype and sums.
+
+    Example:
+      >>> sums = window_sums(np.ones(3), (0,))
+      >>> len(finish([("a", (3,), "float64", sums)]).leaves["a"]) * 4  # bits
+      128
+    """
     digests, kinds = {}, {}
     for path, shape, dtype, sums in leaves:
         kinds[path] = tuple(int(n) for n in shape), np.dtype(dtype).name
@@ -244,6 +288,14 @@ class Digester:
 
     Args:
       leaves: by path, the shape and the dtype of each leaf.
+
+    Example:
+      >>> digester = Digester({"a": ((4,), "float32")})
+      >>> digester.add("a", (2,), np.ones(2, np.float32))
+      >>> digester.add("a", (0,), np.ones(2, np.float32))
+      >>> sums = window_sums(np.ones(4, np.float32), (0,))
+      >>> digester.digest() == finish([("a", (4,), "float32", sums)])
+      True
     """
 
     def __init__(self, leaves: Mapping[str, tuple[Sequence[int], DTypeLike]]):

@@ -1,15 +1,15 @@
-"""The windowing rules, one function a primitive (see ``rule``)."""
+"""The windowing rules, one function a primitive (see ``rule``).
+
+A module of this package registers its rules when it is imported, and all are imported
+here: a new one is a new file and nothing else.
+"""
 
 from __future__ import annotations
 
-# A module registers its rules when it is imported.
-from shardinit.core.window.rules import elementwise as elementwise
-from shardinit.core.window.rules import fences as fences
-from shardinit.core.window.rules import folds as folds
-from shardinit.core.window.rules import gathers as gathers
-from shardinit.core.window.rules import joins as joins
-from shardinit.core.window.rules import maps as maps
-from shardinit.core.window.rules import moves as moves
-from shardinit.core.window.rules import scatters as scatters
-from shardinit.core.window.rules import sources as sources
+import importlib
+import pkgutil
+
 from shardinit.core.window.rules.rule import RULES as RULES
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
