@@ -73,7 +73,7 @@ def lacking(module):
         f"{module.__name__}.{name}"
         for name in names
         if (inspect.isclass(it := getattr(module, name)) or inspect.isfunction(it))
-        and it.__module__.startswith(module.__name__)
+        and f"{it.__module__}.".startswith(f"{module.__name__}.")
         and "Example:" not in (inspect.getdoc(it) or "")
     ]
 

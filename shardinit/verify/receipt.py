@@ -14,10 +14,8 @@ finds mistakes and damage; it is no signature.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -36,50 +34,19 @@ from shardinit.core.run.arguments import key_words
 from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
 from shardinit.files import write_file
 from shardinit.verify.digest.devices import digest
-from shardinit.verify.digest.host import ALGORITHM, Digest, root_digest
+from shardinit.verify.digest.host import Digest, root_digest
 from shardinit.verify.held import hold_against
+from shardinit.verify.receipt_format import (
+    FIELDS,
+    FORMAT,
+    SINCE_2,
+    head_of,
+    read_fields,
+    seal_of,
+)
 from shardinit.version import __version__
 
-FORMAT = 2
 _SHOWN = 5
-
-
-def _list_of(kind: type) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, list) and all(type(item) is kind for item in value)
-    )
-
-
-def _dict_of_str(value: Any) -> bool:
-    return isinstance(value, dict) and _list_of(str)([*value, *value.values()])
-
-
-# What each field of the JSON may be. The last two came with format 2.
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "name": lambda value: isinstance(value, str),
-    "fingerprint": lambda value: isinstance(value, str),
-    "seed": lambda value: value is None or type(value) is int,
-    "key": _list_of(int),
-    "key_impl": lambda value: isinstance(value, str),
-    "platform": lambda value: isinstance(value, str),
-    "device": lambda value: isinstance(value, str),
-    "processor": _list_of(str),
-    "versions": _dict_of_str,
-    "x64": lambda value: isinstance(value, bool),
-    "xla_flags": _list_of(str),
-    "not_mesh_free": _dict_of_str,
-    "leaves": _list_of(dict),
-    "root": lambda value: isinstance(value, str),
-    "kept": _list_of(str),
-    "seal": lambda value: isinstance(value, str),
-}
-_SINCE_2 = ("kept", "seal")
-_LEAF_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "path": lambda value: isinstance(value, str),
-    "shape": _list_of(int),
-    "dtype": lambda value: isinstance(value, str),
-    "digest": lambda value: isinstance(value, str),
-}
 
 
 @dataclass(frozen=True)
@@ -149,15 +116,15 @@ class Receipt:
     @property
     def sealed(self) -> Receipt:
         """The receipt with its seal."""
-        facts = {**_head(FORMAT), **dataclasses.asdict(self)}
-        return dataclasses.replace(self, seal=_seal(facts))
+        facts = {**head_of(FORMAT), **dataclasses.asdict(self)}
+        return dataclasses.replace(self, seal=seal_of(facts))
 
     def to_json(self) -> str:
         """The receipt as JSON text, in the format that it was made or read in."""
         facts = dataclasses.asdict(self)
         if self.seal is None:
-            facts = {k: v for k, v in facts.items() if k not in _SINCE_2}
-        head = _head(FORMAT if self.seal is not None else 1)
+            facts = {k: v for k, v in facts.items() if k not in SINCE_2}
+        head = head_of(FORMAT if self.seal is not None else 1)
         return json.dumps({**head, **facts}, indent=1) + "\n"
 
     @classmethod
@@ -168,7 +135,7 @@ class Receipt:
           ReceiptFormatError: it is no receipt, one of another format, its root does not
             belong to its leaves, or its seal not to what it says.
         """
-        data = _read(text)
+        data = read_fields(text)
         leaves = tuple(
             LeafReceipt(x["path"], tuple(x["shape"]), x["dtype"], x["digest"])
             for x in data["leaves"]
@@ -177,11 +144,11 @@ class Receipt:
             raise ReceiptFormatError(
                 "receipt", "its root does not belong to its leaves: it was changed"
             )
-        if data.get("seal") not in (None, _seal(data)):
+        if data.get("seal") not in (None, seal_of(data)):
             raise ReceiptFormatError(
                 "receipt", "its seal does not belong to what it says: it was changed"
             )
-        facts = {name: data[name] for name in _FIELDS if name in data}
+        facts = {name: data[name] for name in FIELDS if name in data}
         lists = ("key", "processor", "xla_flags", "kept")
         tuples = {name: tuple(facts.pop(name, ())) for name in lists}
         return cls(**{**facts, **tuples, "leaves": leaves})
@@ -200,60 +167,6 @@ class Receipt:
         """
         with open(path, "rb") as file:
             return cls.from_json(file.read())
-
-
-def _head(number: int) -> dict[str, Any]:
-    return {"format": number, "algorithm": ALGORITHM}
-
-
-def _seal(facts: dict[str, Any]) -> str:
-    """256 bits in hex of all that a receipt says; the root stands for its leaves."""
-    said = {k: v for k, v in facts.items() if k not in ("leaves", "seal")}
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read(text: str | bytes) -> dict[str, Any]:
-    """The fields of a receipt's JSON, each of the type that it is written with."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _unreadable(f"{type(error).__name__}: {error}") from error
-    if not isinstance(data, dict):
-        raise _unreadable(f"a {type(data).__name__}")
-    head = data.get("format"), data.get("algorithm")
-    if head not in ((1, ALGORITHM), (FORMAT, ALGORITHM)):
-        raise ReceiptFormatError(
-            "receipt",
-            f"format {head[0]} with digests of {head[1]}",
-            f"format 1 or {FORMAT} with digests of {ALGORITHM}",
-        )
-    absent = _SINCE_2 if head[0] == 1 else ()
-    wanted = {name: ok for name, ok in _FIELDS.items() if name not in absent}
-    _check_fields("", data, {**wanted, "format": bool, "algorithm": bool})
-    for number, leaf in enumerate(data["leaves"]):
-        _check_fields(f"leaves[{number}].", leaf, _LEAF_FIELDS)
-    return data
-
-
-def _check_fields(
-    where: str, data: dict[str, Any], wanted: dict[str, Callable[[Any], bool]]
-) -> None:
-    for name in (*wanted, *data):
-        if name not in data:
-            raise _unreadable(f"it has no field {where + name!r}")
-        if name not in wanted:
-            raise _unreadable(f"it has a field {where + name!r}")
-        if not wanted[name](data[name]):
-            raise _unreadable(f"{where}{name} is {data[name]!r}")
-
-
-def _unreadable(what: str) -> ReceiptFormatError:
-    return ReceiptFormatError(
-        "receipt",
-        f"it cannot be read ({what})"[:200],
-        "the JSON that a receipt was saved as",
-    )
 
 
 def receipt(plan: Plan, key: KeyLike, params: Any, *, kept: Select = ()) -> Receipt:

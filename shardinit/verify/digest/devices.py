@@ -122,7 +122,15 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
 
 
 def as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:
-    """A leaf as a jax or numpy array of elements that have bits."""
+    """A leaf as a jax or numpy array of elements that have bits; keys as their words.
+
+    Example:
+      >>> as_array("rng", jax.random.key(7))
+      Array([0, 7], dtype=uint32)
+
+    Raises:
+      DigestError: a leaf that has a shape and no values, or is no array.
+    """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise DigestError(
             f"leaf {path!r}",
