@@ -85,12 +85,12 @@ DIGEST = register(
 
 def checkpoint(config: str, layers: int, max_memory: str) -> Figures:
     """``storage.safetensors.write`` of a model in bfloat16 that is nowhere whole."""
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
     from shardinit.storage import safetensors
 
     changed = {"num_hidden_layers": layers} if layers else {}
     init_fn = subjects.example(config, param_dtype="bfloat16", **changed)
-    lazy = open_lazy(init_fn.fn, 0)
+    lazy = open_lazily(init_fn.fn, 0)
     with tempfile.TemporaryDirectory(prefix="shardinit-bench-") as folder:
         out = Path(folder) / "out"
         seconds, _ = timed(safetensors.write, out, lazy, max_memory=max_memory)

@@ -43,10 +43,10 @@ def window(shape: list[int], window: list[int]) -> Figures:
 
     from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.run.lazy import executable
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
 
     fn, size = _leaf(shape), tuple(window)
-    lazy = open_lazy(fn, 0)[""]
+    lazy = open_lazily(fn, 0)[""]
     lazy.read((0, 0), size)
     start = tuple(n - w for n, w in zip(shape, size, strict=True))
     seconds, _ = timed(lazy.read, start, size)

@@ -137,11 +137,11 @@ def stream(mebibytes: int, model: str) -> Figures:
 def windows(mebibytes: int) -> Figures:
     """The same blocks of normals, computed in this process."""
     from shardinit.bench import serving_models
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
     from shardinit.service.server import streams
 
     fn = serving_models.build_random({"rows": mebibytes * _MIB // _ROW_BYTES})
-    leaf = open_lazy(fn, 0)["w"]
+    leaf = open_lazily(fn, 0)["w"]
     window = streams.Wanted(leaf, (0, 0), leaf.shape)
     blocks = streams.blocks(window, 4 * _MIB)
     next(blocks)  # compiles it

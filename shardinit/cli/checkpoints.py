@@ -178,7 +178,7 @@ def _write_windows(
 ) -> str:
     """Writes safetensors and a receipt; the root of the digest."""
     from shardinit.core.plan.plan import plan as make_plan
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
     from shardinit.storage import safetensors
     from shardinit.storage.layout import parse_size
     from shardinit.verify.digest.devices import Digester
@@ -187,7 +187,7 @@ def _write_windows(
     memory = parse_size(max_memory or "1GiB", "--max-memory")
     shard = parse_size(max_shard_size or "5GB", "--max-shard-size")
     plan = make_plan(fn)
-    lazy = open_lazy(plan, seed, memory_limit=memory)
+    lazy = open_lazily(plan, seed, memory_limit=memory)
     digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
     with progress("write") as report:
         advance = counted(report, lazy.nbytes)

@@ -111,11 +111,11 @@ def read(
     devices.on_cpu()
     import numpy as np
 
-    from shardinit.core.run.lazy import open as open_lazy
+    from shardinit.core.run.lazy import open as open_lazily
 
     index = parse_window(window)
     fn = arguments.read_source(source, model, models)
-    lazy = open_lazy(fn, seed, memory_limit=limit)
+    lazy = open_lazily(fn, seed, memory_limit=limit)
     if path is None:
         for leaf in lazy.values():
             print(f"{leaf.path}\t{leaf.dtype}\t{list(leaf.shape)}")

@@ -27,6 +27,9 @@ from shardinit.service.server.config import Config, Listen, Setting
 
 PREFIX = "SHARDINIT"  # of variables
 
+# The library reads it, in every process: `shardinit.core.run.processes`.
+_ELSEWHERE = {f"{PREFIX}_PROCESS_WAIT"}
+
 # Kubernetes puts the addresses of every service into the environment of a namespace's
 # pods, and ours is called shardinit (SHARDINIT_SERVICE_HOST, SHARDINIT_PORT_50051_TCP):
 # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
@@ -93,7 +96,7 @@ def _read_file(context: typer.Context, path: Path | None) -> Path | None:
 
 def _check_environment(names: Iterable[str]) -> None:
     """Refuses variables that look like options and are none."""
-    known = {f"{PREFIX}_{name.upper()}" for name in ("config", *_OPTIONS)}
+    known = {f"{PREFIX}_{name.upper()}" for name in ("config", *_OPTIONS)} | _ELSEWHERE
     ours = {name for name in names if name.startswith(f"{PREFIX}_")}
     unknown = sorted(name for name in ours - known if not _LINK.fullmatch(name))
     if unknown:

@@ -297,7 +297,7 @@ def test_a_variable_that_is_no_option_is_named():
     assert "SHARDINIT_WORKERS" in text.partition("none of")[2]
 
 
-def test_variables_that_kubernetes_sets_for_a_service_are_let_through():
+def test_variables_of_kubernetes_and_of_jobs_are_let_through():
     """The refusal is of the address; it comes after the look at the variables."""
     variables = {
         "SHARDINIT_SERVICE_HOST": "10.0.0.1",
@@ -305,6 +305,7 @@ def test_variables_that_kubernetes_sets_for_a_service_are_let_through():
         "SHARDINIT_PORT": "tcp://10.0.0.1:50051",
         "SHARDINIT_PORT_50051_TCP_ADDR": "10.0.0.1",
         "SHARDINIT_CANARY_SERVICE_HOST": "10.0.0.2",
+        "SHARDINIT_PROCESS_WAIT": "60",
     }
     text, code = serve_with(variables, "--listen", "nowhere")
     assert code == 1

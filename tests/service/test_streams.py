@@ -410,7 +410,7 @@ print([m for m in ("jax", "flax", "jaxlib") if m in sys.modules])
 def test_blocks_cover_a_window_in_order_and_once(shape, elements):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape)
     out, shapes = [], set()
-    for start, size, skip in streams.cut(shape, elements):
+    for start, size, skip in streams.split_window(shape, elements):
         place = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
         assert array[place].shape == size
         assert array[place].size <= elements

@@ -7,8 +7,9 @@ devices and for no others, each distinct shard once however many devices hold it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import compress
 from typing import Any
 
 import jax
@@ -26,10 +27,9 @@ from shardinit.core.run.processes import assert_same
 from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
 from shardinit.service.wire.description import Description, LeafDescription
+from shardinit.service.wire.limits import KEY_TYPES
 
 Receive = Callable[[Sequence[Piece]], Iterator[np.ndarray]]
-
-_IMPLS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
 def from_windows(
@@ -69,28 +69,25 @@ def from_windows(
         specs = [PartitionSpec(*(as_entry(e) for e in x.spec or ())) for x in leaves]
         shardings = [NamedSharding(devices, spec) for spec in specs]
     picked = chosen(select, [leaf.path for leaf in leaves])
-    taken = [s for s, pick in zip(shardings, picked, strict=True) if pick]
+    taken = list(compress(shardings, picked))
     assert_same({"fingerprint": described.fingerprint}, taken)
-    wanted: list[Piece] = []
-    plans: list[list[list[Any]]] = []
-    for leaf, sharding, taken in zip(leaves, shardings, picked, strict=True):
-        pieces = _pieces(leaf, sharding) if taken else {}
-        wanted += pieces
-        plans.append(list(pieces.values()))
-    blocks = receive(wanted)
+    pieces = [
+        _pieces(leaf, sharding) if taken else {}
+        for leaf, sharding, taken in zip(leaves, shardings, picked, strict=True)
+    ]
+    blocks = receive([piece for found in pieces for piece in found])
     result: list[Any] = []
     done, total = 0, sum(picked)
-    for leaf, sharding, taken, places in zip(
-        leaves, shardings, picked, plans, strict=True
+    for leaf, sharding, taken, found in zip(
+        leaves, shardings, picked, pieces, strict=True
     ):
         if not taken:
-            dtype = _key_dtype(leaf) or whole(leaf).dtype
-            made: Any = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=sharding)
-        else:
-            made = _assemble(leaf, sharding, blocks, places)
-            done += 1
-            progress(done, total)
-        result.append(made)
+            kept = jax.ShapeDtypeStruct(leaf.shape, _dtype(leaf), sharding=sharding)
+            result.append(kept)
+            continue
+        result.append(_assemble(leaf, sharding, blocks, found.values()))
+        done += 1
+        progress(done, total)
     for _ in blocks:  # lets the last stream come to its end
         raise AssertionError("more windows than pieces")
     return jax.tree.unflatten(structure, result)
@@ -98,7 +95,7 @@ def from_windows(
 
 def _words(leaf: LeafDescription, sharding: NamedSharding) -> NamedSharding:
     """The sharding of a leaf's bytes: the words of keys are not cut."""
-    if not _key_dtype(leaf):
+    if leaf.dtype not in KEY_TYPES:
         return sharding
     missing = len(leaf.shape) - len(sharding.spec)
     spec = PartitionSpec(*sharding.spec, *[None] * missing, None)
@@ -124,7 +121,7 @@ def _assemble(
     leaf: LeafDescription,
     sharding: NamedSharding,
     blocks: Iterator[np.ndarray],
-    places: list[list[Any]],
+    places: Iterable[Sequence[Any]],
 ) -> jax.Array:
     shards = []
     for devices in places:
@@ -135,12 +132,14 @@ def _assemble(
     array = jax.make_array_from_single_device_arrays(
         whole(leaf).shape, _words(leaf, sharding), shards
     )
-    if not _key_dtype(leaf):
+    if leaf.dtype not in KEY_TYPES:
         return array
-    return jax.random.wrap_key_data(array, impl=_IMPLS[leaf.dtype])
+    return jax.random.wrap_key_data(array, impl=KEY_TYPES[leaf.dtype][0])
 
 
-def _key_dtype(leaf: LeafDescription) -> Any:
-    if leaf.dtype not in _IMPLS:
-        return None
-    return jax.eval_shape(lambda: jax.random.key(0, impl=_IMPLS[leaf.dtype])).dtype
+def _dtype(leaf: LeafDescription) -> Any:
+    """What JAX calls the leaf's elements."""
+    if leaf.dtype not in KEY_TYPES:
+        return whole(leaf).dtype
+    impl, _ = KEY_TYPES[leaf.dtype]
+    return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype

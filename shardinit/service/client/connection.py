@@ -29,14 +29,14 @@ from shardinit.service.wire.access import is_local, read_tokens
 from shardinit.service.wire.errors import REQUEST_ID, from_rpc_error
 from shardinit.service.wire.limits import DEFAULTS
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
-from shardinit.service.wire.versions import PROTOCOL
+from shardinit.service.wire.versions import PROTOCOL, SERVICE
 from shardinit.v1 import service_pb2
 
 _SERVICE_CONFIG = {
     "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
-            "name": [{"service": "shardinit.v1.InitService"}],
+            "name": [{"service": SERVICE}],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.1s",
@@ -70,11 +70,6 @@ class Credentials:
     token: str | os.PathLike[str] | None = None
     insecure: bool = False
 
-    @property
-    def encrypted(self) -> bool:
-        """Whether the channel is one with TLS."""
-        return self.tls or any(x is not None for x in (self.ca, self.cert, self.key))
-
     def channel(
         self, target: str, options: Sequence[tuple[str, str | int]]
     ) -> grpc.Channel:
@@ -83,7 +78,8 @@ class Credentials:
         Raises:
           ServiceError: a file cannot be read, or the token would travel in clear.
         """
-        if not self.encrypted:
+        files = (self.ca, self.key, self.cert)
+        if not self.tls and files == (None, None, None):
             if self.token is not None and not self.insecure and not _local(target):
                 raise ServiceError(
                     target,
@@ -93,9 +89,7 @@ class Credentials:
                     code="FAILED_PRECONDITION",
                 )
             return grpc.insecure_channel(target, options)
-        made = grpc.ssl_channel_credentials(
-            _content(self.ca), _content(self.key), _content(self.cert)
-        )
+        made = grpc.ssl_channel_credentials(*map(_content, files))
         return grpc.secure_channel(target, made, options)
 
     def header(self) -> tuple[tuple[str, str], ...]:
@@ -204,7 +198,7 @@ class Connection:
             method = getattr(self._stub, name)
             if read is not None:
                 method = self._channel.unary_stream(
-                    f"/shardinit.v1.InitService/{name}",
+                    f"/{SERVICE}/{name}",
                     request_serializer=type(request).SerializeToString,
                     response_deserializer=read,
                 )

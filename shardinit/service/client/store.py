@@ -23,11 +23,6 @@ from shardinit.v1 import program_pb2
 _MAX_CONTENT = 1 << 30  # bytes of a program once it is decompressed
 
 
-def default_folder() -> Path:
-    """The user's cache folder for programs."""
-    return platformdirs.user_cache_path("shardinit") / "programs"
-
-
 def digest_of(data: bytes) -> str | None:
     """The sha256 (hex) of a serialised program; None if it is damaged."""
     try:
@@ -60,7 +55,8 @@ class Store:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, keep: int = 256):
-        self._folder = Path(folder) if folder is not None else default_folder()
+        default = platformdirs.user_cache_path("shardinit") / "programs"
+        self._folder = default if folder is None else Path(folder)
         self._keep = keep
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -22,7 +22,7 @@ from shardinit.service.client.connection import Connection
 from shardinit.service.client.retrying import attempts
 from shardinit.service.wire import frames
 from shardinit.service.wire.description import LeafDescription
-from shardinit.service.wire.limits import DEFAULTS
+from shardinit.service.wire.limits import DEFAULTS, KEY_TYPES
 from shardinit.v1 import service_pb2, spec_pb2
 
 _RESUMABLE = ("UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
@@ -199,8 +199,8 @@ def whole(leaf: LeafDescription) -> Piece:
     import ml_dtypes
 
     shape, name = leaf.shape, leaf.dtype
-    if name.startswith("key<"):
-        shape, name = (*shape, 2 if name == "key<fry>" else 4), "uint32"
+    if name in KEY_TYPES:
+        shape, name = (*shape, KEY_TYPES[name][1]), "uint32"
     try:
         dtype = np.dtype(getattr(ml_dtypes, name, name))
     except TypeError as error:

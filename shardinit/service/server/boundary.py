@@ -28,11 +28,10 @@ from shardinit.service.server.auth import Continuation, refusal
 from shardinit.service.server.config import Config
 from shardinit.service.server.telemetry import Metrics, span
 from shardinit.service.wire.errors import REQUEST_ID, code_of, to_status
-from shardinit.v1 import service_pb2
+from shardinit.service.wire.versions import SERVICE
 
 log = logging.getLogger("shardinit.service")
 
-SERVICE = service_pb2.DESCRIPTOR.services_by_name["InitService"].full_name
 _LONG_CALLS = frozenset({"StreamShards", "WriteCheckpoint", "UploadProgram"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FOREVER = 1e8  # seconds

@@ -23,7 +23,7 @@ from shardinit.core.plan.plan import Plan
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.arguments import key_words
 from shardinit.core.run.compile import compile_plan
-from shardinit.core.run.lazy import open as open_lazy
+from shardinit.core.run.lazy import open as open_lazily
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.boundary import remaining
 from shardinit.service.server.config import Config
@@ -253,7 +253,7 @@ class _Job:
     def _safetensors(self) -> None:
         from shardinit.storage import safetensors
 
-        tree = open_lazy(self._plan, self._key, memory_limit=self._memory)
+        tree = open_lazily(self._plan, self._key, memory_limit=self._memory)
         digester = Digester({x.path: (x.shape, x.dtype) for x in tree.values()})
 
         def seen(path: str, start: tuple[int, ...], window: np.ndarray) -> None:

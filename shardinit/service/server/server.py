@@ -2,7 +2,7 @@
 
 Calls are synchronous and run in threads: the work is JAX's tracing and XLA's loops,
 which no event loop would speed up. Beside the service itself stand the standard ones
-that operators' tools expect: health, reflection, and channelz where it is installed.
+that operators' tools expect: health, reflection and channelz.
 Health has threads of its own, so that a probe is answered while all others are busy.
 
 The end is in three steps: health says NOT_SERVING and no new call is taken; calls that
@@ -21,17 +21,19 @@ from types import FrameType
 from typing import Any
 
 import grpc
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shardinit.errors import ServiceError
 from shardinit.service.server import auth
-from shardinit.service.server.boundary import SERVICE, Boundary, Pool
+from shardinit.service.server.boundary import Boundary, Pool
 from shardinit.service.server.config import Config
 from shardinit.service.server.servicer import Servicer
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.wire.access import split_address
 from shardinit.service.wire.service_pb2_grpc import add_InitServiceServicer_to_server
+from shardinit.service.wire.versions import SERVICE
 
 log = logging.getLogger("shardinit.service")
 
@@ -88,8 +90,9 @@ class Server:
         self._health = _Health(probes)
         add_InitServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME]
-        names += _add_channelz(self._server)
+        channelz.add_channelz_servicer(self._server)
+        channels = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
+        names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, channels]
         reflection.enable_server_reflection(names, self._server)
         self._names = ("", *names)
         self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -170,15 +173,6 @@ class _Health(health.HealthServicer):
             method.experimental_thread_pool = pool
             method.experimental_non_blocking = name == "Watch"
             setattr(self, name, method)
-
-
-def _add_channelz(server: grpc.Server) -> list[str]:
-    try:
-        from grpc_channelz.v1 import channelz, channelz_pb2
-    except ImportError:  # an optional package
-        return []
-    channelz.add_channelz_servicer(server)
-    return [channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name]
 
 
 def _bind(

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from shardinit.core.run.lazy import open as open_lazy
+from shardinit.core.run.lazy import open as open_lazily
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server import streams, uploads
 from shardinit.service.server.boundary import remaining
@@ -115,7 +115,7 @@ class Servicer(InitServiceServicer):
         plan = self._models.plan(spec, remaining(context))
         key = wire.key_from_proto(request.key)
         try:
-            tree = open_lazy(plan, key, memory_limit=self._config.whole_bytes)
+            tree = open_lazily(plan, key, memory_limit=self._config.whole_bytes)
         except TypeError as error:  # a key of another kind than the model's
             raise SpecError("key", [("key", str(error))]) from error
         windows = streams.read_windows(request, tree)

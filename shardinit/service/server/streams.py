@@ -131,7 +131,8 @@ def blocks(window: Wanted, block_bytes: int) -> Iterator[memoryview]:
     if leaf.whole:  # one evaluation, whatever is read of it
         yield _bytes(leaf.read(origin, window.shape))
         return
-    for start, shape, skip in cut(window.shape, block_bytes // leaf.dtype.itemsize):
+    elements = block_bytes // leaf.dtype.itemsize
+    for start, shape, skip in split_window(window.shape, elements):
         place = [a + b for a, b in zip(origin, start, strict=True)]
         yield _bytes(leaf.read(place, shape))[skip * leaf.dtype.itemsize :]
 
@@ -144,7 +145,7 @@ def _ahead(items: Iterator[memoryview], pool: Executor) -> Iterator[memoryview]:
         yield item
 
 
-def cut(
+def split_window(
     shape: Sequence[int], elements: int
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], int]]:
     """Cuts a window into consecutive blocks of one shape.

@@ -31,8 +31,13 @@ Faults = list[tuple[str, str]]
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
 
-# Words of a key by implementation; without a name, of raw ones.
-_KEY_WORDS = {"": (2, 4), "threefry2x32": (2,), "rbg": (4,), "unsafe_rbg": (4,)}
+# By JAX's name of a type of keys: its implementation, and the words of a key.
+KEY_TYPES = {
+    "key<fry>": ("threefry2x32", 2),
+    "key<rbg>": ("rbg", 4),
+    "key<urbg>": ("unsafe_rbg", 4),
+}
+_KEY_WORDS = {impl: (words,) for impl, words in KEY_TYPES.values()} | {"": (2, 4)}
 
 _PACKAGE = "shardinit.v1."
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")

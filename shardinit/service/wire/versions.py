@@ -12,6 +12,7 @@ from shardinit.errors import ServiceError
 from shardinit.v1 import service_pb2
 from shardinit.version import __version__, release
 
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["InitService"].full_name
 PROTOCOL = 1
 
 

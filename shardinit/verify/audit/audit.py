@@ -29,7 +29,7 @@ from shardinit.core.plan.plan import Plan
 from shardinit.core.program.program import export_plan
 from shardinit.errors import AuditError, ShardingError
 from shardinit.verify.audit import topology as topologies
-from shardinit.verify.audit.report import AuditReport, AuditRow, faults_of
+from shardinit.verify.audit.report import AuditReport, AuditRow, faults_of, first_of
 
 REPLICATED_BYTES = 1 << 20
 _LIMIT_SECONDS = 3600.0
@@ -143,7 +143,7 @@ def _report(
     padded += sum(leaf.bytes_per_device for leaf in hosted)
     largest = max((row.temporary_bytes for row in rows), default=0)
     moved = sum(row.bytes_moved * row.runs for row in rows)
-    faults = [f"{_named(row.paths)} {fault}" for row in rows for fault in row.faults]
+    faults = [f"{first_of(row.paths)} {fault}" for row in rows for fault in row.faults]
     faults += _forgotten(chosen, wanted.devices, limit)
     memory = wanted.chip.memory_bytes
     if memory and padded + largest > memory:
@@ -211,12 +211,7 @@ def _forgotten(leaves: Sequence[PlanLeaf], devices: int, limit: int) -> list[str
             kind = (leaf.program, leaf.shape, leaf.bytes_per_device)
             groups.setdefault(kind, []).append(leaf.path)
     return [
-        f"{_named(paths)} lies whole on each of {devices:,} devices: {size:,} bytes, "
+        f"{first_of(paths)} lies whole on each of {devices:,} devices: {size:,} bytes, "
         f"more than {limit:,}"
         for (_, _, size), paths in groups.items()
     ]
-
-
-def _named(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(paths[:3]) + more

@@ -265,10 +265,16 @@ def faults_of(
         counts = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
         faults.append(f"makes devices communicate: {counts}")
     if row.full_size:
-        faults.append(f"holds values as large as the leaf: {_some(row.full_size)}")
+        faults.append(f"holds values as large as the leaf: {first_of(row.full_size)}")
     return faults
 
 
-def _some(items: Sequence[str]) -> str:
+def first_of(items: Sequence[str]) -> str:
+    """Some of the items as text, and how many more there are.
+
+    Example:
+      >>> first_of(["a", "b", "c", "d", "e"])
+      'a, b, c and 2 more'
+    """
     shown = ", ".join(items[:3])
     return shown + (f" and {len(items) - 3} more" if len(items) > 3 else "")

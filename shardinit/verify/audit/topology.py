@@ -4,7 +4,7 @@ A name says platform, chip and arrangement: ``tpu:v5p:16x16x16`` is the torus of
 ``gpu:h100:8x8`` hosts by GPUs, ``cpu:8`` simulated devices. The compilers themselves
 describe such a system: libtpu for a TPU slice, the CUDA plugin from a description of
 the chip. Both want their environment before JAX starts, so a topology is made into
-devices in a process of its own (``audit_worker``); reading the name costs nothing.
+devices in a process of its own (``worker``); reading the name costs nothing.
 """
 
 from __future__ import annotations

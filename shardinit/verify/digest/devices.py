@@ -1,6 +1,6 @@
 """Digests of sharded arrays, computed on the devices where the shards lie.
 
-What is hashed, and why no mesh can change it, stands in ``digest_numpy``. Here every
+What is hashed, and why no mesh can change it, stands in ``host``. Here every
 device adds up its own shard and hands over sixteen bytes; nothing is gathered. Shards
 that are copies count once: of each process those that it can address and whose
 replica number is 0. The processes of a job then add their sums, so that each of them
@@ -34,7 +34,7 @@ from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.paths import path_str
 from shardinit.core.plan.mesh import alone_on
 from shardinit.errors import DigestError
-from shardinit.verify.digest import host as digest_numpy
+from shardinit.verify.digest import host
 from shardinit.verify.digest.host import (
     BLOCK,
     LANES,
@@ -227,7 +227,7 @@ def loop_sums(bits: jax.Array, start: jax.Array) -> jax.Array:
     """Sums of a window, block by block.
 
     Args:
-      bits: unsigned integers, as ``digest_numpy.bits_of`` gives them.
+      bits: unsigned integers, as ``host.bits_of`` gives them.
       start: uint32 ``(rank, 2)``, low and high words of where the window begins.
 
     Returns:
@@ -321,7 +321,7 @@ def fused_sums(window: jax.Array, start: jax.Array) -> jax.Array:
 
 
 def _bits(array: jax.Array) -> jax.Array:
-    """What ``digest_numpy.bits_of`` gives, of a traced array."""
+    """What ``host.bits_of`` gives, of a traced array."""
     dtype = array.dtype
     if dtype == np.bool_:
         return array.astype(np.uint8)
@@ -338,8 +338,8 @@ def _bits(array: jax.Array) -> jax.Array:
     return bits if width >= 8 else bits.astype(np.uint8)
 
 
-class Digester(digest_numpy.Digester):
-    """``digest_numpy.Digester``, with large windows added up by JAX on the CPU.
+class Digester(host.Digester):
+    """``host.Digester``, with large windows added up by JAX on the CPU.
 
     Windows of one shape share one executable.
 
