@@ -168,7 +168,7 @@ def test_half_the_hosts_ask_one_replica_and_half_the_other(tmp_path, alone, repl
     jobs = pair(tmp_path, (one.address, two.address), "same")
     for job in jobs:
         out, err = job.communicate(timeout=120)
-        assert out.splitlines()[-1] == alone[0], err
+        assert alone[0] in out.splitlines(), err  # the transport talks there too
     assert served(one) > before[0]
     assert served(two) > before[1]
 

@@ -14,7 +14,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -162,10 +162,7 @@ class _Store:
         end = time.monotonic() + PATIENCE * self._wait
         if self._me != self._first:
             text = self._get("verdict", end, self._missing_by_note)
-            if text is None:
-                return {"missing": self._missing_by_note()}
-            self._set(f"read/{self._me}", "")
-            return json.loads(text)
+            return json.loads(text) if text else {"missing": self._missing_by_note()}
         found = {}
         for process in self._processes:
             text = self._get(str(process), end, self._missing_by_look)
@@ -174,20 +171,7 @@ class _Store:
         missing = [p for p in self._processes if p not in found]
         verdict = {"missing": missing, "differ": differences(found)}
         self._set("verdict", json.dumps(verdict))
-        if verdict["missing"] or verdict["differ"]:
-            self._let_read(found)
         return verdict
-
-    def _let_read(self, processes: Iterable[int]) -> None:
-        """Stays until the others have read a refusal, for one wait at most.
-
-        This process often holds the job's coordinator: were it to end at once, the
-        others would die of a closed socket and not say why.
-        """
-        end = time.monotonic() + self._wait
-        for process in processes:
-            if process != self._me:
-                self._peek(f"read/{process}", max(end - time.monotonic(), 0.001))
 
     def _missing_by_look(self) -> list[int]:
         """Who has published nothing; told to the others too."""
