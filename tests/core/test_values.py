@@ -94,6 +94,23 @@ VALUES = {
 }
 
 
+TABLE = np.arange(1, 65, dtype=np.float32) * np.float32(1.7)
+DIVISORS = {
+    "rows of a table": lambda x: x / TABLE,
+    "columns of a table": lambda x: x / TABLE[:, None],
+    "a full table": lambda x: x / np.outer(TABLE, TABLE[::-1]),
+    "a count": lambda x: x / (jnp.arange(64.0) + 1),
+    "a choice": lambda x: x / jnp.where(np.arange(64) > 5, 3.0, 7.0),
+    "parts": lambda x: x / jnp.concatenate([jnp.full(32, 3.0), jnp.full(32, 7.0)]),
+    "an update": lambda x: x / jnp.full(64, 3.0).at[ROWS].set(7.0),
+    "rows divided": lambda x: x.at[ROWS].divide(3),
+    "a slice divided": lambda x: x.at[3:9].divide(3),
+    "columns divided": lambda x: x.at[:, ROWS].divide(3),
+    "a diagonal, which is no constant": lambda x: x / (jnp.eye(64) + 3.0),
+    "a long sum, which is none": lambda x: x / jnp.cumsum(jnp.ones((64, 64)), 0),
+}
+
+
 def same_as_jit(fn, mesh):
     key = draw.key(5)
     rules = shardinit.fsdp("data", min_bytes=0)
@@ -104,6 +121,16 @@ def same_as_jit(fn, mesh):
 @pytest.mark.parametrize("name", VALUES)
 def test_values_are_those_of_jit(name, mesh):
     same_as_jit(VALUES[name], mesh)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("divisor", DIVISORS)
+def test_divisions_by_what_no_key_reaches(divisor, dtype, mesh):
+    # Uniform: a normal's last factor and a table are joined by JAX 0.10.2.
+    def fn(key):
+        return DIVISORS[divisor](draw.uniform(key, (64, 64), dtype)).astype(dtype)
+
+    same_as_jit(fn, mesh)
 
 
 @pytest.mark.parametrize("between", BETWEEN)

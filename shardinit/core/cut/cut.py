@@ -26,6 +26,7 @@ from shardinit.core.cut.leaf_program import (
     digest_of,
     flatten,
 )
+from shardinit.core.cut.reciprocals import multiply_by_reciprocals
 from shardinit.core.cut.repeats import repeated_draws
 from shardinit.core.cut.scalars import lift_scalars
 from shardinit.core.cut.sources import (
@@ -354,7 +355,7 @@ class _Cutter:
         graph, lifted = flatten(outs[:1], operands), []
         table = constants.is_table(graph)
         if not table:
-            graph, lifted = lift_scalars(graph)
+            graph, lifted = lift_scalars(multiply_by_reciprocals(graph))
             graph = fence_moves(graph)
         digest = digest_of(graph)
         if digest in self._windowed:
