@@ -47,7 +47,7 @@ def multiply_by_reciprocals(graph: Subgraph) -> Subgraph:
         value, divisor = inputs
         one = Value((), divisor.dtype, const=np.ones((), divisor.dtype))
         inverse = Node("div", lax.div_p, {}, [one, divisor], [divisor]).outputs
-        return Node("mul", lax.mul_p, {}, [value, *inverse], node.outputs).outputs
+        return list(Node("mul", lax.mul_p, {}, [value, *inverse], node.outputs).outputs)
 
     return extract(graph.outs, graph.inputs, expand)
 
