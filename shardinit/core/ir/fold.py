@@ -149,11 +149,7 @@ def fold_keys(
       out_aval: shape and dtype of the first result.
     """
     if name == "random_seed":
-        if args[0].const is None or args[0].shape:
-            return None
-        impl = key_impl(out_aval.dtype)
-        key = jax.random.key(int(args[0].const), impl=impl)
-        return [keys.constant(np.asarray(jax.random.key_data(key)), impl)]
+        return _seed(args[0], out_aval)
     if name == "concatenate":
         return _join(args, lambda parts: np.concatenate(parts, params["dimension"]))
     if name == "stack":
@@ -169,26 +165,39 @@ def fold_keys(
         return [keys.split(key, params["shape"])]
     if name == "random_fold_in":
         return _fold_in(args, out_aval)
-    if name == "dynamic_slice":
-        if any(a.const is None for a in args[1:]):
-            return None
-        moved = _dynamic_slice(
-            _places(args[0].shape), *(a.const for a in args[1:]), **params
-        )
-    elif name == "gather":
-        if args[1].const is None:
-            return None
-        prim_args = (_places(args[0].shape).astype(np.int32), args[1].const)
-        moved = np.asarray(jax.lax.gather_p.bind(*prim_args, **params))
-    elif name in _MOVES:
-        moved = _MOVES[name](_places(args[0].shape), params)
-    elif name == "convert_element_type" and out_aval.dtype == args[0].dtype:
-        moved = _places(args[0].shape)
-    else:
+    moved = _moved(name, params, args, out_aval)
+    if moved is None:
         return None
-    many = moved if isinstance(moved, list) else [moved]
     width = _width(args[0])
-    return [keys.take([key], _to_words(m, width)) for m in many]
+    return [keys.take([key], _to_words(m, width)) for m in moved]
+
+
+def _seed(seed: Any, out_aval: Any) -> list[keys.Derivation] | None:
+    if seed.const is None or seed.shape:
+        return None
+    impl = key_impl(out_aval.dtype)
+    key = jax.random.key(int(seed.const), impl=impl)
+    return [keys.constant(np.asarray(jax.random.key_data(key)), impl)]
+
+
+def _moved(
+    name: str, params: dict[str, Any], args: Sequence[Any], out_aval: Any
+) -> list[np.ndarray] | None:
+    """For each result of a move which element of the first operand stands where."""
+    places, others = _places(args[0].shape), [a.const for a in args[1:]]
+    if any(other is None for other in others):
+        return None
+    if name == "dynamic_slice":
+        return [_dynamic_slice(places, *others, **params)]
+    if name == "gather":
+        rows = jax.lax.gather_p.bind(places.astype(np.int32), *others, **params)
+        return [np.asarray(rows)]
+    if name in _MOVES:
+        moved = _MOVES[name](places, params)
+        return moved if isinstance(moved, list) else [moved]
+    if name == "convert_element_type" and out_aval.dtype == args[0].dtype:
+        return [places]
+    return None
 
 
 def _width(value: Any) -> int:
