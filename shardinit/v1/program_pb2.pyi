@@ -1,3 +1,4 @@
+from shardinit.v1 import spec_pb2 as _spec_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -89,7 +90,7 @@ class NodeKey(_message.Message):
     def __init__(self, text: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Leaf(_message.Message):
-    __slots__ = ("path", "shape", "dtype", "has_axes", "axes", "function", "host", "operands", "key_impl", "result", "weak_type")
+    __slots__ = ("path", "shape", "dtype", "has_axes", "axes", "function", "host", "operands", "key_impl", "result", "weak_type", "axis_metadata")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +102,7 @@ class Leaf(_message.Message):
     KEY_IMPL_FIELD_NUMBER: _ClassVar[int]
     RESULT_FIELD_NUMBER: _ClassVar[int]
     WEAK_TYPE_FIELD_NUMBER: _ClassVar[int]
+    AXIS_METADATA_FIELD_NUMBER: _ClassVar[int]
     path: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
@@ -112,7 +114,28 @@ class Leaf(_message.Message):
     key_impl: str
     result: int
     weak_type: bool
-    def __init__(self, path: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., has_axes: bool = ..., axes: _Optional[_Iterable[str]] = ..., function: _Optional[int] = ..., host: _Optional[_Union[Operand, _Mapping]] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., key_impl: _Optional[str] = ..., result: _Optional[int] = ..., weak_type: bool = ...) -> None: ...
+    axis_metadata: AxisMetadata
+    def __init__(self, path: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., has_axes: bool = ..., axes: _Optional[_Iterable[str]] = ..., function: _Optional[int] = ..., host: _Optional[_Union[Operand, _Mapping]] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., key_impl: _Optional[str] = ..., result: _Optional[int] = ..., weak_type: bool = ..., axis_metadata: _Optional[_Union[AxisMetadata, _Mapping]] = ...) -> None: ...
+
+class AxisMetadata(_message.Message):
+    __slots__ = ("named", "passes", "rules", "groups")
+    NAMED_FIELD_NUMBER: _ClassVar[int]
+    PASSES_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    named: int
+    passes: bool
+    rules: _containers.RepeatedCompositeFieldContainer[_spec_pb2.AxisRule]
+    groups: _containers.RepeatedCompositeFieldContainer[AxisGroup]
+    def __init__(self, named: _Optional[int] = ..., passes: bool = ..., rules: _Optional[_Iterable[_Union[_spec_pb2.AxisRule, _Mapping]]] = ..., groups: _Optional[_Iterable[_Union[AxisGroup, _Mapping]]] = ...) -> None: ...
+
+class AxisGroup(_message.Message):
+    __slots__ = ("dimension", "mesh_axes")
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    MESH_AXES_FIELD_NUMBER: _ClassVar[int]
+    dimension: int
+    mesh_axes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, dimension: _Optional[int] = ..., mesh_axes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Operand(_message.Message):
     __slots__ = ("key_node", "constant")

@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import shardinit
+from shardinit.core.init_fn import AxisNames
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
@@ -335,3 +338,37 @@ def test_a_loaded_program_holds_nothing_beside_its_shard(mesh):
     assert memory.temp_size_in_bytes < 64 * 1024
     (lowered,) = [p.program for p in plan.programs]
     assert "while" not in str(lowered._exported.mlir_module())
+
+
+MESH = jax.sharding.AbstractMesh((2, 4), ("data", "model"))
+RULES = [("embed", "data"), ("mlp", "model"), ("heads", ("data", "model"))]
+NAMES = st.one_of(
+    st.none(),
+    st.sampled_from(["embed", "mlp", "heads", "data", "model", "other"]),
+    st.just(("data", "model")),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    names=st.lists(NAMES, max_size=2),
+    passes=st.booleans(),
+    own=st.lists(st.sampled_from([*RULES, ("other", "model"), ("mlp", None)])),
+    rules=st.one_of(st.none(), st.lists(st.sampled_from(RULES), unique=True)),
+)
+def test_a_program_lies_where_its_function_lies(names, passes, own, rules):
+    def fn(key):  # of what needs no export
+        return {"w": np.ones((64, 32), np.float32), "plain": np.ones(8, np.int32)}
+
+    def lies(source):
+        given = None if rules is None else shardinit.AxisRules(rules)
+        try:
+            plan = shardinit.plan(source, mesh=MESH, rules=given)
+        except shardinit.errors.ShardinitError as error:
+            return str(error)
+        return [leaf.sharding for leaf in plan.leaves], plan.findings
+
+    axes = {"w": AxisNames(names, 2, passes=passes, rules=own), "plain": None}
+    model = shardinit.InitFn(fn, axes=axes, name="model")
+    data = shardinit.export_plan(model).to_bytes()
+    assert lies(shardinit.InitProgram.from_bytes(data)) == lies(model)

@@ -41,13 +41,6 @@ class LeafInfo:
     stated: NamedSharding | None = None
 
     @property
-    def plain_names(self) -> tuple[str | None, ...] | None:
-        """The names that a file can hold: one for a dimension, or none."""
-        if self.axes is None:
-            return None
-        return tuple(name if isinstance(name, str) else None for name in self.axes)
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the whole leaf."""
         return math.prod(self.shape) * self.itemsize

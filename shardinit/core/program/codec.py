@@ -24,7 +24,9 @@ from shardinit.core.cut.sources import (
     Windowed,
 )
 from shardinit.core.ir.jaxpr import is_key, key_impl, setting
+from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.prng import derivation as keys
+from shardinit.core.program.axes import write_axes
 from shardinit.core.program.exported import (
     ExportedProgram,
     current_convention,
@@ -49,13 +51,13 @@ _KIND_OF = {number: kind for kind, number in _KINDS.items()}
 
 
 def write_cut(
-    cut: slicing.Cut, axes: Sequence[Sequence[str | None] | None], name: str
+    cut: slicing.Cut, infos: Sequence[LeafInfo], name: str
 ) -> pb.InitProgramContent:
     """The message of a cut function; exports each of its programs.
 
     Args:
       cut: the function.
-      axes: for each leaf its logical axis names, or None.
+      infos: for each leaf the names of its axes.
       name: what the model is called.
     """
     content = pb.InitProgramContent(
@@ -73,8 +75,8 @@ def write_cut(
     tables = dict.fromkeys(x.program for x in sources if isinstance(x, Table))
     functions = [*cut.programs, *tables]  # tables last: the rest keeps its numbers
     numbers |= {id(table): functions.index(table) for table in tables}
-    for leaf, names in zip(cut.leaves, axes, strict=True):
-        _write_leaf(leaf, names, numbers, content)
+    for leaf, info in zip(cut.leaves, infos, strict=True):
+        _write_leaf(leaf, info, numbers, content)
     for function in functions:
         _write_function(export_program(function), content)
     return content
@@ -114,7 +116,7 @@ def _write_keys(cut: slicing.Cut, content: pb.InitProgramContent) -> dict[int, i
 
 def _write_leaf(
     leaf: slicing.LeafCut,
-    axes: Sequence[str | None] | None,
+    info: LeafInfo,
     numbers: dict[int, int],
     content: pb.InitProgramContent,
 ) -> None:
@@ -123,9 +125,7 @@ def _write_leaf(
     out.dtype = "uint32" if is_key(leaf.dtype) else str(leaf.dtype)
     if is_key(leaf.dtype):
         out.key_impl = key_impl(leaf.dtype)
-    if axes is not None:
-        out.has_axes = True
-        out.axes.extend(a or "" for a in axes)
+    write_axes(info, out)
     match leaf.source:
         case Windowed() | Replicated() as run:
             out.function, out.result = run.program, run.result

@@ -24,10 +24,11 @@ from google.protobuf.message import DecodeError
 from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Table
-from shardinit.core.init_fn import InitFn
+from shardinit.core.init_fn import AxisNames, InitFn
 from shardinit.core.plan import plan as planning
 from shardinit.core.plan.leaves import gather_results, leaf_infos
 from shardinit.core.program import format_1
+from shardinit.core.program.axes import read_axes
 from shardinit.core.program.codec import read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.core.program.trial import try_in_process
@@ -142,6 +143,7 @@ class InitProgram:
         program = cls(content, envelope.format)
         _check_version(program.jax_version)
         check_convention(program.message.calling_convention)
+        _ = program._axes
         if untrusted:
             try_in_process(data)
         _check_functions(program.as_cut())
@@ -167,12 +169,18 @@ class InitProgram:
                 "init program", f"its content contradicts itself ({error})"[:300]
             ) from error
 
+    @cached_property
+    def _axes(self) -> list[AxisNames | None]:
+        try:
+            return [read_axes(leaf) for leaf in self.message.leaves]
+        except ValueError as error:
+            raise ProgramFormatError(
+                "init program", f"its content contradicts itself ({error})"[:300]
+            ) from error
+
     def as_init_fn(self) -> InitFn:
         """The program as an init function, with the leaves' logical axes."""
-        axes = [
-            tuple(a or None for a in leaf.axes) if leaf.has_axes else None
-            for leaf in self.message.leaves
-        ]
+        axes = self._axes
         order = [self.paths.index(leaf.path) for leaf in self._cut.leaves]
         tree = jax.tree.unflatten(self._cut.tree, [axes[i] for i in order])
         return InitFn(self._run, axes=tree, name=self.name)
@@ -297,5 +305,5 @@ def export_plan(fn: Any) -> InitProgram:
     """
     made = fn if isinstance(fn, planning.Plan) else planning.plan(fn)
     infos = leaf_infos(made.cut, made.init_fn.axes)
-    content = write_cut(made.cut, [info.plain_names for info in infos], made.name)
+    content = write_cut(made.cut, infos, made.name)
     return InitProgram(content.SerializeToString(deterministic=True))
