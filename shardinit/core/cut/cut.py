@@ -38,6 +38,13 @@ from shardinit.core.cut.sources import (
     Table,
     Windowed,
 )
+from shardinit.core.cut.trace import (
+    refuse_effects,
+    refuse_long_axes,
+    refuse_no_values,
+    trace,
+    tracer_error,
+)
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
 from shardinit.core.ir.encoder import Encoder
@@ -47,9 +54,6 @@ from shardinit.core.paths import path_str
 from shardinit.core.prng import derivation as keys
 from shardinit.core.window import constants
 from shardinit.core.window.analysis import analyse
-from shardinit.errors import InitFnError
-
-MAX_AXIS = 1 << 32  # elements
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +133,7 @@ def cut(fn: Any, key_aval: Any) -> Cut:
       InitFnError: the function cannot be cut; the message names the leaf.
     """
     with jx.collector_paused():
-        closed, out_shape = _trace_anywhere(fn, key_aval)
+        closed, out_shape = trace(fn, key_aval)
     with jx.collector_paused(), jx.no_mesh():
         with_paths, tree = jax.tree_util.tree_flatten_with_path(out_shape)
         paths = [path_str(p) for p, _ in with_paths]
@@ -138,8 +142,8 @@ def cut(fn: Any, key_aval: Any) -> Cut:
         root = Value(key_aval.shape, key_aval.dtype, key=keys.root(impl))
         builder = Builder(fold=True, opaque=True)
         outs = builder.read(*jx.opened(closed), [root])
-        _refuse_effects(builder.effects, outs, paths)
-        _refuse_no_values(outs, paths)
+        refuse_effects(builder.effects, outs, paths)
+        refuse_no_values(outs, paths)
         weak = [aval.weak_type for aval in closed.out_avals]
         leaves, programs = _Cutter(outs, paths, weak).run()
         repeats = repeated_draws([leaf.source for leaf in leaves], outs)
@@ -152,107 +156,6 @@ def _raw_impl(key_aval: Any) -> str:
     if key_aval.shape == (keys.words_per_key(default),):
         return default
     return keys.THREEFRY if key_aval.shape == (2,) else "rbg"
-
-
-def _trace_anywhere(fn: Any, key_aval: Any) -> tuple[Any, Any]:
-    """Traces without a mesh, or under the caller's if the function asks for one.
-
-    A ``PartitionSpec`` in ``with_sharding_constraint`` or ``out_sharding=`` means a
-    mesh that is set; without one JAX refuses it, by ValueError or RuntimeError.
-    """
-    try:
-        with jx.no_mesh():
-            return _trace(fn, key_aval)
-    except (ValueError, RuntimeError):
-        if jax.sharding.get_abstract_mesh().empty:
-            raise
-        return _trace(fn, key_aval)
-
-
-def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
-    # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
-    # front end made when it described the model.
-    try:
-        return jx.trace(fn, key_aval)
-    except (
-        jax.errors.TracerArrayConversionError,
-        jax.errors.ConcretizationTypeError,
-    ) as error:
-        raise InitFnError(
-            "the init function",
-            f"it reads a traced value while being traced ({_first_line(error)})",
-            "a function that jax.jit accepts",
-            "Move decisions that depend on the key out of Python control flow",
-        ) from error
-    except jax.errors.UnexpectedTracerError as error:
-        raise InitFnError(
-            "the init function",
-            f"it uses a value of another trace ({_first_line(error)})",
-            "a function of its key and of concrete arrays",
-            "Pass what it needs as concrete arrays",
-        ) from error
-    except TypeError:
-        _refuse_non_arrays(fn, key_aval)
-        raise
-
-
-def _refuse_non_arrays(fn: Any, key_aval: Any) -> None:
-    """Names the first leaf of the result that is no array, if there is one."""
-    leaves: list[Any] = []
-
-    def look(key: Any) -> None:
-        leaves.extend(jax.tree_util.tree_leaves_with_path(fn(key)))
-
-    jax.eval_shape(look, key_aval)
-    for path, leaf in leaves:
-        is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
-        what = type(leaf).__name__
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSUMm":
-            is_array, what = False, f"numpy array of dtype {leaf.dtype}"
-        if not is_array and not isinstance(leaf, (bool, int, float, complex)):
-            raise InitFnError(
-                f"leaf {path_str(path)!r}",
-                f"the init function returned a {what}",
-                "an array",
-                "Return arrays only; keep settings out of the result, or put them "
-                "back with InitFn(rebuild=...)",
-            )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160]
-
-
-def _refuse_effects(effects: list[Node], outs: list[Value], paths: list[str]) -> None:
-    if not effects:
-        return
-    bad = {id(node) for node in effects}
-    for out, path in zip(outs, paths, strict=True):
-        for node in topological([out]):
-            if id(node) in bad:
-                raise InitFnError(
-                    f"leaf {path!r}",
-                    f"its value depends on {node.name}",
-                    "a pure function of the key",
-                    "Remove the callback; load such values after the initialisation",
-                )
-    raise InitFnError(
-        "the init function",
-        f"it has a side effect ({effects[0].name}) that no leaf depends on",
-        "a pure function of the key",
-        "Remove the print or callback",
-    )
-
-
-def _refuse_no_values(outs: list[Value], paths: list[str]) -> None:
-    for out, path in zip(outs, paths, strict=True):
-        if out.dtype == jax.dtypes.float0:
-            raise InitFnError(
-                f"leaf {path!r}",
-                "its dtype is float0, which no device can hold",
-                "an array of numbers or keys",
-                "Leave tangents of integers out of the result",
-            )
 
 
 class _Cutter:
@@ -276,7 +179,7 @@ class _Cutter:
             sources[number] = self._hosted(out, path)
             if sources[number] is not None:
                 continue
-            _refuse_long_axes(out, path)
+            refuse_long_axes(out, path)
             program, operands = self._one(out, path)
             if program.kind is Kind.TABLE:
                 sources[number] = Table(program)
@@ -308,7 +211,7 @@ class _Cutter:
         if out.const is None:
             return Keys(out.key) if out.key is not None else None
         if jx.is_tracer(out.const):
-            raise _tracer_error(path)
+            raise tracer_error(path)
         if not jx.is_key(out.dtype):
             return Constant(np.asarray(out.const))
         words = np.asarray(jax.random.key_data(out.const))
@@ -395,7 +298,7 @@ class _Cutter:
     def _const_token(self, value: Value, path: str) -> Any:
         const = value.const
         if jx.is_tracer(const):
-            raise _tracer_error(path)
+            raise tracer_error(path)
         if id(const) not in self._tokens:
             encoder = Encoder()
             encoder.array(const)
@@ -420,28 +323,6 @@ def _derived(operands: list[Value]) -> tuple[keys.Derivation, ...]:
     return tuple(v.key for v in operands if v.key is not None)
 
 
-def _refuse_long_axes(out: Value, path: str) -> None:
-    """Places along an axis are words of 32 bits: behind them they would wrap."""
-    for node in topological([out]):
-        for value in node.outputs:
-            if max(value.shape, default=0) > MAX_AXIS:
-                raise InitFnError(
-                    f"leaf {path!r}",
-                    f"an array of shape {list(value.shape)} ({node.name})",
-                    f"axes of at most {MAX_AXIS:,} elements",
-                    "Make it of two axes and reshape it where it is used",
-                )
-
-
-def _tracer_error(path: str) -> InitFnError:
-    return InitFnError(
-        f"leaf {path!r}",
-        "the init function closes over a value that another trace is computing",
-        "a function of its key and of concrete arrays",
-        "Call shardinit outside jax.jit, or return the value from the init function",
-    )
-
-
 def _operands(outs: list[Value], path: str) -> list[Value]:
     """The derived keys that ``outs`` read, in the order in which they are met."""
     found: dict[Value, None] = {}
@@ -450,7 +331,7 @@ def _operands(outs: list[Value], path: str) -> list[Value]:
             if value.node is None and value.const is None:
                 found[value] = None
             elif value.const is not None and jx.is_tracer(value.const):
-                raise _tracer_error(path)
+                raise tracer_error(path)
     return list(found)
 
 

@@ -11,9 +11,8 @@ and reach the devices as a few words a leaf.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,17 +23,17 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.cut import cut as slicing
 from shardinit.core.cut.sources import Hosted
-from shardinit.core.ir.jaxpr import is_key, key_impl, no_mesh, setting
-from shardinit.core.plan.entries import mesh_axes
-from shardinit.core.plan.leaves import PlanProgram, gather_results
+from shardinit.core.ir.jaxpr import is_key, key_impl, setting
+from shardinit.core.plan.leaves import gather_results
 from shardinit.core.plan.mesh import AnyMesh, alone_on, one_device
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
+from shardinit.core.run.lower import anywhere, lower, replicated
 from shardinit.core.run.processes import assert_same
-from shardinit.errors import InitFnError, ShardingError
+from shardinit.errors import ShardingError
 
 Progress = Callable[[int, int], None]
 
@@ -165,7 +164,7 @@ class CompiledPlan:
         with alone_on(one_device(device)):
             array = leaf.source.on_host(leaf.shape, words, device)
         if not self.committed[number]:
-            with _anywhere(device):
+            with anywhere(device):
                 placed = jax.numpy.array(array)
         else:
             placed = _from_numpy(array, _of_words(sharding, leaf))
@@ -175,7 +174,7 @@ class CompiledPlan:
 
     def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> list[Any]:
         """All arguments onto their meshes in one transfer, which costs a tenth."""
-        places = [_replicated(self.shardings[group[0]].mesh) for group in runs]
+        places = [replicated(self.shardings[group[0]].mesh) for group in runs]
         if not all(p.is_fully_addressable for p in places):
             return vectors  # every process passes its own equal copy
         return jax.device_put(vectors, places) if runs else []
@@ -189,7 +188,7 @@ def _typed(leaf: slicing.LeafCut, array: jax.Array) -> jax.Array:
     if not leaf.weak_type:
         return array
     where = array.sharding if array.committed else None
-    with _anywhere(min(array.devices(), key=lambda device: device.id)):
+    with anywhere(min(array.devices(), key=lambda device: device.id)):
         return jax.jit(_weakened, out_shardings=where, donate_argnums=0)(array)
 
 
@@ -214,10 +213,6 @@ def _from_numpy(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(
         array.shape, sharding, lambda index: np.array(array[index])
     )
-
-
-def _replicated(mesh: Any) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
@@ -284,103 +279,13 @@ def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
     for leaf in plan.leaves:
         own = leaf.sharding
         if own is None:
-            placed.append(_replicated(fallback))
+            placed.append(replicated(fallback))
         elif mesh is not None or isinstance(own.mesh, AbstractMesh):
             kind = own.memory_kind
             placed.append(NamedSharding(fallback, own.spec, memory_kind=kind))
         else:
             placed.append(own)
     return placed
-
-
-def lower(
-    program: PlanProgram,
-    shardings: Sequence[Any],
-    *,
-    gspmd: bool = False,
-    committed: bool = True,
-) -> Any:
-    """Lowers one program for its shardings; ``.compile()`` of it is what runs.
-
-    The executable takes one replicated uint32 vector, the words of the leaf's
-    operands and a zero, and returns a tuple with the program's results. The zero is
-    the origin of all windows: a place that the compiler knew would let it compute
-    numbers while it compiles, with other last places than the loops that run where
-    the place depends on the device.
-    """
-    mesh = shardings[0].mesh
-    leaf = program.program
-    lanes = mesh.devices.flat[0].platform == "cpu"
-    specs = tuple(s.spec for s in shardings)
-    shapes = [
-        s.shard_shape(shape) for s, shape in zip(shardings, program.shapes, strict=True)
-    ]
-
-    def leaf_program(words: Any) -> tuple[Any, ...]:
-        starts = [
-            _starts(mesh, spec, shape, words[-1])
-            for spec, shape in zip(specs, shapes, strict=True)
-        ]
-        return tuple(leaf.window(words[:-1], starts, shapes, lanes=lanes))
-
-    def whole_program(words: Any) -> tuple[Any, ...]:
-        starts = [[0] * len(shape) for shape in program.shapes]
-        return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
-
-    if not committed:
-        with _anywhere(mesh.devices.flat[0]):
-            words = jax.ShapeDtypeStruct((leaf.words + 1,), np.uint32)
-            return jax.jit(leaf_program).lower(words)
-    if gspmd and leaf.replicated_reason is not None:
-        run = whole_program
-    else:
-        run = jax.shard_map(
-            leaf_program,
-            mesh=mesh,
-            in_specs=PartitionSpec(),
-            out_specs=specs,
-            # The check wants constants marked as varying before they meet a window's
-            # coordinates: "shift_right_logical requires varying manual axes to match"
-            # on JAX 0.10.2 and 0.12.0.1.
-            check_vma=False,
-        )
-    argument = jax.ShapeDtypeStruct(
-        (leaf.words + 1,), np.uint32, sharding=_replicated(mesh)
-    )
-    with _set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
-        return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
-
-
-@contextmanager
-def _anywhere(device: Any) -> Iterator[None]:
-    """A context without any mesh, in which results are bound to no device."""
-    empty = Mesh(np.empty((), dtype=object), ())
-    with _set_mesh(empty), no_mesh(), jax.default_device(device):
-        yield
-
-
-def _set_mesh(mesh: Any) -> Any:
-    try:
-        return jax.set_mesh(mesh)
-    except ValueError as error:
-        raise InitFnError(
-            "the call",
-            f"it is inside jax.jit or another transformation ({error})",
-            "a call outside of them: it compiles and places arrays by itself",
-            "Initialise first and pass the arrays in; shardinit.plan has the shapes",
-        ) from error
-
-
-def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any]:
-    """Where this device's window begins along each axis, as uint32 scalars."""
-    starts: list[Any] = []
-    for dim, size in enumerate(shape):
-        place: Any = np.uint32(0)
-        for name in mesh_axes(spec[dim] if dim < len(spec) else None):
-            place = place * np.uint32(mesh.shape[name])
-            place = place + lax.axis_index(name).astype(np.uint32)
-        starts.append(place * np.uint32(size) + origin)
-    return starts
 
 
 def init(

@@ -24,7 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from shardinit.core.plan.leaves import PlanProgram
 from shardinit.core.plan.plan import Plan, plan
 from shardinit.core.program.program import load_program
-from shardinit.core.run.compile import lower
+from shardinit.core.run.lower import lower
 from shardinit.errors import ShardinitError
 from shardinit.verify.audit import hlo
 from shardinit.verify.audit import topology as topologies
