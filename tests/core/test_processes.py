@@ -30,6 +30,7 @@ def fn(key):
     return {
         "w": jax.random.normal(a, (64, 96)) + scale,
         "one": jax.numpy.ones((8,)),
+        "weak": jax.numpy.full((8,), 0.5),
         "key": b,
         "table": np.arange(16.0),
     }
@@ -40,7 +41,8 @@ except shardinit.errors.FingerprintMismatchError as error:
     print("REFUSED", error)
     sys.exit()
 want = jax.jit(fn)(jax.random.key(3))
-for name in ("w", "one", "table"):
+assert got["weak"].weak_type
+for name in ("w", "one", "weak", "table"):
     shards = got[name].addressable_shards
     assert len(shards) == 4
     for shard in shards:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import shardinit
 from shardinit.core.init_fn import AxisNames
+from shardinit.core.program import trial
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
@@ -211,6 +212,44 @@ def test_a_module_that_is_not_of_its_record_is_refused(program):
 
     with pytest.raises(ProgramFormatError, match="not that of its record"):
         shardinit.InitProgram.from_bytes(rewritten(program, swap))
+
+
+def test_an_honest_program_of_a_stranger_loads(program, tmp_path):
+    program.save(tmp_path / "p")
+    loaded = shardinit.load_program(tmp_path / "p", untrusted=True)
+    assert loaded.sha256 == program.sha256
+
+
+def test_a_damaged_module_that_was_sealed_anew_is_refused_by_its_trial(program):
+    def damage(content):
+        function = content.functions[0]
+        function.module = function.module[: len(function.module) // 2]
+        function.module_sha256 = hashlib.sha256(function.module).digest()
+
+    with pytest.raises(ProgramFormatError, match="cannot be read"):
+        trial.try_in_process(rewritten(program, damage))
+
+
+@pytest.mark.parametrize(
+    ("ending", "told"),
+    [
+        ("kill -SEGV $$", "ended by SIGSEGV"),
+        ("echo why >&2; exit 3", "ended with status 3: why"),
+        ("exec sleep 20", "more than 0.5 s"),
+    ],
+)
+def test_a_program_that_ends_its_trial_is_refused(
+    program, tmp_path, monkeypatch, ending, told
+):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{ending}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(ProgramFormatError, match=told):
+        trial.try_in_process(program.to_bytes(), 0.5 if "sleep" in ending else 60)
+    if told.startswith("ended"):
+        with pytest.raises(ProgramFormatError, match=told):
+            shardinit.InitProgram.from_bytes(program.to_bytes(), untrusted=True)
 
 
 def rewritten(program, change):

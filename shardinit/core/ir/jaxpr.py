@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jax.extend import core as jex
 
 # Calls whose body can stand in the caller's place without changing a value.
@@ -191,6 +192,14 @@ def no_mesh() -> Any:
     could not run on another; where a leaf lies is the plan's to say.
     """
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
+
+
+def coordinator() -> Any:
+    """The client of the store of a ``jax.distributed`` job's coordinator, or None.
+
+    JAX has no public name for it; the module of its tools for many hosts holds it.
+    """
+    return vars(multihost_utils)["distributed"].global_state.client
 
 
 def on_host(value: Any) -> Any:

@@ -188,7 +188,8 @@ def _typed(leaf: slicing.LeafCut, array: jax.Array) -> jax.Array:
     if not leaf.weak_type:
         return array
     where = array.sharding if array.committed else None
-    with anywhere(min(array.devices(), key=lambda device: device.id)):
+    here = min(array.sharding.addressable_devices, key=lambda device: device.id)
+    with anywhere(here):
         return jax.jit(_weakened, out_shardings=where, donate_argnums=0)(array)
 
 

@@ -19,8 +19,8 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
+from shardinit.core.ir.jaxpr import coordinator
 from shardinit.errors import (
     FingerprintMismatchError,
     MissingProcessesError,
@@ -142,12 +142,11 @@ class _Store:
     """The coordinator's store, as far as one comparison goes.
 
     The store is the only way that tells who is missing: a collective just hangs. It is
-    what ``jax.distributed`` itself and Orbax use; JAX has no public name for it.
+    what ``jax.distributed`` itself and Orbax use.
     """
 
     def __init__(self, processes: list[int]):
-        state: Any = vars(multihost_utils)["distributed"].global_state
-        self._client: Any = state.client
+        self._client = coordinator()
         self._processes = processes
         self._me, self._first = jax.process_index(), processes[0]
         group = hashlib.sha256(repr(processes).encode()).hexdigest()[:16]
