@@ -6,10 +6,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+from tests.grpc_tools import require_grpc_tools
 
 pytestmark = pytest.mark.once
 
@@ -59,15 +60,6 @@ def test_a_recipe_works_as_it_is_written(checkout, title):
         python = " ".join(name for name in sorted(written) if name.endswith(".py"))
         run(checkout, f"python -m ruff check {python}")
         run(checkout, f"python -m ruff format --check {python}")
-
-
-def require_grpc_tools():
-    try:
-        found = metadata.version("grpcio-tools")
-    except metadata.PackageNotFoundError:
-        found = "none"
-    if not found.startswith("1.80."):
-        pytest.skip(f"grpcio-tools 1.80 generates the code; {found} is here")
 
 
 def write(checkout, kind, text):
