@@ -10,12 +10,13 @@ import numpy as np
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
+from shardinit.core.types import Init, Tree
 from shardinit.errors import InitFnError
 
 MAX_AXIS = 1 << 32  # elements
 
 
-def trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+def trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
     """Traces without a mesh, or under the caller's if the function asks for one.
 
     A ``PartitionSpec`` in ``with_sharding_constraint`` or ``out_sharding=`` means a
@@ -30,7 +31,7 @@ def trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
         return _trace(fn, key_aval)
 
 
-def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+def _trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
     # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
     # front end made when it described the model.
     try:
@@ -57,11 +58,11 @@ def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
         raise
 
 
-def _refuse_non_arrays(fn: Any, key_aval: Any) -> None:
+def _refuse_non_arrays(fn: Init, key_aval: jx.Aval) -> None:
     """Names the first leaf of the result that is no array, if there is one."""
     leaves: list[Any] = []
 
-    def look(key: Any) -> None:
+    def look(key: jax.Array) -> None:
         leaves.extend(jax.tree_util.tree_leaves_with_path(fn(key)))
 
     jax.eval_shape(look, key_aval)
