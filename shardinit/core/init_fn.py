@@ -101,6 +101,7 @@ class InitFn:
         count where a plan is given none.
       draws_on_host: NumPy's or Python's random state moved while the front end traced
         the function.
+      asks_process: the function asked for ``jax.process_index`` while it was traced.
       again: makes the init function anew, from the user's own code.
 
     Example:
@@ -118,6 +119,7 @@ class InitFn:
     name: str = "init"
     context_rules: Callable[[], Sequence[AxisRule]] | None = None
     draws_on_host: bool = False
+    asks_process: bool = False
     again: Callable[[], InitFn] | None = None
 
     def __call__(self, key: jax.Array) -> Tree:

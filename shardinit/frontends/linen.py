@@ -28,7 +28,7 @@ from flax.core import meta
 from flax.core.spmd import get_logical_axis_rules
 from flax.linen import partitioning
 
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import AxisNames, InitFn, Name
 from shardinit.core.ir.dependencies import Traced, stand_in
 from shardinit.core.paths import path_str
@@ -177,7 +177,7 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         found["unboxed"] = jax.tree.structure(variables)
         return variables
 
-    with watched() as random_state:
+    with watched() as host:
         traced = Traced(describe, jax.eval_shape(jax.random.key, 0), shapes)
     needed = traced.dependencies()
     axes, treedef, unboxed = found["axes"], found["treedef"], found["unboxed"]
@@ -212,6 +212,7 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         state_of=_unbox,
         name=name,
         context_rules=get_logical_axis_rules,
-        draws_on_host=random_state.moved,
+        draws_on_host=host.moved,
+        asks_process=host.asked,
         again=lambda: init_fn(module, *inputs, **kwargs),
     )

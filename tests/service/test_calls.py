@@ -66,6 +66,15 @@ def test_describe_says_what_a_local_plan_says(client, spec, rules):
     ]
 
 
+def test_describe_tells_the_findings_of_a_local_plan(client, spec):
+    rules = shardinit.AxisRules([("in", "data"), ("nothing", "model")])
+    found = plan_of(spec, rules).findings
+    assert {f.kind for f in found} >= {"unmatched-rule"}
+    described = client.describe(spec, MESH, rules)
+    assert [f.as_data() for f in described.findings] == [f.as_data() for f in found]
+    assert [str(f) for f in described.findings] == [str(f) for f in found]
+
+
 def test_describe_without_a_mesh_places_nothing(client, spec):
     described = client.describe(spec)
     assert {leaf.spec for leaf in described.leaves} == {None}

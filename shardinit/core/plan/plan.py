@@ -18,13 +18,13 @@ from typing import Any
 import jax
 
 from shardinit.core.cut import cut as slicing
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn, as_init_fn
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import chosen
 from shardinit.core.plan import tables as plan_table
 from shardinit.core.plan import text_table as table
-from shardinit.core.plan.drawing import drawing
+from shardinit.core.plan.drawing import HostLeaves, drawing
 from shardinit.core.plan.findings import Finding, as_text, refuse, warn
 from shardinit.core.plan.leaves import (
     PlanLeaf,
@@ -223,14 +223,14 @@ def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
 
 def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     _check_jit()
-    by_host: list[str] = []
+    host = HostLeaves()
     if hasattr(fn, "as_cut"):
         cut, init_fn, prng = fn.as_cut(), fn.as_init_fn(), getattr(fn, "prng", None)
     else:
         _check_config()
         init_fn, prng = as_init_fn(fn), options.prng
         key = as_threefry(key) if prng is not None else key
-        cut, by_host = _traced(init_fn, key, prng)
+        cut, host = _traced(init_fn, key, prng)
     picked = chosen(options.select, [x.path for x in cut.leaves])
     mesh, shardings, findings = place(cut, init_fn, options, picked)
     programs, numbers = group_programs(cut, shardings, picked)
@@ -240,7 +240,7 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
             cut.leaves, shardings, numbers, picked, strict=True
         )
     )
-    findings += drawing(cut, leaves, by_host)
+    findings += drawing(cut, leaves, host)
     made = Plan(
         leaves,
         programs,
@@ -261,11 +261,11 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
 
 def _traced(
     init_fn: InitFn, key: jax.Array, prng: str | None
-) -> tuple[slicing.Cut, list[str]]:
-    """The function cut, and the paths of leaves that the host's random state reaches.
+) -> tuple[slicing.Cut, HostLeaves]:
+    """The function cut, and the leaves that the host's state reaches.
 
-    Where that state moved, the function is traced once more and what came out
-    otherwise is named.
+    Where the function took something of that state, it is traced once more, with that
+    state moved, and what came out otherwise is named.
     """
     root = jax.ShapeDtypeStruct(key.shape, key.dtype)
 
@@ -275,19 +275,28 @@ def _traced(
         with jax.default_prng_impl("threefry2x32"):  # keys that the function makes
             return slicing.cut(fn, root)
 
-    with watched() as random_state:
+    def changed() -> list[str]:
+        fn = init_fn.fn if init_fn.again is None else init_fn.again().fn
+        other = cut(
+            lambda key: fn(key)
+        )  # another function, or JAX gives the same trace
+        pairs = zip(made.leaves, other.leaves, strict=True)
+        return [
+            one.path
+            for one, two in pairs
+            if replace(made, leaves=(one,)).fingerprint
+            != replace(other, leaves=(two,)).fingerprint
+        ]
+
+    with watched() as host:
         made = cut(init_fn.fn)
-    if not (random_state.moved or init_fn.draws_on_host):
-        return made, []
-    fn = init_fn.fn if init_fn.again is None else init_fn.again().fn
-    other = cut(lambda key: fn(key))  # another function, or JAX gives the same trace
-    pairs = zip(made.leaves, other.leaves, strict=True)
-    return made, [
-        one.path
-        for one, two in pairs
-        if replace(made, leaves=(one,)).fingerprint
-        != replace(other, leaves=(two,)).fingerprint
-    ]
+    random, by_process = (), ()
+    if host.moved or init_fn.draws_on_host:
+        random = changed()
+    if host.asked or init_fn.asks_process:
+        with watched(index_offset=1):
+            by_process = [path for path in changed() if path not in set(random)]
+    return made, HostLeaves(tuple(random), tuple(by_process))
 
 
 def _check_jit() -> None:
