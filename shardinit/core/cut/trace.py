@@ -31,10 +31,8 @@ def trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
 
 
 def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
-    # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
-    # front end made when it described the model.
     try:
-        return jx.trace(fn, key_aval)
+        return _traced(fn, key_aval)
     except (
         jax.errors.TracerArrayConversionError,
         jax.errors.ConcretizationTypeError,
@@ -55,6 +53,25 @@ def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
     except TypeError:
         _refuse_non_arrays(fn, key_aval)
         raise
+
+
+def _traced(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+    # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
+    # front end made when it described the model.
+    try:
+        return jx.trace(fn, key_aval)
+    except (ValueError, jax.errors.ConcretizationTypeError):
+        # JAX compares the structure of the result with itself, and arrays in static
+        # fields have no truth value: the leaves alone can be traced.
+        structure: list[Any] = []
+
+        def leaves(key: Any) -> list[Any]:
+            flat, tree = jax.tree.flatten(fn(key))
+            structure.append(tree)
+            return flat
+
+        closed, shapes = jx.trace(leaves, key_aval)
+        return closed, structure[0].unflatten(shapes)
 
 
 def _refuse_non_arrays(fn: Any, key_aval: Any) -> None:
