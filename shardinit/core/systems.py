@@ -69,6 +69,10 @@ _HAIKU = System(
     "shardinit.frontends.haiku.init_fn(transformed, *inputs) makes an init function "
     "of it",
 )
+_KERAS = System(
+    "a layer of Keras",
+    "shardinit.frontends.keras.init_fn(model) makes an init function of it",
+)
 
 _V1 = "penzai.deprecated.v1.nn.parameters"
 _CLASSES = {
@@ -83,6 +87,7 @@ _CLASSES = {
     "penzai.core.variables.AbstractVariableSlot": _PENZAI2,
     "flax.linen.module.Module": _LINEN,
     "flax.nnx.module.Module": _NNX,
+    "keras.src.layers.layer.Layer": _KERAS,
     "haiku._src.transform.Transformed": _HAIKU,
     "haiku._src.transform.TransformedWithState": _HAIKU,
 }

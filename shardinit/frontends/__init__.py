@@ -33,7 +33,7 @@ def needs(framework: str, package: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name != framework:
+        if (error.name or "").split(".")[0] != framework:
             raise
         raise MissingFrameworkError(
             f"the front end for {framework}",

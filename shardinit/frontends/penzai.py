@@ -16,14 +16,17 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-from penzai.core import named_axes, shapecheck
-from penzai.deprecated.v1.nn import parameters
 
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.prng import names
 from shardinit.core.systems import PENZAI, refuse_others
 from shardinit.errors import StructureMismatchError
+from shardinit.frontends import needs
+
+with needs("penzai", "penzai"):
+    from penzai.core import named_axes, shapecheck
+    from penzai.deprecated.v1.nn import parameters
 
 _PARAMETERS = (
     parameters.Parameter,
