@@ -51,8 +51,8 @@ PENZAI = System(
 )
 _PENZAI2 = System(
     "a variable or a slot of Penzai's second version",
-    "Build the model inside the init function, with Penzai's init_base_rng, and return "
-    "its variables: shardinit.init(lambda key: build(key), key)",
+    "shardinit.frontends.penzai.init_fn(build) makes an init function of what builds "
+    "the model with init_base_rng",
     waits=True,
 )
 _LINEN = System(
