@@ -228,6 +228,10 @@ class ModuleFieldError(ShardinitError, TypeError):
     """A module's field is declared or filled wrongly, or two modules do not match."""
 
 
+class MissingFrameworkError(ShardinitError, ImportError):
+    """A front end whose framework is not installed, or not set up for JAX."""
+
+
 class ServiceError(ShardinitError, RuntimeError):
     """The init service refused a request or could not be reached.
 

@@ -52,8 +52,8 @@ PENZAI = System(
 )
 _PENZAI2 = System(
     "a variable or a slot of Penzai's second version",
-    "Build the model inside the init function, with Penzai's init_base_rng, and return "
-    "its variables: shardinit.init(lambda key: build(key), key)",
+    "shardinit.frontends.penzai.init_fn(build) makes an init function of what builds "
+    "the model with init_base_rng",
     waits=True,
 )
 _LINEN = System(
@@ -70,6 +70,10 @@ _HAIKU = System(
     "shardinit.frontends.haiku.init_fn(transformed, *inputs) makes an init function "
     "of it",
 )
+_KERAS = System(
+    "a layer of Keras",
+    "shardinit.frontends.keras.init_fn(model) makes an init function of it",
+)
 
 _V1 = "penzai.deprecated.v1.nn.parameters"
 _CLASSES = {
@@ -84,6 +88,7 @@ _CLASSES = {
     "penzai.core.variables.AbstractVariableSlot": _PENZAI2,
     "flax.linen.module.Module": _LINEN,
     "flax.nnx.module.Module": _NNX,
+    "keras.src.layers.layer.Layer": _KERAS,
     "haiku._src.transform.Transformed": _HAIKU,
     "haiku._src.transform.TransformedWithState": _HAIKU,
 }

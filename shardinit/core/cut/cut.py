@@ -39,6 +39,7 @@ from shardinit.core.cut.sources import (
     Table,
     Windowed,
 )
+from shardinit.core.cut.statics import refuse_static_tracers
 from shardinit.core.cut.trace import (
     refuse_effects,
     refuse_long_axes,
@@ -138,6 +139,7 @@ def cut(fn: Init, key_aval: jx.Aval) -> Cut:
         closed, out_shape = trace(fn, key_aval)
     with jx.collector_paused(), jx.no_mesh():
         with_paths, tree = jax.tree_util.tree_flatten_with_path(out_shape)
+        refuse_static_tracers(out_shape, tree)
         paths = [path_str(p) for p, _ in with_paths]
         typed = jx.is_key(key_aval.dtype)
         impl = jx.key_impl(key_aval.dtype) if typed else _raw_impl(key_aval)

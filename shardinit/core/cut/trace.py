@@ -10,7 +10,7 @@ import numpy as np
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
-from shardinit.core.types import Init, Tree
+from shardinit.core.types import Init, Tree, TreeDef, Values
 from shardinit.errors import InitFnError
 
 MAX_AXIS = 1 << 32  # elements
@@ -32,10 +32,8 @@ def trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
 
 
 def _trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
-    # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
-    # front end made when it described the model.
     try:
-        return jx.trace(fn, key_aval)
+        return _traced(fn, key_aval)
     except (
         jax.errors.TracerArrayConversionError,
         jax.errors.ConcretizationTypeError,
@@ -56,6 +54,25 @@ def _trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
     except TypeError:
         _refuse_non_arrays(fn, key_aval)
         raise
+
+
+def _traced(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
+    # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
+    # front end made when it described the model.
+    try:
+        return jx.trace(fn, key_aval)
+    except (ValueError, jax.errors.ConcretizationTypeError):
+        # JAX compares the structure of the result with itself, and arrays in static
+        # fields have no truth value: the leaves alone can be traced.
+        structure: list[TreeDef] = []
+
+        def leaves(key: jax.Array) -> list[Values]:
+            flat, tree = jax.tree.flatten(fn(key))
+            structure.append(tree)
+            return flat
+
+        closed, shapes = jx.trace(leaves, key_aval)
+        return closed, structure[0].unflatten(shapes)
 
 
 def _refuse_non_arrays(fn: Init, key_aval: jx.Aval) -> None:
