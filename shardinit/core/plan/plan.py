@@ -90,6 +90,32 @@ class Plan:
         sizes = {leaf.path: leaf.bytes_per_device for leaf in self.leaves}
         warn(self.findings, sizes)
 
+    def abstract(self) -> Any:
+        """The result as shapes, dtypes and shardings: a tree to restore into.
+
+        Returns:
+          What ``init`` returns (``InitFn.rebuild`` of the pytree, boxes and the user's
+          own classes kept) with a ``jax.ShapeDtypeStruct`` for each leaf, those that
+          ``select`` left out as well. In a plan without a mesh they have no sharding.
+
+        Example:
+          >>> import jax, shardinit
+          >>> mesh = jax.make_mesh((1,), ("data",))
+          >>> init = lambda key: {"w": jax.random.normal(key, (64, 32))}
+          >>> shardinit.plan(init, mesh=mesh).abstract()["w"].shape
+          (64, 32)
+        """
+        shapes = [
+            jax.ShapeDtypeStruct(
+                leaf.shape,
+                leaf.dtype,
+                sharding=planned.sharding,
+                weak_type=leaf.weak_type,
+            )
+            for leaf, planned in zip(self.cut.leaves, self.leaves, strict=True)
+        ]
+        return self.init_fn.rebuild(jax.tree.unflatten(self.cut.tree, shapes))
+
     @property
     def mesh_shape(self) -> dict[str, int]:
         """The size of each mesh axis; empty in a plan without a mesh."""
