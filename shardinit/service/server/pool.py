@@ -193,8 +193,9 @@ class Pool:
                 await self._work(slot, process)
             except Refusal as error:
                 pause = min(2 * pause + 0.5, 30)
-                log.error("a worker cannot begin: %s", error)
-                if not self.models.done():
+                if self.models.done():
+                    log.error("a worker cannot begin: %s", error)
+                else:  # who starts the server says it
                     self.models.set_exception(error)
                     self.models.exception()  # seen, whether somebody waits or not
             except (DiedError, TimeoutError):
