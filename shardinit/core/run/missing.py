@@ -1,32 +1,214 @@
 """Completion: initialise what a restored tree lacks, and nothing else.
 
-A checkpoint that has no head yet, a layer that was added, a vocabulary that grew: what
-is there is kept as it is, what is missing is planned, compiled and run alone, at a
-cost in proportion to it. The values are those that a full initialisation would have
-given, so that it does not matter in how many steps a model came to be.
+A checkpoint that has no head yet, a layer that was added, a vocabulary that grew, the
+optimizer that parameters have not met: what is there is kept, what is missing is
+planned, compiled and run alone, at a cost in proportion to it. The values are those
+that a full initialisation would have given, so that it does not matter in how many
+steps a model came to be. ``plan_missing`` says what will become of each leaf before
+anything runs; ``init_missing`` runs that plan.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from shardinit.core.paths import chosen, path_str
-from shardinit.core.plan.entries import parts
-from shardinit.core.plan.leaves import PlanLeaf
+from shardinit.core.cut.sources import Replicated, Windowed
+from shardinit.core.init_fn import AxisNames
+from shardinit.core.paths import chosen, glob, path_str
+from shardinit.core.plan.leaves import PlanLeaf, itemsize, names_of
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
+from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
+from shardinit.core.run.account import Account, Entry
 from shardinit.core.run.compile import Progress, compile_plan
-from shardinit.errors import StructureMismatchError
+from shardinit.core.run.growing import POLICIES, resized
+from shardinit.errors import SelectError, StructureMismatchError
+
+Grow = Select | Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowed:
+    """What a completion may do; see ``plan_missing``.
+
+    Attributes:
+      missing: leaves that may be missing; None for all.
+      unexpected: leaves that may be there though the model has none of their path.
+      grow: leaves that may become larger, or globs to policies.
+      shrink: leaves that may become smaller.
+      cast: leaves that may get another dtype.
+    """
+
+    missing: Select | None = None
+    unexpected: Select = ()
+    grow: Grow = ()
+    shrink: Select = ()
+    cast: Select = ()
+
+
+@dataclass(frozen=True, eq=False)
+class MissingPlan:
+    """What a completion will do; call it with a key to do it.
+
+    Attributes:
+      plan: of the whole result.
+      account: what is kept, filled, grown, shrunk, cast and unexpected.
+
+    Example:
+      >>> import jax, shardinit
+      >>> init = lambda key: dict.fromkeys(("old", "new"), jax.random.normal(key, (8,)))
+      >>> plan = shardinit.plan_missing({"old": jax.numpy.zeros((8,))}, init)
+      >>> sorted(plan(0))
+      ['new', 'old']
+    """
+
+    plan: Plan
+    account: Account
+    _present: dict[str, Any] = field(repr=False)
+    _policies: dict[str, str] = field(repr=False)
+    _copies: dict[str, str] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.plan.name}\n{self.account}"
+
+    def __call__(self, key: KeyLike, progress: Progress | None = None) -> Any:
+        """Completes the tree.
+
+        Args:
+          key: a key of the type that was planned for, or an int seed.
+          progress: called with (leaves dispatched, leaves in all).
+
+        Returns:
+          What ``fn(key)`` returns; see ``init_missing``.
+        """
+        return self.run(as_key(key), progress)
+
+    def run(self, key: jax.Array, progress: Progress | None = None) -> Any:
+        """``__call__`` for a key that ``as_key`` made."""
+        settled = {*self._present, *self._copies}
+
+        def makes(path: str) -> bool:
+            return path not in settled or self._policies.get(path) == "init"
+
+        exe = compile_plan(self.plan.selected(makes))
+        made, places = exe.run(key, progress), exe.shardings
+        out = {
+            leaf.path: self._leaf(leaf, fresh, sharding, key)
+            for leaf, fresh, sharding in zip(
+                self.plan.leaves, made, places, strict=True
+            )
+        }
+        for leaf, sharding in zip(self.plan.leaves, places, strict=True):
+            if leaf.path in self._copies:  # its own memory: who trains donates both
+                source = out[self._copies[leaf.path]]
+                out[leaf.path] = jax.device_put(source, sharding, may_alias=False)
+        return exe.rebuild([out[leaf.path] for leaf in self.plan.leaves])
+
+    def _leaf(self, leaf: PlanLeaf, fresh: Any, sharding: Any, key: jax.Array) -> Any:
+        if leaf.path not in self._present:
+            return fresh
+        array = self._present[leaf.path]
+        if array.dtype != leaf.dtype:
+            array = array.astype(leaf.dtype)
+        if tuple(np.shape(array)) != leaf.shape:
+            policy = self._policies.get(leaf.path, "zeros")  # of what only shrinks
+            return resized(
+                array,
+                leaf.shape,
+                sharding,
+                policy,
+                fresh=fresh if policy == "init" else None,
+                key=key,
+                path=leaf.path,
+            )
+        return (
+            array if isinstance(array, jax.Array) else jax.device_put(array, sharding)
+        )
+
+
+def plan_missing(
+    partial: Any,
+    fn: Any,
+    key: KeyLike | None = None,
+    *,
+    mesh: AnyMesh | None = None,
+    rules: Rules | None = None,
+    out_shardings: Any = None,
+    missing: Select | None = None,
+    unexpected: Select = (),
+    grow: Grow = (),
+    shrink: Select = (),
+    cast: Select = (),
+    opt_rules: Rules | Placement | None = None,
+    opt_state: Select | None = None,
+) -> MissingPlan:
+    """Plans what ``init_missing`` would do, with its account; runs nothing.
+
+    Args:
+      partial: a pytree with the keys of ``fn``'s result, or what ``init`` returns of
+        it: the user's own object, or a part of its state. A leaf is missing where it
+        is None, ``...``, a ``jax.ShapeDtypeStruct``, or not there at all, alone or with
+        all that holds it.
+      fn: ``key -> pytree of arrays``, an ``InitFn``, an ``InitProgram`` or a ``Plan``,
+        which says itself where its leaves lie if nothing else does.
+      key: a key whose type counts; default ``jax.random.key(0)``.
+      mesh: as for ``shardinit.init``.
+      rules: as for ``shardinit.init``.
+      out_shardings: as for ``shardinit.init``.
+      missing: globs or a predicate on the paths that may be missing; default all.
+      unexpected: globs or a predicate on paths that may be there though ``fn`` does not
+        have them; they are dropped and counted.
+      grow: globs or a predicate on the paths of leaves that may have become larger, or
+        a dict of globs to policies: what is there is kept at the low end of every axis,
+        what is new is ``"init"`` (as initialised, the policy of globs alone), the
+        ``"mean"`` of the old rows, ``"mean_cov"`` (drawn about it with their
+        covariance, as ``transformers`` resizes embeddings), ``"zeros"``, or ``"copy"``
+        (the old rows over again).
+      shrink: globs or a predicate on the paths of leaves that may have become smaller:
+        the low end of every axis is kept.
+      cast: globs or a predicate on the paths of leaves that may get another dtype.
+      opt_rules: as for ``shardinit.plan``.
+      opt_state: as for ``shardinit.plan``.
+
+    Raises:
+      StructureMismatchError: a leaf that ``fn`` does not have, that is missing, of
+        another dtype or another shape, and that nothing allows; or state of an
+        optimizer that is missing and depends on parameters that are there.
+
+    Example:
+      >>> import jax, shardinit
+      >>> ones = jax.numpy.ones
+      >>> init = lambda key: {"w": jax.random.normal(key, (8, 4)), "b": ones(4)}
+      >>> restored = {"w": jax.numpy.zeros((6, 4))}
+      >>> plan = shardinit.plan_missing(restored, init, grow={"w": "mean"})
+      >>> print(plan.account)
+             leaves  bytes  which
+      grown  1       128     w (6, 4) -> (8, 4) by mean
+      filled 1       16      b
+    """
+    options = PlanOptions(
+        mesh=mesh,
+        rules=rules,
+        out_shardings=out_shardings,
+        opt_rules=opt_rules,
+        opt_state=opt_state,
+    )
+    placed = isinstance(fn, Plan) and options == PlanOptions()
+    whole = fn if placed else make_plan(fn, as_key(0 if key is None else key), options)
+    allowed = Allowed(
+        missing=missing, unexpected=unexpected, grow=grow, shrink=shrink, cast=cast
+    )
+    return completion(whole, present_in(partial, whole), allowed)
 
 
 def init_missing(
@@ -37,36 +219,39 @@ def init_missing(
     mesh: AnyMesh | None = None,
     rules: Rules | None = None,
     out_shardings: Any = None,
-    grow: Select = (),
+    missing: Select | None = None,
+    unexpected: Select = (),
+    grow: Grow = (),
+    shrink: Select = (),
+    cast: Select = (),
     opt_rules: Rules | Placement | None = None,
     opt_state: Select | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Fills what ``partial`` lacks of what ``fn(key)`` would give.
 
+    ``plan_missing`` and its call in one; see there for the arguments and the errors.
+
     Args:
-      partial: a pytree with the keys of ``fn``'s result, or what ``init`` returns of
-        it: the user's own object, or a part of its state. A leaf is missing where it
-        is None, a ``jax.ShapeDtypeStruct``, or not there at all, alone or with all
-        that holds it.
-      fn: ``key -> pytree of arrays``, an ``InitFn`` or an ``InitProgram``.
+      partial: as for ``plan_missing``.
+      fn: as for ``plan_missing``.
       key: a key or an int seed.
       mesh: as for ``shardinit.init``.
       rules: as for ``shardinit.init``.
       out_shardings: as for ``shardinit.init``.
-      grow: globs or a predicate on the paths of leaves that may have become larger:
-        what is there is kept at the low end of every axis, the rest is initialised.
+      missing: as for ``plan_missing``.
+      unexpected: as for ``plan_missing``.
+      grow: as for ``plan_missing``.
+      shrink: as for ``plan_missing``.
+      cast: as for ``plan_missing``.
       opt_rules: as for ``shardinit.plan``.
       opt_state: as for ``shardinit.plan``.
       progress: called with (leaves dispatched, leaves in all).
 
     Returns:
       What ``fn(key)`` returns. Arrays of ``partial`` are in it as they are, the same
-      objects; numpy arrays are placed on their shardings.
-
-    Raises:
-      StructureMismatchError: a leaf that ``fn`` does not have, another dtype, or
-        another shape that ``grow`` does not allow.
+      objects; numpy arrays are placed on their shardings. Missing state of an optimizer
+      that repeats parameters (a slow copy of them) repeats those that are there.
 
     Example:
       >>> import jax, shardinit
@@ -77,68 +262,148 @@ def init_missing(
       (['new', 'old'], True)
     """
     root = as_key(key)
-    options = PlanOptions(
+    made = plan_missing(
+        partial,
+        fn,
+        root,
         mesh=mesh,
         rules=rules,
         out_shardings=out_shardings,
+        missing=missing,
+        unexpected=unexpected,
+        grow=grow,
+        shrink=shrink,
+        cast=cast,
         opt_rules=opt_rules,
         opt_state=opt_state,
     )
-    whole = make_plan(fn, root, options)
-    whole.warn()
-    present = _present(partial, whole)
-    paths = [leaf.path for leaf in whole.leaves]
-    may_grow = chosen(grow or (lambda path: False), paths, "grow")
-    kept: dict[str, Any] = {}
-    grown: dict[str, Any] = {}
-    for leaf, allowed in zip(whole.leaves, may_grow, strict=True):
-        if leaf.path in present:
-            array = present[leaf.path]
-            larger = _check(leaf, array, allowed)
-            (grown if larger else kept)[leaf.path] = array
-    lacking = replace(options, select=lambda path: path not in kept)
-    exe = compile_plan(make_plan(whole, root, lacking))
-    made = exe.run(root, progress)
-    out = []
-    for leaf, fresh, sharding in zip(whole.leaves, made, exe.shardings, strict=True):
-        if leaf.path in kept:
-            array = kept[leaf.path]
-            out.append(
-                array
-                if isinstance(array, jax.Array)
-                else jax.device_put(array, sharding)
-            )
-        elif leaf.path in grown:
-            out.append(_grow(fresh, grown[leaf.path], sharding))
-        else:
-            out.append(fresh)
-    return exe.rebuild(out)
+    made.plan.warn()
+    return made.run(root, progress)
 
 
-def _present(partial: Any, whole: Plan) -> dict[str, Any]:
+def present_in(partial: Any, whole: Plan) -> dict[str, Any]:
     """The arrays of a partial tree by path."""
 
     def absent(x: Any) -> bool:
-        return x is None or isinstance(x, jax.ShapeDtypeStruct)
+        return x is None or x is ... or isinstance(x, jax.ShapeDtypeStruct)
 
     state = whole.init_fn.state_of(partial)
     flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=absent)
-    there = {path_str(path): x for path, x in flat if not absent(x)}
-    known = {leaf.path for leaf in whole.leaves}
-    extra = [path for path in there if path not in known]
-    if extra:
+    return {path_str(path): x for path, x in flat if not absent(x)}
+
+
+def completion(
+    whole: Plan, present: Mapping[str, Any], allowed: Allowed
+) -> MissingPlan:
+    """The plan of a completion, from what is there by path.
+
+    Args:
+      whole: the plan of the whole result.
+      present: what has shape and dtype, by path.
+      allowed: what may be done.
+
+    Raises:
+      StructureMismatchError: something else would have to be done.
+    """
+    paths = [leaf.path for leaf in whole.leaves]
+    extra = _unexpected(present, paths, allowed)
+    policies = _policies(allowed.grow, paths)
+    may = {
+        "shrink": _chosen(allowed.shrink, paths, "shrink"),
+        "cast": _chosen(allowed.cast, paths, "cast"),
+    }
+    groups: dict[str, list[Entry]] = {}
+    grows: dict[str, str] = {}
+    for leaf in whole.leaves:
+        nbytes = math.prod(leaf.shape) * itemsize(leaf.dtype)
+        if leaf.path not in present:
+            groups.setdefault("filled", []).append(Entry(leaf.path, nbytes))
+            continue
+        array = present[leaf.path]
+        changes = _changes(leaf, array, policies, may)
+        if "grown" in changes:
+            grows[leaf.path] = policies[leaf.path]
+        for kind, change in (changes or {"kept": ""}).items():
+            groups.setdefault(kind, []).append(Entry(leaf.path, nbytes, change))
+    _check_missing([x.path for x in groups.get("filled", [])], paths, allowed)
+    copies = _copies(whole, present)
+    there = {path: present[path] for path in paths if path in present}
+    entries = {kind: tuple(found) for kind, found in groups.items()}
+    account = Account(**entries, unexpected=tuple(extra))
+    return MissingPlan(whole, account, there, grows, copies)
+
+
+def _unexpected(
+    present: Mapping[str, Any], paths: list[str], allowed: Allowed
+) -> list[Entry]:
+    known = set(paths)
+    extra = [path for path in present if path not in known]
+    taken = _taker(allowed.unexpected)
+    refused = [path for path in extra if not taken(path)]
+    if refused:
         raise StructureMismatchError(
-            f"leaf {extra[0]!r}",
+            f"leaf {refused[0]!r}",
             f"it is not among the {len(known):,} leaves of the init function"
-            + (f", nor are {len(extra) - 1:,} others" if len(extra) > 1 else ""),
+            + (f", nor are {len(refused) - 1:,} others" if len(refused) > 1 else ""),
             "a path such as " + ", ".join(map(repr, sorted(known)[:3])),
-            "Remove it, or give the tree the keys that the function gives it",
+            "Remove it, give the tree the keys that the function gives it, or allow it "
+            f"with unexpected={refused[0]!r}",
         )
-    return there
+    return [Entry(path, int(getattr(present[path], "nbytes", 0))) for path in extra]
 
 
-def _check(leaf: PlanLeaf, array: Any, may_grow: bool) -> bool:
-    """Whether the leaf has grown since; refuses what does not fit."""
+def _chosen(select: Select | None, paths: list[str], argument: str) -> dict[str, bool]:
+    """For each path whether ``select`` takes it; no globs take none."""
+    found = chosen((lambda _: False) if select == () else select, paths, argument)
+    return dict(zip(paths, found, strict=True))
+
+
+def _taker(select: Select) -> Callable[[str], bool]:
+    """A test for paths of which nobody knows beforehand which there are."""
+    if callable(select):
+        return select
+    globs = [glob(x) for x in ([select] if isinstance(select, str) else select)]
+    return lambda path: any(matches(path) for matches in globs)
+
+
+def _policies(grow: Grow, paths: list[str]) -> dict[str, str]:
+    """The policy of each leaf that may grow; the first glob that matches counts."""
+    if not isinstance(grow, Mapping):
+        return {path: "init" for path, ok in _chosen(grow, paths, "grow").items() if ok}
+    found: dict[str, str] = {}
+    for pattern, policy in grow.items():
+        if policy not in POLICIES:
+            raise SelectError(
+                f"grow={{{pattern!r}: {policy!r}}}",
+                "there is no such policy",
+                ", ".join(map(repr, POLICIES)),
+            )
+        for path, ok in _chosen(pattern, paths, "grow").items():
+            if ok:
+                found.setdefault(path, policy)
+    return found
+
+
+def _check_missing(lacking: list[str], paths: list[str], allowed: Allowed) -> None:
+    may = _chosen(allowed.missing, paths, "missing")
+    refused = [path for path in lacking if not may[path]]
+    if refused:
+        others = f", and so are {len(refused) - 1:,} others" if refused[1:] else ""
+        raise StructureMismatchError(
+            f"leaf {refused[0]!r}",
+            f"it is missing{others}",
+            f"leaves that may be missing: missing={allowed.missing!r}",
+            "Restore it as well, or allow it to be initialised",
+        )
+
+
+def _changes(
+    leaf: PlanLeaf,
+    array: Any,
+    policies: Mapping[str, str],
+    may: Mapping[str, Mapping[str, bool]],
+) -> dict[str, str]:
+    """What has to be done to an array that is there, by kind; refuses what may not."""
     if not hasattr(array, "dtype"):
         raise StructureMismatchError(
             f"leaf {leaf.path!r}",
@@ -146,50 +411,78 @@ def _check(leaf: PlanLeaf, array: Any, may_grow: bool) -> bool:
             f"an array of dtype {leaf.dtype}, or None where it is missing",
         )
     shape, dtype = tuple(np.shape(array)), array.dtype
+    changes: dict[str, str] = {}
     if dtype != leaf.dtype:
-        raise StructureMismatchError(
-            f"leaf {leaf.path!r}",
-            f"it has dtype {dtype}",
-            f"{leaf.dtype}: values are never cast",
-            "Cast it, or initialise with its dtype",
-        )
+        if not may["cast"][leaf.path]:
+            raise StructureMismatchError(
+                f"leaf {leaf.path!r}",
+                f"it has dtype {dtype}",
+                f"{leaf.dtype}: values are never cast unasked",
+                f"Cast it, initialise with its dtype, or pass cast={leaf.path!r}",
+            )
+        changes["cast"] = f"{dtype} -> {leaf.dtype}"
     if shape == leaf.shape:
-        return False
-    fits = len(shape) == len(leaf.shape) and all(
-        have <= want for have, want in zip(shape, leaf.shape, strict=True)
-    )
-    if not (may_grow and fits):
+        return changes
+    ranks = len(shape) == len(leaf.shape)
+    pairs = list(zip(shape, leaf.shape, strict=False))
+    grows, shrinks = any(a < b for a, b in pairs), any(a > b for a, b in pairs)
+    wanted = ["grow"] * grows + ["shrink"] * shrinks
+    allowed = {"grow": leaf.path in policies, "shrink": may["shrink"][leaf.path]}
+    if not ranks or not all(allowed[verb] for verb in wanted):
+        remedy = " and ".join(f"{verb}={leaf.path!r}" for verb in wanted)
         raise StructureMismatchError(
             f"leaf {leaf.path!r}",
             f"it has shape {shape}",
             f"{leaf.shape}",
-            f"Pass grow={leaf.path!r} to keep its values and initialise the rest"
-            if fits
-            else "A leaf can grow; it cannot shrink or change its number of axes",
+            f"Pass {remedy} to keep its values at the low end of every axis"
+            if ranks
+            else "A leaf can grow and shrink; it cannot change its number of axes",
         )
-    return True
+    text = f"{shape} -> {leaf.shape}"
+    if grows:
+        changes["grown"] = f"{text} by {policies[leaf.path]}"
+    if shrinks:
+        changes["shrunk"] = text
+    return changes
 
 
-def _grow(fresh: jax.Array, old: Any, sharding: NamedSharding) -> jax.Array:
-    """The fresh leaf with the old one in its low corner, in the fresh one's memory."""
-    # The compiler places the copy; explicit axes would have to be told how.
-    mesh = sharding.mesh
-    auto = Mesh(np.asarray(mesh.devices), mesh.axis_names)
-    old = jax.device_put(old, NamedSharding(auto, _dividing(sharding, np.shape(old))))
-    fresh = jax.device_put(fresh, NamedSharding(auto, sharding.spec), donate=True)
+def _copies(whole: Plan, present: Mapping[str, Any]) -> dict[str, str]:
+    """Missing state of an optimizer that repeats a parameter which is there.
 
-    def put(fresh: Any, old: Any) -> Any:
-        return lax.dynamic_update_slice(fresh, old, [0] * fresh.ndim)
+    A full initialisation would give it the values of a new parameter.
+    """
+    cut = whole.cut
+    numbers = {leaf.path: i for i, leaf in enumerate(cut.leaves)}
+    copies: dict[str, str] = {}
+    for leaf, name in zip(cut.leaves, names_of(cut, whole.init_fn.axes), strict=True):
+        source = leaf.source
+        state = isinstance(name, AxisNames) and name.optimizer
+        if leaf.path in present or not state or not _is_drawn(source):
+            continue
+        param = name.mirrors.path if name.mirrors is not None else ""
+        if param and param not in present:
+            continue
+        if not param or not _equal(source, cut.leaves[numbers[param]].source):
+            raise StructureMismatchError(
+                f"leaf {leaf.path!r}",
+                "it is missing, and the optimizer makes it of the parameters"
+                + (f", of which {param!r} is there" if param else ""),
+                "state that depends on no parameter, or that repeats one",
+                "Make the state of the restored parameters: tx.init(params)",
+            )
+        copies[leaf.path] = param
+    return copies
 
-    placed = NamedSharding(auto, sharding.spec)
-    grown = jax.jit(put, out_shardings=placed, donate_argnums=0)(fresh, old)
-    return jax.device_put(grown, sharding, donate=True)
+
+def _is_drawn(source: Any) -> bool:
+    nodes = keys.topological(source.operands)
+    return any(node.op == "root" for node in nodes)
 
 
-def _dividing(sharding: NamedSharding, shape: tuple[int, ...]) -> PartitionSpec:
-    """The entries of a spec that divide a smaller shape as well."""
-    sizes = sharding.mesh.shape
-    entries = []
-    for size, entry in zip(shape, sharding.spec, strict=False):
-        entries.append(entry if size % parts(entry, sizes) == 0 else None)
-    return PartitionSpec(*entries)
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two leaves are one value: of one program and the same keys."""
+    if not isinstance(one, Windowed | Replicated) or type(one) is not type(other):
+        return False
+    programs = (one.program, getattr(one, "result", 0))
+    same_keys = list(map(id, one.operands)) == list(map(id, other.operands))
+    return programs == (other.program, getattr(other, "result", 0)) and same_keys
