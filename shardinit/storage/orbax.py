@@ -1,45 +1,65 @@
 """Orbax: what plain ``orbax.checkpoint`` restores, on any mesh.
 
-Every process of a job writes its own shards. Nothing of shardinit is in the folder:
-the tree is written as plain dicts, lists and tuples of arrays, so that whoever restores
-it needs neither the model's classes nor this library::
+Every process of a job writes its own shards. The tree is written as plain dicts, lists
+and tuples of arrays, so that whoever restores it needs neither the model's classes nor
+this library::
 
     orbax.checkpoint.StandardCheckpointer().restore(folder, abstract_tree)
 
-Orbax writes under a temporary name and renames when all processes are done.
+Orbax's format has one kind of sequence and forgets which were tuples, so their paths
+stand in its custom metadata, the one thing of shardinit's in the folder. Orbax writes
+under a temporary name and renames when all processes are done.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
-from shardinit.core.paths import nested, path_str
+from shardinit.core.ir.jaxpr import is_key, setting
+from shardinit.core.paths import escape, nested, path_str
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
+from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
+from shardinit.core.prng.root_key import KeyLike
+from shardinit.core.run.missing import Allowed, restore_into
 from shardinit.errors import CheckpointError
 
+_OURS = "shardinit"
+_METADATA = "_METADATA"
 
-def save(folder: str | os.PathLike[str], tree: Any) -> None:
+
+def save(folder: str | os.PathLike[str], tree: Any) -> bool:
     """Writes a pytree of sharded arrays; returns when it is complete under its name.
 
     In a job of several processes all of them must call this, with a folder that all
     of them see.
 
     Args:
-      folder: the checkpoint's folder; it must not be there.
+      folder: the checkpoint's folder. Where the same checkpoint is there already, it is
+        compared and nothing is written.
       tree: jax arrays with any sharding, typed keys, numpy arrays. A model object is
-        written as nested dicts of its arrays.
+        written as nested dicts of its arrays, a Variable that it holds in several
+        places once, under the first of them.
+
+    Returns:
+      Whether it was written; False if it was there.
 
     Raises:
-      CheckpointError: the folder exists, or a leaf has no values.
+      CheckpointError: something else is there, a leaf has no values, or Orbax cannot
+        keep its dtype.
 
     Example:
       >>> import jax, tempfile
@@ -50,39 +70,108 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
     target = Path(os.path.abspath(folder))
     tree = _plain(tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise CheckpointError(
-                f"leaf {path_str(path)!r}",
-                "it has a shape and no values",
-                "an array",
-                "Initialise it, or leave it out of the tree",
-            )
+        _check_leaf(path_str(path), leaf)
+    if (target / _METADATA).exists():
+        _compare(target, tree)
+        return False
     check_free(target)
+    metadata = {_OURS: {"tuples": list(_tuples(tree, ""))}}
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target, tree)
+        checkpointer.save(target, tree, custom_metadata=metadata)
+    return True
+
+
+def _compare(target: Path, tree: Any) -> None:
+    """Holds a checkpoint that is there against a tree.
+
+    Raises:
+      CheckpointError: it is another one.
+    """
+    abstract = jax.tree.map(
+        lambda x: (
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            if isinstance(x, jax.Array)
+            else x
+        ),
+        tree,
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        held, _ = _metadata(checkpointer, target)
+        named = jax.tree_util.tree_leaves_with_path(held, is_leaf=_is_metadata)
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        found = {path_str(path): _facts(leaf) for path, leaf in named}
+        wanted = {path_str(path): _facts(leaf) for path, leaf in leaves}
+        if found != wanted:
+            raise CheckpointError.taken("checkpoint", target, "a tree of other leaves")
+        got = jax.tree.leaves(checkpointer.restore(target, abstract))
+    for (path, leaf), other in zip(leaves, got, strict=True):
+        if not bool(_equal(leaf, other)):
+            why = f"its leaf {path_str(path)!r} has other values"
+            raise CheckpointError.taken("checkpoint", target, why)
+
+
+def _facts(leaf: Any) -> tuple[tuple[int, ...], str]:
+    if is_key(getattr(leaf, "dtype", None)):
+        leaf = jax.random.key_data(leaf)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
+    return tuple(np.shape(leaf)), str(np.dtype(dtype))
+
+
+def _equal(one: Any, other: Any) -> Any:
+    """Whether two arrays are equal bit for bit, NaNs and signs of zero included."""
+    if is_key(getattr(one, "dtype", None)):
+        one, other = map(jax.random.key_data, (one, other))
+    if not isinstance(one, jax.Array):
+        return np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    return jax.jit(lambda a, b: jnp.all(_bits(a) == _bits(b)))(one, other)
+
+
+def _bits(array: Any) -> Any:
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        return jnp.stack([_bits(array.real), _bits(array.imag)])
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    bits = jnp.finfo(array.dtype).bits
+    if bits < 8:  # no integer is as narrow, and these have no NaN
+        return array
+    return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{bits}"))
 
 
 def restore(
     folder: str | os.PathLike[str],
+    plan: Plan | None = None,
     *,
+    key: KeyLike | None = None,
+    item: str | None = None,
     mesh: Any = None,
     rules: Rules | None = None,
     out_shardings: Any = None,
+    **allowed: Any,
 ) -> Any:
     """Reads a checkpoint into sharded arrays; each process reads its own shards.
 
     Args:
-      folder: of a checkpoint that ``save``, or Orbax itself, wrote.
-      mesh: the devices; default the first one.
+      folder: of a checkpoint that ``save``, or Orbax itself, wrote; of a step of a
+        ``CheckpointManager``, or of all its steps, of which the last one is read.
+      plan: restore into this plan: its leaves, where it says, in the user's own
+        classes. What the checkpoint lacks is initialised, such as the optimizer of
+        parameters that were written alone.
+      key: with a plan, for leaves that the checkpoint lacks; needed if one is drawn.
+      item: which item of a manager's step; needed if there are several.
+      mesh: without a plan, the devices; default the first one.
       rules: ``PathRules`` or ``fsdp(...)``; default ``fsdp()`` over all axes.
       out_shardings: a pytree prefix of shardings instead of rules.
+      **allowed: with a plan, ``missing=``, ``unexpected=``, ``grow=``, ``shrink=`` and
+        ``cast=`` as for ``shardinit.plan_missing``.
 
     Returns:
-      The tree as it was written: dicts, lists and tuples of jax arrays.
+      What ``init`` would return, with a plan. Else the tree as it was written: dicts,
+      lists and tuples of jax arrays, strings as they are.
 
     Raises:
-      CheckpointError: the folder has no checkpoint.
+      CheckpointError: the folder has no checkpoint, or several.
       ShardingError: rules or shardings that do not fit.
+      StructureMismatchError: the checkpoint does not fit the plan.
 
     Example:
       >>> import jax, tempfile
@@ -92,32 +181,180 @@ def restore(
       ...     orbax.restore(f"{folder}/ckpt")["w"].shape
       (8, 32)
     """
-    target = Path(os.path.abspath(folder))
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            found = checkpointer.metadata(target).item_metadata
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            raise _none(target, error) from error
-        if found is None:
-            raise _none(target, "it has no metadata")
-        shapes = found.tree if hasattr(found, "tree") else found
-        leaves, structure = jax.tree.flatten(shapes, is_leaf=_is_shape)
-        paths = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=_is_shape)
+    target = _checkpoint_in(Path(os.path.abspath(folder)), item)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        shapes, tuples = _metadata(checkpointer, target)
+        leaves, structure = jax.tree.flatten(shapes, is_leaf=_is_metadata)
+        named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=_is_metadata)
+        paths = [path_str(path) for path, _ in named]
+        arrays = {
+            path: leaf
+            for path, leaf in zip(paths, leaves, strict=True)
+            if _is_array(leaf)
+        }
+
+        def read(wanted: dict[str, Any]) -> Any:
+            """The tree with the arrays that are wanted, and strings."""
+            items = [
+                wanted.get(path, ocp.PLACEHOLDER if _is_array(leaf) else "")
+                for path, leaf in zip(paths, leaves, strict=True)
+            ]
+            tree = jax.tree.unflatten(structure, items)
+            restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+            args = ocp.args.PyTreeRestore(tree, restore_args=restore_args)
+            return checkpointer.restore(target, args=args)
+
+        if plan is not None:
+            found = _as_planned(arrays, plan)
+
+            def read_arrays(wanted: dict[str, Any]) -> dict[str, Any]:
+                got = jax.tree.leaves(read(wanted))
+                by_path = dict(zip(paths, got, strict=True))
+                return {path: by_path[path] for path in wanted}
+
+            return restore_into(plan, found, read_arrays, key, Allowed(**allowed))
+        for path, leaf in arrays.items():
+            _check_width(path, leaf)
         infos = [
-            LeafInfo(path_str(path), tuple(leaf.shape), _itemsize(leaf.dtype))
-            for path, leaf in paths
+            LeafInfo(path, tuple(leaf.shape), np.dtype(leaf.dtype).itemsize)
+            for path, leaf in arrays.items()
         ]
         if mesh is None:
             mesh = one_device()
         if out_shardings is not None:
-            shardings = sh.from_tree(out_shardings, infos, structure, mesh)
+            kept = [leaf if _is_array(leaf) else None for leaf in leaves]
+            whole = jax.tree.unflatten(structure, kept)
+            places = jax.tree.structure(whole, is_leaf=_is_metadata)
+            shardings = sh.from_tree(out_shardings, infos, places, mesh)
         else:
             shardings = sh.resolve(infos, mesh, rules)
-        abstract = [
-            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-            for leaf, sharding in zip(leaves, shardings, strict=True)
-        ]
-        return checkpointer.restore(target, jax.tree.unflatten(structure, abstract))
+        wanted = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            for (path, leaf), sharding in zip(arrays.items(), shardings, strict=True)
+        }
+        return _with_tuples(read(wanted), set(tuples), "")
+
+
+def _checkpoint_in(target: Path, item: str | None) -> Path:
+    """The folder of the checkpoint itself: of an item, of a manager's last step.
+
+    Raises:
+      CheckpointError: a step has several items.
+    """
+    if not target.is_dir() or (target / _METADATA).exists():
+        return target
+    inside = {entry.name: entry for entry in target.iterdir() if entry.is_dir()}
+    items = {name: x for name, x in inside.items() if (x / _METADATA).exists()}
+    steps = {int(m[1]): x for n, x in inside.items() if (m := _STEP.fullmatch(n))}
+    if steps and item not in items and set(items.values()) <= set(steps.values()):
+        return _checkpoint_in(steps[max(steps)], item)
+    if item is not None and item not in items:
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"it has no item {item!r}",
+            " or ".join(map(repr, sorted(items))) or "a step with items",
+        )
+    if len(items) > 1 and item is None:
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"it holds several items, {', '.join(map(repr, sorted(items)))}",
+            "one of them",
+            f"Pass item={min(items)!r}",
+        )
+    return items[item or next(iter(items))] if items else target
+
+
+_STEP = re.compile(r"(?:.*[_-])?(\d+)")  # a prefix and leading zeros, as Orbax lets
+
+
+def _metadata(checkpointer: Any, target: Path) -> tuple[Any, list[str]]:
+    """The tree of a checkpoint, metadata for leaves, and the paths of its tuples."""
+    try:
+        found = checkpointer.metadata(target)
+        tree = getattr(found.item_metadata, "tree", found.item_metadata)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+        raise _none(target, error) from error
+    if tree is None:
+        raise _none(target, "it has no metadata")
+    ours = (found.custom_metadata or {}).get(_OURS, {})
+    return tree, list(ours.get("tuples", ()))
+
+
+def _as_planned(arrays: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Shapes and dtypes by path; typed keys as such, of which Orbax notes the words."""
+    found = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in arrays.items()}
+    for leaf in plan.leaves:
+        have = found.get(leaf.path)
+        if have is not None and is_key(leaf.dtype):
+            words = have.dtype == np.uint32 and have.shape[:-1] == leaf.shape
+            if words and have.shape:
+                found[leaf.path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return found
+
+
+def _tuples(tree: Any, path: str) -> Iterator[str]:
+    """The paths of the tuples in a plain tree."""
+    if type(tree) is tuple:
+        yield path
+    if isinstance(tree, dict):
+        children = tree.items()
+    else:
+        children = enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for key, child in children:
+        yield from _tuples(child, _inside(path, key))
+
+
+def _with_tuples(tree: Any, tuples: set[str], path: str) -> Any:
+    """The tree with tuples at those paths."""
+    if isinstance(tree, dict):
+        return {k: _with_tuples(x, tuples, _inside(path, k)) for k, x in tree.items()}
+    if not isinstance(tree, list):
+        return tree
+    made = [_with_tuples(x, tuples, _inside(path, i)) for i, x in enumerate(tree)]
+    return tuple(made) if path in tuples else made
+
+
+def _inside(path: str, key: Any) -> str:
+    return f"{path}/{escape(str(key))}"
+
+
+def _check_leaf(path: str, leaf: Any) -> None:
+    """Refuses what cannot be written.
+
+    Orbax finds it out in threads of its own, with what is written so far left behind.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise CheckpointError(
+            f"leaf {path!r}",
+            "it has a shape and no values",
+            "an array",
+            "Initialise it, or leave it out of the tree",
+        )
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or is_key(dtype):
+        return
+    try:
+        tensorstore.dtype(np.dtype(dtype).name)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"leaf {path!r}",
+            f"its dtype {dtype} cannot be kept by Orbax",
+            "a dtype that TensorStore has",
+            "Cast it to a wider one, such as uint8",
+        ) from error
+
+
+def _check_width(path: str, leaf: Any) -> None:
+    """Refuses arrays that JAX would narrow in silence; Python's numbers it may."""
+    narrowed = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    array = type(leaf).__name__ == "ArrayMetadata"
+    if array and narrowed != leaf.dtype and not setting("jax_enable_x64"):
+        raise CheckpointError(
+            f"leaf {path!r}",
+            f"its dtype {leaf.dtype} cannot be kept without 64-bit numbers",
+            "jax_enable_x64",
+            'Set jax.config.update("jax_enable_x64", True) before it is restored',
+        )
 
 
 def _plain(tree: Any) -> Any:
@@ -126,10 +363,35 @@ def _plain(tree: Any) -> Any:
     plain = jax.tree_util.DictKey | jax.tree_util.SequenceKey
     if all(isinstance(entry, plain) for path, _ in named for entry in path):
         return tree
+    again = _repeated(tree)
     box = jax.tree_util.GetAttrKey("value")  # around an array
-    paths = [path[:-1] if path[-1] == box else path for path, _ in named]
+    kept = [(path, leaf) for path, leaf in named if path_str(path) not in again]
+    paths = [path[:-1] if path[-1] == box else path for path, _ in kept]
     keys = [[path_str([entry]) for entry in path] for path in paths]
-    return nested(keys, [leaf for _, leaf in named])
+    return nested(keys, [leaf for _, leaf in kept])
+
+
+def _repeated(tree: Any) -> set[str]:
+    """Paths of the arrays in Variables that the model holds in a place before, too.
+
+    By the Variable's identity, as Flax NNX has it, never by an array's: a moving
+    average that begins as the weights is not the weights.
+    """
+
+    def is_variable(node: Any) -> bool:
+        return hasattr(type(node), "get_raw_value")
+
+    seen: set[int] = set()
+    repeated: set[str] = set()
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
+    for path, node in nodes:
+        if not is_variable(node):
+            continue
+        if id(node) in seen:
+            inner = jax.tree_util.tree_leaves_with_path(node)
+            repeated.update(path_str((*path, *rest)) for rest, _ in inner)
+        seen.add(id(node))
+    return repeated
 
 
 def check_free(target: Path) -> None:
@@ -166,9 +428,9 @@ def _none(target: Path, why: Any) -> CheckpointError:
     )
 
 
-def _is_shape(node: Any) -> bool:
-    return hasattr(node, "shape") and hasattr(node, "dtype")
+def _is_metadata(node: Any) -> bool:
+    return hasattr(node, "directory")
 
 
-def _itemsize(dtype: Any) -> int:
-    return getattr(dtype, "itemsize", 4)
+def _is_array(leaf: Any) -> bool:
+    return getattr(leaf, "dtype", None) is not None

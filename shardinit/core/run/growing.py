@@ -48,7 +48,7 @@ def resized(
     # The compiler places the copy; explicit axes would have to be told how.
     mesh = sharding.mesh
     auto = Mesh(np.asarray(mesh.devices), mesh.axis_names)
-    old = jax.device_put(old, NamedSharding(auto, _dividing(sharding, np.shape(old))))
+    old = jax.device_put(old, NamedSharding(auto, dividing(sharding, np.shape(old))))
     placed = NamedSharding(auto, sharding.spec)
     low = tuple(slice(0, min(a, b)) for a, b in zip(np.shape(old), shape, strict=True))
 
@@ -100,7 +100,7 @@ def _longer(old: Any, axis: int, size: int, policy: str, key: Any) -> Any:
     return jnp.moveaxis(jnp.concatenate([rows, new]), 0, axis)
 
 
-def _dividing(sharding: NamedSharding, shape: tuple[int, ...]) -> PartitionSpec:
+def dividing(sharding: NamedSharding, shape: tuple[int, ...]) -> PartitionSpec:
     """The entries of a spec that divide a smaller shape as well."""
     sizes = sharding.mesh.shape
     entries = []

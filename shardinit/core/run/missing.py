@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from shardinit.core.cut.sources import Replicated, Windowed
 from shardinit.core.init_fn import AxisNames
@@ -30,8 +31,8 @@ from shardinit.core.plan.rules import Rules
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.account import Account, Entry
-from shardinit.core.run.compile import Progress, compile_plan
-from shardinit.core.run.growing import POLICIES, resized
+from shardinit.core.run.compile import Progress, compile_plan, on_devices
+from shardinit.core.run.growing import POLICIES, dividing, resized
 from shardinit.errors import SelectError, StructureMismatchError
 
 Grow = Select | Mapping[str, str]
@@ -279,6 +280,49 @@ def init_missing(
     )
     made.plan.warn()
     return made.run(root, progress)
+
+
+def restore_into(
+    whole: Plan,
+    found: Mapping[str, Any],
+    read: Callable[[dict[str, jax.ShapeDtypeStruct]], Mapping[str, Any]],
+    key: KeyLike | None,
+    allowed: Allowed,
+) -> Any:
+    """What a plan gives, its leaves from a checkpoint as far as that has them.
+
+    Args:
+      whole: the plan.
+      found: shapes and dtypes of what the checkpoint has, by path.
+      read: reads arrays, given where each will lie.
+      key: for leaves that the checkpoint lacks; None where none of them is drawn.
+      allowed: what may be done.
+
+    Raises:
+      StructureMismatchError: something else would have to be done, or a leaf has to be
+        drawn and there is no key.
+    """
+    made = completion(whole, found, allowed)
+    lacking = {entry.path for entry in made.account.filled} - set(made._copies)
+    for leaf in whole.cut.leaves:
+        if key is None and leaf.path in lacking and _is_drawn(leaf.source):
+            raise StructureMismatchError(
+                f"leaf {leaf.path!r}",
+                "the checkpoint does not have it",
+                "a key for what has to be initialised",
+                "Pass key=, or restore into a plan without it",
+            )
+    wanted = {}
+    for leaf, place in zip(whole.leaves, on_devices(whole), strict=True):
+        if leaf.path in found:
+            have = found[leaf.path]
+            spec, kind = dividing(place, have.shape), place.memory_kind
+            place = NamedSharding(place.mesh, spec, memory_kind=kind)
+            wanted[leaf.path] = jax.ShapeDtypeStruct(
+                have.shape, have.dtype, sharding=place
+            )
+    filled = replace(made, _present=dict(read(wanted)))
+    return filled.run(as_key(0 if key is None else key))
 
 
 def present_in(partial: Any, whole: Plan) -> dict[str, Any]:
