@@ -94,16 +94,17 @@ def init(
     else:
         on, by = devices.real_mesh(axes), arguments.parse_rules(rules)
         plan = make_plan(fn, mesh=on, rules=by)
-    root, written = _held(plan, seed, target, beside, layout), False
+    new = not _has_format(target, layout)
+    root = _held(plan, seed, target, beside, layout)
     if root is None and layout == "safetensors":
         sizes = (max_memory, max_shard_size)
-        root, written = _write_windows(plan, seed, target, beside, *sizes)
+        root = _write_windows(plan, seed, target, beside, *sizes)
     elif root is None:
         if not _has_format(target, layout):
             storage.orbax.check_free(target)
         code = (executables, executables_sha256)
-        root, written = _write_arrays(plan, seed, target, beside, *code)
-    said = f"wrote {target}" if written else f"{target} is there already, and verified"
+        root = _write_arrays(plan, seed, target, beside, *code)
+    said = f"wrote {target}" if new else f"{target} is there already, and verified"
     print(f"{said}\nreceipt {beside}\nroot {root}")
 
 
@@ -216,8 +217,8 @@ def _write_windows(
     beside: Path,
     max_memory: str | None,
     max_shard_size: str | None,
-) -> tuple[str, bool]:
-    """Writes safetensors and a receipt; the root, and whether it was not there."""
+) -> str:
+    """Writes safetensors and a receipt; the root of the digest."""
     from shardinit.core.run.lazy import open as open_lazily
     from shardinit.storage import safetensors
     from shardinit.storage.layout import parse_size
@@ -238,7 +239,7 @@ def _write_windows(
         def before_publish() -> None:
             make_receipt(plan, seed, digester.digest()).save(beside)
 
-        written = safetensors.write(
+        safetensors.write(
             target,
             lazy,
             max_memory=memory,
@@ -246,7 +247,7 @@ def _write_windows(
             on_window=on_window,
             before_publish=before_publish,
         )
-    return digester.digest().root, written
+    return digester.digest().root
 
 
 def _write_arrays(
@@ -256,8 +257,8 @@ def _write_arrays(
     beside: Path,
     executables: str | None,
     sha256: str | None,
-) -> tuple[str, bool]:
-    """Writes an Orbax folder and a receipt; the root, and whether it was not there."""
+) -> str:
+    """Writes an Orbax folder and a receipt; the root of the digest."""
     from shardinit.core.run.compile import compile_plan
     from shardinit.storage import orbax
     from shardinit.storage.executables import load_executables
@@ -269,6 +270,6 @@ def _write_arrays(
         compiled = load_executables(executables, plan, sha256=sha256)
     params = compiled(seed)
     receipt = make_receipt(plan, seed, params)
-    written = orbax.save(target, params)
+    orbax.save(target, params)
     receipt.save(beside)
-    return receipt.root, written
+    return receipt.root

@@ -14,9 +14,7 @@ under a temporary name and renames when all processes are done.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +25,29 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from shardinit.core.ir.jaxpr import is_key, setting
-from shardinit.core.paths import escape, nested, path_str
+from shardinit.core.paths import path_str
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike
-from shardinit.core.run.missing import Allowed, restore_into
+from shardinit.core.run.completion import Allowed, restore_into
 from shardinit.errors import CheckpointError
+from shardinit.storage.orbax_tree import (
+    METADATA,
+    OURS,
+    checkpoint_in,
+    is_array,
+    is_metadata,
+    plain,
+    read_metadata,
+    tuples_of,
+    with_tuples,
+)
 
-_OURS = "shardinit"
-_METADATA = "_METADATA"
 
-
-def save(folder: str | os.PathLike[str], tree: Any) -> bool:
+def save(folder: str | os.PathLike[str], tree: Any) -> None:
     """Writes a pytree of sharded arrays; returns when it is complete under its name.
 
     In a job of several processes all of them must call this, with a folder that all
@@ -54,9 +60,6 @@ def save(folder: str | os.PathLike[str], tree: Any) -> bool:
         written as nested dicts of its arrays, a Variable that it holds in several
         places once, under the first of them.
 
-    Returns:
-      Whether it was written; False if it was there.
-
     Raises:
       CheckpointError: something else is there, a leaf has no values, or Orbax cannot
         keep its dtype.
@@ -68,17 +71,16 @@ def save(folder: str | os.PathLike[str], tree: Any) -> bool:
       ...     orbax.save(f"{folder}/ckpt", {"w": jax.numpy.ones((8, 32))})
     """
     target = Path(os.path.abspath(folder))
-    tree = _plain(tree)
+    tree = plain(tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         _check_leaf(path_str(path), leaf)
-    if (target / _METADATA).exists():
+    if (target / METADATA).exists():
         _compare(target, tree)
-        return False
+        return
     check_free(target)
-    metadata = {_OURS: {"tuples": list(_tuples(tree, ""))}}
+    metadata = {OURS: {"tuples": list(tuples_of(tree, ""))}}
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(target, tree, custom_metadata=metadata)
-    return True
 
 
 def _compare(target: Path, tree: Any) -> None:
@@ -96,8 +98,8 @@ def _compare(target: Path, tree: Any) -> None:
         tree,
     )
     with ocp.StandardCheckpointer() as checkpointer:
-        held, _ = _metadata(checkpointer, target)
-        named = jax.tree_util.tree_leaves_with_path(held, is_leaf=_is_metadata)
+        held, _ = read_metadata(checkpointer, target)
+        named = jax.tree_util.tree_leaves_with_path(held, is_leaf=is_metadata)
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         found = {path_str(path): _facts(leaf) for path, leaf in named}
         wanted = {path_str(path): _facts(leaf) for path, leaf in leaves}
@@ -181,22 +183,22 @@ def restore(
       ...     orbax.restore(f"{folder}/ckpt")["w"].shape
       (8, 32)
     """
-    target = _checkpoint_in(Path(os.path.abspath(folder)), item)
+    target = checkpoint_in(Path(os.path.abspath(folder)), item)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        shapes, tuples = _metadata(checkpointer, target)
-        leaves, structure = jax.tree.flatten(shapes, is_leaf=_is_metadata)
-        named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=_is_metadata)
+        shapes, tuples = read_metadata(checkpointer, target)
+        leaves, structure = jax.tree.flatten(shapes, is_leaf=is_metadata)
+        named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_metadata)
         paths = [path_str(path) for path, _ in named]
         arrays = {
             path: leaf
             for path, leaf in zip(paths, leaves, strict=True)
-            if _is_array(leaf)
+            if is_array(leaf)
         }
 
         def read(wanted: dict[str, Any]) -> Any:
             """The tree with the arrays that are wanted, and strings."""
             items = [
-                wanted.get(path, ocp.PLACEHOLDER if _is_array(leaf) else "")
+                wanted.get(path, ocp.PLACEHOLDER if is_array(leaf) else "")
                 for path, leaf in zip(paths, leaves, strict=True)
             ]
             tree = jax.tree.unflatten(structure, items)
@@ -222,9 +224,9 @@ def restore(
         if mesh is None:
             mesh = one_device()
         if out_shardings is not None:
-            kept = [leaf if _is_array(leaf) else None for leaf in leaves]
+            kept = [leaf if is_array(leaf) else None for leaf in leaves]
             whole = jax.tree.unflatten(structure, kept)
-            places = jax.tree.structure(whole, is_leaf=_is_metadata)
+            places = jax.tree.structure(whole, is_leaf=is_metadata)
             shardings = sh.from_tree(out_shardings, infos, places, mesh)
         else:
             shardings = sh.resolve(infos, mesh, rules)
@@ -232,52 +234,7 @@ def restore(
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
             for (path, leaf), sharding in zip(arrays.items(), shardings, strict=True)
         }
-        return _with_tuples(read(wanted), set(tuples), "")
-
-
-def _checkpoint_in(target: Path, item: str | None) -> Path:
-    """The folder of the checkpoint itself: of an item, of a manager's last step.
-
-    Raises:
-      CheckpointError: a step has several items.
-    """
-    if not target.is_dir() or (target / _METADATA).exists():
-        return target
-    inside = {entry.name: entry for entry in target.iterdir() if entry.is_dir()}
-    items = {name: x for name, x in inside.items() if (x / _METADATA).exists()}
-    steps = {int(m[1]): x for n, x in inside.items() if (m := _STEP.fullmatch(n))}
-    if steps and item not in items and set(items.values()) <= set(steps.values()):
-        return _checkpoint_in(steps[max(steps)], item)
-    if item is not None and item not in items:
-        raise CheckpointError(
-            f"checkpoint {str(target)!r}",
-            f"it has no item {item!r}",
-            " or ".join(map(repr, sorted(items))) or "a step with items",
-        )
-    if len(items) > 1 and item is None:
-        raise CheckpointError(
-            f"checkpoint {str(target)!r}",
-            f"it holds several items, {', '.join(map(repr, sorted(items)))}",
-            "one of them",
-            f"Pass item={min(items)!r}",
-        )
-    return items[item or next(iter(items))] if items else target
-
-
-_STEP = re.compile(r"(?:.*[_-])?(\d+)")  # a prefix and leading zeros, as Orbax lets
-
-
-def _metadata(checkpointer: Any, target: Path) -> tuple[Any, list[str]]:
-    """The tree of a checkpoint, metadata for leaves, and the paths of its tuples."""
-    try:
-        found = checkpointer.metadata(target)
-        tree = getattr(found.item_metadata, "tree", found.item_metadata)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
-        raise _none(target, error) from error
-    if tree is None:
-        raise _none(target, "it has no metadata")
-    ours = (found.custom_metadata or {}).get(_OURS, {})
-    return tree, list(ours.get("tuples", ()))
+        return with_tuples(read(wanted), set(tuples), "")
 
 
 def _as_planned(arrays: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -290,32 +247,6 @@ def _as_planned(arrays: dict[str, Any], plan: Plan) -> dict[str, Any]:
             if words and have.shape:
                 found[leaf.path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
     return found
-
-
-def _tuples(tree: Any, path: str) -> Iterator[str]:
-    """The paths of the tuples in a plain tree."""
-    if type(tree) is tuple:
-        yield path
-    if isinstance(tree, dict):
-        children = tree.items()
-    else:
-        children = enumerate(tree) if isinstance(tree, list | tuple) else ()
-    for key, child in children:
-        yield from _tuples(child, _inside(path, key))
-
-
-def _with_tuples(tree: Any, tuples: set[str], path: str) -> Any:
-    """The tree with tuples at those paths."""
-    if isinstance(tree, dict):
-        return {k: _with_tuples(x, tuples, _inside(path, k)) for k, x in tree.items()}
-    if not isinstance(tree, list):
-        return tree
-    made = [_with_tuples(x, tuples, _inside(path, i)) for i, x in enumerate(tree)]
-    return tuple(made) if path in tuples else made
-
-
-def _inside(path: str, key: Any) -> str:
-    return f"{path}/{escape(str(key))}"
 
 
 def _check_leaf(path: str, leaf: Any) -> None:
@@ -357,43 +288,6 @@ def _check_width(path: str, leaf: Any) -> None:
         )
 
 
-def _plain(tree: Any) -> Any:
-    """A tree without the model's classes: nested dicts, unless it is plain already."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    plain = jax.tree_util.DictKey | jax.tree_util.SequenceKey
-    if all(isinstance(entry, plain) for path, _ in named for entry in path):
-        return tree
-    again = _repeated(tree)
-    box = jax.tree_util.GetAttrKey("value")  # around an array
-    kept = [(path, leaf) for path, leaf in named if path_str(path) not in again]
-    paths = [path[:-1] if path[-1] == box else path for path, _ in kept]
-    keys = [[path_str([entry]) for entry in path] for path in paths]
-    return nested(keys, [leaf for _, leaf in kept])
-
-
-def _repeated(tree: Any) -> set[str]:
-    """Paths of the arrays in Variables that the model holds in a place before, too.
-
-    By the Variable's identity, as Flax NNX has it, never by an array's: a moving
-    average that begins as the weights is not the weights.
-    """
-
-    def is_variable(node: Any) -> bool:
-        return hasattr(type(node), "get_raw_value")
-
-    seen: set[int] = set()
-    repeated: set[str] = set()
-    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
-    for path, node in nodes:
-        if not is_variable(node):
-            continue
-        if id(node) in seen:
-            inner = jax.tree_util.tree_leaves_with_path(node)
-            repeated.update(path_str((*path, *rest)) for rest, _ in inner)
-        seen.add(id(node))
-    return repeated
-
-
 def check_free(target: Path) -> None:
     """Refuses a target that exists or has no place where a folder can be made.
 
@@ -419,18 +313,3 @@ def check_free(target: Path) -> None:
             f"it cannot be written ({error.strerror or error})",
             "a folder in which files may be made",
         ) from error
-
-
-def _none(target: Path, why: Any) -> CheckpointError:
-    text = " ".join(str(why).split())[:200]
-    return CheckpointError(
-        f"checkpoint {str(target)!r}", f"it cannot be read ({text})", "an Orbax folder"
-    )
-
-
-def _is_metadata(node: Any) -> bool:
-    return hasattr(node, "directory")
-
-
-def _is_array(leaf: Any) -> bool:
-    return getattr(leaf, "dtype", None) is not None

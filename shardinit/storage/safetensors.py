@@ -35,8 +35,8 @@ from shardinit.core.plan.mesh import one_device
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike
+from shardinit.core.run.completion import Allowed, restore_into
 from shardinit.core.run.lazy import LazyTree
-from shardinit.core.run.missing import Allowed, restore_into
 from shardinit.errors import CheckpointError
 from shardinit.storage.layout import (
     INDEX,
@@ -89,7 +89,7 @@ def write(
     name: Callable[[str], str] = tensor_name,
     on_window: OnWindow | None = None,
     before_publish: Callable[[], None] | None = None,
-) -> bool:
+) -> None:
     """Writes a checkpoint; takes over where an earlier call was killed.
 
     Args:
@@ -104,9 +104,6 @@ def write(
       on_window: called in this thread with path, start and elements of every window,
         those of an earlier call too, such as ``Digester.add``.
       before_publish: called when all is written, before the folder gets its name.
-
-    Returns:
-      Whether it was written; False if it was there.
 
     Raises:
       CheckpointError: something else is there, or it is being written by another
@@ -140,7 +137,7 @@ def write(
         _compare(target, files, by_path, window_bytes, on_window)
         if before_publish is not None:
             before_publish()
-        return False
+        return
     check_free(target)
     lazy = isinstance(source, LazyTree)
     what = _identity(files, source.identity if lazy else "arrays")
@@ -155,7 +152,6 @@ def write(
             if before_publish is not None:
                 before_publish()
             begun.publish()
-        return True
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {str(target)!r}",

@@ -116,9 +116,10 @@ def test_nothing_is_overwritten(saved, tmp_path):
 def test_the_same_again_is_compared_and_not_written(tmp_path):
     odd = {"nan": jnp.array([jnp.nan, -0.0]), "n": np.arange(3), "z": jnp.ones(2) * 1j}
     tree = {**shardinit.init(model, 3), **odd, "four": jnp.ones(4, jnp.int4)}
-    assert orbax.save(tmp_path / "out", tree)
+    orbax.save(tmp_path / "out", tree)
     before = sorted(os.walk(tmp_path))
-    assert not orbax.save(tmp_path / "out", tree)
+    orbax.save(tmp_path / "out", tree)
+    assert sorted(os.walk(tmp_path)) == before
     for change, says in (
         ({"nan": jnp.array([jnp.nan, 0.0])}, "its leaf 'nan' has other values"),
         ({"n": np.arange(3) + 1}, "its leaf 'n' has other values"),
@@ -302,8 +303,8 @@ def fn(key):
 
 mesh = jax.make_mesh((2, 4), ("x", "y"))
 tree = shardinit.init(fn, 3, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
-assert orbax.save(folder, tree)
-assert not orbax.save(folder, tree)
+orbax.save(folder, tree)
+orbax.save(folder, tree)
 try:
     orbax.save(folder, {**tree, "b": tree["b"] * 2})
 except shardinit.errors.CheckpointError:
