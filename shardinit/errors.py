@@ -228,11 +228,17 @@ class ModuleFieldError(ShardinitError, TypeError):
     """A module's field is declared or filled wrongly, or two modules do not match."""
 
 
+class MissingFrameworkError(ShardinitError, ImportError):
+    """A front end whose framework is not installed, or not set up for JAX."""
+
+
 class ServiceError(ShardinitError, RuntimeError):
     """The init service refused a request or could not be reached.
 
     Attributes:
       code: name of the gRPC status code, such as ``"INVALID_ARGUMENT"``.
+      limit: name of the limit that was reached, such as ``"queue"``; may be empty.
+      retry_after: seconds after which to ask again; None where that is no use.
     """
 
     def __init__(
@@ -242,9 +248,14 @@ class ServiceError(ShardinitError, RuntimeError):
         expected: str = "",
         remedy: str = "",
         code: str = "UNKNOWN",
+        *,
+        limit: str = "",
+        retry_after: float | None = None,
     ):
         super().__init__(where, got, expected, remedy)
         self.code = code
+        self.limit = limit
+        self.retry_after = retry_after
 
 
 class SpecError(ShardinitError, ValueError):

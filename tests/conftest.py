@@ -3,13 +3,24 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["KERAS_BACKEND"] = "jax"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
+
+from tests import typechecker
+
+# Calls in the rooms of core that carry arrays are held against their annotations:
+# arrays by jaxtyping, all else by beartype. Doors that users call check for themselves.
+CHECKED = ("prng", "ir", "window", "cut", "program", "run.arguments", "run.lower")
+jaxtyping.install_import_hook(
+    [f"shardinit.core.{room}" for room in CHECKED], f"{typechecker.__name__}.check"
+).__enter__()
 
 hypothesis.settings.register_profile(
     "shardinit",

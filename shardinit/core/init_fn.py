@@ -15,9 +15,10 @@ from typing import Any
 import jax
 
 from shardinit.core.systems import refuse_models
+from shardinit.core.types import Tree
 
 
-def identity(tree: Any) -> Any:
+def identity(tree: Tree) -> Tree:
     """Returns ``tree``: the ``rebuild`` and ``state_of`` of a plain function."""
     return tree
 
@@ -98,7 +99,7 @@ class AxisNames(tuple[Name, ...]):
         return made
 
 
-def axis_names(node: Any) -> tuple[str | None, ...] | None:
+def axis_names(node: object) -> tuple[str | None, ...] | None:
     """The names of the dimensions of an array that comes in a box which has them.
 
     Args:
@@ -137,6 +138,7 @@ class InitFn:
         count where a plan is given none.
       draws_on_host: NumPy's or Python's random state moved while the front end traced
         the function.
+      asks_process: the function asked for ``jax.process_index`` while it was traced.
       again: makes the init function anew, from the user's own code.
 
     Example:
@@ -147,22 +149,23 @@ class InitFn:
       'mine'
     """
 
-    fn: Callable[[jax.Array], Any]
-    axes: Any = None
-    rebuild: Callable[[Any], Any] = identity
-    state_of: Callable[[Any], Any] = identity
-    trainable: Callable[[Any], Any] = identity
+    fn: Callable[[jax.Array], Tree]
+    axes: Tree = None
+    rebuild: Callable[[Tree], Tree] = identity
+    state_of: Callable[[Tree], Tree] = identity
+    trainable: Callable[[Tree], Tree] = identity
     name: str = "init"
     context_rules: Callable[[], Sequence[AxisRule]] | None = None
     draws_on_host: bool = False
+    asks_process: bool = False
     again: Callable[[], InitFn] | None = None
 
-    def __call__(self, key: jax.Array) -> Any:
+    def __call__(self, key: jax.Array) -> Tree:
         """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""
         return self.rebuild(self.fn(key))
 
 
-def as_init_fn(fn: Any) -> InitFn:
+def as_init_fn(fn: object) -> InitFn:
     """Wraps a plain callable; returns an ``InitFn`` as it is.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from shardinit.core.paths import path_str
+from shardinit.core.types import Tree
 from shardinit.errors import InitFnError
 
 
@@ -51,8 +52,8 @@ PENZAI = System(
 )
 _PENZAI2 = System(
     "a variable or a slot of Penzai's second version",
-    "Build the model inside the init function, with Penzai's init_base_rng, and return "
-    "its variables: shardinit.init(lambda key: build(key), key)",
+    "shardinit.frontends.penzai.init_fn(build) makes an init function of what builds "
+    "the model with init_base_rng",
     waits=True,
 )
 _LINEN = System(
@@ -69,6 +70,10 @@ _HAIKU = System(
     "shardinit.frontends.haiku.init_fn(transformed, *inputs) makes an init function "
     "of it",
 )
+_KERAS = System(
+    "a layer of Keras",
+    "shardinit.frontends.keras.init_fn(model) makes an init function of it",
+)
 
 _V1 = "penzai.deprecated.v1.nn.parameters"
 _CLASSES = {
@@ -83,6 +88,7 @@ _CLASSES = {
     "penzai.core.variables.AbstractVariableSlot": _PENZAI2,
     "flax.linen.module.Module": _LINEN,
     "flax.nnx.module.Module": _NNX,
+    "keras.src.layers.layer.Layer": _KERAS,
     "haiku._src.transform.Transformed": _HAIKU,
     "haiku._src.transform.TransformedWithState": _HAIKU,
 }
@@ -105,13 +111,13 @@ def _waiting(node: Any) -> System | None:
     return system if system is not None and system.waits else None
 
 
-def is_other(node: Any, own: System) -> bool:
+def is_other(node: object, own: System) -> bool:
     """Whether a node waits for a value, or is named for one, in another system."""
     system = _waiting(node)
     return system is not None and system is not own
 
 
-def refuse_others(tree: Any, own: System, where: str) -> None:
+def refuse_others(tree: Tree, own: System, where: str) -> None:
     """Refuses a tree that holds nodes of another system than the caller's.
 
     Args:
@@ -123,7 +129,7 @@ def refuse_others(tree: Any, own: System, where: str) -> None:
       InitFnError: with the first such node, by path.
     """
 
-    def other(node: Any) -> bool:
+    def other(node: object) -> bool:
         return is_other(node, own)
 
     if not any(map(other, jax.tree.leaves(tree, is_leaf=other))):
@@ -140,7 +146,7 @@ def refuse_others(tree: Any, own: System, where: str) -> None:
     )
 
 
-def refuse_models(fn: Any) -> None:
+def refuse_models(fn: object) -> None:
     """Refuses a model, or a tree of waiting parameters, in place of an init function.
 
     Raises:

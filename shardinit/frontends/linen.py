@@ -3,15 +3,7 @@
 Two things stand between it and an `InitFn`. Linen wraps annotated parameters in
 boxes (`nn.Partitioned`, `nn.LogicallyPartitioned`), which carry the names of the
 dimensions; boxes are metadata, so they are taken off here, read as logical axes and
-put back by ``rebuild``. And Linen asks for example inputs, of which an initialiser
-sees the shapes, hardly ever the values. Inputs that do not matter become zeros made
-inside the traced function, which nothing reads and which therefore cost nothing; they
-need not exist at all, a `jax.ShapeDtypeStruct` will do.
-
-Whether values matter is not guessed: the function is traced with its inputs as
-arguments, and a variable depends on those that it is computed from (data-dependent
-initialisation, a loss that is sown). An input that matters is kept if it is an array,
-and refused, with the name of such a variable, if it is only a shape.
+put back by ``rebuild``. And Linen asks for example inputs, of which shapes will do.
 """
 
 from __future__ import annotations
@@ -22,15 +14,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 from flax.core.spmd import get_logical_axis_rules
 from flax.linen import partitioning
 
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import AxisNames, InitFn, Name
-from shardinit.core.ir.dependencies import Traced, stand_in
+from shardinit.core.ir.examples import Examples
 from shardinit.core.paths import path_str
 from shardinit.core.plan.carried import box_axes
 from shardinit.errors import InitFnError
@@ -38,13 +29,6 @@ from shardinit.errors import InitFnError
 
 def _is_box(x: Any) -> bool:
     return isinstance(x, meta.AxisMetadata)
-
-
-def _is_array(x: Any) -> bool:
-    """Whether zeros may stand for ``x``; typed keys are passed on as they are."""
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
-        return False
-    return not jnp.issubdtype(x.dtype, jax.dtypes.extended)
 
 
 def _content(box: Any) -> Any:
@@ -139,16 +123,10 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
       (3, 8)
     """
     name = module.name or type(module).__name__
-    leaves, structure = jax.tree.flatten((inputs, kwargs))
-    arrays = [i for i, x in enumerate(leaves) if _is_array(x)]
-    shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in arrays]
-    kept = [None if i in arrays else x for i, x in enumerate(leaves)]
+    examples = Examples(inputs, kwargs)
 
     def init(key: jax.Array, values: Sequence[Any]) -> Any:
-        filled = list(kept)
-        for i, value in zip(arrays, values, strict=True):
-            filled[i] = value
-        args, options = jax.tree.unflatten(structure, filled)
+        args, options = examples.arguments(values)
         with _without_eager_sharding():
             return module.init(key, *args, **options)
 
@@ -161,24 +139,12 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         found["unboxed"] = jax.tree.structure(variables)
         return variables
 
-    with watched() as random_state:
-        traced = Traced(describe, jax.eval_shape(jax.random.key, 0), shapes)
-    needed = traced.dependencies()
+    with watched() as host:
+        examples.look(describe, name)
     axes, treedef, unboxed = found["axes"], found["treedef"], found["unboxed"]
-    for number, path in needed.items():
-        if isinstance(leaves[arrays[number]], jax.ShapeDtypeStruct):
-            raise InitFnError(
-                path,
-                f"this variable of {name} depends on the values of an input, of which "
-                "only the shape was given",
-                "variables that depend on the shapes alone",
-                "Pass arrays instead of jax.ShapeDtypeStruct",
-            )
-    values = {number: leaves[arrays[number]] for number in needed}
 
     def fn(key: jax.Array) -> Any:
-        given = [values.get(i, stand_in(shape)) for i, shape in enumerate(shapes)]
-        return _unbox(init(key, given))
+        return _unbox(init(key, examples.values()))
 
     def rebuild(tree: Any) -> Any:
         if jax.tree.structure(tree) != unboxed:
@@ -197,6 +163,7 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         trainable=_trainable,
         name=name,
         context_rules=get_logical_axis_rules,
-        draws_on_host=random_state.moved,
+        draws_on_host=host.moved,
+        asks_process=host.asked,
         again=lambda: init_fn(module, *inputs, **kwargs),
     )

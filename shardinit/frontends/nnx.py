@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 from flax.core.spmd import get_logical_axis_rules
 
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import AxisNames, InitFn
 from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.core.paths import nested
@@ -159,7 +159,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         found["treedef"] = jax.tree.structure(state)
         return _nest(state, _arrays)
 
-    with collector_paused(), no_mesh(), watched() as random_state:
+    with collector_paused(), no_mesh(), watched() as host:
         shapes = jax.eval_shape(fn, jax.eval_shape(jax.random.key, 0))
     structure = jax.tree.structure(shapes)
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
@@ -181,6 +181,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         trainable=lambda model: nnx.state(model, nnx.Param),
         name=name,
         context_rules=get_logical_axis_rules,
-        draws_on_host=random_state.moved,
+        draws_on_host=host.moved,
+        asks_process=host.asked,
         again=lambda: init_fn(model, *args, **kwargs),
     )

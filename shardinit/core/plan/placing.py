@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -141,7 +140,7 @@ def _unmatched_paths(placed: Sequence[Placed], rules: PathRules) -> Iterator[Fin
     for number, rule in enumerate(rules.rules):
         if rule in used:
             continue
-        matching = [x for x in placed if re.search(rule[0], x.leaf.path)]
+        matching = [x for x in placed if rules.matches(rule[0], x.leaf.path)]
         before = dict.fromkeys(r for x in matching for r in x.choice.rules)
         yield finding(
             "unmatched-rule",
@@ -218,7 +217,7 @@ def _entries(spec: PartitionSpec, leaf: LeafInfo) -> list[tuple[str, ...]]:
     return entries + [()] * (len(leaf.shape) - len(entries))
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: AnyMesh, other: AnyMesh) -> bool:
     """Whether two meshes have the same axes, and the same devices if both have some."""
     if isinstance(one, Mesh) and isinstance(other, Mesh):
         return one.shape == other.shape and list(one.devices.flat) == list(

@@ -19,14 +19,14 @@ import jax
 from jax.sharding import NamedSharding
 
 from shardinit.core.cut import cut as slicing
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn, as_init_fn
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import chosen
 from shardinit.core.plan import tables as plan_table
 from shardinit.core.plan import text_table as table
 from shardinit.core.plan.carried import carried_axes
-from shardinit.core.plan.drawing import drawing
+from shardinit.core.plan.drawing import HostLeaves, drawing
 from shardinit.core.plan.findings import Finding, as_text, refuse, warn
 from shardinit.core.plan.leaves import (
     PlanLeaf,
@@ -42,6 +42,7 @@ from shardinit.core.plan.place import place
 from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
+from shardinit.core.types import Init, Tree
 from shardinit.errors import UnsupportedConfigError
 
 
@@ -191,12 +192,12 @@ class Plan:
 
 
 def plan(
-    fn: Any,
+    fn: object,
     *,
     key: KeyLike | None = None,
     mesh: AnyMesh | None = None,
     rules: Rules | None = None,
-    out_shardings: Any = None,
+    out_shardings: Tree = None,
     select: Select | None = None,
     strict: bool | Collection[str] = False,
     whole: str = "replicate",
@@ -280,20 +281,20 @@ def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
 
 def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     _check_jit()
-    by_host: list[str] = []
+    host = HostLeaves()
     if hasattr(fn, "as_cut"):
         cut, init_fn, prng = fn.as_cut(), fn.as_init_fn(), getattr(fn, "prng", None)
     else:
         _check_config()
         init_fn, prng = as_init_fn(fn), options.prng
         key = as_threefry(key) if prng is not None else key
-        cut, by_host = _traced(init_fn, key, prng)
+        cut, host = _traced(init_fn, key, prng)
     axes = carried_axes(cut, init_fn.axes, options.opt_state)
     init_fn = replace(init_fn, axes=axes)
     picked = chosen(options.select, [x.path for x in cut.leaves])
     mesh, shardings, findings = place(cut, init_fn, options, picked)
     leaves, programs = _leaves(cut, shardings, picked)
-    findings += drawing(cut, leaves, by_host)
+    findings += drawing(cut, leaves, host)
     made = Plan(
         leaves,
         programs,
@@ -327,33 +328,42 @@ def _leaves(
 
 def _traced(
     init_fn: InitFn, key: jax.Array, prng: str | None
-) -> tuple[slicing.Cut, list[str]]:
-    """The function cut, and the paths of leaves that the host's random state reaches.
+) -> tuple[slicing.Cut, HostLeaves]:
+    """The function cut, and the leaves that the host's state reaches.
 
-    Where that state moved, the function is traced once more and what came out
-    otherwise is named.
+    Where the function took something of that state, it is traced once more, with that
+    state moved, and what came out otherwise is named.
     """
     root = jax.ShapeDtypeStruct(key.shape, key.dtype)
 
-    def cut(fn: Any) -> slicing.Cut:
+    def cut(fn: Init) -> slicing.Cut:
         if prng is None:
             return slicing.cut(fn, root)
         with jax.default_prng_impl("threefry2x32"):  # keys that the function makes
             return slicing.cut(fn, root)
 
-    with watched() as random_state:
+    def changed() -> list[str]:
+        fn = init_fn.fn if init_fn.again is None else init_fn.again().fn
+        other = cut(
+            lambda key: fn(key)
+        )  # another function, or JAX gives the same trace
+        pairs = zip(made.leaves, other.leaves, strict=True)
+        return [
+            one.path
+            for one, two in pairs
+            if replace(made, leaves=(one,)).fingerprint
+            != replace(other, leaves=(two,)).fingerprint
+        ]
+
+    with watched() as host:
         made = cut(init_fn.fn)
-    if not (random_state.moved or init_fn.draws_on_host):
-        return made, []
-    fn = init_fn.fn if init_fn.again is None else init_fn.again().fn
-    other = cut(lambda key: fn(key))  # another function, or JAX gives the same trace
-    pairs = zip(made.leaves, other.leaves, strict=True)
-    return made, [
-        one.path
-        for one, two in pairs
-        if replace(made, leaves=(one,)).fingerprint
-        != replace(other, leaves=(two,)).fingerprint
-    ]
+    random, by_process = (), ()
+    if host.moved or init_fn.draws_on_host:
+        random = changed()
+    if host.asked or init_fn.asks_process:
+        with watched(index_offset=1):
+            by_process = [path for path in changed() if path not in set(random)]
+    return made, HostLeaves(tuple(random), tuple(by_process))
 
 
 def _check_jit() -> None:

@@ -1,0 +1,75 @@
+"""Example inputs: what a lazily initialised model is shown beside the key.
+
+An initialiser sees the shapes of its inputs, hardly ever the values. Inputs that do not
+matter become zeros made inside the traced function, which nothing reads and which
+therefore cost nothing; they need not exist at all, a `jax.ShapeDtypeStruct` will do. An
+input that a variable depends on (data-dependent initialisation, a loss that is sown) is
+kept if it is an array, and refused by the name of the variable if it is only a shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from shardinit.core.ir.dependencies import Traced, stand_in
+from shardinit.errors import InitFnError
+
+
+class Examples:
+    """Positional and keyword arguments of an init function, its key apart.
+
+    Args:
+      args: any pytrees of arrays or `jax.ShapeDtypeStruct`; other leaves, typed keys
+        among them, are passed on as they are.
+      kwargs: likewise.
+    """
+
+    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any]):
+        self._leaves, self._structure = jax.tree.flatten((tuple(args), kwargs))
+        self._places = [i for i, x in enumerate(self._leaves) if _is_array(x)]
+        given = [self._leaves[i] for i in self._places]
+        self._shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given]
+        self._kept: dict[int, Any] = {}
+
+    def arguments(self, values: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
+        """The arguments with these values for their arrays, in order."""
+        filled = list(self._leaves)
+        for place, value in zip(self._places, values, strict=True):
+            filled[place] = value
+        return jax.tree.unflatten(self._structure, filled)
+
+    def values(self) -> list[Any]:
+        """What stands for the arrays: those that matter, and zeros for the others."""
+        return [self._kept.get(i, stand_in(x)) for i, x in enumerate(self._shapes)]
+
+    def look(self, fn: Callable[[Any, list[Any]], Any], name: str) -> None:
+        """Traces the init function and keeps the arrays that its result depends on.
+
+        Args:
+          fn: from a key and the values of the arrays to a pytree of arrays.
+          name: of the model.
+
+        Raises:
+          InitFnError: a leaf depends on an array of which only the shape is known.
+        """
+        traced = Traced(fn, jax.eval_shape(jax.random.key, 0), self._shapes)
+        for number, path in traced.dependencies().items():
+            self._kept[number] = self._leaves[self._places[number]]
+            if isinstance(self._kept[number], jax.ShapeDtypeStruct):
+                raise InitFnError(
+                    path,
+                    f"this variable of {name} depends on the values of an input, of "
+                    "which only the shape was given",
+                    "variables that depend on the shapes alone",
+                    "Pass arrays instead of jax.ShapeDtypeStruct",
+                )
+
+
+def _is_array(x: Any) -> bool:
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        return False
+    return not jnp.issubdtype(x.dtype, jax.dtypes.extended)
