@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from shardinit.core.run.lazy import open as open
     from shardinit.core.run.lazy import read as read
     from shardinit.core.run.missing import init_missing as init_missing
+    from shardinit.core.run.missing import plan_missing as plan_missing
     from shardinit.models import ModelSpec as ModelSpec
     from shardinit.service.client.client import connect as connect
     from shardinit.storage.executables import load_executables as load_executables
@@ -73,6 +74,7 @@ _HOMES = {
     "module": "module",
     "open": "core.run.lazy",
     "plan": "core.plan.plan",
+    "plan_missing": "core.run.missing",
     "read": "core.run.lazy",
     "receipt": "verify.receipt",
     "save_executables": "storage.executables",

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from shardinit.core.cut import cut as slicing
 from shardinit.core.host_state import watched
@@ -87,6 +88,24 @@ class Plan:
     def root_key(self, key: jax.Array) -> jax.Array:
         """The key that the function gets for a root key of the user's."""
         return key if self.prng is None else as_threefry(key)
+
+    def selected(self, select: Select | None) -> Plan:
+        """The same plan, in which other leaves are made.
+
+        Args:
+          select: globs or a predicate on the paths of the leaves to make.
+
+        Example:
+          >>> import jax, shardinit
+          >>> init = lambda key: {"a": jax.random.normal(key), "b": jax.numpy.ones(3)}
+          >>> plan = shardinit.plan(init).selected("b")
+          >>> [leaf.path for leaf in plan.leaves if leaf.selected]
+          ['b']
+        """
+        picked = chosen(select, [leaf.path for leaf in self.leaves])
+        shardings = [leaf.sharding for leaf in self.leaves]
+        leaves, programs = _leaves(self.cut, shardings, picked)
+        return replace(self, leaves=leaves, programs=programs)
 
     def warn(self) -> None:
         """One Python warning for what weighs more than 1 MiB of each device."""
@@ -293,13 +312,7 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     init_fn = replace(init_fn, axes=axes)
     picked = chosen(options.select, [x.path for x in cut.leaves])
     mesh, shardings, findings = place(cut, init_fn, options, picked)
-    programs, numbers = group_programs(cut, shardings, picked)
-    leaves = tuple(
-        plan_leaf(leaf, cut, sharding, number, taken)
-        for leaf, sharding, number, taken in zip(
-            cut.leaves, shardings, numbers, picked, strict=True
-        )
-    )
+    leaves, programs = _leaves(cut, shardings, picked)
     findings += drawing(cut, leaves, host)
     made = Plan(
         leaves,
@@ -317,6 +330,19 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     if options.memory_limit is not None:
         check_memory(cut, leaves, options.memory_limit)
     return made
+
+
+def _leaves(
+    cut: slicing.Cut, shardings: Sequence[NamedSharding | None], picked: Sequence[bool]
+) -> tuple[tuple[PlanLeaf, ...], tuple[PlanProgram, ...]]:
+    programs, numbers = group_programs(cut, shardings, picked)
+    leaves = tuple(
+        plan_leaf(leaf, cut, sharding, number, taken)
+        for leaf, sharding, number, taken in zip(
+            cut.leaves, shardings, numbers, picked, strict=True
+        )
+    )
+    return leaves, programs
 
 
 def _traced(
