@@ -10,7 +10,17 @@ os.environ["XLA_FLAGS"] = (
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
+
+from tests import typechecker
+
+# Calls in the rooms of core that carry arrays are held against their annotations:
+# arrays by jaxtyping, all else by beartype. Doors that users call check for themselves.
+CHECKED = ("prng", "ir", "window", "cut", "program", "run.arguments", "run.lower")
+jaxtyping.install_import_hook(
+    [f"shardinit.core.{room}" for room in CHECKED], f"{typechecker.__name__}.check"
+).__enter__()
 
 hypothesis.settings.register_profile(
     "shardinit",

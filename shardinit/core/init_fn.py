@@ -15,9 +15,10 @@ from typing import Any
 import jax
 
 from shardinit.core.systems import refuse_models
+from shardinit.core.types import Tree
 
 
-def identity(tree: Any) -> Any:
+def identity(tree: Tree) -> Tree:
     """Returns ``tree``: the ``rebuild`` and ``state_of`` of a plain function."""
     return tree
 
@@ -63,7 +64,7 @@ class AxisNames(tuple[Name, ...]):
         return made
 
 
-def axis_names(node: Any) -> tuple[str | None, ...] | None:
+def axis_names(node: object) -> tuple[str | None, ...] | None:
     """The names of the dimensions of an array that comes in a box which has them.
 
     Args:
@@ -110,21 +111,21 @@ class InitFn:
       'mine'
     """
 
-    fn: Callable[[jax.Array], Any]
-    axes: Any = None
-    rebuild: Callable[[Any], Any] = identity
-    state_of: Callable[[Any], Any] = identity
+    fn: Callable[[jax.Array], Tree]
+    axes: Tree = None
+    rebuild: Callable[[Tree], Tree] = identity
+    state_of: Callable[[Tree], Tree] = identity
     name: str = "init"
     context_rules: Callable[[], Sequence[AxisRule]] | None = None
     draws_on_host: bool = False
     again: Callable[[], InitFn] | None = None
 
-    def __call__(self, key: jax.Array) -> Any:
+    def __call__(self, key: jax.Array) -> Tree:
         """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""
         return self.rebuild(self.fn(key))
 
 
-def as_init_fn(fn: Any) -> InitFn:
+def as_init_fn(fn: object) -> InitFn:
     """Wraps a plain callable; returns an ``InitFn`` as it is.
 
     Raises:

@@ -6,10 +6,12 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-Window = tuple[tuple[int, ...], tuple[int, ...], tuple[Any, ...]]
+Window = tuple[tuple[int, ...], tuple[int, ...], tuple[slice | int | None, ...]]
+Index = object
+"""Ints, slices, ``...`` and None, alone or in a tuple; anything else is refused."""
 
 
-def covering(index: Any, shape: Sequence[int], where: str) -> Window:
+def covering(index: Index, shape: Sequence[int], where: str) -> Window:
     """The smallest window that holds everything an index names.
 
     Args:
@@ -45,7 +47,7 @@ def covering(index: Any, shape: Sequence[int], where: str) -> Window:
     return tuple(starts), tuple(sizes), tuple(rest)
 
 
-def _expanded(index: Any, rank: int, where: str) -> list[Any]:
+def _expanded(index: Index, rank: int, where: str) -> list[object]:
     """The index with ``...`` and what is left out at its end written as slices."""
     entries = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, entry in enumerate(entries) if entry is Ellipsis]

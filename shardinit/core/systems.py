@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from shardinit.core.paths import path_str
+from shardinit.core.types import Tree
 from shardinit.errors import InitFnError
 
 
@@ -110,13 +111,13 @@ def _waiting(node: Any) -> System | None:
     return system if system is not None and system.waits else None
 
 
-def is_other(node: Any, own: System) -> bool:
+def is_other(node: object, own: System) -> bool:
     """Whether a node waits for a value, or is named for one, in another system."""
     system = _waiting(node)
     return system is not None and system is not own
 
 
-def refuse_others(tree: Any, own: System, where: str) -> None:
+def refuse_others(tree: Tree, own: System, where: str) -> None:
     """Refuses a tree that holds nodes of another system than the caller's.
 
     Args:
@@ -128,7 +129,7 @@ def refuse_others(tree: Any, own: System, where: str) -> None:
       InitFnError: with the first such node, by path.
     """
 
-    def other(node: Any) -> bool:
+    def other(node: object) -> bool:
         return is_other(node, own)
 
     if not any(map(other, jax.tree.leaves(tree, is_leaf=other))):
@@ -145,7 +146,7 @@ def refuse_others(tree: Any, own: System, where: str) -> None:
     )
 
 
-def refuse_models(fn: Any) -> None:
+def refuse_models(fn: object) -> None:
     """Refuses a model, or a tree of waiting parameters, in place of an init function.
 
     Raises:

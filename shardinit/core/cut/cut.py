@@ -10,6 +10,7 @@ and written down canonically; programs are equal when those bytes are.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -53,6 +54,7 @@ from shardinit.core.ir.graph import Node, Value, extract, topological
 from shardinit.core.ir.placements import stated_shardings
 from shardinit.core.paths import path_str
 from shardinit.core.prng import derivation as keys
+from shardinit.core.types import DType, Init, TreeDef
 from shardinit.core.window import constants
 from shardinit.core.window.analysis import analyse
 
@@ -70,7 +72,7 @@ class LeafCut:
 
     path: str
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: DType
     source: Source
     weak_type: bool = False
 
@@ -95,7 +97,7 @@ class Cut:
 
     leaves: tuple[LeafCut, ...]
     programs: tuple[Program, ...]
-    tree: Any
+    tree: TreeDef
     impl: str
     typed: bool
     stated: tuple[NamedSharding | None, ...] = ()
@@ -123,7 +125,7 @@ class Cut:
         return _fingerprint(self)
 
 
-def cut(fn: Any, key_aval: Any) -> Cut:
+def cut(fn: Init, key_aval: jx.Aval) -> Cut:
     """Traces ``fn`` once and cuts it.
 
     Args:
@@ -153,7 +155,7 @@ def cut(fn: Any, key_aval: Any) -> Cut:
         return Cut(leaves, programs, tree, impl, typed, stated, repeats)
 
 
-def _raw_impl(key_aval: Any) -> str:
+def _raw_impl(key_aval: jx.Aval) -> str:
     default = str(jx.setting("jax_default_prng_impl"))
     if key_aval.shape == (keys.words_per_key(default),):
         return default
@@ -168,7 +170,7 @@ class _Cutter:
         self._paths = paths
         self._weak = weak
         self._tokens: dict[int, tuple[Any, Any]] = {}
-        self._by_form: dict[Any, tuple[LeafProgram, list[Value]]] = {}
+        self._by_form: dict[Hashable, tuple[LeafProgram, list[Value]]] = {}
         self._windowed: dict[str, LeafProgram] = {}
         self._programs: dict[str, int] = {}
         self._list: list[LeafProgram] = []
@@ -276,13 +278,13 @@ class _Cutter:
         program = self._windowed[digest] = LeafProgram(graph, digest, analysis)
         return program, operands + lifted
 
-    def _form(self, out: Value, path: str) -> tuple[Any, list[Value]]:
+    def _form(self, out: Value, path: str) -> tuple[Hashable, list[Value]]:
         """A hashable form of the leaf's piece of the graph, and its operands."""
-        numbers: dict[Value, Any] = {}
+        numbers: dict[Value, Hashable] = {}
         operands: list[Value] = []
-        tokens: list[Any] = []
+        tokens: list[Hashable] = []
 
-        def read(value: Value) -> Any:
+        def read(value: Value) -> Hashable:
             if value not in numbers:
                 if value.const is not None:
                     return self._const_token(value, path)
@@ -297,7 +299,7 @@ class _Cutter:
             numbers.update((v, (count, v.index)) for v in node.outputs)
         return (tuple(tokens), read(out)), operands
 
-    def _const_token(self, value: Value, path: str) -> Any:
+    def _const_token(self, value: Value, path: str) -> Hashable:
         const = value.const
         if jx.is_tracer(const):
             raise tracer_error(path)
@@ -307,7 +309,7 @@ class _Cutter:
             self._tokens[id(const)] = (const, encoder.digest())
         return ("c", self._tokens[id(const)][1])
 
-    def _token(self, node: Node) -> Any:
+    def _token(self, node: Node) -> Hashable:
         """A call by its identity; parameters by a hash of what they say."""
         if node.name == "call":
             return id(node.params["jaxpr"])

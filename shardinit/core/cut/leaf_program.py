@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from shardinit.core.ir.builder import Builder
 from shardinit.core.ir.encoder import Encoder
 from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
 from shardinit.core.prng import derivation as keys
+from shardinit.core.types import Dim, DType, Values, Words
 from shardinit.core.window import constants
 from shardinit.core.window.analysis import Analysis, constants_among, covered
 from shardinit.core.window.evaluate import evaluate_window
@@ -42,6 +43,7 @@ class Kind(enum.Enum):
     """A table of constants, made once on the host and handed out."""
 
 
+@runtime_checkable
 class Program(Protocol):
     """A leaf program, from a traced function or from a portable module."""
 
@@ -70,9 +72,19 @@ class Program(Protocol):
         """Number of results: one, unless leaves share replicated work."""
         ...
 
+    @property
+    def outs(self) -> Sequence[tuple[tuple[Dim, ...], DType]]:
+        """Shape (symbolic in a file, where windowed) and dtype of each result."""
+        ...
+
     def window(
-        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
-    ) -> list[Any]:
+        self,
+        words: Words,
+        starts: Sequence[Sequence[Words]],
+        shapes: Sequence[Sequence[Dim]],
+        *,
+        lanes: bool,
+    ) -> list[Values]:
         """One window of each result (see ``LeafProgram.window``)."""
         ...
 
@@ -106,7 +118,7 @@ class LeafProgram:
         return self.analysis.replicated_reason if self.analysis is not None else None
 
     @property
-    def outs(self) -> list[tuple[tuple[int, ...], Any]]:
+    def outs(self) -> list[tuple[tuple[int, ...], DType]]:
         """Shape and dtype of each result."""
         return [(v.shape, v.dtype) for v in self.graph.outs]
 
@@ -120,7 +132,7 @@ class LeafProgram:
         """Number of 32-bit words of all operands together."""
         return sum(_operand_words(v) for v in self.graph.inputs)
 
-    def operands(self, words: Any) -> list[Any]:
+    def operands(self, words: Words) -> list[Values]:
         """Splits one vector of words into the operands, typed keys wrapped."""
         out, start = [], 0
         for value in self.graph.inputs:
@@ -139,8 +151,13 @@ class LeafProgram:
         return out
 
     def window(
-        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
-    ) -> list[Any]:
+        self,
+        words: Words,
+        starts: Sequence[Sequence[Words]],
+        shapes: Sequence[Sequence[Dim]],
+        *,
+        lanes: bool,
+    ) -> list[Values]:
         """One window of each result.
 
         Args:

@@ -15,14 +15,13 @@ those of plain ``jax.jit`` (``tests/core/test_scalars.py`` holds it).
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
 
 from shardinit.core.cut.fences import MOVES
 from shardinit.core.ir.graph import Subgraph, Value, extract, interpret, topological
 from shardinit.core.prng import derivation as keys
+from shardinit.core.types import DType, Values, Words
 
 _MOVES = frozenset({"convert_element_type", "reshape", "transpose"})
 # The order in which they may follow each other, from the leaf towards the draw.
@@ -111,7 +110,7 @@ def _words(value: Value) -> keys.Derivation:
     return keys.constant(bits.astype(np.uint32), keys.THREEFRY)
 
 
-def from_word(word: Any, dtype: Any) -> Any:
+def from_word(word: Words, dtype: DType) -> Values:
     """The scalar that ``lift_scalars`` made a word of."""
     if np.dtype(dtype).itemsize == 4:
         return jax.lax.bitcast_convert_type(word, dtype)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from shardinit.core.cut.leaf_program import Program
 from shardinit.core.prng.derivation import Derivation
+from shardinit.core.types import Device, Values
 from shardinit.core.window import constants
 
 
@@ -59,7 +60,9 @@ class Table:
     program: Program
     operands: ClassVar[tuple[Derivation, ...]] = ()
 
-    def on_host(self, shape: Sequence[int], words: np.ndarray, device: Any) -> Any:
+    def on_host(
+        self, shape: Sequence[int], words: np.ndarray, device: Device
+    ) -> Values:
         """The leaf as numpy; computed on ``device``."""
         return constants.values(self.program, device)
 
@@ -75,7 +78,9 @@ class Constant:
     array: np.ndarray
     operands: ClassVar[tuple[Derivation, ...]] = ()
 
-    def on_host(self, shape: Sequence[int], words: np.ndarray, device: Any) -> Any:
+    def on_host(
+        self, shape: Sequence[int], words: np.ndarray, device: Device
+    ) -> Values:
         """The leaf as numpy."""
         return self.array
 
@@ -95,7 +100,9 @@ class Keys:
         """The derivation."""
         return (self.derivation,)
 
-    def on_host(self, shape: Sequence[int], words: np.ndarray, device: Any) -> Any:
+    def on_host(
+        self, shape: Sequence[int], words: np.ndarray, device: Device
+    ) -> Values:
         """The leaf as numpy: its key data, words of typed keys as a last axis.
 
         Args:

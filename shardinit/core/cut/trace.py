@@ -10,12 +10,13 @@ import numpy as np
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
+from shardinit.core.types import Init, Tree, TreeDef
 from shardinit.errors import InitFnError
 
 MAX_AXIS = 1 << 32  # elements
 
 
-def trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+def trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
     """Traces without a mesh, or under the caller's if the function asks for one.
 
     A ``PartitionSpec`` in ``with_sharding_constraint`` or ``out_sharding=`` means a
@@ -30,7 +31,7 @@ def trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
         return _trace(fn, key_aval)
 
 
-def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+def _trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
     try:
         return _traced(fn, key_aval)
     except (
@@ -55,7 +56,7 @@ def _trace(fn: Any, key_aval: Any) -> tuple[Any, Any]:
         raise
 
 
-def _traced(fn: Any, key_aval: Any) -> tuple[Any, Any]:
+def _traced(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
     # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
     # front end made when it described the model.
     try:
@@ -63,7 +64,7 @@ def _traced(fn: Any, key_aval: Any) -> tuple[Any, Any]:
     except (ValueError, jax.errors.ConcretizationTypeError):
         # JAX compares the structure of the result with itself, and arrays in static
         # fields have no truth value: the leaves alone can be traced.
-        structure: list[Any] = []
+        structure: list[TreeDef] = []
 
         def leaves(key: Any) -> list[Any]:
             flat, tree = jax.tree.flatten(fn(key))
@@ -74,11 +75,11 @@ def _traced(fn: Any, key_aval: Any) -> tuple[Any, Any]:
         return closed, structure[0].unflatten(shapes)
 
 
-def _refuse_non_arrays(fn: Any, key_aval: Any) -> None:
+def _refuse_non_arrays(fn: Init, key_aval: jx.Aval) -> None:
     """Names the first leaf of the result that is no array, if there is one."""
     leaves: list[Any] = []
 
-    def look(key: Any) -> None:
+    def look(key: jax.Array) -> None:
         leaves.extend(jax.tree_util.tree_leaves_with_path(fn(key)))
 
     jax.eval_shape(look, key_aval)

@@ -8,8 +8,8 @@ leave it at once (``prelude``); calls that only turn keys into numbers stay one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from shardinit.core.ir import fold as prelude
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, constant
 from shardinit.core.ir.scan import ScanSplit
+from shardinit.core.types import Values
 
 MAX_UNROLLED = 64
 
@@ -33,23 +34,23 @@ class Builder:
     def __init__(self, *, fold: bool, opaque: bool):
         self._fold = fold
         self._opaque = opaque
-        self._is_opaque: dict[int, tuple[Any, bool]] = {}
+        self._is_opaque: dict[int, tuple[jx.Jaxpr, bool]] = {}
         self._closed: dict[int, tuple[Any, Any]] = {}
         self.effects: list[Node] = []
 
     def read(
-        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Value]
+        self, jaxpr: jx.Jaxpr, consts: Sequence[Values], args: Sequence[Value]
     ) -> list[Value]:
         """Adds a jaxpr's equations to the graph and returns its results."""
-        env: dict[Any, Value] = {}
+        env: dict[jx.Var, Value] = {}
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             env[var] = constant(jx.on_host(const))
         env.update(zip(jaxpr.invars, args, strict=True))
 
-        def look(atom: Any) -> Value:
+        def look(atom: jx.Var | jx.Literal) -> Value:
             if not isinstance(atom, jx.Literal):
                 return env[atom]
-            value, aval = jx.on_host(atom.val), cast(Any, atom.aval)
+            value, aval = jx.on_host(atom.val), jx.aval(atom)
             return constant(value, None if jx.is_key(aval.dtype) else aval.dtype)
 
         for eqn in jaxpr.eqns:
@@ -58,19 +59,21 @@ class Builder:
         return [look(a) for a in jaxpr.outvars]
 
     def add(
-        self, prim: Any, params: dict[str, Any], args: Sequence[Value], avals: Any
+        self,
+        prim: jx.Primitive,
+        params: Mapping[str, Any],
+        args: Sequence[Value],
+        avals: Sequence[jx.Aval],
     ) -> list[Value]:
         """Adds one primitive, folded if it can be."""
         name = prim.name
         if self._fold:
-            if all(a.const is not None for a in args):
-                consts = [a.const for a in args]
-                if not any(jx.is_tracer(c) or jx.is_key(c.dtype) for c in consts):
-                    arrays = [np.asarray(c) for c in consts]
-                    folded = prelude.fold_integers(name, params, arrays, avals[0])
-                    if folded is not None:
-                        counted = name == "iota" or any(a.counted for a in args)
-                        return [constant(f, counted=counted) for f in folded]
+            known = _known(args)
+            if known is not None:
+                folded = prelude.fold_integers(name, params, known, avals[0])
+                if folded is not None:
+                    counted = name == "iota" or any(a.counted for a in args)
+                    return [constant(f, counted=counted) for f in folded]
             derived = prelude.fold_keys(name, params, args, avals[0]) if avals else None
             if derived is not None:
                 return [
@@ -81,8 +84,8 @@ class Builder:
             return list(args[: len(avals)])
         return list(Node(name, prim, params, args, avals).outputs)
 
-    def _equation(self, eqn: Any, args: list[Value]) -> list[Value]:
-        avals = [v.aval for v in eqn.outvars]
+    def _equation(self, eqn: jx.JaxprEqn, args: list[Value]) -> list[Value]:
+        avals = [jx.aval(v) for v in eqn.outvars]
         name = eqn.primitive.name
         if eqn.effects or name in jx.CALLBACKS:
             node = Node(name, eqn.primitive, eqn.params, args, avals)
@@ -102,13 +105,13 @@ class Builder:
             return [value for (value,) in made]
         return self.add(eqn.primitive, eqn.params, args, avals)
 
-    def _close(self, body: Any, consts: Sequence[Any]) -> Any:
+    def _close(self, body: jx.Jaxpr, consts: Sequence[Values]) -> jx.ClosedJaxpr:
         """One closed jaxpr an object, so that equal calls share their identity."""
         if id(body) not in self._closed:
             self._closed[id(body)] = (body, jx.as_closed(body, consts))
         return self._closed[id(body)][1]
 
-    def _may_stay(self, body: Any) -> bool:
+    def _may_stay(self, body: jx.Jaxpr) -> bool:
         """Whether a call is one leaf's own arithmetic and derives no keys.
 
         One float result, and nothing inside that the prelude or the map would want.
@@ -117,15 +120,15 @@ class Builder:
         if known is None:
             stays = (
                 len(body.outvars) == 1
-                and not jx.is_key(body.outvars[0].aval.dtype)
-                and np.dtype(body.outvars[0].aval.dtype).kind not in "iu"
+                and not jx.is_key(jx.aval(body.outvars[0]).dtype)
+                and np.dtype(jx.aval(body.outvars[0]).dtype).kind not in "iu"
                 and not body.effects
                 and all(self._stays_inside(eqn) for eqn in body.eqns)
             )
             known = self._is_opaque[id(body)] = (body, stays)
         return known[1]
 
-    def _stays_inside(self, eqn: Any) -> bool:
+    def _stays_inside(self, eqn: jx.JaxprEqn) -> bool:
         name = eqn.primitive.name
         if name in jx.KEY_DERIVATIONS or name in jx.CALLBACKS or name == "scan":
             return False
@@ -135,9 +138,9 @@ class Builder:
             for inner in body.eqns
         )
 
-    def _scan(self, eqn: Any, args: list[Value]) -> list[Value]:
+    def _scan(self, eqn: jx.JaxprEqn, args: list[Value]) -> list[Value]:
         """A scan as maps, as far as only keys are carried; the rest stays a scan."""
-        avals = [v.aval for v in eqn.outvars]
+        avals = [jx.aval(v) for v in eqn.outvars]
         parts = jx.scan_parts(eqn, args, avals)
         if not self._opaque:
             steps = self.unrolled(parts, args, len(avals))
@@ -160,7 +163,7 @@ class Builder:
                     avals,
                 )
                 value = whole.outputs[number]
-            assert value.shape == tuple(var.aval.shape)
+            assert value.shape == tuple(jx.aval(var).shape)
             outs.append(value)
         return outs
 
@@ -182,3 +185,13 @@ class Builder:
         for _ in range(parts.length):
             carry = self.read(parts.body, parts.consts, [*rest, *carry])
         return carry
+
+
+def _known(args: Sequence[Value]) -> list[np.ndarray] | None:
+    """The contents of operands that are all known, and no keys."""
+    consts = [a.const for a in args if a.const is not None]
+    if len(consts) < len(args) or any(jx.is_key(c.dtype) for c in consts):
+        return None
+    if any(map(jx.is_tracer, consts)):
+        return None
+    return [np.asarray(c) for c in consts]

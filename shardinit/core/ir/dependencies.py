@@ -20,6 +20,7 @@ from shardinit.core.ir.builder import Builder
 from shardinit.core.ir.graph import Value, leaves, topological
 from shardinit.core.paths import path_str
 from shardinit.core.prng import derivation as keys
+from shardinit.core.types import Tree, Values
 from shardinit.errors import InitFnError
 
 
@@ -35,14 +36,17 @@ class Traced:
     """
 
     def __init__(
-        self, fn: Callable[[Any, list[Any]], Any], key: Any, inputs: Sequence[Any]
+        self,
+        fn: Callable[[Any, list[Any]], Tree],
+        key: jx.Aval,
+        inputs: Sequence[jx.Aval],
     ):
         self._key, self._inputs = key, inputs
         with jx.collector_paused(), jx.no_mesh():
             given = (key, list(inputs))
             self._closed, self._shapes = jx.trace(lambda both: fn(*both), given)
 
-    def __call__(self, key: Any, values: Sequence[Any]) -> Any:
+    def __call__(self, key: Values, values: Sequence[Values]) -> Tree:
         """Returns the pytree for a key and arrays, or tracers of them."""
         results = jx.run(*jx.opened(self._closed), [key, *values])
         return jax.tree.unflatten(jax.tree.structure(self._shapes), results)
@@ -84,7 +88,7 @@ def _refuse_foreign(path: str, out: Value) -> None:
         )
 
 
-def stand_in(x: Any) -> Any:
+def stand_in(x: jx.Aval) -> jax.Array:
     """What enters a trace for an array of which nobody reads the values."""
     if not jx.is_key(x.dtype):
         return jnp.zeros(x.shape, x.dtype)
@@ -93,7 +97,7 @@ def stand_in(x: Any) -> Any:
     return jax.random.wrap_key_data(zeros, impl=jx.key_impl(x.dtype))
 
 
-def off_devices(x: Any) -> Any:
+def off_devices(x: jax.Array) -> Values:
     """An array without its devices, whose mesh may not be that of the trace."""
     if not jx.is_key(x.dtype):
         return np.asarray(x)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from shardinit.core.ir.jaxpr import Literal, is_jaxpr, is_key, opened
+from shardinit.core.ir.jaxpr import Jaxpr, Literal, Var, aval, is_jaxpr, is_key, opened
+from shardinit.core.types import Dim, DType, Values
 
 
 class Encoder:
@@ -29,7 +31,7 @@ class Encoder:
         """The hash so far, in hex."""
         return self._sha.hexdigest()
 
-    def put(self, *values: Any) -> None:
+    def put(self, *values: object) -> None:
         """Appends values, each with its type and length, to the hash."""
         for value in values:
             self._put(value)
@@ -59,7 +61,7 @@ class Encoder:
         else:
             self._raw(type(value).__name__, repr(value).encode())
 
-    def array(self, value: Any) -> None:
+    def array(self, value: Values) -> None:
         """Appends an array's dtype, shape and bytes."""
         if is_key(value.dtype):
             self._put(str(value.dtype))
@@ -68,22 +70,22 @@ class Encoder:
         self.put("array", str(value.dtype), value.shape)
         self._raw("", np.ascontiguousarray(value).tobytes())
 
-    def aval(self, shape: Any, dtype: Any) -> None:
+    def aval(self, shape: Sequence[Dim], dtype: DType) -> None:
         """Appends a shape and a dtype."""
         self.put(tuple(int(n) for n in shape), str(dtype))
 
-    def params(self, params: dict[str, Any]) -> None:
+    def params(self, params: Mapping[str, Any]) -> None:
         """Appends an equation's parameters; names of functions do not count."""
         skip = {"name", "ctx_mesh", "context_mesh", "debug_info", "sharding"}
         if "jaxpr" in params:
             skip.add("computation")  # of ``reduce``: the function that the jaxpr is of
         self.put({k: v for k, v in params.items() if k not in skip})
 
-    def _jaxpr(self, jaxpr: Any, consts: tuple[Any, ...]) -> None:
-        number: dict[Any, int] = {}
+    def _jaxpr(self, jaxpr: Jaxpr, consts: Sequence[Values]) -> None:
+        number: dict[Var, int] = {}
         for var in (*jaxpr.constvars, *jaxpr.invars):
             number[var] = len(number)
-            self.aval(var.aval.shape, var.aval.dtype)
+            self.aval(aval(var).shape, aval(var).dtype)
         self.put("consts", consts)
         for eqn in jaxpr.eqns:
             self.put(eqn.primitive.name)
@@ -91,20 +93,19 @@ class Encoder:
             self._atoms(eqn.invars, number)
             for var in eqn.outvars:
                 number[var] = len(number)
-                self.aval(var.aval.shape, var.aval.dtype)
+                self.aval(aval(var).shape, aval(var).dtype)
         self.put("out")
         self._atoms(jaxpr.outvars, number)
 
-    def _atoms(self, atoms: Any, number: dict[Any, int]) -> None:
+    def _atoms(self, atoms: Iterable[Var | Literal], number: dict[Var, int]) -> None:
         for atom in atoms:
             if isinstance(atom, Literal):
-                aval: Any = atom.aval
-                self.put("literal", str(aval.dtype), atom.val)
+                self.put("literal", str(aval(atom).dtype), atom.val)
             else:
                 self.put("var", number[atom])
 
 
-def _atom(value: Any) -> tuple[str, bytes] | None:
+def _atom(value: object) -> tuple[str, bytes] | None:
     """Tag and bytes of a value without parts; None for all others."""
     if value is None or isinstance(value, (bool, int, str)):
         return type(value).__name__, str(value).encode()

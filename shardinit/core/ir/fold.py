@@ -10,33 +10,33 @@ specialises on constants, and the bits must stay what ``jax.jit`` gives.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import jax
 import numpy as np
 
-from shardinit.core.ir.jaxpr import IDENTITY, is_key, key_impl
+from shardinit.core.ir.jaxpr import IDENTITY, Aval, is_key, key_impl
 from shardinit.core.prng import derivation as keys
 
 MAX_FOLDED = 1 << 16  # elements; a larger integer array is better made on the device
 
 
-def _slice(a: np.ndarray, p: dict[str, Any]) -> np.ndarray:
+def _slice(a: np.ndarray, p: Mapping[str, Any]) -> np.ndarray:
     strides = p["strides"] or (1,) * a.ndim
     spans = zip(p["start_indices"], p["limit_indices"], strides, strict=True)
     return a[tuple(slice(*span) for span in spans)]
 
 
-def _broadcast_in_dim(a: np.ndarray, p: dict[str, Any]) -> np.ndarray:
+def _broadcast_in_dim(a: np.ndarray, p: Mapping[str, Any]) -> np.ndarray:
     shape = [1] * len(p["shape"])
     for size, dim in zip(a.shape, p["broadcast_dimensions"], strict=True):
         shape[dim] = size
     return np.broadcast_to(a.reshape(shape), p["shape"])
 
 
-def _reshape(a: np.ndarray, p: dict[str, Any]) -> np.ndarray:
+def _reshape(a: np.ndarray, p: Mapping[str, Any]) -> np.ndarray:
     order = p.get("dimensions")  # ``order="F"`` reads the axes in another order
     return (a if order is None else np.transpose(a, order)).reshape(p["new_sizes"])
 
@@ -50,16 +50,16 @@ def _dynamic_slice(a: np.ndarray, *starts: np.ndarray, **p: Any) -> np.ndarray:
     return a[tuple(slice(b, b + n) for b, n in zip(begin, sizes, strict=True))]
 
 
-def _unstack(a: np.ndarray, p: dict[str, Any]) -> list[np.ndarray]:
+def _unstack(a: np.ndarray, p: Mapping[str, Any]) -> list[np.ndarray]:
     return [np.take(a, i, p["axis"]) for i in range(a.shape[p["axis"]])]
 
 
-def _split(a: np.ndarray, p: dict[str, Any]) -> list[np.ndarray]:
+def _split(a: np.ndarray, p: Mapping[str, Any]) -> list[np.ndarray]:
     return np.split(a, np.cumsum(p["sizes"])[:-1], axis=p["axis"])
 
 
 # Moves of whole elements: the same on integers and on the places of keys.
-_MOVES: dict[str, Callable[[np.ndarray, dict[str, Any]], Any]] = {
+_MOVES: dict[str, Callable[[np.ndarray, Mapping[str, Any]], Any]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "expand_dims": lambda a, p: np.expand_dims(a, p["dimensions"]),
     "reshape": _reshape,
@@ -103,13 +103,16 @@ def _places(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def fold_integers(
-    name: str, params: dict[str, Any], args: Sequence[np.ndarray], out_aval: Any
+    name: str, params: Mapping[str, Any], args: Sequence[np.ndarray], out_aval: Aval
 ) -> list[np.ndarray] | None:
     """Evaluates an integer equation on constants, or returns None to decline."""
     dtype = out_aval.dtype
     if is_key(dtype) or np.dtype(dtype).kind not in "iub":
         return None
-    if any(a.dtype.kind not in "iub" for a in args) or out_aval.size > MAX_FOLDED:
+    if (
+        any(a.dtype.kind not in "iub" for a in args)
+        or math.prod(out_aval.shape) > MAX_FOLDED
+    ):
         return None
     with np.errstate(over="ignore"):
         if name == "iota":
@@ -137,7 +140,7 @@ def fold_integers(
 
 
 def fold_keys(
-    name: str, params: dict[str, Any], args: Sequence[Any], out_aval: Any
+    name: str, params: Mapping[str, Any], args: Sequence[Any], out_aval: Aval
 ) -> list[keys.Derivation] | None:
     """Turns an equation on keys into derivations, or returns None to decline.
 
@@ -172,7 +175,7 @@ def fold_keys(
     return [keys.take([key], _to_words(m, width)) for m in moved]
 
 
-def _seed(seed: Any, out_aval: Any) -> list[keys.Derivation] | None:
+def _seed(seed: Any, out_aval: Aval) -> list[keys.Derivation] | None:
     if seed.const is None or seed.shape:
         return None
     impl = key_impl(out_aval.dtype)
@@ -181,7 +184,7 @@ def _seed(seed: Any, out_aval: Any) -> list[keys.Derivation] | None:
 
 
 def _moved(
-    name: str, params: dict[str, Any], args: Sequence[Any], out_aval: Any
+    name: str, params: Mapping[str, Any], args: Sequence[Any], out_aval: Aval
 ) -> list[np.ndarray] | None:
     """For each result of a move which element of the first operand stands where."""
     places, others = _places(args[0].shape), [a.const for a in args[1:]]
@@ -213,7 +216,7 @@ def _to_words(places: np.ndarray, width: int) -> np.ndarray:
     return places[..., None] * width + np.arange(width)
 
 
-def _fold_in(args: Sequence[Any], out_aval: Any) -> list[keys.Derivation] | None:
+def _fold_in(args: Sequence[Any], out_aval: Aval) -> list[keys.Derivation] | None:
     key, data = args
     if data.const is None:
         return None

@@ -7,7 +7,7 @@ the data and what is done with a piece of it: order it, run it, copy it out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.prng import derivation as keys
+from shardinit.core.types import DType, Values
 
 
 class Value:
@@ -35,10 +36,10 @@ class Value:
     def __init__(
         self,
         shape: tuple[int, ...],
-        dtype: Any,
+        dtype: DType,
         node: Node | None = None,
         index: int = 0,
-        const: Any = None,
+        const: Values | None = None,
         key: keys.Derivation | None = None,
     ):
         self.shape, self.dtype = tuple(shape), dtype
@@ -75,10 +76,10 @@ class Node:
     def __init__(
         self,
         name: str,
-        prim: Any,
-        params: dict[str, Any],
+        prim: jx.Primitive | None,
+        params: Mapping[str, Any],
         inputs: Sequence[Value],
-        out_avals: Iterable[Any],
+        out_avals: Iterable[jx.Aval],
     ):
         self.name, self.prim, self.params = name, prim, params
         self.inputs = tuple(inputs)
@@ -87,7 +88,7 @@ class Node:
         )
 
 
-def constant(value: Any, dtype: Any = None, *, counted: bool = False) -> Value:
+def constant(value: Any, dtype: DType = None, *, counted: bool = False) -> Value:
     """A value known while tracing; ``dtype`` where a literal does not carry its own."""
     if not hasattr(value, "dtype") or dtype is not None:
         value = np.asarray(value, dtype)
@@ -119,7 +120,7 @@ def topological(wanted: Iterable[Value], stop: Container[Value] = ()) -> list[No
     return order
 
 
-def interpret(wanted: Sequence[Value], known: dict[Value, Any]) -> list[Any]:
+def interpret(wanted: Sequence[Value], known: Mapping[Value, Values]) -> list[Values]:
     """Runs the graph plainly on arrays or tracers, as the jaxpr would have run.
 
     Args:
@@ -128,7 +129,7 @@ def interpret(wanted: Sequence[Value], known: dict[Value, Any]) -> list[Any]:
     """
     values = dict(known)
 
-    def read(value: Value) -> Any:
+    def read(value: Value) -> Values:
         if value.const is not None and value not in values:
             return value.const
         return values[value]
@@ -140,16 +141,17 @@ def interpret(wanted: Sequence[Value], known: dict[Value, Any]) -> list[Any]:
         elif node.name == "map":
             outs = [_run_map(node, args)]
         else:
+            assert node.prim is not None  # only calls and maps have none
             outs = jx.bind(node.prim, args, node.params)
         values.update(zip(node.outputs, outs, strict=True))
     return [read(v) for v in wanted]
 
 
-def _run_map(node: Node, args: Sequence[Any]) -> Any:
+def _run_map(node: Node, args: Sequence[Values]) -> Values:
     mapped = node.params["mapped"]
     xs = [a for a, m in zip(args, mapped, strict=True) if m]
 
-    def step(_: None, x: Any) -> tuple[None, Any]:
+    def step(_: None, x: Sequence[Values]) -> tuple[None, Values]:
         scanned = iter(x)
         full = [next(scanned) if m else a for a, m in zip(args, mapped, strict=True)]
         return None, jx.run(node.params["jaxpr"], (), full)[0]

@@ -10,17 +10,19 @@ equal functions give equal bytes and two different ones never do.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
 import jax
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.extend import core as jex
+
+from shardinit.core.types import DType, Tree, Values
 
 # Calls whose body can stand in the caller's place without changing a value.
 INLINED = frozenset(
@@ -61,10 +63,46 @@ KEY_DERIVATIONS = frozenset(
 HI_CALL = "call_hi_primitive"
 
 Literal = jex.Literal
+Jaxpr = jex.Jaxpr
 ClosedJaxpr = jex.ClosedJaxpr
+Primitive = jex.Primitive
+JaxprEqn = jex.JaxprEqn
+Var = jex.Var
+
+T = TypeVar("T")
 
 
-def nested(eqn: Any) -> tuple[Any, tuple[Any, ...]]:
+@runtime_checkable
+class HasParams(Protocol):
+    """An equation, or a graph's node of it: what has its parameters."""
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The primitive's parameters."""
+        ...
+
+
+@runtime_checkable
+class Aval(Protocol):
+    """What has a shape and a dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        ...
+
+    @property
+    def dtype(self) -> DType:
+        """Its dtype."""
+        ...
+
+
+def aval(atom: Var | Literal) -> Aval:
+    """Shape and dtype of an equation's operand or result, which JAX's stubs omit."""
+    return cast(Aval, atom.aval)
+
+
+def nested(eqn: HasParams) -> tuple[Jaxpr, tuple[Values, ...]]:
     """Returns the jaxpr of a call equation and its constants.
 
     Which parameter holds it, and whether it is closed, depends on the primitive and on
@@ -73,27 +111,27 @@ def nested(eqn: Any) -> tuple[Any, tuple[Any, ...]]:
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
             return opened(eqn.params[name])
-    raise KeyError(f"no nested jaxpr in {eqn.primitive.name}")
+    raise KeyError(f"no nested jaxpr among {sorted(eqn.params)}")
 
 
-def opened(jaxpr: Any) -> tuple[Any, tuple[Any, ...]]:
+def opened(jaxpr: Jaxpr | ClosedJaxpr) -> tuple[Jaxpr, tuple[Values, ...]]:
     """Splits a closed jaxpr into the jaxpr and its constants; an open one has none."""
-    if hasattr(jaxpr, "consts") and hasattr(jaxpr, "jaxpr"):
+    if isinstance(jaxpr, jex.ClosedJaxpr):
         return jaxpr.jaxpr, tuple(jaxpr.consts)
-    return jaxpr, tuple(getattr(jaxpr, "consts", ()))
+    return jaxpr, ()
 
 
-def expanded(node: Any, avals: Sequence[Any]) -> Any:
+def expanded(node: HasParams, avals: Sequence[Aval]) -> ClosedJaxpr:
     """What a primitive of primitives is made of, as a closed jaxpr."""
     return closed_from(node.params["_prim"].expand, *avals)
 
 
-def is_jaxpr(value: Any) -> bool:
+def is_jaxpr(value: object) -> TypeGuard[Jaxpr | ClosedJaxpr]:
     """Whether ``value`` is a jaxpr, open or closed."""
     return isinstance(value, (jex.Jaxpr, jex.ClosedJaxpr))
 
 
-def subjaxprs(eqn: Any) -> Iterator[Any]:
+def subjaxprs(eqn: HasParams) -> Iterator[Jaxpr]:
     """All jaxprs in an equation's parameters (branches of a cond among them)."""
     for value in eqn.params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
@@ -105,15 +143,15 @@ def subjaxprs(eqn: Any) -> Iterator[Any]:
 class ScanParts:
     """A scan's body and the numbers of its operands by role."""
 
-    body: Any
-    consts: tuple[Any, ...]
+    body: Jaxpr
+    consts: tuple[Values, ...]
     n_consts: int
     n_carry: int
     length: int
     reverse: bool
 
 
-def scan_parts(eqn: Any, ins: Sequence[Any], outs: Sequence[Any]) -> ScanParts:
+def scan_parts(eqn: HasParams, ins: Sequence[Aval], outs: Sequence[Aval]) -> ScanParts:
     """Reads a scan equation without its version-dependent bookkeeping.
 
     Args:
@@ -127,13 +165,13 @@ def scan_parts(eqn: Any, ins: Sequence[Any], outs: Sequence[Any]) -> ScanParts:
     body, consts = nested(eqn)
     n_carry = 0
     for inner, outer in zip(body.outvars, outs, strict=True):
-        if len(inner.aval.shape) != len(outer.shape):
+        if len(aval(inner).shape) != len(outer.shape):
             break
         n_carry += 1
     n_xs = 0
     pairs = list(zip(body.invars, ins, strict=True))
     for inner, outer in reversed(pairs):
-        if len(inner.aval.shape) == len(outer.shape):
+        if len(aval(inner).shape) == len(outer.shape):
             break
         n_xs += 1
     return ScanParts(
@@ -151,17 +189,17 @@ def setting(name: str) -> Any:
     return getattr(jax.config, name)
 
 
-def is_key(dtype: Any) -> bool:
+def is_key(dtype: DType) -> bool:
     """Whether ``dtype`` is that of typed keys."""
     return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 @lru_cache(maxsize=64)
-def key_impl(dtype: Any) -> str:
+def key_impl(dtype: DType) -> str:
     """Name of the key implementation of a typed key dtype, such as ``threefry2x32``."""
-    seen: list[Any] = []
+    seen: list[object] = []
 
-    def look(key: Any) -> Any:
+    def look(key: jax.Array) -> jax.Array:
         seen.append(jax.random.key_impl(key))
         return jax.random.key_data(key)
 
@@ -185,7 +223,7 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def no_mesh() -> Any:
+def no_mesh() -> AbstractContextManager[None]:
     """A context without a mesh, whatever the caller has set.
 
     What is traced under ``jax.set_mesh`` carries that mesh in every equation and
@@ -202,7 +240,7 @@ def coordinator() -> Any:
     return vars(multihost_utils)["distributed"].global_state.client
 
 
-def on_host(value: Any) -> Any:
+def on_host(value: T) -> T | np.ndarray:
     """A captured array as numpy, so that no device or sharding comes with it."""
     if (
         isinstance(value, jax.Array)
@@ -213,22 +251,24 @@ def on_host(value: Any) -> Any:
     return value
 
 
-def trace(fn: Callable[[Any], Any], key: Any) -> tuple[Any, Any]:
+def trace(fn: Callable[[Any], Tree], key: Tree) -> tuple[ClosedJaxpr, Tree]:
     """Traces ``fn`` once; returns its closed jaxpr and the pytree of output shapes."""
     return jax.make_jaxpr(fn, return_shape=True)(key)
 
 
-def closed_from(fn: Callable[..., Any], *avals: Any) -> Any:
+def closed_from(fn: Callable[..., Tree], *avals: Aval) -> ClosedJaxpr:
     """The closed jaxpr of ``fn`` at abstract arguments."""
     return jax.make_jaxpr(fn)(*avals)
 
 
-def run(jaxpr: Any, consts: Any, args: Any) -> list[Any]:
+def run(
+    jaxpr: Jaxpr | ClosedJaxpr, consts: Sequence[Values], args: Sequence[Values]
+) -> list[Values]:
     """Evaluates a jaxpr on arrays or tracers."""
     return jex.jaxpr_as_fun(as_closed(jaxpr, consts))(*args)
 
 
-def call(closed: Any, args: Any) -> list[Any]:
+def call(closed: ClosedJaxpr, args: Sequence[Values]) -> list[Values]:
     """Calls a closed jaxpr as the nested ``jax.jit`` it was.
 
     XLA folds constants differently across a call than within one body, so that
@@ -237,19 +277,21 @@ def call(closed: Any, args: Any) -> list[Any]:
     return jax.jit(jex.jaxpr_as_fun(closed))(*args)
 
 
-def as_closed(jaxpr: Any, consts: Any) -> Any:
+def as_closed(jaxpr: Jaxpr | ClosedJaxpr, consts: Sequence[Values]) -> ClosedJaxpr:
     """Closes a jaxpr over its constants, on every supported version."""
     if isinstance(jaxpr, jex.ClosedJaxpr):
         return jaxpr
     return jex.ClosedJaxpr(jaxpr, list(consts))
 
 
-def is_tracer(value: Any) -> bool:
+def is_tracer(value: object) -> bool:
     """Whether ``value`` belongs to a trace that is still under way."""
     return isinstance(value, Tracer)
 
 
-def bind(prim: Any, args: Any, params: dict[str, Any]) -> list[Any]:
+def bind(
+    prim: Primitive, args: Sequence[Values], params: Mapping[str, Any]
+) -> list[Values]:
     """Applies a primitive; always returns a list of results."""
     out = prim.bind(*args, **params)
     return list(out) if prim.multiple_results else [out]

@@ -20,7 +20,7 @@ _KEEPING = frozenset(
 )
 
 
-def stated_shardings(closed: Any) -> list[NamedSharding | None]:
+def stated_shardings(closed: jx.ClosedJaxpr) -> list[NamedSharding | None]:
     """For each result of a jaxpr the sharding that it was last constrained to."""
     makers: dict[int, dict[Any, Any]] = {}
     jaxpr, _ = jx.opened(closed)

@@ -33,7 +33,7 @@ class ScanSplit:
     def __init__(self, parts: jx.ScanParts, args: list[Value], reader: Any):
         self.parts = parts
         self.args = args
-        self.inner = [Value(v.aval.shape, v.aval.dtype) for v in parts.body.invars]
+        self.inner = [Value(a.shape, a.dtype) for a in map(jx.aval, parts.body.invars)]
         self.outs = reader.read(parts.body, parts.consts, self.inner)
         self.effects = reader.effects
         self.nodes = topological(self.outs)

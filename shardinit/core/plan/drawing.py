@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax.numpy as jnp
 
 from shardinit.core.cut.cut import Cut
-from shardinit.core.cut.leaf_program import LeafProgram
+from shardinit.core.cut.leaf_program import LeafProgram, Program
 from shardinit.core.ir.graph import topological
 from shardinit.core.plan.findings import Finding, finding
 from shardinit.core.plan.leaves import PlanLeaf
@@ -115,7 +114,7 @@ def _narrow(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
         )
 
 
-def _draws_narrow(program: Any) -> bool:
+def _draws_narrow(program: Program) -> bool:
     if not isinstance(program, LeafProgram):  # of a file: its graph is not there
         return False
     return any(

@@ -16,6 +16,7 @@ from shardinit.core.cut.sources import Replicated, Windowed
 from shardinit.core.init_fn import AxisNames
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.plan.leaf_info import LeafInfo
+from shardinit.core.types import DType, Tree
 from shardinit.errors import ShardingError
 
 
@@ -36,7 +37,7 @@ class PlanLeaf:
 
     path: str
     shape: tuple[int, ...]
-    dtype: Any
+    dtype: DType
     sharding: NamedSharding | None
     bytes_per_device: int
     program: int
@@ -66,7 +67,7 @@ class PlanProgram:
         return str(self.program.replicated_reason or "")
 
 
-def itemsize(dtype: Any) -> int:
+def itemsize(dtype: DType) -> int:
     """Bytes of one element; of its key data for typed keys."""
     if is_key(dtype):
         data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
@@ -74,7 +75,7 @@ def itemsize(dtype: Any) -> int:
     return np.dtype(dtype).itemsize
 
 
-def leaf_infos(cut: slicing.Cut, axes: Any) -> list[LeafInfo]:
+def leaf_infos(cut: slicing.Cut, axes: Tree) -> list[LeafInfo]:
     """What sharding rules look at, one for each leaf; checks the axis names."""
     names: list[Any] = [None] * len(cut.leaves)
     if axes is not None:

@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 from shardinit.core.init_fn import AnyMesh as AnyMesh
 from shardinit.core.ir.jaxpr import no_mesh, setting
+from shardinit.core.types import Device
 from shardinit.errors import ShardingError
 
 
@@ -30,7 +31,7 @@ def check_mesh(mesh: object) -> None:
         )
 
 
-def default_device() -> Any:
+def default_device() -> Device:
     """Where arrays lie by default: by ``jax.default_device``, else the first."""
     chosen: Any = setting("jax_default_device")
     if isinstance(chosen, str):  # a platform
@@ -38,7 +39,7 @@ def default_device() -> Any:
     return jax.local_devices()[0] if chosen is None else chosen
 
 
-def one_device(device: Any = None) -> Mesh:
+def one_device(device: Device | None = None) -> Mesh:
     """The mesh of one device, the default one if none is given: what no mesh means."""
     chosen = default_device() if device is None else device
     return Mesh(np.asarray([chosen]), ("device",))

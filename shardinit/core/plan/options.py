@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from shardinit.core.plan.findings import KINDS
 from shardinit.core.plan.mesh import AnyMesh, check_mesh
 from shardinit.core.plan.rules import Rules
+from shardinit.core.types import Tree
 from shardinit.errors import ShardingError
 
 Select = str | Iterable[str] | Callable[[str], bool]
@@ -38,7 +38,7 @@ class PlanOptions:
 
     mesh: AnyMesh | None = None
     rules: Rules | None = None
-    out_shardings: Any = None
+    out_shardings: Tree = None
     select: Select | None = None
     strict: bool | Collection[str] = False
     whole: str = "replicate"

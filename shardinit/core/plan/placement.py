@@ -31,12 +31,12 @@ class Placement:
     memory_kind: str | None = None
 
 
-def axes_of(value: Any) -> Any:
+def axes_of(value: object) -> Any:
     """What a rule's value says of the mesh, whatever kind of memory it names."""
     return value.axes if isinstance(value, Placement) else value
 
 
-def kind_of(value: Any) -> str | None:
+def kind_of(value: object) -> str | None:
     """The kind of memory that a rule's value names, or None."""
     return value.memory_kind if isinstance(value, Placement) else None
 
@@ -61,7 +61,7 @@ _PATH_RULE = (
 )
 
 
-def axis_rule(rule: Any) -> tuple[str, MeshAxes | Placement]:
+def axis_rule(rule: object) -> tuple[str, MeshAxes | Placement]:
     """One of ``AxisRules``, checked.
 
     Raises:
@@ -80,7 +80,7 @@ def axis_rule(rule: Any) -> tuple[str, MeshAxes | Placement]:
     return name, value
 
 
-def path_rule(rule: Any) -> tuple[str, PartitionSpec | Placement]:
+def path_rule(rule: object) -> tuple[str, PartitionSpec | Placement]:
     """One of ``PathRules``, checked.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -218,7 +218,7 @@ def _entries(spec: PartitionSpec, leaf: LeafInfo) -> list[tuple[str, ...]]:
     return entries + [()] * (len(leaf.shape) - len(entries))
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: AnyMesh, other: AnyMesh) -> bool:
     """Whether two meshes have the same axes, and the same devices if both have some."""
     if isinstance(one, Mesh) and isinstance(other, Mesh):
         return one.shape == other.shape and list(one.devices.flat) == list(

@@ -39,6 +39,7 @@ from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.place import place
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
+from shardinit.core.types import Init, Tree
 from shardinit.errors import UnsupportedConfigError
 
 
@@ -144,12 +145,12 @@ class Plan:
 
 
 def plan(
-    fn: Any,
+    fn: object,
     *,
     key: KeyLike | None = None,
     mesh: AnyMesh | None = None,
     rules: Rules | None = None,
-    out_shardings: Any = None,
+    out_shardings: Tree = None,
     select: Select | None = None,
     strict: bool | Collection[str] = False,
     whole: str = "replicate",
@@ -268,7 +269,7 @@ def _traced(
     """
     root = jax.ShapeDtypeStruct(key.shape, key.dtype)
 
-    def cut(fn: Any) -> slicing.Cut:
+    def cut(fn: Init) -> slicing.Cut:
         if prng is None:
             return slicing.cut(fn, root)
         with jax.default_prng_impl("threefry2x32"):  # keys that the function makes

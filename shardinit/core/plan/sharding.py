@@ -24,6 +24,7 @@ from shardinit.core.plan.rules import (
     PathRules,
     Rules,
 )
+from shardinit.core.types import Tree, TreeDef
 from shardinit.errors import ShardingError
 
 
@@ -159,9 +160,9 @@ def check(leaf: LeafInfo, sharding: NamedSharding) -> None:
 
 
 def from_tree(
-    tree: Any,
+    tree: Tree,
     leaves: Sequence[LeafInfo],
-    structure: Any,
+    structure: TreeDef,
     mesh: AnyMesh | None,
 ) -> list[NamedSharding]:
     """One checked sharding for each leaf, from ``out_shardings``.
@@ -177,13 +178,13 @@ def from_tree(
       ShardingError: the tree does not match, or a sharding does not fit its leaf.
     """
 
-    def is_leaf(node: Any) -> bool:
+    def is_leaf(node: object) -> bool:
         return node is None or isinstance(node, jax.sharding.Sharding | PartitionSpec)
 
     full = jax.tree.unflatten(structure, list(range(len(leaves))))
     given: list[Any] = [None] * len(leaves)
 
-    def place(path: Any, entry: Any, part: Any) -> None:
+    def place(path: Sequence[Any], entry: object, part: Tree) -> None:
         for number in jax.tree.leaves(part):
             given[number] = (path, entry)
 

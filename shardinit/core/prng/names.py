@@ -21,13 +21,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from shardinit.core.init_fn import InitFn
 from shardinit.core.paths import path_str
+from shardinit.core.types import Tree
 from shardinit.errors import DuplicateNamesError, NameClashError, ShardinitError
 
 
-def _fold_all(key: jax.Array, *words: Any) -> jax.Array:
+def _fold_all(key: jax.Array, *words: ArrayLike) -> jax.Array:
     for word in words:
         key = jax.random.fold_in(key, word)
     return key
@@ -99,19 +101,19 @@ def check_distinct(
             )
 
 
-def paths_of(tree: Any, is_slot: Callable[[Any], bool]) -> list[str]:
+def paths_of(tree: Tree, is_slot: Callable[[Any], bool]) -> list[str]:
     """The paths of all leaves of ``tree``, a slot counting as one leaf."""
     pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_slot)
     return [path_str(path) for path, node in pairs if is_slot(node)]
 
 
 def fill_slots(
-    tree: Any,
+    tree: Tree,
     *,
     is_slot: Callable[[Any], bool],
     name_of: Callable[[Any], str],
-    fill: Callable[[Any, jax.Array], Any],
-    axes_of: Callable[[Any], Any] | None = None,
+    fill: Callable[[Any, jax.Array], Tree],
+    axes_of: Callable[[Any], Tree] | None = None,
     wide_names: bool = False,
     name: str = "init",
 ) -> InitFn:
@@ -141,12 +143,12 @@ def fill_slots(
         list(names.values()), lambda: paths_of(tree, is_slot), wide=wide_names
     )
 
-    def among(parts: dict[int, Any], rest: Sequence[Any]) -> Any:
+    def among(parts: dict[int, Tree], rest: Sequence[Tree]) -> Tree:
         return treedef.unflatten([parts.get(i, node) for i, node in enumerate(rest)])
 
     empty = [None] * len(nodes)
 
-    def fn(key: jax.Array) -> Any:
+    def fn(key: jax.Array) -> Tree:
         made = {}
         for order, (number, slot) in enumerate(slots.items()):
             try:
@@ -161,19 +163,19 @@ def fill_slots(
                 raise
         return among(made, empty)
 
-    def rebuild(made: Any) -> Any:
+    def rebuild(made: Tree) -> Tree:
         parts = treedef.flatten_up_to(made)
         kept = {number: parts[number] for number in slots if not waits(parts[number])}
         if not kept:  # all of it is abstract: the shapes were asked for
             kept = {number: parts[number] for number in slots}
         return among(kept, nodes)
 
-    def state_of(model: Any) -> Any:
+    def state_of(model: Tree) -> Tree:
         parts = treedef.flatten_up_to(model)
         there = {i: parts[i] for i in slots if not is_slot(parts[i])}
         return among(there, empty)
 
-    def waits(part: Any) -> bool:
+    def waits(part: Tree) -> bool:
         leaves = jax.tree.leaves(part)
         return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from shardinit.core.types import DType
+
 Seed = int | np.integer
 KeyLike = Seed | jax.Array | np.ndarray
 
 
-def as_key(key: KeyLike) -> jax.Array:
+def as_key(key: object) -> jax.Array:
     """An int seed, a typed key or raw key data as a key.
 
     Raises:
@@ -43,7 +45,7 @@ def as_key(key: KeyLike) -> jax.Array:
     )
 
 
-def _is_key(dtype: Any) -> bool:
+def _is_key(dtype: DType) -> bool:
     return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
 
 

@@ -16,16 +16,28 @@ host, where the key prelude runs on numpy arrays.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 from jax import lax
+from jaxtyping import UInt, UInt32
+
+from shardinit.core.types import Array, Words
+
+HostWords: TypeAlias = UInt32[np.ndarray | np.generic, "..."]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 
 
-def _hash(key0: Any, key1: Any, x0: Any, x1: Any, rotate: Any) -> tuple[Any, Any]:
+def _hash(
+    key0: Words,
+    key1: Words,
+    x0: Words,
+    x1: Words,
+    rotate: Callable[[Words, int], Words],
+) -> tuple[Words, Words]:
     schedule = (key0, key1, key0 ^ key1 ^ _PARITY)
     x0, x1 = x0 + key0, x1 + key1
     for group in range(5):
@@ -38,8 +50,8 @@ def _hash(key0: Any, key1: Any, x0: Any, x1: Any, rotate: Any) -> tuple[Any, Any
 
 
 def hash_on_host(
-    key0: np.ndarray, key1: np.ndarray, high: np.ndarray, low: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    key0: HostWords, key1: HostWords, high: HostWords, low: HostWords
+) -> tuple[HostWords, HostWords]:
     """Threefry-2x32 on numpy.
 
     Args:
@@ -60,10 +72,12 @@ def hash_on_host(
     )
 
 
-def hash_on_device(key0: Any, key1: Any, high: Any, low: Any) -> tuple[Any, Any]:
+def hash_on_device(
+    key0: Words, key1: Words, high: Words, low: Words
+) -> tuple[Words, Words]:
     """Threefry-2x32 on traced uint32 arrays of one shape, rounds unrolled."""
 
-    def rotate(x: Any, distance: int) -> Any:
+    def rotate(x: Words, distance: int) -> Words:
         left = lax.shift_left(x, lax.full_like(x, distance))
         right = lax.shift_right_logical(x, lax.full_like(x, 32 - distance))
         return lax.bitwise_or(left, right)
@@ -71,7 +85,9 @@ def hash_on_device(key0: Any, key1: Any, high: Any, low: Any) -> tuple[Any, Any]
     return _hash(key0, key1, high, low, rotate)
 
 
-def random_bits(key0: Any, key1: Any, high: Any, low: Any, bit_width: int) -> Any:
+def random_bits(
+    key0: Words, key1: Words, high: Words, low: Words, bit_width: int
+) -> UInt[Array, ...]:
     """What ``jax.random.bits`` holds at the flat places ``high << 32 | low``.
 
     Args:

@@ -12,17 +12,18 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import numpy as np
 from jax import export, lax
 
-from shardinit.core.cut.leaf_program import Kind
+from shardinit.core.cut.leaf_program import Kind, Program
 from shardinit.core.ir.jaxpr import no_mesh, setting
+from shardinit.core.types import Dim, DType, Values, Words
 from shardinit.core.window.reasons import ReplicatedReason
 from shardinit.core.window.replicated import crop
 from shardinit.errors import ProgramFormatError
@@ -103,7 +104,7 @@ class ExportedProgram:
                 "a module made by jax.export",
             ) from error
 
-    def check(self, shapes: Sequence[Sequence[int]], dtypes: Sequence[Any]) -> None:
+    def check(self, shapes: Sequence[Sequence[int]], dtypes: Sequence[DType]) -> None:
         """Refuses a module that is not what a leaf program's export looks like.
 
         Args:
@@ -152,7 +153,7 @@ class ExportedProgram:
         return int(self._exported.in_avals[0].shape[0])
 
     @property
-    def outs(self) -> list[tuple[Any, Any]]:
+    def outs(self) -> list[tuple[tuple[Dim, ...], DType]]:
         """Shape (symbolic where windowed) and dtype of each result."""
         return [(a.shape, a.dtype) for a in self._exported.out_avals]
 
@@ -167,8 +168,13 @@ class ExportedProgram:
         return tuple(self._exported.platforms)
 
     def window(
-        self, words: Any, starts: Sequence[Any], shapes: Sequence[Any], *, lanes: bool
-    ) -> list[Any]:
+        self,
+        words: Words,
+        starts: Sequence[Sequence[Words]],
+        shapes: Sequence[Sequence[Dim]],
+        *,
+        lanes: bool,
+    ) -> list[Values]:
         """One window of each result (see ``LeafProgram.window``).
 
         ``lanes`` is decided inside the module, by the platform it is lowered for.
@@ -181,7 +187,7 @@ class ExportedProgram:
         return [self._exported.call(words, place, sizes)[0]]
 
 
-def export_program(program: Any) -> ExportedProgram:
+def export_program(program: Program) -> ExportedProgram:
     """Exports a leaf program; one that was exported before is returned as it is.
 
     The bytes depend on the program and on the JAX version, not on where the source
@@ -191,7 +197,7 @@ def export_program(program: Any) -> ExportedProgram:
         return program
     words = jax.ShapeDtypeStruct((program.words,), np.uint32)
     if program.kind is not Kind.WINDOWED:
-        arguments: tuple[Any, ...] = (words,)
+        arguments: tuple[jax.ShapeDtypeStruct, ...] = (words,)
         function = _in_full(program)
     else:
         ((shape, _),) = program.outs
@@ -218,18 +224,18 @@ def export_program(program: Any) -> ExportedProgram:
     )
 
 
-def _symbolic(shape: Sequence[int]) -> tuple[Any, ...]:
+def _symbolic(shape: Sequence[int]) -> tuple[Dim, ...]:
     """A symbolic size for each axis that has more than one element."""
     names = [f"w{i}" if size > 1 else str(size) for i, size in enumerate(shape)]
     return tuple(export.symbolic_shape(",".join(names))) if names else ()
 
 
-def _windowed(program: Any) -> Any:
-    def leaf_program(words: Any, start: Any, sizes: Any) -> tuple[Any, ...]:
+def _windowed(program: Program) -> Callable[..., tuple[Values, ...]]:
+    def leaf_program(words: Words, start: Words, sizes: Values) -> tuple[Values, ...]:
         shape = sizes.shape[1:]
 
-        def on(lanes: bool) -> Any:
-            def evaluate(words: Any, start: Any) -> Any:
+        def on(lanes: bool) -> Callable[[Words, Words], Values]:
+            def evaluate(words: Words, start: Words) -> Values:
                 place = [start[i] for i in range(len(shape))]
                 return program.window(words, [place], [shape], lanes=lanes)[0]
 
@@ -240,9 +246,9 @@ def _windowed(program: Any) -> Any:
     return leaf_program
 
 
-def _in_full(program: Any) -> Any:
-    def leaf_program(words: Any) -> tuple[Any, ...]:
-        starts = [[0] * len(shape) for shape, _ in program.outs]
+def _in_full(program: Program) -> Callable[..., tuple[Values, ...]]:
+    def leaf_program(words: Words) -> tuple[Values, ...]:
+        starts = [[np.uint32(0)] * len(shape) for shape, _ in program.outs]
         full = [shape for shape, _ in program.outs]
         return tuple(program.window(words, starts, full, lanes=True))
 

@@ -16,7 +16,6 @@ import os
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import jax
 from google.protobuf.message import DecodeError
@@ -32,6 +31,7 @@ from shardinit.core.program.axes import read_axes
 from shardinit.core.program.codec import read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.core.program.trial import try_in_process
+from shardinit.core.types import Tree
 from shardinit.errors import ProgramFormatError
 from shardinit.files import write_file
 from shardinit.v1 import program_pb2 as pb
@@ -185,7 +185,7 @@ class InitProgram:
         tree = jax.tree.unflatten(self._cut.tree, [axes[i] for i in order])
         return InitFn(self._run, axes=tree, name=self.name)
 
-    def _run(self, key: Any) -> Any:
+    def _run(self, key: jax.Array) -> Tree:
         """Runs on one device: what a plain init function would have done."""
         from shardinit.core.run.compile import init
 
@@ -290,7 +290,7 @@ def load_program(
         return InitProgram.from_bytes(file.read(), untrusted=untrusted)
 
 
-def export_plan(fn: Any) -> InitProgram:
+def export_plan(fn: object) -> InitProgram:
     """Makes the portable program of a plan, or of an init function.
 
     The mesh and the shardings of a plan do not enter, nor does ``select``: the

@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 
+from shardinit.core.types import TreeDef
 from shardinit.v1 import program_pb2 as pb
 
 
-def write_tree(tree: Any) -> list[pb.Node]:
+def write_tree(tree: TreeDef) -> list[pb.Node]:
     """A pytree structure as nodes in preorder."""
     numbered = jax.tree.unflatten(tree, range(tree.num_leaves))
     paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(numbered)]

@@ -33,6 +33,7 @@ from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
 from shardinit.core.run.lower import anywhere, lower, replicated
 from shardinit.core.run.processes import assert_same
+from shardinit.core.types import Leaf, Tree, Words
 from shardinit.errors import ShardingError
 
 Progress = Callable[[int, int], None]
@@ -59,12 +60,12 @@ class CompiledPlan:
     """
 
     plan: Plan
-    executables: tuple[Any, ...]
+    executables: tuple[jax.stages.Compiled, ...]
     shardings: tuple[NamedSharding, ...]
     committed: tuple[bool, ...]
     _compared: list[bool] = field(default_factory=list, init=False, repr=False)
 
-    def __call__(self, key: KeyLike, progress: Progress | None = None) -> Any:
+    def __call__(self, key: KeyLike, progress: Progress | None = None) -> Tree:
         """Initialises.
 
         Args:
@@ -83,20 +84,20 @@ class CompiledPlan:
         """
         return self.rebuild(self.run(as_key(key), progress))
 
-    def leaves(self, key: KeyLike, progress: Progress | None = None) -> list[Any]:
+    def leaves(self, key: KeyLike, progress: Progress | None = None) -> list[Leaf]:
         """The leaves alone, in the order of the pytree (see ``__call__``)."""
         return self.run(as_key(key), progress)
 
-    def rebuild(self, leaves: Sequence[Any]) -> Any:
+    def rebuild(self, leaves: Sequence[Leaf]) -> Tree:
         """The user's object from its leaves."""
         return self.plan.init_fn.rebuild(jax.tree.unflatten(self.plan.cut.tree, leaves))
 
-    def run(self, key: jax.Array, progress: Progress | None = None) -> list[Any]:
+    def run(self, key: jax.Array, progress: Progress | None = None) -> list[Leaf]:
         """``leaves`` for a key that ``as_key`` made."""
         with jax.transfer_guard("allow"):  # of the words of keys, which no user sees
             return self._run(key, progress)
 
-    def _run(self, key: jax.Array, progress: Progress | None) -> list[Any]:
+    def _run(self, key: jax.Array, progress: Progress | None) -> list[Leaf]:
         cut = self.plan.cut
         words = operands.key_words(self.plan.root_key(key), cut)
         leaves: list[Any] = [None] * len(cut.leaves)
@@ -147,7 +148,9 @@ class CompiledPlan:
             assert_same({"fingerprint": self.plan.fingerprint, "key": key}, shardings)
             self._compared.append(True)
 
-    def _call(self, program: int, argument: Any, group: Sequence[int]) -> Any:
+    def _call(
+        self, program: int, argument: Words, group: Sequence[int]
+    ) -> Sequence[jax.Array]:
         try:
             return self.executables[program](argument)
         except Exception as error:  # JAX's own class for it is private
@@ -156,7 +159,7 @@ class CompiledPlan:
             paths = ", ".join(self.plan.leaves[i].path for i in group)
             raise FloatingPointError(f"leaf {paths!r}: {error}") from error
 
-    def _on_host(self, number: int, words: np.ndarray) -> Any:
+    def _on_host(self, number: int, words: np.ndarray) -> jax.Array:
         """A constant, a table or a leaf of keys: each device gets its part."""
         leaf, sharding = self.plan.cut.leaves[number], self.shardings[number]
         assert isinstance(leaf.source, Hosted)
@@ -172,7 +175,7 @@ class CompiledPlan:
             return placed
         return jax.random.wrap_key_data(placed, impl=key_impl(leaf.dtype))
 
-    def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> list[Any]:
+    def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> Sequence[Words]:
         """All arguments onto their meshes in one transfer, which costs a tenth."""
         places = [replicated(self.shardings[group[0]].mesh) for group in runs]
         if not all(p.is_fully_addressable for p in places):
@@ -290,12 +293,12 @@ def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
 
 
 def init(
-    fn: Any,
+    fn: object,
     key: KeyLike,
     *,
     mesh: AnyMesh | None = None,
     rules: Rules | None = None,
-    out_shardings: Any = None,
+    out_shardings: Tree = None,
     select: Select | None = None,
     strict: bool | Collection[str] = False,
     whole: str = "replicate",
@@ -303,7 +306,7 @@ def init(
     memory_limit: int | None = None,
     prng: str | None = None,
     progress: Progress | None = None,
-) -> Any:
+) -> Tree:
     """Initialises ``fn`` on a mesh, every device making its own shard.
 
     ``plan``, ``compile_plan`` and the call in one; see there for the arguments and

@@ -16,7 +16,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import jax
 import numpy as np
@@ -30,8 +29,9 @@ from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.plan import make_plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
-from shardinit.core.region import covering
+from shardinit.core.region import Index, covering
 from shardinit.core.run import arguments as operands
+from shardinit.core.types import Device, DType, Tree, Values, Words
 from shardinit.errors import SelectError, WholeLeafError
 
 EXECUTABLES = 256
@@ -103,11 +103,11 @@ class LazyArray:
         with alone_on(one_device(self._tree._device)):
             return self._tree._read(self._number, tuple(start), tuple(shape))
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Index) -> np.ndarray | np.generic:
         start, shape, rest = covering(index, self.shape, f"leaf {self.path!r}")
         return self.read(start, shape)[rest]
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DType = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError(f"leaf {self.path!r}: it is computed, never a view")
         whole = self.read((0,) * self.ndim, self.shape)
@@ -131,7 +131,11 @@ class LazyTree(Mapping[str, LazyArray]):
     """
 
     def __init__(
-        self, cut: slicing.Cut, key: jax.Array, memory_limit: int | None, device: Any
+        self,
+        cut: slicing.Cut,
+        key: jax.Array,
+        memory_limit: int | None,
+        device: Device | None,
     ):
         self.cut = cut
         self._key_words = operands.key_words(key, cut)
@@ -159,7 +163,7 @@ class LazyTree(Mapping[str, LazyArray]):
         """Bytes of all leaves."""
         return sum(leaf.nbytes for leaf in self.values())
 
-    def as_tree(self) -> Any:
+    def as_tree(self) -> Tree:
         """The pytree with a ``LazyArray`` for each leaf."""
         return jax.tree.unflatten(self.cut.tree, list(self.values()))
 
@@ -199,7 +203,11 @@ class LazyTree(Mapping[str, LazyArray]):
         return _to_numpy(out)
 
     def _evaluate_whole(
-        self, group: tuple[int, ...], program: Any, words: np.ndarray, number: int
+        self,
+        group: tuple[int, ...],
+        program: slicing.Program,
+        words: np.ndarray,
+        number: int,
     ) -> np.ndarray:
         """One result of a whole program; its results are kept up to the limit."""
         with self._lock:  # one whole evaluation at a time: that is what is bounded
@@ -230,7 +238,7 @@ def _bytes(leaf: slicing.LeafCut) -> int:
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
-def _memory(run: Any) -> int:
+def _memory(run: jax.stages.Compiled) -> int:
     """Bytes of results and temporaries of an executable."""
     analysis = run.memory_analysis()
     if analysis is None:  # a backend that does not say
@@ -238,16 +246,18 @@ def _memory(run: Any) -> int:
     return analysis.output_size_in_bytes + analysis.temp_size_in_bytes
 
 
-def _to_numpy(array: Any) -> np.ndarray:
+def _to_numpy(array: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(array) if is_key(array.dtype) else array)
 
 
 @lru_cache(maxsize=EXECUTABLES)
-def executable(program: Any, shapes: tuple[tuple[int, ...], ...], device: Any) -> Any:
+def executable(
+    program: slicing.Program, shapes: tuple[tuple[int, ...], ...], device: Device
+) -> jax.stages.Compiled:
     """Compiled ``(words, starts) -> windows`` of the given shapes, on one device."""
     lanes = device.platform == "cpu"
 
-    def windows(words: Any, starts: Any) -> tuple[Any, ...]:
+    def windows(words: Words, starts: Words) -> tuple[Values, ...]:
         places, first = [], 0
         for shape in shapes:
             places.append([starts[first + i] for i in range(len(shape))])
@@ -265,7 +275,11 @@ def executable(program: Any, shapes: tuple[tuple[int, ...], ...], device: Any) -
 
 
 def open(
-    fn: Any, key: KeyLike, *, memory_limit: int | None = None, device: Any = None
+    fn: object,
+    key: KeyLike,
+    *,
+    memory_limit: int | None = None,
+    device: Device | None = None,
 ) -> LazyTree:
     """A function or program at a key as a mapping of lazy arrays; computes nothing.
 
@@ -297,13 +311,13 @@ def open(
 
 
 def read(
-    fn: Any,
+    fn: object,
     key: KeyLike,
     path: str,
-    window: Any = ...,
+    window: Index = ...,
     *,
     memory_limit: int | None = None,
-    device: Any = None,
+    device: Device | None = None,
 ) -> np.ndarray:
     """One window of one leaf; equal to the same slice of the whole, bit for bit.
 

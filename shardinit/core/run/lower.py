@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
 
 import jax
 import numpy as np
@@ -14,16 +13,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from shardinit.core.ir.jaxpr import no_mesh
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.leaves import PlanProgram
+from shardinit.core.plan.mesh import AnyMesh
+from shardinit.core.types import Device, Values, Words
 from shardinit.errors import InitFnError
 
 
 def lower(
     program: PlanProgram,
-    shardings: Sequence[Any],
+    shardings: Sequence[NamedSharding],
     *,
     gspmd: bool = False,
     committed: bool = True,
-) -> Any:
+) -> jax.stages.Lowered:
     """Lowers one program for its shardings; ``.compile()`` of it is what runs.
 
     The executable takes one replicated uint32 vector, the words of the leaf's
@@ -33,6 +34,7 @@ def lower(
     the place depends on the device.
     """
     mesh = shardings[0].mesh
+    assert isinstance(mesh, Mesh)  # a plan on an AbstractMesh has no devices to run on
     leaf = program.program
     lanes = mesh.devices.flat[0].platform == "cpu"
     specs = tuple(s.spec for s in shardings)
@@ -40,15 +42,15 @@ def lower(
         s.shard_shape(shape) for s, shape in zip(shardings, program.shapes, strict=True)
     ]
 
-    def leaf_program(words: Any) -> tuple[Any, ...]:
+    def leaf_program(words: Words) -> tuple[Values, ...]:
         starts = [
             _starts(mesh, spec, shape, words[-1])
             for spec, shape in zip(specs, shapes, strict=True)
         ]
         return tuple(leaf.window(words[:-1], starts, shapes, lanes=lanes))
 
-    def whole_program(words: Any) -> tuple[Any, ...]:
-        starts = [[0] * len(shape) for shape in program.shapes]
+    def whole_program(words: Words) -> tuple[Values, ...]:
+        starts = [[np.uint32(0)] * len(shape) for shape in program.shapes]
         return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
 
     if not committed:
@@ -76,14 +78,14 @@ def lower(
 
 
 @contextmanager
-def anywhere(device: Any) -> Iterator[None]:
+def anywhere(device: Device) -> Iterator[None]:
     """A context without any mesh, in which results are bound to no device."""
     empty = Mesh(np.empty((), dtype=object), ())
     with _set_mesh(empty), no_mesh(), jax.default_device(device):
         yield
 
 
-def _set_mesh(mesh: Any) -> Any:
+def _set_mesh(mesh: Mesh) -> AbstractContextManager[object]:
     try:
         return jax.set_mesh(mesh)
     except ValueError as error:
@@ -95,11 +97,13 @@ def _set_mesh(mesh: Any) -> Any:
         ) from error
 
 
-def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any]:
+def _starts(
+    mesh: Mesh, spec: PartitionSpec, shape: Sequence[int], origin: Words
+) -> list[Words]:
     """Where this device's window begins along each axis, as uint32 scalars."""
-    starts: list[Any] = []
+    starts: list[Words] = []
     for dim, size in enumerate(shape):
-        place: Any = np.uint32(0)
+        place: Words = np.uint32(0)
         for name in mesh_axes(spec[dim] if dim < len(spec) else None):
             place = place * np.uint32(mesh.shape[name])
             place = place + lax.axis_index(name).astype(np.uint32)
@@ -107,6 +111,6 @@ def _starts(mesh: Any, spec: Any, shape: Sequence[int], origin: Any) -> list[Any
     return starts
 
 
-def replicated(mesh: Any) -> NamedSharding:
+def replicated(mesh: AnyMesh) -> NamedSharding:
     """In full on every device of a mesh."""
     return NamedSharding(mesh, PartitionSpec())

@@ -9,7 +9,6 @@ given, so that it does not matter in how many steps a model came to be.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -25,20 +24,21 @@ from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.compile import Progress, compile_plan
+from shardinit.core.types import Leaf, Tree, Values
 from shardinit.errors import StructureMismatchError
 
 
 def init_missing(
-    partial: Any,
-    fn: Any,
+    partial: Tree,
+    fn: object,
     key: KeyLike,
     *,
     mesh: AnyMesh | None = None,
     rules: Rules | None = None,
-    out_shardings: Any = None,
+    out_shardings: Tree = None,
     grow: Select = (),
     progress: Progress | None = None,
-) -> Any:
+) -> Tree:
     """Fills what ``partial`` lacks of what ``fn(key)`` would give.
 
     Args:
@@ -78,8 +78,8 @@ def init_missing(
     present = _present(partial, whole)
     paths = [leaf.path for leaf in whole.leaves]
     may_grow = chosen(grow or (lambda path: False), paths, "grow")
-    kept: dict[str, Any] = {}
-    grown: dict[str, Any] = {}
+    kept: dict[str, Values] = {}
+    grown: dict[str, Values] = {}
     for leaf, allowed in zip(whole.leaves, may_grow, strict=True):
         if leaf.path in present:
             array = present[leaf.path]
@@ -104,10 +104,10 @@ def init_missing(
     return exe.rebuild(out)
 
 
-def _present(partial: Any, whole: Plan) -> dict[str, Any]:
+def _present(partial: Tree, whole: Plan) -> dict[str, Values]:
     """The arrays of a partial tree by path."""
 
-    def absent(x: Any) -> bool:
+    def absent(x: object) -> bool:
         return x is None or isinstance(x, jax.ShapeDtypeStruct)
 
     state = whole.init_fn.state_of(partial)
@@ -126,7 +126,7 @@ def _present(partial: Any, whole: Plan) -> dict[str, Any]:
     return there
 
 
-def _check(leaf: PlanLeaf, array: Any, may_grow: bool) -> bool:
+def _check(leaf: PlanLeaf, array: Values, may_grow: bool) -> bool:
     """Whether the leaf has grown since; refuses what does not fit."""
     if not hasattr(array, "dtype"):
         raise StructureMismatchError(
@@ -159,7 +159,7 @@ def _check(leaf: PlanLeaf, array: Any, may_grow: bool) -> bool:
     return True
 
 
-def _grow(fresh: jax.Array, old: Any, sharding: NamedSharding) -> jax.Array:
+def _grow(fresh: Leaf, old: Values, sharding: NamedSharding) -> jax.Array:
     """The fresh leaf with the old one in its low corner, in the fresh one's memory."""
     # The compiler places the copy; explicit axes would have to be told how.
     mesh = sharding.mesh
@@ -167,7 +167,7 @@ def _grow(fresh: jax.Array, old: Any, sharding: NamedSharding) -> jax.Array:
     old = jax.device_put(old, NamedSharding(auto, _dividing(sharding, np.shape(old))))
     fresh = jax.device_put(fresh, NamedSharding(auto, sharding.spec), donate=True)
 
-    def put(fresh: Any, old: Any) -> Any:
+    def put(fresh: jax.Array, old: Values) -> jax.Array:
         return lax.dynamic_update_slice(fresh, old, [0] * fresh.ndim)
 
     placed = NamedSharding(auto, sharding.spec)

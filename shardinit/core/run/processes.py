@@ -19,6 +19,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from shardinit.core.ir.jaxpr import coordinator
 from shardinit.errors import (
@@ -34,7 +35,7 @@ PATIENCE = 60  # times as long until they are given up
 _counts: collections.Counter[str] = collections.Counter()
 
 
-def assert_same(facts: Mapping[str, str], shardings: Sequence[Any]) -> None:
+def assert_same(facts: Mapping[str, str], shardings: Sequence[NamedSharding]) -> None:
     """Holds what this process is about to do against what the others are.
 
     Only the processes that hold devices of the shardings take part. Those that are
@@ -49,7 +50,7 @@ def assert_same(facts: Mapping[str, str], shardings: Sequence[Any]) -> None:
       FingerprintMismatchError: another process has others; all of them raise it.
       MissingProcessesError: a process did not come.
     """
-    devices = {d for s in set(shardings) for d in s.mesh.devices.flat}
+    devices = {d for s in set(shardings) for d in s.device_set}
     processes = sorted({d.process_index for d in devices})
     if len(processes) < 2 or jax.process_index() not in processes:
         return
@@ -68,7 +69,7 @@ def assert_same(facts: Mapping[str, str], shardings: Sequence[Any]) -> None:
         )
 
 
-def _summary(shardings: Sequence[Any]) -> str:
+def _summary(shardings: Sequence[NamedSharding]) -> str:
     """The most frequent specs, and a digest of all of them with the mesh."""
     text = repr([str(sharding) for sharding in shardings]).encode()
     common = collections.Counter(str(s.spec) for s in shardings).most_common(3)

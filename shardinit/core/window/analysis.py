@@ -8,15 +8,15 @@ is wide along it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Subgraph, Value, topological
+from shardinit.core.types import Coords, Elements, Values
 from shardinit.core.window import coordinates as crd
 from shardinit.core.window.evaluator import Evaluator, shape_of
 from shardinit.core.window.grids import LANES, axes_grid
@@ -129,12 +129,12 @@ class _Trial(Evaluator):
         """Tries the first result on a grid of two a side."""
         rank = self._out.ndim
 
-        def window() -> Any:
+        def window() -> Values:
             return self.at(self._out, axes_grid([crd.ZERO] * rank, (2,) * rank))
 
         jax.eval_shape(window)
 
-    def _begin(self, value: Value, coords: crd.Coords) -> Steps:
+    def _begin(self, value: Value, coords: Coords) -> Steps:
         self.node = value.node
         self._left -= 1
         require(self._left > 0, Reason.MANY_READS)
@@ -149,13 +149,13 @@ class _Trial(Evaluator):
             return True
         return value in self._constants and not covers(node)
 
-    def _array(self, value: Value) -> Any:
+    def _array(self, value: Value) -> Values:
         if value.const is not None:
             return value.const
         (self.read if value in self._operands else self.full)[value] = None
         return _placeholder(value)
 
-    def _read(self, value: Value, coords: crd.Coords) -> Any:
+    def _read(self, value: Value, coords: Coords) -> Elements:
         if jx.is_key(value.dtype):
             for coord in coords:
                 self.key_axes.update(
@@ -163,7 +163,9 @@ class _Trial(Evaluator):
                 )
         return super()._read(value, coords)
 
-    def _other(self, node: Node, request: Full | Later) -> Any:
+    def _other(
+        self, node: Node, request: Full | Later
+    ) -> Values | Callable[[Coords], Elements]:
         self.node = node
         value = node.inputs[request.number]
         if isinstance(request, Later):
@@ -184,13 +186,13 @@ class _Trial(Evaluator):
             for node in topological([value])
         )
 
-    def _note(self, value: Value, made: Any) -> None:
+    def _note(self, value: Value, made: Elements) -> None:
         if jax.numpy.issubdtype(value.dtype, np.inexact):
             width = math.prod(shape_of(made))
             self.uneven |= 1 < width < 1 << self._out.ndim
 
 
-def _placeholder(value: Value) -> Any:
+def _placeholder(value: Value) -> Values:
     """Something of a value's shape and dtype, while nothing is computed."""
     if not jx.is_key(value.dtype):
         return jax.numpy.zeros(value.shape, value.dtype)

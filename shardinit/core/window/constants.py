@@ -18,6 +18,7 @@ from jax import lax
 
 from shardinit.core.ir.graph import Subgraph, interpret, topological
 from shardinit.core.ir.jaxpr import no_mesh
+from shardinit.core.types import DType, Values
 
 MAX_BYTES = 1 << 20
 
@@ -45,7 +46,7 @@ def is_table(graph: Subgraph) -> bool:
     )
 
 
-def evaluate_table(graph: Subgraph) -> list[Any]:
+def evaluate_table(graph: Subgraph) -> list[Values]:
     """Runs the program of a table as the jaxpr would have run."""
     constants = {
         value
@@ -57,7 +58,7 @@ def evaluate_table(graph: Subgraph) -> list[Any]:
     return interpret(graph.outs, {v: x for v, x in counted.items() if x is not None})
 
 
-def _counted(const: Any) -> Any:
+def _counted(const: Values) -> Values:
     """Integers that count up or down along axes, counted again; None for others.
 
     They were folded while the jaxpr was read, for the keys that might derive from
@@ -85,7 +86,7 @@ def _counted(const: Any) -> Any:
     return made
 
 
-def _is_number(dtype: Any) -> bool:
+def _is_number(dtype: DType) -> bool:
     return jax.numpy.issubdtype(dtype, np.inexact)
 
 
@@ -100,8 +101,10 @@ def values(program: Any, device: Any) -> np.ndarray:
     ((shape, _),) = program.outs
     words = np.zeros(0, np.uint32)
 
-    def make() -> Any:
-        return program.window(words, [[0] * len(shape)], [shape], lanes=False)[0]
+    def make() -> Values:
+        return program.window(
+            words, [[np.uint32(0)] * len(shape)], [shape], lanes=False
+        )[0]
 
     place = jax.sharding.SingleDeviceSharding(device)
     with no_mesh():

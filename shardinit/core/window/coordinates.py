@@ -16,18 +16,19 @@ import jax
 import numpy as np
 from jax import lax
 
-Coords = tuple[Any, ...]
+from shardinit.core.types import Coords, Dim, Elements, Values, Words
+
 ZERO = np.uint32(0)
 
 
-def u32(value: Any) -> Any:
+def u32(value: Dim) -> Words:
     """A dimension, an index or a number as a uint32 scalar (or array)."""
     if isinstance(value, (int, np.integer)):
         return np.uint32(int(value) % (1 << 32))
     return jax.numpy.asarray(value).astype(np.uint32)  # a symbolic dimension
 
 
-def spread(values: Sequence[Any]) -> list[Any]:
+def spread(values: Sequence[Values]) -> list[Values]:
     """Broadcasts values, each of the grid's rank or a scalar, to one shape."""
     shapes = [np.shape(v) for v in values]
     rank = max((len(s) for s in shapes), default=0)
@@ -40,7 +41,7 @@ def spread(values: Sequence[Any]) -> list[Any]:
     return [spread_to(v, common) for v in values]
 
 
-def spread_to(value: Any, shape: Sequence[Any]) -> Any:
+def spread_to(value: Values, shape: Sequence[Dim]) -> Values:
     """Broadcasts a scalar or a value of the grid's rank to ``shape``."""
     shape = tuple(shape)
     if np.shape(value) == shape:
@@ -49,14 +50,14 @@ def spread_to(value: Any, shape: Sequence[Any]) -> Any:
     return lax.broadcast_in_dim(value, shape, tuple(dims))
 
 
-def is_one(dim: Any) -> bool:
+def is_one(dim: Dim) -> bool:
     """Whether a dimension, maybe a symbolic one, is known to be one."""
     return isinstance(dim, int) and dim == 1
 
 
-def ravel(coords: Coords, shape: Sequence[int]) -> Any:
+def ravel(coords: Coords, shape: Sequence[int]) -> Words:
     """The flat place of ``coords`` in an array of ``shape`` below 2**32 elements."""
-    place: Any = ZERO
+    place: Words = ZERO
     stride = 1
     for coord, size in reversed(list(zip(coords, shape, strict=True))):
         if size != 1:
@@ -66,9 +67,9 @@ def ravel(coords: Coords, shape: Sequence[int]) -> Any:
     return place
 
 
-def unravel(place: Any, shape: Sequence[Any]) -> list[Any]:
+def unravel(place: Words, shape: Sequence[Dim]) -> list[Words]:
     """Coordinates in ``shape`` of a flat place; sizes may be symbolic."""
-    coords: list[Any] = []
+    coords: list[Words] = []
     for number, size in enumerate(reversed(list(shape))):
         if is_one(size):
             coords.append(ZERO)
@@ -80,12 +81,12 @@ def unravel(place: Any, shape: Sequence[Any]) -> list[Any]:
     return coords[::-1]
 
 
-def ravel_wide(coords: Coords, shape: Sequence[int]) -> tuple[Any, Any]:
+def ravel_wide(coords: Coords, shape: Sequence[int]) -> tuple[Words, Words]:
     """High and low words of the 64-bit flat place of ``coords`` in ``shape``."""
     if math.prod(shape) <= 1 << 32:
         return ZERO, ravel(coords, shape)
-    high: Any = ZERO
-    low: Any = ZERO
+    high: Words = ZERO
+    low: Words = ZERO
     stride = 1
     for coord, size in reversed(list(zip(coords, shape, strict=True))):
         term_high, term_low = _mul_wide(coord, stride)
@@ -94,7 +95,7 @@ def ravel_wide(coords: Coords, shape: Sequence[int]) -> tuple[Any, Any]:
     return high, low
 
 
-def _mul_wide(x: Any, factor: int) -> tuple[Any, Any]:
+def _mul_wide(x: Words, factor: int) -> tuple[Words, Words]:
     """64-bit product of a uint32 and a number below 2**64, by 16-bit halves."""
     low_factor, high_factor = factor & 0xFFFFFFFF, factor >> 32
     a, b = bit_and(x, u32(0xFFFF)), shift_right(x, 16)
@@ -111,14 +112,16 @@ def _mul_wide(x: Any, factor: int) -> tuple[Any, Any]:
     return add(high, mul(x, u32(high_factor))), mul(x, u32(low_factor))
 
 
-def _add_wide(high: Any, low: Any, more_high: Any, more_low: Any) -> tuple[Any, Any]:
+def _add_wide(
+    high: Words, low: Words, more_high: Words, more_low: Words
+) -> tuple[Words, Words]:
     total = add(low, more_low)
     carry = lax.lt(*spread([total, more_low])).astype(np.uint32)
     return add(add(high, more_high), carry), total
 
 
-def _binary(op: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def apply(x: Any, y: Any) -> Any:
+def _binary(op: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], Any]:
+    def apply(x: Values, y: Values) -> Values:
         return op(*spread([x, y]))
 
     return apply
@@ -129,15 +132,14 @@ div, rem, bit_and = _binary(lax.div), _binary(lax.rem), _binary(lax.bitwise_and)
 least, less, equal = _binary(lax.min), _binary(lax.lt), _binary(lax.eq)
 
 
-def shift_right(x: Any, distance: int) -> Any:
+def shift_right(x: Words, distance: int) -> Words:
     """Logical shift to the right."""
     return _binary(lax.shift_right_logical)(x, u32(distance))
 
 
-def select(which: Any, on_true: Any, on_false: Any) -> Any:
+def select(which: Values, on_true: Elements, on_false: Elements) -> Elements:
     """Chooses element by element; keys word by word."""
     if isinstance(on_true, tuple):
         pairs = zip(on_true, on_false, strict=True)
         return tuple(select(which, t, f) for t, f in pairs)
-    which, on_true, on_false = spread([which, on_true, on_false])
-    return lax.select(which, on_true, on_false)
+    return lax.select(*spread([which, on_true, on_false]))

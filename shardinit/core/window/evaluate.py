@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jax import lax
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Subgraph, Value, interpret
+from shardinit.core.types import Dim, Values, Words
 from shardinit.core.window import coordinates as crd
 from shardinit.core.window.analysis import Analysis
 from shardinit.core.window.evaluator import Evaluator
@@ -28,12 +28,12 @@ MIN_ROW_LANES = 512
 def evaluate_window(
     graph: Subgraph,
     analysis: Analysis,
-    operands: Sequence[Any],
-    start: Sequence[Any],
-    shape: Sequence[Any],
+    operands: Sequence[Values],
+    start: Sequence[Words],
+    shape: Sequence[Dim],
     *,
     lanes: bool,
-) -> Any:
+) -> Values:
     """One window of a windowed program's leaf.
 
     Args:
@@ -57,7 +57,7 @@ def evaluate_window(
     count = math.prod(shape[rows:])
     height = (math.prod(shape[:rows]),) if rows else ()
 
-    def at(first: Any, lanes_count: Any) -> Any:
+    def at(first: Dim, lanes_count: Dim) -> Values:
         grid = lanes_grid(start, shape, out.shape, rows, first, lanes_count)
         return crd.spread_to(evaluator.at(out, grid), (*height, lanes_count))
 
@@ -77,7 +77,7 @@ def evaluate_window(
     return lax.reshape(lax.optimization_barrier(flat), tuple(shape))
 
 
-def _unknown_zero(start: Sequence[Any]) -> Any:
+def _unknown_zero(start: Sequence[Words]) -> Words:
     """A zero made of where the window starts, which is known only as it runs.
 
     No window begins at the last of 2**32 elements of a first axis: ``analysis`` takes
@@ -90,8 +90,8 @@ def _unknown_zero(start: Sequence[Any]) -> Any:
 
 
 def _in_full(
-    graph: Subgraph, analysis: Analysis, operands: Sequence[Any]
-) -> dict[Value, Any]:
+    graph: Subgraph, analysis: Analysis, operands: Sequence[Values]
+) -> dict[Value, Values]:
     """The operands, and the tables and keys that windows read here and there."""
     known = dict(zip(graph.inputs, operands, strict=True))
     made = interpret(analysis.inputs, known)
@@ -104,7 +104,7 @@ def _in_full(
     }
 
 
-def _rows(analysis: Analysis, shape: Sequence[Any]) -> int:
+def _rows(analysis: Analysis, shape: Sequence[Dim]) -> int:
     """How many leading axes stand apart from the lanes.
 
     Those that choose the key do, and more where what is left still fills whole

@@ -8,14 +8,14 @@ after a thousand calls: a leaf may be a chain of any length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value
-from shardinit.core.window.coordinates import ZERO, Coords
+from shardinit.core.types import Coords, Dim, Elements, Values, Words
+from shardinit.core.window.coordinates import ZERO
 from shardinit.core.window.reasons import require
 from shardinit.core.window.rules.rule import RULES, At, Full, Later, Steps, Zero
 from shardinit.core.window.rules.sources import elements
@@ -32,20 +32,20 @@ class Evaluator:
       zero: a uint32 scalar that is zero, as the compiler must not know.
     """
 
-    def __init__(self, arrays: Mapping[Value, Any], zero: Any = ZERO):
+    def __init__(self, arrays: Mapping[Value, Values], zero: Words = ZERO):
         self._arrays = arrays
         self._zero = zero
 
-    def at(self, value: Value, coords: Coords) -> Any:
+    def at(self, value: Value, coords: Coords) -> Elements:
         """The elements of ``value`` at ``coords``, broadcastable to the grid's shape.
 
         Raises:
           NotWindowable: a rule does not cover its equation, or there is none.
         """
-        made: dict[_Wanted, tuple[Coords, Any]] = {}
+        made: dict[_Wanted, tuple[Coords, Elements]] = {}
         waiting: list[tuple[_Wanted, Coords, Node, Steps]] = []
 
-        def answer(value: Value, coords: Coords) -> tuple[bool, Any]:
+        def answer(value: Value, coords: Coords) -> tuple[bool, Elements | None]:
             """Whether the elements are known, and they; else their rule is begun."""
             wanted = (value, tuple(map(id, coords)))
             if wanted in made:
@@ -87,10 +87,10 @@ class Evaluator:
     def _is_there(self, value: Value) -> bool:
         return value.const is not None or value in self._arrays
 
-    def _array(self, value: Value) -> Any:
+    def _array(self, value: Value) -> Values:
         return self._arrays.get(value, value.const)
 
-    def _read(self, value: Value, coords: Coords) -> Any:
+    def _read(self, value: Value, coords: Coords) -> Elements:
         """Elements of what is there in full."""
         made = self._array(value)
         if value.ndim or jx.is_key(value.dtype):
@@ -98,17 +98,19 @@ class Evaluator:
         self._note(value, made)
         return made
 
-    def _other(self, node: Node, request: Full | Later) -> Any:
+    def _other(
+        self, node: Node, request: Full | Later
+    ) -> Values | Callable[[Coords], Elements]:
         value = node.inputs[request.number]
         if isinstance(request, Full):
             return self._array(value)
         # Values of a loop's step must not be remembered beyond it: each call is new.
         return lambda coords: self.at(value, coords)
 
-    def _note(self, value: Value, made: Any) -> None:
+    def _note(self, value: Value, made: Elements) -> None:
         """Sees every value that is made."""
 
 
-def shape_of(made: Any) -> tuple[Any, ...]:
+def shape_of(made: Elements) -> tuple[Dim, ...]:
     """The shape of elements; keys are tuples of words."""
     return np.shape(made[0] if isinstance(made, tuple) else made)

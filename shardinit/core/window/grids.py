@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jax import lax
 
+from shardinit.core.types import Coords, Dim, Words
 from shardinit.core.window import coordinates as crd
 
 LANES = 128
 
 
-def axes_grid(start: Sequence[Any], shape: Sequence[Any]) -> crd.Coords:
+def axes_grid(start: Sequence[Words], shape: Sequence[Dim]) -> Coords:
     """Coordinates of a window along its own axes."""
     rank = len(shape)
     coords = []
@@ -36,13 +36,13 @@ def axes_grid(start: Sequence[Any], shape: Sequence[Any]) -> crd.Coords:
 
 
 def lanes_grid(
-    start: Sequence[Any],
-    shape: Sequence[Any],
+    start: Sequence[Words],
+    shape: Sequence[Dim],
     leaf: Sequence[int],
     rows: int,
-    first: Any,
-    count: Any,
-) -> crd.Coords:
+    first: Dim,
+    count: Dim,
+) -> Coords:
     """Coordinates of ``count`` flat lanes of a window of a leaf, from ``first`` on.
 
     With ``rows`` leading axes apart the grid is (product of those, count), otherwise

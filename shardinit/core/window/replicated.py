@@ -7,32 +7,32 @@ full leaf on each device, and has the same bits on all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax import lax
 
 from shardinit.core.ir.graph import Subgraph, interpret
+from shardinit.core.types import Values, Words
 from shardinit.core.window import coordinates as crd
 
 
 def evaluate_replicated(
     graph: Subgraph,
-    operands: Sequence[Any],
-    starts: Sequence[Sequence[Any]],
+    operands: Sequence[Values],
+    starts: Sequence[Sequence[Words]],
     shapes: Sequence[Sequence[int]],
-) -> list[Any]:
+) -> list[Values]:
     """Windows of all results of a replicated program, cropped from plain JAX's."""
     known = dict(zip(graph.inputs, operands, strict=True))
     return crop(lambda: interpret(graph.outs, known), starts, shapes)
 
 
 def crop(
-    compute: Callable[[], Sequence[Any]],
-    starts: Sequence[Sequence[Any]],
+    compute: Callable[[], Sequence[Values]],
+    starts: Sequence[Sequence[Words]],
     shapes: Sequence[Sequence[int]],
-) -> list[Any]:
+) -> list[Values]:
     """Windows of arrays that are computed in full, as if nothing was cropped after.
 
     A part would otherwise be fused with the computation, in loops that depend on the

@@ -55,7 +55,8 @@ def compile_all(folder: Path) -> dict[str, Any]:
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         pending = []
         for program in made.programs:
-            lowered = lower(program, program.shardings, gspmd=gspmd)
+            shardings = [s for s in program.shardings if s is not None]
+            lowered = lower(program, shardings, gspmd=gspmd)
             pending.append(pool.submit(lowered.compile))
         rows = [
             measure(program, job.result())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value
-from shardinit.core.window.coordinates import ZERO, Coords, spread
+from shardinit.core.types import Coords
+from shardinit.core.window.coordinates import ZERO, spread
 from shardinit.core.window.reasons import require
 from shardinit.core.window.rules.rule import At, Steps, rule
 
@@ -42,6 +43,7 @@ def elementwise(node: Node, which: int, coords: Coords) -> Steps:
     args = []
     for number, value in enumerate(node.inputs):
         args.append((yield At(number, same_place(value, node.outputs[which], coords))))
+    assert node.prim is not None  # only calls and maps have none
     return jx.bind(node.prim, spread(args), node.params)[which]
 
 

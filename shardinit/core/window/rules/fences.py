@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jax import lax
 
 from shardinit.core.ir.graph import Node
-from shardinit.core.window.coordinates import Coords, spread
+from shardinit.core.types import Coords, Values, Words
+from shardinit.core.window.coordinates import spread
 from shardinit.core.window.rules.rule import At, Steps, Zero, rule
 
 
@@ -18,7 +17,7 @@ def _fence(node: Node, which: int, coords: Coords) -> Steps:
     return fenced(value, (yield Zero()))
 
 
-def fenced(value: Any, zero: Any) -> Any:
+def fenced(value: Values, zero: Words) -> Values:
     """The same floats, which the compiler cannot join with what they are made of.
 
     Args:

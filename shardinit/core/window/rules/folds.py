@@ -6,13 +6,12 @@ candidate for each element and never the axis itself.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from jax import lax
 
 from shardinit.core.ir.graph import Node
-from shardinit.core.window.coordinates import Coords, select, spread, spread_to, u32
+from shardinit.core.types import Coords, Dim, Values
+from shardinit.core.window.coordinates import select, spread, spread_to, u32
 from shardinit.core.window.reasons import require
 from shardinit.core.window.rules.rule import Later, Steps, rule
 
@@ -25,11 +24,11 @@ def _place_of_best(node: Node, which: int, coords: Coords) -> Steps:
     dtype = node.params["index_dtype"]
     beats = lax.gt if node.name == "argmax" else lax.lt
 
-    def at(step: Any) -> Any:
+    def at(step: Dim) -> Values:
         value = values((*coords[:axis], u32(step), *coords[axis:]))
         return spread([value, *coords])[0]
 
-    def step(number: Any, best: Any) -> Any:
+    def step(number: Values, best: tuple[Values, Values]) -> tuple[Values, Values]:
         value, place = best
         other = spread_to(at(number), np.shape(value))
         # The first of equals wins, and the first NaN wins over all.

@@ -8,13 +8,13 @@ table of constants.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jax import lax
 
 from shardinit.core.ir.graph import Node
-from shardinit.core.window.coordinates import ZERO, Coords, add, select, u32
+from shardinit.core.types import Coords, Values, Words
+from shardinit.core.window.coordinates import ZERO, add, select, u32
 from shardinit.core.window.reasons import require
 from shardinit.core.window.rules.rule import At, Full, Later, Steps, rule
 from shardinit.core.window.rules.sources import take
@@ -44,7 +44,7 @@ def _gather(node: Node, which: int, coords: Coords) -> Steps:
     return select(inside, value, _fill(node))
 
 
-def _widened(index: Any) -> Any:
+def _widened(index: Values) -> Values:
     """Indices that can be held against any place: a table may outgrow their dtype."""
     narrow = np.dtype(index.dtype).itemsize < 4
     return lax.convert_element_type(index, np.int32) if narrow else index
@@ -56,7 +56,7 @@ def is_mode(node: Node, name: str) -> bool:
     return getattr(mode, "name", str(mode)) == name
 
 
-def fits(starts: np.ndarray, room: np.ndarray) -> np.ndarray:
+def fits(starts: np.ndarray, room: np.ndarray) -> np.ndarray | np.bool_:
     """For each start whether its window lies inside; ``room``: the last that does."""
     return np.all((starts >= 0) & (starts <= room), axis=-1)
 
@@ -83,7 +83,7 @@ def _batch_places(node: Node, coords: Coords) -> Coords:
     return tuple(c for a, c in enumerate(coords) if a not in dims.offset_dims)
 
 
-def _known_starts(node: Node, coords: Coords) -> list[Any]:
+def _known_starts(node: Node, coords: Coords) -> list[Values]:
     starts = np.asarray(node.inputs[1].const).astype(np.int64)
     starts = np.clip(starts, 0, _room(node)).astype(np.uint32)
     places = _batch_places(node, coords)
@@ -93,12 +93,12 @@ def _known_starts(node: Node, coords: Coords) -> list[Any]:
     ]
 
 
-def _gathered(node: Node, coords: Coords, starts: Sequence[Any]) -> Coords:
+def _gathered(node: Node, coords: Coords, starts: Sequence[Values]) -> Coords:
     """Where the operand's elements lie, given where their slices start."""
     dims = node.params["dimension_numbers"]
     rank = node.inputs[0].ndim
     inner = [a for a in range(rank) if a not in dims.collapsed_slice_dims]
-    at: list[Any] = [ZERO] * rank
+    at: list[Words] = [ZERO] * rank
     for axis, offset in zip(inner, dims.offset_dims, strict=True):
         at[axis] = coords[offset]
     for axis, start in zip(dims.start_index_map, starts, strict=True):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jax import lax
 
 from shardinit.core.ir.graph import Node
+from shardinit.core.types import Coords, Words
 from shardinit.core.window.coordinates import (
     ZERO,
-    Coords,
     add,
     div,
     equal,
@@ -28,7 +28,7 @@ from shardinit.core.window.rules.rule import At, Steps, rule
 
 @rule("concatenate")
 def _concatenate(node: Node, which: int, coords: Coords) -> Steps:
-    axis = node.params["dimension"]
+    axis = int(node.params["dimension"])  # numpy's, where the caller's was
     parts, end = [], 0
     for number, value in enumerate(node.inputs):
         size = value.shape[axis]
@@ -44,7 +44,7 @@ def _concatenate(node: Node, which: int, coords: Coords) -> Steps:
     return out
 
 
-def _replaced(coords: Coords, axis: int, coord: Any) -> Coords:
+def _replaced(coords: Coords, axis: int, coord: Words) -> Coords:
     return (*coords[:axis], coord, *coords[axis + 1 :])
 
 
@@ -107,7 +107,7 @@ def _dynamic_update_slice(node: Node, which: int, coords: Coords) -> Steps:
     return out
 
 
-def _starts(node: Node, first: int, sizes: Any) -> list[int]:
+def _starts(node: Node, first: int, sizes: Sequence[int]) -> list[int]:
     """Where a slice of ``sizes`` begins; the operands from ``first`` on, clamped."""
     given = node.inputs[first:]
     require(all(v.const is not None for v in given))

@@ -14,7 +14,6 @@ follows only moves its elements: the bits do not depend on the window.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,8 +21,8 @@ from jax import lax
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node
+from shardinit.core.types import Coords, Values, Words
 from shardinit.core.window.coordinates import (
-    Coords,
     add,
     equal,
     is_one,
@@ -48,7 +47,7 @@ def _map(node: Node, which: int, coords: Coords) -> Steps:
     inner = coords[1:]
     window = np.shape(spread([steps, *inner])[0])
 
-    def one(step: Any, held: Any) -> Any:
+    def one(step: Words, held: Values) -> Values:
         taken = [
             jax.numpy.asarray(a)[step] if mapped else a
             for a, mapped in zip(args, node.params["mapped"], strict=True)
@@ -65,7 +64,7 @@ def _map(node: Node, which: int, coords: Coords) -> Steps:
     return lax.fori_loop(first, add(last, u32(1)), one, empty)
 
 
-def spread_pick(block: Any, coords: Coords, rank: int) -> Any:
+def spread_pick(block: Values, coords: Coords, rank: int) -> Values:
     """The elements of a block at ``coords``, along the axes of a grid of ``rank``.
 
     Coordinates that each vary along one axis of the grid are taken axis by axis, last

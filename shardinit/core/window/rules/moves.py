@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from shardinit.core.ir.graph import Node
+from shardinit.core.types import Coords, Words
 from shardinit.core.window.coordinates import (
     ZERO,
-    Coords,
     add,
     mul,
     ravel,
@@ -61,7 +60,7 @@ def _reshape(node: Node, which: int, coords: Coords) -> Coords:
     groups = _groups(source, out)
     # Flat places within a merged run of axes are words of 32 bits.
     require(all(math.prod(source[i] for i in left) < 1 << 32 for left, _ in groups))
-    pulled: list[Any] = []
+    pulled: list[Words] = []
     for left, right in groups:
         from_shape = [source[i] for i in left]
         to_shape = [out[j] for j in right]
@@ -75,7 +74,7 @@ def _reshape(node: Node, which: int, coords: Coords) -> Coords:
 
 @mover("transpose")
 def _transpose(node: Node, which: int, coords: Coords) -> Coords:
-    pulled: list[Any] = [ZERO] * len(coords)
+    pulled: list[Words] = [ZERO] * len(coords)
     for axis, source in enumerate(node.params["permutation"]):
         pulled[source] = coords[axis]
     return tuple(pulled)

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardinit.core.ir.graph import Node
-from shardinit.core.window.coordinates import Coords
+from shardinit.core.types import Coords
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,14 @@ element, so there may be no more than a few, and they must not overlap.
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 from jax import lax
 
 from shardinit.core.ir.graph import Node
+from shardinit.core.types import Coords, Values, Words
 from shardinit.core.window.coordinates import (
     ZERO,
-    Coords,
     least,
     less,
     select,
@@ -53,10 +52,10 @@ def _scatter(node: Node, which: int, coords: Coords) -> Steps:
     rank = node.inputs[2].ndim
     batch = [a for a in range(rank) if a not in dims.update_window_dims]
     for place, spans in windows:
-        at: list[Any] = [ZERO] * rank
+        at: list[Words] = [ZERO] * rank
         for axis, number in zip(batch, place, strict=True):
             at[axis] = u32(number)
-        inside: Any = None
+        inside: Values | None = None
         for axis, (start, size) in spans.items():
             within = less(sub(coords[axis], u32(start)), u32(size))
             inside = within if inside is None else _both(inside, within)
@@ -80,7 +79,7 @@ def _only_combines(node: Node) -> bool:
     return not body.eqns and body.outvars[0] is body.invars[1]
 
 
-def _both(one: Any, other: Any) -> Any:
+def _both(one: Values | None, other: Values) -> Values:
     return lax.bitwise_and(*spread([one, other]))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax import lax
@@ -13,7 +12,8 @@ from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value
 from shardinit.core.prng import threefry
 from shardinit.core.prng.derivation import THREEFRY
-from shardinit.core.window.coordinates import Coords, ravel, ravel_wide, spread
+from shardinit.core.types import Coords, Elements, Values
+from shardinit.core.window.coordinates import ravel, ravel_wide, spread
 from shardinit.core.window.reasons import require
 from shardinit.core.window.rules.elementwise import require_plain, same_place
 from shardinit.core.window.rules.rule import At, Steps, rule
@@ -45,7 +45,7 @@ def _threefry2x32(node: Node, which: int, coords: Coords) -> Steps:
     return threefry.hash_on_device(*spread(words))[which]
 
 
-def elements(array: Any, value: Value, coords: Coords) -> Any:
+def elements(array: Values, value: Value, coords: Coords) -> Elements:
     """The elements of an array that is there in full; of keys, their words."""
     if jx.is_key(value.dtype):
         words = jax.random.key_data(array)
@@ -56,7 +56,7 @@ def elements(array: Any, value: Value, coords: Coords) -> Any:
     return take(jax.numpy.asarray(array).reshape(-1), value.shape, coords)
 
 
-def take(flat: Any, shape: Sequence[int], coords: Coords) -> Any:
+def take(flat: Values, shape: Sequence[int], coords: Coords) -> Values:
     """Elements of a flat array that stands for one of ``shape``."""
     # Clipped, since the lanes that pad a window lie beyond its end.
     if math.prod(shape) == 1:
