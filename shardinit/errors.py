@@ -237,6 +237,8 @@ class ServiceError(ShardinitError, RuntimeError):
 
     Attributes:
       code: name of the gRPC status code, such as ``"INVALID_ARGUMENT"``.
+      limit: name of the limit that was reached, such as ``"queue"``; may be empty.
+      retry_after: seconds after which to ask again; None where that is no use.
     """
 
     def __init__(
@@ -246,9 +248,14 @@ class ServiceError(ShardinitError, RuntimeError):
         expected: str = "",
         remedy: str = "",
         code: str = "UNKNOWN",
+        *,
+        limit: str = "",
+        retry_after: float | None = None,
     ):
         super().__init__(where, got, expected, remedy)
         self.code = code
+        self.limit = limit
+        self.retry_after = retry_after
 
 
 class SpecError(ShardinitError, ValueError):

@@ -88,6 +88,21 @@ def test_plan_as_json_lists_every_leaf(config):
     )
 
 
+def test_plan_takes_what_a_plan_may_be_told(config, fails):
+    odd = ("plan", config, "--mesh", "data=3", "--rules", "vocab=data")
+    assert "does not divide" in fails(*odd) or "multiple of 3" in fails(*odd)
+    data = json.loads(shardinit(*odd, "--indivisible", "next", "--json"))
+    assert {"replicated"} <= {found["kind"] for found in data["findings"]}
+    strict = fails(*odd, "--indivisible", "next", "--strict", "replicated")
+    assert "none of replicated" in strict
+    assert "memory_limit=1,024 bytes" in fails("plan", config, "--memory-limit", "1KiB")
+    assert "bytes, such as" in fails("plan", config, "--memory-limit", "much")
+    assert "kinds of findings" in fails("plan", config, "--strict", "loud")
+    chosen = ("--select", "embed/**", "--prng", "threefry")
+    text = shardinit("plan", config, *chosen)
+    assert "16,384" in text
+
+
 def test_models_lists_config_keys():
     text = shardinit("models")
     assert "decoder" in text

@@ -138,15 +138,16 @@ def windows(mebibytes: int) -> Figures:
     """The same blocks of normals, computed in this process."""
     from shardinit.bench import serving_models
     from shardinit.core.run.lazy import open as open_lazily
-    from shardinit.service.server import streams
+    from shardinit.service.server.windows import Wanted
 
     fn = serving_models.build_random({"rows": mebibytes * _MIB // _ROW_BYTES})
     leaf = open_lazily(fn, 0)["w"]
-    window = streams.Wanted(leaf, (0, 0), leaf.shape)
-    blocks = streams.blocks(window, 4 * _MIB)
-    next(blocks)  # compiles it
+    window = Wanted(leaf, (0, 0), leaf.shape)
+    done = begun = len(window.from_byte(0, 4 * _MIB))  # compiles it
     taken = _Taken()
-    return taken.figures(sum(len(block) for block in blocks))
+    while done < window.nbytes:
+        done += len(window.from_byte(done, 4 * _MIB))
+    return taken.figures(done - begun)
 
 
 def stream_rows(bench: Runner) -> Iterator[Row]:

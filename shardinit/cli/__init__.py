@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardinit.cli import arguments, checkpoints, devices, programs, serving
-from shardinit.cli.programs import ModelName, Modules, Rules
+from shardinit.cli import arguments, checkpoints, devices, options, programs, serving
+from shardinit.cli.programs import ModelName, Modules
 from shardinit.errors import FindingsWarning, ShardinitError
 from shardinit.version import __version__
 
@@ -77,7 +77,12 @@ def plan(
     mesh: Annotated[
         str, typer.Option(help="Axes and sizes, such as data=2,model=4.")
     ] = "data=1",
-    rules: Rules = None,
+    rules: options.Rules = None,
+    select: options.Select = None,
+    strict: options.Strict = None,
+    indivisible: options.Indivisible = "error",
+    memory_limit: options.MemoryLimit = None,
+    prng: options.Prng = None,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: Annotated[
@@ -87,7 +92,8 @@ def plan(
     """Shows where each leaf of a model would lie; needs no devices."""
     from shardinit.cli import tables
 
-    made = _planned(config, model, models, arguments.parse_mesh(mesh), rules)
+    asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
+    made = _planned(config, model, models, arguments.parse_mesh(mesh), asked)
     if as_json:
         print(json.dumps(tables.plan_as_data(made), indent=1))
     else:
@@ -108,7 +114,12 @@ def audit(
         str | None,
         typer.Option(help="Axes and sizes; default one axis over all devices."),
     ] = None,
-    rules: Rules = None,
+    rules: options.Rules = None,
+    select: options.Select = None,
+    strict: options.Strict = None,
+    indivisible: options.Indivisible = "error",
+    memory_limit: options.MemoryLimit = None,
+    prng: options.Prng = None,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: Annotated[
@@ -121,7 +132,8 @@ def audit(
     chips = topologies.topology(topology)
     axes = arguments.parse_mesh(mesh or f"device={chips.devices}")
     topologies.check_installed(chips)
-    made = _planned(config, model, models, axes, rules)
+    asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
+    made = _planned(config, model, models, axes, asked)
     from shardinit.verify.audit.audit import audit as audit_plan
 
     report = audit_plan(made, topology)
@@ -135,15 +147,12 @@ def _planned(
     model: str,
     modules: list[str] | None,
     axes: dict[str, int],
-    rules: str | None,
+    asked: options.Asked,
 ) -> Plan:
     """The plan of a model on a mesh without devices."""
     devices.on_cpu()
     made = arguments.read_model(config, model, modules)
-    from shardinit.core.plan.plan import plan as make_plan
-
-    mesh = arguments.abstract_mesh(axes)
-    return make_plan(made, mesh=mesh, rules=arguments.parse_rules(rules))
+    return options.planned(made, arguments.abstract_mesh(axes), asked)
 
 
 @app.command()

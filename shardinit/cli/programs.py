@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shardinit.cli import arguments, devices
+from shardinit.cli import arguments, devices, options
 from shardinit.errors import ShardinitError
 
 Source = Annotated[
@@ -24,13 +24,6 @@ ModelName = Annotated[
 Modules = Annotated[
     list[str] | None,
     typer.Option("--models", help="Module that registers models; may be repeated."),
-]
-Rules = Annotated[
-    str | None,
-    typer.Option(
-        help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins mesh "
-        "axes, nothing keeps an axis whole."
-    ),
 ]
 
 _INT64 = 1 << 63  # what jax.random.key takes
@@ -70,20 +63,23 @@ def compile_for_here(
     mesh: Annotated[
         str, typer.Option(help="Axes and sizes, such as data=2,model=4.")
     ] = "device=1",
-    rules: Rules = None,
+    rules: options.Rules = None,
+    select: options.Select = None,
+    strict: options.Strict = None,
+    indivisible: options.Indivisible = "error",
+    memory_limit: options.MemoryLimit = None,
+    prng: options.Prng = None,
     model: ModelName = "decoder",
     models: Modules = None,
 ) -> None:
     """Writes executables for init --executables, on a machine just like this one."""
     axes = arguments.parse_mesh(mesh)
     devices.simulate_where_asked(axes)
-    from shardinit.core.plan.plan import plan as make_plan
     from shardinit.storage.executables import save_executables
 
     fn = arguments.read_source(source, model, models)
-    plan = make_plan(
-        fn, mesh=devices.real_mesh(axes), rules=arguments.parse_rules(rules)
-    )
+    asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
+    plan = options.planned(fn, devices.real_mesh(axes), asked)
     digest = save_executables(plan, out)
     print(f"{out}: {len(plan.programs)} programs, {os.path.getsize(out):,} bytes")
     print(f"sha256 {digest}")

@@ -43,9 +43,6 @@ class Settings(Config):
     """A server's config, and what its process has to know beside it."""
 
     listen: Listen = "127.0.0.1:50051"
-    models: Annotated[
-        tuple[str, ...], Setting("Module that registers models; may be repeated.")
-    ] = ()
     grace: Annotated[
         float, Setting("Seconds that running calls get at the end.", least=0)
     ] = 30.0
@@ -127,7 +124,6 @@ def serve(
     settings = Settings(**given)
     settings.check()  # before the slow imports
     _log(arguments.parse_level(settings.log_level), settings.log_format)
-    arguments.load_modules(settings.models)
     from shardinit.service.server import server
 
     def announce(running: server.Server) -> None:
@@ -140,8 +136,7 @@ def serve(
         print(f"shardinit serves on {running.address}", flush=True)
 
     server.serve(settings, announce=announce, grace=settings.grace)
-    # What still runs now is a build that nobody waits for. Python would wait for its
-    # thread, and the supervisor that sent the signal would kill the process.
+    # Nothing runs any more that matters, and gRPC's threads take their time to end.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)

@@ -28,6 +28,20 @@ AxisRule = tuple[str, str | tuple[str, ...] | None]
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 
+@dataclass(frozen=True)
+class Mirror:
+    """The leaf whose placement another leaf takes, as a moment does its parameter's.
+
+    Attributes:
+      path: of that leaf, in the same result.
+      dims: for each dimension of the leaf that mirrors it which of its dimensions it
+        is; None for one that it does not have.
+    """
+
+    path: str
+    dims: tuple[int | None, ...]
+
+
 class AxisNames(tuple[Name, ...]):
     """The names of one leaf's axes, with what a framework attaches to them.
 
@@ -40,12 +54,16 @@ class AxisNames(tuple[Name, ...]):
         Flax NNX and ``nn.Partitioned``.
       rules: logical axis rules that the leaf brings along.
       mesh: the mesh on which the model itself places the leaf.
+      mirrors: the leaf whose names and placement it takes.
+      optimizer: it is state of an optimizer.
     """
 
     named: int
     passes: bool
     rules: tuple[AxisRule, ...]
     mesh: AnyMesh | None
+    mirrors: Mirror | None
+    optimizer: bool
 
     def __new__(
         cls,
@@ -55,12 +73,29 @@ class AxisNames(tuple[Name, ...]):
         passes: bool = False,
         rules: Iterable[AxisRule] = (),
         mesh: AnyMesh | None = None,
+        mirrors: Mirror | None = None,
+        optimizer: bool = False,
     ) -> AxisNames:
         """Names of the first dimensions of an array of that rank."""
         given = tuple(names)
         made = super().__new__(cls, (*given, *[None] * (rank - len(given))))
         made.named, made.passes = len(given), passes
         made.rules, made.mesh = tuple(rules), mesh
+        made.mirrors, made.optimizer = mirrors, optimizer
+        return made
+
+    def of_optimizer(self) -> AxisNames:
+        """The same names, of a leaf that is state of an optimizer."""
+        made = AxisNames(
+            self,
+            len(self),
+            passes=self.passes,
+            rules=self.rules,
+            mesh=self.mesh,
+            mirrors=self.mirrors,
+            optimizer=True,
+        )
+        made.named = self.named
         return made
 
 
@@ -73,12 +108,13 @@ def axis_names(node: object) -> tuple[str | None, ...] | None:
     Returns:
       A name, or None, for each dimension; None if ``node`` is no such box.
     """
+    # names first: of what is no box the other attributes may compute, and raise
     names = getattr(node, "names", None)
-    inner: Any = getattr(node, "value", None)
+    inner: Any = getattr(node, "value", None) if isinstance(names, tuple) else None
     if isinstance(names, tuple) and hasattr(inner, "shape"):
         return (*names, *[None] * (len(inner.shape) - len(names)))
     known: Any = getattr(node, "named_axes", None)
-    data: Any = getattr(node, "data_array", None)
+    data: Any = getattr(node, "data_array", None) if isinstance(known, dict) else None
     if isinstance(known, dict) and hasattr(data, "shape"):  # names of the last axes
         return (*[None] * (len(data.shape) - len(known)), *map(str, known))
     return None
@@ -96,11 +132,13 @@ class InitFn:
       rebuild: turns the pytree of arrays into the user's own object.
       state_of: the way back, from the user's own object, or from part of it, to a
         pytree with the keys of ``fn``'s result; other pytrees it returns as they are.
+      trainable: of the user's own object the part that an optimizer gets.
       name: what to call the model in tables and errors.
       context_rules: reads the logical axis rules of the framework's own context, which
         count where a plan is given none.
       draws_on_host: NumPy's or Python's random state moved while the front end traced
         the function.
+      asks_process: the function asked for ``jax.process_index`` while it was traced.
       again: makes the init function anew, from the user's own code.
 
     Example:
@@ -115,9 +153,11 @@ class InitFn:
     axes: Tree = None
     rebuild: Callable[[Tree], Tree] = identity
     state_of: Callable[[Tree], Tree] = identity
+    trainable: Callable[[Tree], Tree] = identity
     name: str = "init"
     context_rules: Callable[[], Sequence[AxisRule]] | None = None
     draws_on_host: bool = False
+    asks_process: bool = False
     again: Callable[[], InitFn] | None = None
 
     def __call__(self, key: jax.Array) -> Tree:

@@ -18,7 +18,7 @@ import jax
 
 from shardinit.core.cut.statics import refuse_static_tracers
 from shardinit.core.cut.trace import trace
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.paths import path_str
@@ -92,7 +92,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
             found["kept"] = [_HOLE if eqx.is_array(x) else x for x in leaves]
         return eqx.filter(made, eqx.is_array)
 
-    with collector_paused(), watched() as random_state:
+    with collector_paused(), watched() as host:
         _, shapes = trace(fn, jax.eval_shape(jax.random.key, 0))
     structure, kept = found["structure"], found["kept"]
     refuse_static_tracers(structure.unflatten(kept), structure)
@@ -114,6 +114,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         rebuild=rebuild,
         state_of=_state_of,
         name=name,
-        draws_on_host=random_state.moved,
+        draws_on_host=host.moved,
+        asks_process=host.asked,
         again=lambda: init_fn(model, *args, **kwargs),
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.examples import Examples
 from shardinit.frontends import needs
@@ -64,7 +64,7 @@ def init_fn(
         args, options = examples.arguments(values)
         return transformed.init(key, *args, **options)
 
-    with watched() as random_state:
+    with watched() as host:
         examples.look(init, name)
 
     def fn(key: jax.Array) -> Any:
@@ -73,6 +73,7 @@ def init_fn(
     return InitFn(
         fn,
         name=name,
-        draws_on_host=random_state.moved,
+        draws_on_host=host.moved,
+        asks_process=host.asked,
         again=lambda: init_fn(transformed, *inputs, **kwargs),
     )

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.paths import nested
@@ -165,7 +165,7 @@ def init_fn(model: Any, *args: Any, **kwargs: Any) -> InitFn:
     """
     if keras.config.backend() != "jax":
         raise _wrong_backend(keras.config.backend())
-    with collector_paused(), watched() as random_state:
+    with collector_paused(), watched() as host:
         named = _named(model, _built(model, args, kwargs))
     # Keras has no public name for the initializer of a variable without a value
     variables = [
@@ -184,7 +184,8 @@ def init_fn(model: Any, *args: Any, **kwargs: Any) -> InitFn:
         fn,
         name=getattr(model, "__name__", type(model).__name__),
         # default seeds come from Python's random state, and a key stands for them
-        draws_on_host=random_state.moved and not of_keras,
+        draws_on_host=host.moved and not of_keras,
+        asks_process=host.asked,
         again=lambda: init_fn(model, *args, **kwargs),
     )
 

@@ -19,10 +19,11 @@ from flax.core import meta
 from flax.core.spmd import get_logical_axis_rules
 from flax.linen import partitioning
 
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import AxisNames, InitFn, Name
 from shardinit.core.ir.examples import Examples
 from shardinit.core.paths import path_str
+from shardinit.core.plan.carried import box_axes
 from shardinit.errors import InitFnError
 
 
@@ -52,33 +53,16 @@ def _names(tree: Any) -> Any:
         if not hasattr(content, "ndim"):
             return jax.tree.map(lambda _: None, content)
         if _is_box(x):
-            return _box_names(x, content.ndim)
+            return box_axes(x, content.ndim)
         names = sown.get(path_str(path))
         return None if names is None else AxisNames(names, content.ndim)
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree, is_leaf=_is_box)
 
 
-def _box_names(box: Any, rank: int) -> AxisNames | None:
-    """What a box says of its leaf.
-
-    The names of a logical box have a meaning by rules alone; those of `nn.Partitioned`
-    and of an NNX Variable bridged into Linen may be mesh axes.
-    """
-    metadata = getattr(box, "metadata", {})  # where a bridged Variable keeps all this
-    names = getattr(box, "names", None) or metadata.get("out_sharding")
-    if not names and hasattr(box, "get_partition_spec"):  # a box of somebody else's
-        names = box.get_partition_spec()
-    if not names:
-        return None
-    rules = getattr(box, "rules", None) or metadata.get("sharding_rules") or ()
-    return AxisNames(
-        names,
-        rank,
-        passes=not isinstance(box, nn.LogicallyPartitioned),
-        rules=rules,
-        mesh=getattr(box, "mesh", None) or metadata.get("mesh"),
-    )
+def _trainable(variables: Any) -> Any:
+    """What ``TrainState.create`` gets: the parameters, or all where there are none."""
+    return variables.get("params", variables)
 
 
 def _sown_names(tree: Any) -> dict[str, tuple[Name, ...]]:
@@ -155,7 +139,7 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         found["unboxed"] = jax.tree.structure(variables)
         return variables
 
-    with watched() as random_state:
+    with watched() as host:
         examples.look(describe, name)
     axes, treedef, unboxed = found["axes"], found["treedef"], found["unboxed"]
 
@@ -176,8 +160,10 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         axes=axes,
         rebuild=rebuild,
         state_of=_unbox,
+        trainable=_trainable,
         name=name,
         context_rules=get_logical_axis_rules,
-        draws_on_host=random_state.moved,
+        draws_on_host=host.moved,
+        asks_process=host.asked,
         again=lambda: init_fn(module, *inputs, **kwargs),
     )

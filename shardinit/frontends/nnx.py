@@ -28,15 +28,12 @@ import numpy as np
 from flax import nnx
 from flax.core.spmd import get_logical_axis_rules
 
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import AxisNames, InitFn
 from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.core.paths import nested
+from shardinit.core.plan.carried import box_axes
 from shardinit.errors import InitFnError
-
-# Flax called the same metadata by these names, newest first.
-_SHARDING_METADATA = ("out_sharding", "sharding_names", "sharding")
-
 
 # inlined: the same one equation in a trace, without the checks of its arguments
 _fold_in = jax.jit(jax.random.fold_in, inline=True)
@@ -105,19 +102,10 @@ def _axes(entry: Any) -> Any:
     value = entry.get_raw_value() if isinstance(entry, nnx.Variable) else entry
     if not isinstance(entry, nnx.Variable) or not hasattr(value, "shape"):
         return jax.tree.map(lambda _: None, value)
-    metadata = entry.get_metadata()
-    names: Any = next(
-        (metadata[k] for k in _SHARDING_METADATA if metadata.get(k)), None
-    )
-    while hasattr(names, "sharding"):  # a jax Format wraps a sharding
-        names = names.sharding
-    # a NamedSharding wraps a PartitionSpec, and names a mesh
-    mesh = getattr(names, "mesh", metadata.get("mesh"))
-    names = getattr(names, "spec", names)
-    if names is None:
-        return None
-    rules = metadata.get("sharding_rules") or ()
-    return AxisNames(names, value.ndim, passes=True, rules=rules, mesh=mesh)
+    names = box_axes(entry, value.ndim)
+    if isinstance(entry, nnx.OptState):
+        return (names or AxisNames((), value.ndim)).of_optimizer()
+    return names
 
 
 def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
@@ -171,7 +159,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         found["treedef"] = jax.tree.structure(state)
         return _nest(state, _arrays)
 
-    with collector_paused(), no_mesh(), watched() as random_state:
+    with collector_paused(), no_mesh(), watched() as host:
         shapes = jax.eval_shape(fn, jax.eval_shape(jax.random.key, 0))
     structure = jax.tree.structure(shapes)
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
@@ -190,8 +178,10 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         axes=axes,
         rebuild=rebuild,
         state_of=_state_of,
+        trainable=lambda model: nnx.state(model, nnx.Param),
         name=name,
         context_rules=get_logical_axis_rules,
-        draws_on_host=random_state.moved,
+        draws_on_host=host.moved,
+        asks_process=host.asked,
         again=lambda: init_fn(model, *args, **kwargs),
     )

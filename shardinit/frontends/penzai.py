@@ -25,7 +25,7 @@ from typing import Any
 import jax
 
 from shardinit.core.cut.trace import trace
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.paths import keys_of, nested, path_str
@@ -181,7 +181,7 @@ def _of_builder(build: Callable[..., Any], args: tuple, kwargs: dict) -> InitFn:
             found["axes"] = nested(unbound.paths, unbound.axes())
         return nested(unbound.paths, unbound.leaves())
 
-    with collector_paused(), watched() as random_state:
+    with collector_paused(), watched() as host:
         _, shapes = trace(fn, jax.eval_shape(jax.random.key, 0))
     model, structure = found["model"], jax.tree.structure(shapes)
 
@@ -200,7 +200,8 @@ def _of_builder(build: Callable[..., Any], args: tuple, kwargs: dict) -> InitFn:
         rebuild=rebuild,
         state_of=_state_of,
         name=name,
-        draws_on_host=random_state.moved,
+        draws_on_host=host.moved,
+        asks_process=host.asked,
         again=lambda: _of_builder(build, args, kwargs),
     )
 

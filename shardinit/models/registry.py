@@ -144,6 +144,19 @@ def load_package(module: str) -> tuple[str, ...]:
     return names
 
 
+def registered_modules() -> tuple[str, ...]:
+    """The modules that registered builders here; importing them does so elsewhere.
+
+    Example:
+      >>> from shardinit.models.registry import load_package, registered_modules
+      >>> _ = load_package("shardinit.models.decoder")
+      >>> "shardinit.models.decoder" in registered_modules()
+      True
+    """
+    modules = {_origin(known.build)[0] for known in _builders.values()}
+    return tuple(sorted(modules - {"__main__"}))
+
+
 def model_names() -> tuple[str, ...]:
     """The names that a spec may give, sorted; imports no model.
 

@@ -84,6 +84,7 @@ def write(
     name: Callable[[str], str] = tensor_name,
     on_window: OnWindow | None = None,
     before_publish: Callable[[], None] | None = None,
+    anew: bool = False,
 ) -> None:
     """Writes a checkpoint; takes over where an earlier call was killed.
 
@@ -98,11 +99,13 @@ def write(
       on_window: called in this thread with path, start and elements of every window,
         those of an earlier call too, such as ``Digester.add``.
       before_publish: called when all is written, before the folder gets its name.
+      anew: what an earlier call left of something else is removed, not refused.
 
     Raises:
       CheckpointError: the folder exists, is being written by another process or was
-        begun with something else; a leaf whose dtype the format lacks, that is not
-        there in full in this process, or needs more memory; the disk is full.
+        begun with something else (unless ``anew``); a leaf whose dtype the format
+        lacks, that is not there in full in this process, or needs more memory; the
+        disk is full.
 
     Example:
       >>> import jax, shardinit, tempfile
@@ -130,7 +133,7 @@ def write(
     lazy = isinstance(source, LazyTree)
     what = _identity(files, source.identity if lazy else "arrays")
     try:
-        with unfinished(target, what) as begun:
+        with unfinished(target, what, anew=anew) as begun:
             _check_room(begun.folder, files)
             writer = _Writer(begun, by_path, window_bytes, trusted=lazy)
             for file in files:

@@ -89,16 +89,17 @@ def check_free(target: Path) -> None:
 
 
 @contextmanager
-def unfinished(target: Path, what: str) -> Iterator[Unfinished]:
+def unfinished(target: Path, what: str, *, anew: bool = False) -> Iterator[Unfinished]:
     """Opens the unfinished folder of ``target``, new or as it was left.
 
     Args:
       target: the checkpoint's name.
       what: what is to be written; the same text for whoever may go on with it.
+      anew: whether what was left of something else is removed.
 
     Raises:
       CheckpointError: the target exists, another process is writing it, or what was
-        left is something else.
+        left is something else (unless ``anew``).
     """
     check_free(target)
     folder = target.with_name(target.name + ".unfinished")
@@ -112,7 +113,7 @@ def unfinished(target: Path, what: str) -> Iterator[Unfinished]:
             with suppress(OSError):
                 os.rmdir(folder)
             raise
-        done = _read_journal(folder, what)
+        done = _read_journal(folder, what, anew=anew)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         journal = os.open(folder / _JOURNAL, flags, 0o644)
         try:
@@ -139,7 +140,7 @@ def _lock(handle: int, folder: Path, target: Path) -> None:
         )
 
 
-def _read_journal(folder: Path, what: str) -> dict | None:
+def _read_journal(folder: Path, what: str, *, anew: bool) -> dict | None:
     """What the journal notes as done; None if there is none yet."""
     path = folder / _JOURNAL
     try:
@@ -159,6 +160,11 @@ def _read_journal(folder: Path, what: str) -> dict | None:
         same = head["writes"] == what
     except (ValueError, TypeError, KeyError):
         done, same = {}, False
+    if not same and anew:
+        # The journal goes last: without it the rest would be somebody else's.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == _JOURNAL):
+            path.unlink()
+        return None
     if not same:
         raise CheckpointError(
             f"checkpoint {str(folder)!r}",

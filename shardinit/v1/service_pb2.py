@@ -27,15 +27,17 @@ from shardinit.v1 import program_pb2 as shardinit_dot_v1_dot_program__pb2
 from shardinit.v1 import spec_pb2 as shardinit_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashardinit/v1/service.proto\x12\x0cshardinit.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1ashardinit/v1/program.proto\x1a\x17shardinit/v1/spec.proto\"-\n\x11GetVersionRequest\x12\x0b\n\x03min\x18\x01 \x01(\r\x12\x0b\n\x03max\x18\x02 \x01(\r\"R\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x13\n\x0bjax_version\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.shardinit.v1.ModelInfo\"I\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\rconfig_schema\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x8f\x01\n\x14\x44\x65scribeModelRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.ModelSpec\x12$\n\x04mesh\x18\x02 \x01(\x0b\x32\x16.shardinit.v1.MeshSpec\x12*\n\x05rules\x18\x03 \x01(\x0b\x32\x1b.shardinit.v1.ShardingRules\"\xf8\x01\n\x15\x44\x65scribeModelResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x62ytes_per_device\x18\x03 \x01(\x04\x12\x17\n\x0fparameter_count\x18\x04 \x01(\x04\x12\x10\n\x08programs\x18\x05 \x01(\r\x12%\n\x05kinds\x18\x06 \x03(\x0b\x32\x16.shardinit.v1.LeafKind\x12&\n\x06leaves\x18\x07 \x03(\x0b\x32\x16.shardinit.v1.LeafInfo\x12!\n\x05nodes\x18\x08 \x03(\x0b\x32\x12.shardinit.v1.Node\"\x8f\x01\n\x08LeafKind\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12+\n\ndimensions\x18\x03 \x03(\x0b\x32\x17.shardinit.v1.Dimension\x12\x18\n\x10\x62ytes_per_device\x18\x04 \x01(\x04\x12\x0f\n\x07program\x18\x05 \x01(\x05\x12\r\n\x05whole\x18\x06 \x01(\t\"&\n\x08LeafInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\r\"e\n\x11GetProgramRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.ModelSpec\x12\x13\n\x0bjax_version\x18\x02 \x01(\t\x12\x14\n\x0cknown_sha256\x18\x03 \x01(\x0c\"x\n\x12GetProgramResponse\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.shardinit.v1.ProgramHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.shardinit.v1.ProgramChunkH\x00\x42\x06\n\x04part\"W\n\rProgramHeader\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bjax_version\x18\x04 \x01(\t\",\n\x0cProgramChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xb4\x01\n\x13StreamShardsRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.ModelSpec\x12\"\n\x03key\x18\x02 \x01(\x0b\x32\x15.shardinit.v1.RootKey\x12%\n\x07windows\x18\x03 \x03(\x0b\x32\x14.shardinit.v1.Window\x12+\n\x06resume\x18\x04 \x01(\x0b\x32\x1b.shardinit.v1.ShardPosition\"G\n\x07RootKey\x12\x0e\n\x04seed\x18\x01 \x01(\x03H\x00\x12%\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x15.shardinit.v1.KeyDataH\x00\x42\x05\n\x03key\"&\n\x07KeyData\x12\x0c\n\x04impl\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x03(\x07\"4\n\x06Window\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x03(\x04\x12\r\n\x05shape\x18\x03 \x03(\x04\"/\n\rShardPosition\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x9d\x01\n\x14StreamShardsResponse\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.shardinit.v1.ShardHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.shardinit.v1.ShardChunkH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.shardinit.v1.ShardEndH\x00\x42\x06\n\x04part\"Y\n\x0bShardHeader\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06offset\x18\x05 \x01(\x04\":\n\nShardChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1c\n\x08ShardEnd\x12\x10\n\x08xxh3_128\x18\x01 \x01(\x0c\"\xb0\x01\n\x16WriteCheckpointRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.ModelSpec\x12\"\n\x03key\x18\x02 \x01(\x0b\x32\x15.shardinit.v1.RootKey\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12.\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1e.shardinit.v1.CheckpointFormat\x12\x0e\n\x06\x64\x65tach\x18\x05 \x01(\x08\"\x8b\x01\n\x17WriteCheckpointResponse\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .shardinit.v1.CheckpointProgressH\x00\x12\x32\n\x07receipt\x18\x02 \x01(\x0b\x32\x1f.shardinit.v1.CheckpointReceiptH\x00\x42\x06\n\x04part\"=\n\x12\x43heckpointProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\"6\n\x11\x43heckpointReceipt\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x14\n\x0creceipt_json\x18\x02 \x01(\t\"y\n\x14UploadProgramRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.shardinit.v1.UploadHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.shardinit.v1.ProgramChunkH\x00\x42\x06\n\x04part\",\n\x0cUploadHeader\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"<\n\x15UploadProgramResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t*u\n\x10\x43heckpointFormat\x12!\n\x1d\x43HECKPOINT_FORMAT_UNSPECIFIED\x10\x00\x12!\n\x1d\x43HECKPOINT_FORMAT_SAFETENSORS\x10\x01\x12\x1b\n\x17\x43HECKPOINT_FORMAT_ORBAX\x10\x02\x32\xf3\x04\n\x0bInitService\x12O\n\nGetVersion\x12\x1f.shardinit.v1.GetVersionRequest\x1a .shardinit.v1.GetVersionResponse\x12O\n\nListModels\x12\x1f.shardinit.v1.ListModelsRequest\x1a .shardinit.v1.ListModelsResponse\x12X\n\rDescribeModel\x12\".shardinit.v1.DescribeModelRequest\x1a#.shardinit.v1.DescribeModelResponse\x12Q\n\nGetProgram\x12\x1f.shardinit.v1.GetProgramRequest\x1a .shardinit.v1.GetProgramResponse0\x01\x12W\n\x0cStreamShards\x12!.shardinit.v1.StreamShardsRequest\x1a\".shardinit.v1.StreamShardsResponse0\x01\x12`\n\x0fWriteCheckpoint\x12$.shardinit.v1.WriteCheckpointRequest\x1a%.shardinit.v1.WriteCheckpointResponse0\x01\x12Z\n\rUploadProgram\x12\".shardinit.v1.UploadProgramRequest\x1a#.shardinit.v1.UploadProgramResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashardinit/v1/service.proto\x12\x0cshardinit.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1ashardinit/v1/program.proto\x1a\x17shardinit/v1/spec.proto\"-\n\x11GetVersionRequest\x12\x0b\n\x03min\x18\x01 \x01(\r\x12\x0b\n\x03max\x18\x02 \x01(\r\"R\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0eserver_version\x18\x02 \x01(\t\x12\x13\n\x0bjax_version\x18\x03 \x01(\t\"\x13\n\x11ListModelsRequest\"=\n\x12ListModelsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.shardinit.v1.ModelInfo\"I\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\rconfig_schema\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"\x8f\x01\n\x14\x44\x65scribeModelRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.ModelSpec\x12$\n\x04mesh\x18\x02 \x01(\x0b\x32\x16.shardinit.v1.MeshSpec\x12*\n\x05rules\x18\x03 \x01(\x0b\x32\x1b.shardinit.v1.ShardingRules\"\xa1\x02\n\x15\x44\x65scribeModelResponse\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x62ytes_per_device\x18\x03 \x01(\x04\x12\x17\n\x0fparameter_count\x18\x04 \x01(\x04\x12\x10\n\x08programs\x18\x05 \x01(\r\x12%\n\x05kinds\x18\x06 \x03(\x0b\x32\x16.shardinit.v1.LeafKind\x12&\n\x06leaves\x18\x07 \x03(\x0b\x32\x16.shardinit.v1.LeafInfo\x12!\n\x05nodes\x18\x08 \x03(\x0b\x32\x12.shardinit.v1.Node\x12\'\n\x08\x66indings\x18\t \x03(\x0b\x32\x15.shardinit.v1.Finding\"\x80\x01\n\x07\x46inding\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12(\n\x08severity\x18\x02 \x01(\x0e\x32\x16.shardinit.v1.Severity\x12\x0e\n\x06leaves\x18\x03 \x03(\r\x12\r\n\x05rules\x18\x04 \x03(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06remedy\x18\x06 \x01(\t\"\x8f\x01\n\x08LeafKind\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12+\n\ndimensions\x18\x03 \x03(\x0b\x32\x17.shardinit.v1.Dimension\x12\x18\n\x10\x62ytes_per_device\x18\x04 \x01(\x04\x12\x0f\n\x07program\x18\x05 \x01(\x05\x12\r\n\x05whole\x18\x06 \x01(\t\"&\n\x08LeafInfo\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\r\"e\n\x11GetProgramRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.ModelSpec\x12\x13\n\x0bjax_version\x18\x02 \x01(\t\x12\x14\n\x0cknown_sha256\x18\x03 \x01(\x0c\"x\n\x12GetProgramResponse\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.shardinit.v1.ProgramHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.shardinit.v1.ProgramChunkH\x00\x42\x06\n\x04part\"W\n\rProgramHeader\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x13\n\x0bjax_version\x18\x04 \x01(\t\",\n\x0cProgramChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\xb4\x01\n\x13StreamShardsRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.ModelSpec\x12\"\n\x03key\x18\x02 \x01(\x0b\x32\x15.shardinit.v1.RootKey\x12%\n\x07windows\x18\x03 \x03(\x0b\x32\x14.shardinit.v1.Window\x12+\n\x06resume\x18\x04 \x01(\x0b\x32\x1b.shardinit.v1.ShardPosition\"G\n\x07RootKey\x12\x0e\n\x04seed\x18\x01 \x01(\x03H\x00\x12%\n\x04\x64\x61ta\x18\x02 \x01(\x0b\x32\x15.shardinit.v1.KeyDataH\x00\x42\x05\n\x03key\"&\n\x07KeyData\x12\x0c\n\x04impl\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x03(\x07\"4\n\x06Window\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x03(\x04\x12\r\n\x05shape\x18\x03 \x03(\x04\"/\n\rShardPosition\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x9d\x01\n\x14StreamShardsResponse\x12+\n\x06header\x18\x01 \x01(\x0b\x32\x19.shardinit.v1.ShardHeaderH\x00\x12)\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.shardinit.v1.ShardChunkH\x00\x12%\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.shardinit.v1.ShardEndH\x00\x42\x06\n\x04part\"Y\n\x0bShardHeader\x12\x0e\n\x06window\x18\x01 \x01(\r\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0c\n\x04size\x18\x04 \x01(\x04\x12\x0e\n\x06offset\x18\x05 \x01(\x04\":\n\nShardChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0e\n\x06\x63rc32c\x18\x02 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x1c\n\x08ShardEnd\x12\x10\n\x08xxh3_128\x18\x01 \x01(\x0c\"\xb0\x01\n\x16WriteCheckpointRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.ModelSpec\x12\"\n\x03key\x18\x02 \x01(\x0b\x32\x15.shardinit.v1.RootKey\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12.\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1e.shardinit.v1.CheckpointFormat\x12\x0e\n\x06\x64\x65tach\x18\x05 \x01(\x08\"\x8b\x01\n\x17WriteCheckpointResponse\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .shardinit.v1.CheckpointProgressH\x00\x12\x32\n\x07receipt\x18\x02 \x01(\x0b\x32\x1f.shardinit.v1.CheckpointReceiptH\x00\x42\x06\n\x04part\"=\n\x12\x43heckpointProgress\x12\x12\n\nbytes_done\x18\x01 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\"6\n\x11\x43heckpointReceipt\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x14\n\x0creceipt_json\x18\x02 \x01(\t\"y\n\x14UploadProgramRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.shardinit.v1.UploadHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.shardinit.v1.ProgramChunkH\x00\x42\x06\n\x04part\",\n\x0cUploadHeader\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"<\n\x15UploadProgramResponse\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t*M\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x14\n\x10SEVERITY_WARNING\x10\x01\x12\x11\n\rSEVERITY_NOTE\x10\x02*u\n\x10\x43heckpointFormat\x12!\n\x1d\x43HECKPOINT_FORMAT_UNSPECIFIED\x10\x00\x12!\n\x1d\x43HECKPOINT_FORMAT_SAFETENSORS\x10\x01\x12\x1b\n\x17\x43HECKPOINT_FORMAT_ORBAX\x10\x02\x32\xf3\x04\n\x0bInitService\x12O\n\nGetVersion\x12\x1f.shardinit.v1.GetVersionRequest\x1a .shardinit.v1.GetVersionResponse\x12O\n\nListModels\x12\x1f.shardinit.v1.ListModelsRequest\x1a .shardinit.v1.ListModelsResponse\x12X\n\rDescribeModel\x12\".shardinit.v1.DescribeModelRequest\x1a#.shardinit.v1.DescribeModelResponse\x12Q\n\nGetProgram\x12\x1f.shardinit.v1.GetProgramRequest\x1a .shardinit.v1.GetProgramResponse0\x01\x12W\n\x0cStreamShards\x12!.shardinit.v1.StreamShardsRequest\x1a\".shardinit.v1.StreamShardsResponse0\x01\x12`\n\x0fWriteCheckpoint\x12$.shardinit.v1.WriteCheckpointRequest\x1a%.shardinit.v1.WriteCheckpointResponse0\x01\x12Z\n\rUploadProgram\x12\".shardinit.v1.UploadProgramRequest\x1a#.shardinit.v1.UploadProgramResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shardinit.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHECKPOINTFORMAT']._serialized_start=2771
-  _globals['_CHECKPOINTFORMAT']._serialized_end=2888
+  _globals['_SEVERITY']._serialized_start=2943
+  _globals['_SEVERITY']._serialized_end=3020
+  _globals['_CHECKPOINTFORMAT']._serialized_start=3022
+  _globals['_CHECKPOINTFORMAT']._serialized_end=3139
   _globals['_GETVERSIONREQUEST']._serialized_start=127
   _globals['_GETVERSIONREQUEST']._serialized_end=172
   _globals['_GETVERSIONRESPONSE']._serialized_start=174
@@ -49,51 +51,53 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEMODELREQUEST']._serialized_start=418
   _globals['_DESCRIBEMODELREQUEST']._serialized_end=561
   _globals['_DESCRIBEMODELRESPONSE']._serialized_start=564
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=812
-  _globals['_LEAFKIND']._serialized_start=815
-  _globals['_LEAFKIND']._serialized_end=958
-  _globals['_LEAFINFO']._serialized_start=960
-  _globals['_LEAFINFO']._serialized_end=998
-  _globals['_GETPROGRAMREQUEST']._serialized_start=1000
-  _globals['_GETPROGRAMREQUEST']._serialized_end=1101
-  _globals['_GETPROGRAMRESPONSE']._serialized_start=1103
-  _globals['_GETPROGRAMRESPONSE']._serialized_end=1223
-  _globals['_PROGRAMHEADER']._serialized_start=1225
-  _globals['_PROGRAMHEADER']._serialized_end=1312
-  _globals['_PROGRAMCHUNK']._serialized_start=1314
-  _globals['_PROGRAMCHUNK']._serialized_end=1358
-  _globals['_STREAMSHARDSREQUEST']._serialized_start=1361
-  _globals['_STREAMSHARDSREQUEST']._serialized_end=1541
-  _globals['_ROOTKEY']._serialized_start=1543
-  _globals['_ROOTKEY']._serialized_end=1614
-  _globals['_KEYDATA']._serialized_start=1616
-  _globals['_KEYDATA']._serialized_end=1654
-  _globals['_WINDOW']._serialized_start=1656
-  _globals['_WINDOW']._serialized_end=1708
-  _globals['_SHARDPOSITION']._serialized_start=1710
-  _globals['_SHARDPOSITION']._serialized_end=1757
-  _globals['_STREAMSHARDSRESPONSE']._serialized_start=1760
-  _globals['_STREAMSHARDSRESPONSE']._serialized_end=1917
-  _globals['_SHARDHEADER']._serialized_start=1919
-  _globals['_SHARDHEADER']._serialized_end=2008
-  _globals['_SHARDCHUNK']._serialized_start=2010
-  _globals['_SHARDCHUNK']._serialized_end=2068
-  _globals['_SHARDEND']._serialized_start=2070
-  _globals['_SHARDEND']._serialized_end=2098
-  _globals['_WRITECHECKPOINTREQUEST']._serialized_start=2101
-  _globals['_WRITECHECKPOINTREQUEST']._serialized_end=2277
-  _globals['_WRITECHECKPOINTRESPONSE']._serialized_start=2280
-  _globals['_WRITECHECKPOINTRESPONSE']._serialized_end=2419
-  _globals['_CHECKPOINTPROGRESS']._serialized_start=2421
-  _globals['_CHECKPOINTPROGRESS']._serialized_end=2482
-  _globals['_CHECKPOINTRECEIPT']._serialized_start=2484
-  _globals['_CHECKPOINTRECEIPT']._serialized_end=2538
-  _globals['_UPLOADPROGRAMREQUEST']._serialized_start=2540
-  _globals['_UPLOADPROGRAMREQUEST']._serialized_end=2661
-  _globals['_UPLOADHEADER']._serialized_start=2663
-  _globals['_UPLOADHEADER']._serialized_end=2707
-  _globals['_UPLOADPROGRAMRESPONSE']._serialized_start=2709
-  _globals['_UPLOADPROGRAMRESPONSE']._serialized_end=2769
-  _globals['_INITSERVICE']._serialized_start=2891
-  _globals['_INITSERVICE']._serialized_end=3518
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=853
+  _globals['_FINDING']._serialized_start=856
+  _globals['_FINDING']._serialized_end=984
+  _globals['_LEAFKIND']._serialized_start=987
+  _globals['_LEAFKIND']._serialized_end=1130
+  _globals['_LEAFINFO']._serialized_start=1132
+  _globals['_LEAFINFO']._serialized_end=1170
+  _globals['_GETPROGRAMREQUEST']._serialized_start=1172
+  _globals['_GETPROGRAMREQUEST']._serialized_end=1273
+  _globals['_GETPROGRAMRESPONSE']._serialized_start=1275
+  _globals['_GETPROGRAMRESPONSE']._serialized_end=1395
+  _globals['_PROGRAMHEADER']._serialized_start=1397
+  _globals['_PROGRAMHEADER']._serialized_end=1484
+  _globals['_PROGRAMCHUNK']._serialized_start=1486
+  _globals['_PROGRAMCHUNK']._serialized_end=1530
+  _globals['_STREAMSHARDSREQUEST']._serialized_start=1533
+  _globals['_STREAMSHARDSREQUEST']._serialized_end=1713
+  _globals['_ROOTKEY']._serialized_start=1715
+  _globals['_ROOTKEY']._serialized_end=1786
+  _globals['_KEYDATA']._serialized_start=1788
+  _globals['_KEYDATA']._serialized_end=1826
+  _globals['_WINDOW']._serialized_start=1828
+  _globals['_WINDOW']._serialized_end=1880
+  _globals['_SHARDPOSITION']._serialized_start=1882
+  _globals['_SHARDPOSITION']._serialized_end=1929
+  _globals['_STREAMSHARDSRESPONSE']._serialized_start=1932
+  _globals['_STREAMSHARDSRESPONSE']._serialized_end=2089
+  _globals['_SHARDHEADER']._serialized_start=2091
+  _globals['_SHARDHEADER']._serialized_end=2180
+  _globals['_SHARDCHUNK']._serialized_start=2182
+  _globals['_SHARDCHUNK']._serialized_end=2240
+  _globals['_SHARDEND']._serialized_start=2242
+  _globals['_SHARDEND']._serialized_end=2270
+  _globals['_WRITECHECKPOINTREQUEST']._serialized_start=2273
+  _globals['_WRITECHECKPOINTREQUEST']._serialized_end=2449
+  _globals['_WRITECHECKPOINTRESPONSE']._serialized_start=2452
+  _globals['_WRITECHECKPOINTRESPONSE']._serialized_end=2591
+  _globals['_CHECKPOINTPROGRESS']._serialized_start=2593
+  _globals['_CHECKPOINTPROGRESS']._serialized_end=2654
+  _globals['_CHECKPOINTRECEIPT']._serialized_start=2656
+  _globals['_CHECKPOINTRECEIPT']._serialized_end=2710
+  _globals['_UPLOADPROGRAMREQUEST']._serialized_start=2712
+  _globals['_UPLOADPROGRAMREQUEST']._serialized_end=2833
+  _globals['_UPLOADHEADER']._serialized_start=2835
+  _globals['_UPLOADHEADER']._serialized_end=2879
+  _globals['_UPLOADPROGRAMRESPONSE']._serialized_start=2881
+  _globals['_UPLOADPROGRAMRESPONSE']._serialized_end=2941
+  _globals['_INITSERVICE']._serialized_start=3142
+  _globals['_INITSERVICE']._serialized_end=3769
 # @@protoc_insertion_point(module_scope)

@@ -10,11 +10,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEVERITY_UNSPECIFIED: _ClassVar[Severity]
+    SEVERITY_WARNING: _ClassVar[Severity]
+    SEVERITY_NOTE: _ClassVar[Severity]
+
 class CheckpointFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     CHECKPOINT_FORMAT_UNSPECIFIED: _ClassVar[CheckpointFormat]
     CHECKPOINT_FORMAT_SAFETENSORS: _ClassVar[CheckpointFormat]
     CHECKPOINT_FORMAT_ORBAX: _ClassVar[CheckpointFormat]
+SEVERITY_UNSPECIFIED: Severity
+SEVERITY_WARNING: Severity
+SEVERITY_NOTE: Severity
 CHECKPOINT_FORMAT_UNSPECIFIED: CheckpointFormat
 CHECKPOINT_FORMAT_SAFETENSORS: CheckpointFormat
 CHECKPOINT_FORMAT_ORBAX: CheckpointFormat
@@ -66,7 +75,7 @@ class DescribeModelRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[_spec_pb2.ModelSpec, _Mapping]] = ..., mesh: _Optional[_Union[_spec_pb2.MeshSpec, _Mapping]] = ..., rules: _Optional[_Union[_spec_pb2.ShardingRules, _Mapping]] = ...) -> None: ...
 
 class DescribeModelResponse(_message.Message):
-    __slots__ = ("fingerprint", "total_bytes", "bytes_per_device", "parameter_count", "programs", "kinds", "leaves", "nodes")
+    __slots__ = ("fingerprint", "total_bytes", "bytes_per_device", "parameter_count", "programs", "kinds", "leaves", "nodes", "findings")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +84,7 @@ class DescribeModelResponse(_message.Message):
     KINDS_FIELD_NUMBER: _ClassVar[int]
     LEAVES_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     total_bytes: int
     bytes_per_device: int
@@ -83,7 +93,24 @@ class DescribeModelResponse(_message.Message):
     kinds: _containers.RepeatedCompositeFieldContainer[LeafKind]
     leaves: _containers.RepeatedCompositeFieldContainer[LeafInfo]
     nodes: _containers.RepeatedCompositeFieldContainer[_program_pb2.Node]
-    def __init__(self, fingerprint: _Optional[str] = ..., total_bytes: _Optional[int] = ..., bytes_per_device: _Optional[int] = ..., parameter_count: _Optional[int] = ..., programs: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[LeafKind, _Mapping]]] = ..., leaves: _Optional[_Iterable[_Union[LeafInfo, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[_program_pb2.Node, _Mapping]]] = ...) -> None: ...
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, fingerprint: _Optional[str] = ..., total_bytes: _Optional[int] = ..., bytes_per_device: _Optional[int] = ..., parameter_count: _Optional[int] = ..., programs: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[LeafKind, _Mapping]]] = ..., leaves: _Optional[_Iterable[_Union[LeafInfo, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[_program_pb2.Node, _Mapping]]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("kind", "severity", "leaves", "rules", "reason", "remedy")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SEVERITY_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    severity: Severity
+    leaves: _containers.RepeatedScalarFieldContainer[int]
+    rules: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    remedy: str
+    def __init__(self, kind: _Optional[str] = ..., severity: _Optional[_Union[Severity, str]] = ..., leaves: _Optional[_Iterable[int]] = ..., rules: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
 
 class LeafKind(_message.Message):
     __slots__ = ("shape", "dtype", "dimensions", "bytes_per_device", "program", "whole")

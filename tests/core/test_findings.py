@@ -1,7 +1,9 @@
 """What a plan says of itself: kinds, weights, and what strict and limits refuse."""
 
 import random
+import re
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import shardinit
+from shardinit.core.plan.findings import KINDS
 from shardinit.errors import FindingsError, FindingsWarning, WholeLeafError
 
 MESH = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
@@ -187,6 +190,39 @@ def test_numpys_and_pythons_random_state():
     found = only(fn, "host-random")
     assert found.leaves == ("numpy", "python")
     assert found.severity == "warning"
+
+
+def test_the_page_of_findings_has_every_kind_with_its_severity():
+    page = Path(__file__).parents[2] / "docs" / "findings.md"
+    rows = re.findall(r"^\| `([a-z-]+)` \| (warning|note) \|", page.read_text(), re.M)
+    assert dict(rows) == KINDS
+    assert len(rows) == len(KINDS)
+
+
+def test_what_depends_on_the_process():
+    def fn(key):
+        mine = jax.random.fold_in(key, jax.process_index())
+        if jax.process_index() == 0:
+            np.zeros(3)  # what the first process alone does, and no leaf has of it
+        return {
+            "own": jax.random.normal(mine, (8, 64)),
+            "random": jnp.full((8,), random.random()),
+            "all": jax.random.normal(key, (8, 64)),
+        }
+
+    plan = shardinit.plan(fn)
+    found = {f.kind: f for f in plan.findings}
+    assert found["by-process"].leaves == ("own",)
+    assert found["by-process"].severity == "warning"
+    assert found["host-random"].leaves == ("random",)
+
+    def asks(key):
+        assert jax.process_index() >= 0
+        return {"w": jax.random.normal(key, (8, 64))}
+
+    before = jax.process_index
+    assert shardinit.plan(asks).findings == ()
+    assert jax.process_index is before
 
 
 def test_draws_in_bfloat16_are_a_note():

@@ -1,5 +1,9 @@
 """A server on a free port, a client of it, and a small model that both know."""
 
+import os
+import pathlib
+import time
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,6 +13,8 @@ from shardinit.core.init_fn import InitFn
 from shardinit.errors import SpecError
 from shardinit.models import ModelSpec, register
 from shardinit.service.server.server import Server
+from shardinit.service.wire.messages import spec_to_proto
+from shardinit.v1 import service_pb2
 
 SCHEMA = {
     "type": "object",
@@ -45,6 +51,58 @@ def build(config):
         "bias": ("out",),
     }
     return InitFn(init, axes=axes, name="service-test")
+
+
+@register("service-waits")
+def build_waiting(config):
+    """Says in a file that it is being built, and is when another file is there."""
+    folder = pathlib.Path(config["folder"])
+    with (folder / "begun").open("a") as begun:
+        begun.write(f"{os.getpid()}\n")
+    while not (folder / "go").exists():
+        time.sleep(0.02)
+    return build({"width": config.get("width", 64)})
+
+
+class Gate:
+    """A folder between a test and the builds that wait for it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def spec(self, width=64):
+        config = {"folder": str(self.folder), "width": width}
+        return ModelSpec("service-waits", config)
+
+    def request(self, width=64):
+        spec = spec_to_proto(self.spec(width))
+        return service_pb2.DescribeModelRequest(spec=spec)
+
+    @property
+    def begun(self):
+        """Processes of the builds that have begun."""
+        path = self.folder / "begun"
+        return path.read_text().split() if path.exists() else []
+
+    def open(self):
+        (self.folder / "go").touch()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    folder = tmp_path / "gate"
+    folder.mkdir()
+    yield Gate(folder)
+    (folder / "go").touch()
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @pytest.fixture

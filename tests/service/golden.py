@@ -111,6 +111,20 @@ def messages():
         leaves=[s.LeafInfo(path="w", kind=0)],
         nodes=nodes,
     )
+    with_findings = s.DescribeModelResponse(
+        leaves=described.leaves,
+        kinds=described.kinds,
+        findings=[
+            s.Finding(
+                kind="replicated",
+                severity=s.SEVERITY_WARNING,
+                leaves=[0],
+                rules=["('mlp', 'data')"],
+                reason="why",
+                remedy="what to write",
+            )
+        ],
+    )
     info = s.ModelInfo(name="decoder")
     info.config_schema.update({"required": ["a"]})
     part = s.ProgramChunk(offset=7, data=b"chunk")
@@ -141,6 +155,7 @@ def messages():
             spec=spec(), mesh=spec_pb2.MeshSpec(axes=axes), rules=rules()
         ),
         "describe": described,
+        "describe-findings": with_findings,
         "program-request": s.GetProgramRequest(
             spec=spec(), jax_version="0.10.2", known_sha256=digest
         ),

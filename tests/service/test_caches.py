@@ -1,119 +1,147 @@
+import asyncio
+import hashlib
 import os
-import threading
-from contextlib import contextmanager
-from functools import partial
 
 import pytest
 
 from shardinit.errors import ServiceError
 from shardinit.service.client.store import Store, digest_of
-from shardinit.service.server.cache import BuildCache
-from shardinit.v1 import program_pb2
+from shardinit.service.server.cache import BuildCache, Kept
+from shardinit.service.server.store import Store as ProgramStore
+from shardinit.v1 import program_pb2, service_pb2
 
 pytestmark = pytest.mark.once
 
 
 def test_the_least_recently_used_goes_first():
-    cache = BuildCache(10, len)
+    kept = Kept(10, len)
     for key, value in {"a": b"aaaa", "b": b"bbbb", "c": b"cc"}.items():
-        cache.get(key, partial(bytes, value))
-    assert cache.bytes == 10
-    assert cache.find(b"aaaa".__eq__) == b"aaaa"
-    cache.get("d", lambda: b"dddd")
-    made = [b"aaaa", b"bbbb", b"cc", b"dddd"]
-    assert [v for v in made if cache.find(v.__eq__)] == [b"aaaa", b"cc", b"dddd"]
-    assert cache.bytes == 10
+        kept.put(key, value)
+    assert kept.bytes == 10
+    assert kept.get("a") == b"aaaa"
+    kept.put("d", b"dddd")
+    assert [key for key in "abcd" if kept.get(key)] == ["a", "c", "d"]
+    assert kept.bytes == 10
 
 
 def test_a_value_larger_than_the_cache_is_given_and_not_kept():
-    cache = BuildCache(3, len)
-    assert cache.get("a", lambda: b"1234") == b"1234"
-    assert cache.find(lambda value: True) is None
-    assert cache.bytes == 0
+    async def main():
+        cache = BuildCache(3, len)
+
+        async def build():
+            return b"1234"
+
+        assert await cache.get("a", build) == b"1234"
+        assert cache.bytes == 0
+
+    asyncio.run(main())
+
+
+class Build:
+    """A build that a test holds back, and counts."""
+
+    def __init__(self, value):
+        self.value = value
+        self.go_on = asyncio.Event()
+        self.begun = self.cancelled = 0
+
+    async def __call__(self):
+        self.begun += 1
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
 
 
 def test_a_failed_build_is_told_to_all_and_tried_again_later():
-    cache = BuildCache(10, len)
-    inside, release = threading.Event(), threading.Event()
-    errors = []
+    async def main():
+        cache, build = BuildCache(10, len), Build(ValueError("once"))
+        asked = [asyncio.create_task(cache.get("a", build)) for _ in range(3)]
+        await asyncio.sleep(0)
+        build.go_on.set()
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        assert [str(error) for error in told] == ["once"] * 3
+        assert build.begun == 1
+        build.value = b"fine"
+        assert await cache.get("a", build) == b"fine"
 
-    def fail():
-        inside.set()
-        release.wait(10)
-        raise ValueError("once")
-
-    def ask(build):
-        try:
-            cache.get("a", build)
-        except ValueError as error:
-            errors.append(str(error))
-
-    first = threading.Thread(target=ask, args=(fail,))
-    first.start()
-    assert inside.wait(10)
-    with pytest.raises(ServiceError) as caught:
-        cache.get("a", lambda: b"", timeout=0.01)
-    assert caught.value.code == "DEADLINE_EXCEEDED"
-    second = threading.Thread(target=ask, args=(fail,))
-    second.start()
-    release.set()
-    first.join()
-    second.join()
-    assert errors == ["once", "once"]
-    assert cache.get("a", lambda: b"fine") == b"fine"
+    asyncio.run(main())
 
 
-@contextmanager
-def building(cache):
-    """A build of "a" that runs as long as the block."""
-    inside, release = threading.Event(), threading.Event()
+def test_a_build_ends_with_the_last_who_waits_and_not_before():
+    async def main():
+        cache, build = BuildCache(10, len), Build(b"a")
+        asked = [asyncio.create_task(cache.get("a", build)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        for task in asked[:2]:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert build.cancelled == 0
+        asked[2].cancel()
+        await asyncio.sleep(0.01)
+        assert (build.begun, build.cancelled) == (1, 1)
+        again = asyncio.create_task(cache.get("a", build))
+        build.go_on.set()
+        assert await again == b"a"
+        assert await cache.get("a", build) == b"a"
+        assert build.begun == 2
 
-    def slow():
-        inside.set()
-        release.wait(10)
-        return b"a"
-
-    thread = threading.Thread(target=cache.get, args=("a", slow))
-    thread.start()
-    assert inside.wait(10)
-    yield
-    release.set()
-    thread.join()
-
-
-def test_builds_beyond_the_allowed_number_wait():
-    cache = BuildCache(10, len, builds=1)
-    with building(cache), pytest.raises(ServiceError, match="still being built"):
-        cache.get("b", lambda: b"b", timeout=0.01)
-    assert cache.get("b", lambda: b"b", timeout=0.01) == b"b"
+    asyncio.run(main())
 
 
-def test_a_caller_whose_time_is_up_leaves_those_behind_it_undisturbed():
-    cache = BuildCache(10, len, builds=1)
-    late, got = [], []
+def test_who_comes_while_a_build_is_ended_begins_anew():
+    async def main():
+        cache, build = BuildCache(10, len), Build(b"a")
+        first = asyncio.create_task(cache.get("a", build))
+        await asyncio.sleep(0.01)
+        first.cancel()
+        second = asyncio.create_task(cache.get("a", build))
+        await asyncio.sleep(0.01)
+        build.go_on.set()
+        assert await second == b"a"
 
-    def hurried():
-        with pytest.raises(ServiceError) as caught:
-            cache.get("b", lambda: b"b", timeout=0.3)
-        late.append(caught.value.code)
+    asyncio.run(main())
 
-    def patient():
-        got.append(cache.get("b", lambda: b"b", timeout=20))
 
-    threads = [threading.Thread(target=hurried), threading.Thread(target=patient)]
-    with building(cache):
-        threads[0].start()
-        threads[0].join(0.1)
-        threads[1].start()
-        threads[0].join()
-    threads[1].join()
-    assert late == ["DEADLINE_EXCEEDED"]
-    assert got == [b"b"]
+def header_of(data):
+    sha256 = hashlib.sha256(data).digest()
+    return service_pb2.ProgramHeader(size=len(data), sha256=sha256)
+
+
+def test_a_store_of_programs_is_bounded_and_found_again(tmp_path):
+    store = ProgramStore(tmp_path, 10)
+    programs = [b"aaaa", b"bbbb", b"cccc"]
+    for data in programs:
+        store.put(header_of(data), data)
+    headers = [store.header(header_of(data).sha256) for data in programs]
+    assert headers == [None, *map(header_of, programs[1:])]
+    again = ProgramStore(tmp_path, 10)
+    assert again.bytes == store.bytes == 8
+    assert again.read(header_of(b"cccc").sha256) == (header_of(b"cccc"), b"cccc")
+    with pytest.raises(ServiceError, match="is held here") as caught:
+        again.read(bytes(32))
+    assert caught.value.code == "NOT_FOUND"
+
+
+def test_a_store_of_programs_without_a_folder_leaves_nothing():
+    store = ProgramStore(None, 10)
+    store.put(header_of(b"a"), b"a")
+    assert store.folder.is_dir()
+    store.close()
+    assert not store.folder.exists()
+
+
+def test_a_store_where_nothing_can_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServiceError, match="store"):
+        ProgramStore(tmp_path / "file" / "store", 10)
 
 
 def program(content):
-    import hashlib
-
     return program_pb2.InitProgram(
         format=1, sha256=hashlib.sha256(content).digest(), content=content
     ).SerializeToString()

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 import shardinit
-from shardinit.errors import ServiceError
+from shardinit.errors import FindingsError, ServiceError, WholeLeafError
 from shardinit.models import ModelSpec, build, example_config
 from shardinit.service.client import store
 
@@ -64,6 +64,29 @@ def test_describe_says_what_a_local_plan_says(client, spec, rules):
         )
         for x in plan.leaves
     ]
+
+
+def test_describe_tells_the_findings_of_a_local_plan(client, spec):
+    rules = shardinit.AxisRules([("in", "data"), ("nothing", "model")])
+    found = plan_of(spec, rules).findings
+    assert {f.kind for f in found} >= {"unmatched-rule"}
+    described = client.describe(spec, MESH, rules)
+    assert [f.as_data() for f in described.findings] == [f.as_data() for f in found]
+    assert [str(f) for f in described.findings] == [str(f) for f in found]
+
+
+@pytest.mark.parametrize("via", ["program", "stream"])
+def test_a_client_refuses_what_strict_refuses(client, spec, mesh, via):
+    rules = shardinit.AxisRules([("in", "data"), ("nothing", "model")])
+    with pytest.raises(FindingsError, match="nothing"):
+        client.init(spec, 0, mesh=mesh, rules=rules, strict={"unmatched-rule"}, via=via)
+
+
+def test_a_client_plans_as_it_is_told(client, spec, mesh):
+    with pytest.raises(WholeLeafError, match="memory_limit=1 "):
+        client.init(spec, 0, mesh=mesh, memory_limit=1)
+    with pytest.raises(ValueError, match=r"memory_limit, prng.*via='program'"):
+        client.init(spec, 0, mesh=mesh, memory_limit=1, prng="threefry", via="stream")
 
 
 def test_describe_without_a_mesh_places_nothing(client, spec):

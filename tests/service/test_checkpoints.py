@@ -1,11 +1,14 @@
+import errno
 import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import jax
 import numpy as np
+import psutil
 import pytest
 
 import shardinit
@@ -14,20 +17,44 @@ from shardinit.errors import ServiceError, SpecError
 from shardinit.models import ModelSpec, build, register
 from shardinit.service.server import checkpoints
 from shardinit.service.server.config import Config
+from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.server import Server
 from shardinit.service.wire.messages import key_to_proto, spec_to_proto
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.storage import orbax, safetensors
 from shardinit.v1 import service_pb2
+from shardinit.verify.digest.host import Digester
+from tests.service.conftest import until
 
 
 @register("checkpoint-test")
 def build_checkpoint_test(config):
+    """With a folder as ``gate``, writes wait at their third window until it says so."""
+    if "gate" in config:  # in the worker that writes
+        Digester.add = waiting(Digester.add, Path(config["gate"]))
+
     def init(key):
         keys = jax.random.split(key, 8)
         return {"w": [jax.random.normal(k, (16, 64)) for k in keys]}
 
     return InitFn(init, name="checkpoint-test")
+
+
+def waiting(add, gate):
+    def wait(self, path, start, window):
+        with (gate / "windows").open("a") as windows:
+            windows.write(f"{os.getpid()}\n")
+        while len(seen(gate)) > 2 and not (gate / "go").exists():
+            time.sleep(0.02)
+        add(self, path, start, window)
+
+    return add if add.__name__ == "wait" else wait
+
+
+def seen(gate):
+    """The process that wrote, for each window."""
+    path = gate / "windows"
+    return path.read_text().split() if path.exists() else []
 
 
 SPEC = ModelSpec("checkpoint-test", {})
@@ -156,64 +183,56 @@ def test_a_model_too_large_for_orbax_is_refused(root, tmp_path):
 
 
 @pytest.fixture
-def slow(monkeypatch):
-    """Every window of a write waits until it is let go; counts them."""
-    gate, windows = threading.Event(), []
-    check = checkpoints._Job.check
-
-    def wait(job):
-        windows.append(job.target.name)
-        if len(windows) > 2:
-            for _ in range(400):
-                if gate.wait(0.05) or job.stopping:
-                    break
-        check(job)
-
-    monkeypatch.setattr(checkpoints._Job, "check", wait)
-    yield gate, windows
-    gate.set()
+def held(tmp_path):
+    """A folder for the gate, and a spec whose writes wait there."""
+    gate = tmp_path / "gate"
+    gate.mkdir()
+    yield gate, ModelSpec("checkpoint-test", {"gate": str(gate)})
+    (gate / "go").touch()
 
 
-def begin(client, root, detach):
+def begin(client, spec, root, detach):
     """A watch of a write that has begun, by a client that may go away."""
     request = service_pb2.WriteCheckpointRequest(
-        spec=spec_to_proto(SPEC),
+        spec=spec_to_proto(spec),
         key=key_to_proto(3),
         uri=str(root / "model"),
         format=service_pb2.CHECKPOINT_FORMAT_SAFETENSORS,
         detach=detach,
     )
+    gate = Path(spec.config["gate"])
     with grpc.insecure_channel(client.target) as channel:
         answers = InitServiceStub(channel).WriteCheckpoint(request, timeout=60)
         assert next(answers).progress.bytes_total == 8 * 16 * 64 * 4
+        assert until(lambda: len(seen(gate)) > 2)
         answers.cancel()
 
 
-def until(condition):
-    for _ in range(400):
-        if condition():
-            return True
-        time.sleep(0.025)
-    return False
-
-
-def test_a_detached_write_goes_on_without_its_caller(writer, root, slow):
-    gate, _ = slow
-    begin(writer, root, detach=True)
-    gate.set()
+def test_a_detached_write_goes_on_without_its_caller(writer, root, held):
+    gate, spec = held
+    begin(writer, spec, root, detach=True)
+    time.sleep(0.5)
+    (gate / "go").touch()
     assert until((root / "model").exists)
-    written = writer.write_checkpoint(SPEC, 3, root / "model")
+    written = writer.write_checkpoint(spec, 3, root / "model")
     shardinit.verify_receipt(written.receipt, plain())
+    assert len(set(seen(gate))) == 1  # one process has written all
 
 
-def test_another_write_stops_with_its_caller_and_the_next_goes_on(writer, root, slow):
-    gate, windows = slow
-    begin(writer, root, detach=False)
-    assert until(lambda: not any(t.name == "shardinit-checkpoint" for t in threads()))
-    assert len(windows) <= 3
+def workers():
+    """Processes of checkpoints and others that this one has started."""
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+def test_another_write_stops_with_its_caller_and_the_next_goes_on(writer, root, held):
+    gate, spec = held
+    writer.describe(spec)
+    before = workers()
+    begin(writer, spec, root, detach=False)
+    assert until(lambda: workers() <= before)
     assert not (root / "model").exists()
-    gate.set()
-    written = writer.write_checkpoint(SPEC, 3, root / "model")
+    (gate / "go").touch()
+    written = writer.write_checkpoint(spec, 3, root / "model")
     shardinit.verify_receipt(written.receipt, plain())
     assert sorted(p.name for p in root.iterdir()) == [
         "model",
@@ -221,62 +240,82 @@ def test_another_write_stops_with_its_caller_and_the_next_goes_on(writer, root, 
     ]
 
 
-def threads():
-    return threading.enumerate()
+def test_the_name_of_a_write_that_was_cut_off_is_free(writer, root, held):
+    gate, spec = held
+    writer.describe(spec)
+    before = workers()
+    begin(writer, spec, root, detach=False)
+    assert until(lambda: workers() <= before)
+    (gate / "go").touch()
+    written = writer.write_checkpoint(spec, 4, root / "model")
+    shardinit.verify_receipt(written.receipt, plain(4))
 
 
-def test_two_callers_watch_one_write_and_a_third_model_is_kept_out(writer, root, slow):
-    gate, windows = slow
+def test_two_callers_watch_one_write_and_a_third_model_is_kept_out(writer, root, held):
+    gate, spec = held
     got = []
 
     def ask():
-        got.append(writer.write_checkpoint(SPEC, 3, root / "model").receipt_json)
+        got.append(writer.write_checkpoint(spec, 3, root / "model").receipt_json)
 
     both = [threading.Thread(target=ask) for _ in range(2)]
     for thread in both:
         thread.start()
-    assert until(lambda: len(windows) > 2)
+    assert until(lambda: len(seen(gate)) > 2)
     with pytest.raises(ServiceError, match="being written") as caught:
-        writer.write_checkpoint(SPEC, 4, root / "model")
+        writer.write_checkpoint(spec, 4, root / "model")
     assert caught.value.code == "ALREADY_EXISTS"
-    gate.set()
+    (gate / "go").touch()
     for thread in both:
         thread.join()
     assert got[0] == got[1]
-    assert len(windows) == 8
+    assert len(set(seen(gate))) == 1  # one process has written all
 
 
-def test_a_stopping_server_hands_a_write_to_the_next(root, tmp_path, slow):
-    gate, windows = slow
+def test_a_stopping_server_hands_a_write_to_the_next(root, tmp_path, held):
+    gate, spec = held
     config = Config(checkpoint_roots=(root,))
     first = Server(config)
     first.start()
     got = []
     with shardinit.connect(first.address, cache_dir=tmp_path / "cache") as client:
         thread = threading.Thread(
-            target=lambda: got.append(client.write_checkpoint(SPEC, 3, root / "model"))
+            target=lambda: got.append(client.write_checkpoint(spec, 3, root / "model"))
         )
         thread.start()
-        assert until(lambda: len(windows) > 2)
+        assert until(lambda: len(seen(gate)) > 2)
         first.stop(grace=0.5)
         assert not (root / "model").exists()
-        gate.set()
+        (gate / "go").touch()
         with Server(Config(first.address, checkpoint_roots=(root,))):
             thread.join(30)
     shardinit.verify_receipt(got[0].receipt, plain())
 
 
-def test_a_write_that_fails_says_why_and_leaves_no_checkpoint(
-    writer, root, monkeypatch
+@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+@pytest.mark.parametrize("reason", ["ENOSPC", "EFBIG"])
+def test_a_full_disk_is_named_and_leaves_no_checkpoint(
+    root, monkeypatch, format, reason
 ):
     def full(*args, **kwargs):
-        raise shardinit.errors.CheckpointError("checkpoint", "the disk is full")
+        (root / "model.x").write_text("")
+        number = getattr(errno, reason)
+        raise RuntimeError("deep inside") from OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(safetensors, "write", full)
+    module = {"safetensors": safetensors, "orbax": orbax}[format]
+    name = {"safetensors": "write", "orbax": "save"}[format]
+    monkeypatch.setattr(module, name, full)
+    config = Config(checkpoint_roots=(root,))
+    request = service_pb2.WriteCheckpointRequest(
+        spec=spec_to_proto(SPEC),
+        key=key_to_proto(3),
+        uri=str(root / "model"),
+        format=f"CHECKPOINT_FORMAT_{format.upper()}",
+    )
     with pytest.raises(ServiceError, match="the disk is full") as caught:
-        writer.write_checkpoint(SPEC, 3, root / "model")
-    assert caught.value.code == "FAILED_PRECONDITION"
-    assert not list(root.iterdir())
+        list(checkpoints.write(ModelCache(config), request, config))
+    assert (caught.value.code, caught.value.limit) == ("RESOURCE_EXHAUSTED", "disk")
+    assert [path.name for path in root.iterdir()] == ["model.x"]
 
 
 def test_the_receipt_is_json_that_anybody_reads(writer, root):

@@ -1,6 +1,5 @@
+import asyncio
 import socket
-import threading
-import time
 
 import grpc
 import pytest
@@ -10,11 +9,14 @@ from grpc_status import rpc_status
 import shardinit
 from shardinit.errors import ServiceError, ShardingError, SpecError
 from shardinit.models import ModelSpec, build, builder, example_config
-from shardinit.service.server import servicer as servicing
+from shardinit.service.server.config import Config
+from shardinit.service.server.front import Front
 from shardinit.service.server.server import Server
+from shardinit.service.server.servicer import Servicer
 from shardinit.service.wire import errors as status
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2, spec_pb2
+from tests.service.conftest import until
 
 pytestmark = pytest.mark.once
 
@@ -172,23 +174,38 @@ def test_a_faulty_mesh_is_refused_by_field(client, spec, mesh, field):
     assert [f for f, _ in caught.value.faults] == [field]
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        *("(a+)+$", "(", r"(a)\1", ".*.*.*.*x", "x" * 300, "(a|a)?(a|a)?"),
-        *("(?x)(a+) +$", "(?ix)(a+) +$", "(?x:(a+) +)$"),
-    ],
-)
-def test_a_pattern_that_could_run_away_is_refused(stub, pattern):
+def rules_of(*patterns):
     rules = spec_pb2.ShardingRules()
-    rules.path_rules.rules.add(pattern=pattern)
+    for pattern in patterns:
+        dimension = spec_pb2.Dimension(mesh_axes=["data"])
+        rules.path_rules.rules.add(pattern=pattern, dimensions=[dimension])
     mesh = spec_pb2.MeshSpec(axes=[spec_pb2.MeshAxis(name="data", size=2)])
-    request = service_pb2.DescribeModelRequest(
+    return service_pb2.DescribeModelRequest(
         spec=named(width=64), mesh=mesh, rules=rules
     )
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(", r"(a)\1", "(?=kernel)", "(?<!a)b", "x" * 300, "(?x)a b", "a{2000}"]
+)
+def test_a_pattern_that_re2_refuses_is_a_fault_that_says_so(stub, pattern):
     with pytest.raises(grpc.RpcError) as caught:
-        stub.DescribeModel(request, timeout=10)
-    assert list(violations(caught.value)) == ["rules.path_rules.rules[0].pattern"]
+        stub.DescribeModel(rules_of("bias", pattern), timeout=10)
+    found = violations(caught.value)
+    assert list(found) == ["rules.path_rules.rules[1].pattern"]
+    if len(pattern) < 256:
+        assert "RE2 refuses" in found["rules.path_rules.rules[1].pattern"]
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+$", ".?" * 100 + "#", "(a|a)*" * 30 + "#"])
+def test_a_pattern_that_would_backtrack_is_answered(stub, pattern):
+    answer = stub.DescribeModel(rules_of(pattern, "kernel$"), timeout=20)
+    dimensions = {
+        leaf.path: [list(d.mesh_axes) for d in answer.kinds[leaf.kind].dimensions]
+        for leaf in answer.leaves
+    }
+    assert dimensions["layer/0/kernel"] == [["data"]]
+    assert dimensions["bias"] == []
 
 
 def test_a_spec_of_nothing_and_rules_without_a_mesh_are_refused(stub):
@@ -208,23 +225,25 @@ def test_what_is_said_of_a_fault_fits_into_the_metadata_of_any_client():
         SpecError(long, [(long, long)] * 9),
     ):
         made = status.to_status(error, "an-id")
-        pairs = [(k, v if isinstance(v, bytes) else v.encode()) for k, v in made[2]]
-        message = 3 * len(made.details.encode())  # percent-encoded
+        sent = status.trailing(made, "an-id")
+        pairs = [(k, v if isinstance(v, bytes) else v.encode()) for k, v in sent]
+        message = 3 * len(made.message.encode())  # percent-encoded
         # 32 bytes an entry are what HTTP/2 counts; binary values travel in base64
         size = sum(len(k) + 4 * len(v) / 3 + 32 for k, v in pairs)
         assert size + message < 8192, type(error)
 
 
-def test_a_model_that_cannot_be_loaded_does_not_hide_the_others(client, monkeypatch):
+def test_a_model_that_cannot_be_loaded_does_not_hide_the_others(monkeypatch):
     def broken(name):
         if name == "decoder":
             raise RuntimeError("its package is broken")
         return builder(name)
 
-    monkeypatch.setattr("shardinit.models.builder", broken)
-    models = client.models()
-    assert models["decoder"] == {}
-    assert models["service-test"]["required"] == ["width"]
+    monkeypatch.setattr("shardinit.service.server.servicer.builder", broken)
+    answer = Servicer(Config()).ListModels(service_pb2.ListModelsRequest())
+    models = {info.name: info.config_schema for info in answer.models}
+    assert not models["decoder"].fields
+    assert list(models["service-test"]["required"]) == ["width"]
 
 
 def test_rules_that_do_not_fit_the_mesh_name_the_axis(client, spec):
@@ -299,9 +318,10 @@ def test_an_internal_error_says_an_id_and_no_detail(client, caplog):
 
 @pytest.mark.parametrize("how", ["flip", "cut", "gap", "headless", "empty"])
 def test_a_damaged_stream_is_an_error_and_leaves_no_file(spec, tmp_path, how):
-    class Damaged(servicing.Servicer):
-        def GetProgram(self, request, context):
-            header, *chunks = super().GetProgram(request, context)
+    class Damaged(Front):
+        async def GetProgram(self, request, call):
+            answers = super().GetProgram(request, call)
+            header, *chunks = [message async for message in answers]
             data = bytearray(b"".join(m.chunk.data for m in chunks))
             offset = 0
             if how == "flip":
@@ -318,7 +338,7 @@ def test_a_damaged_stream_is_an_error_and_leaves_no_file(spec, tmp_path, how):
 
     cache = tmp_path / "cache"
     with (
-        Server(servicer=Damaged()) as server,
+        Server(front=Damaged) as server,
         shardinit.connect(server.address, cache_dir=cache) as client,
         pytest.raises(ServiceError) as caught,
     ):
@@ -330,17 +350,16 @@ def test_a_damaged_stream_is_an_error_and_leaves_no_file(spec, tmp_path, how):
 def test_a_stream_that_breaks_once_is_asked_for_again(spec, tmp_path):
     broken = []
 
-    class Breaking(servicing.Servicer):
-        def GetProgram(self, request, context):
-            messages = super().GetProgram(request, context)
-            yield next(messages)
-            if not broken:
-                broken.append(True)
-                raise ServiceError("", "connection lost", code="UNAVAILABLE")
-            yield from messages
+    class Breaking(Front):
+        async def GetProgram(self, request, call):
+            async for message in super().GetProgram(request, call):
+                yield message
+                if not broken:
+                    broken.append(True)
+                    raise ServiceError("", "connection lost", code="UNAVAILABLE")
 
     with (
-        Server(servicer=Breaking()) as server,
+        Server(front=Breaking) as server,
         shardinit.connect(server.address, cache_dir=tmp_path) as client,
     ):
         assert client.program(spec).paths
@@ -348,14 +367,13 @@ def test_a_stream_that_breaks_once_is_asked_for_again(spec, tmp_path):
 
 
 def test_a_slow_server_is_an_error_at_the_deadline(spec, tmp_path):
-    class Slow(servicing.Servicer):
-        def ListModels(self, request, context):
-            while context.is_active():
-                time.sleep(0.02)
+    class Slow(Front):
+        async def ListModels(self, request, call):
+            await asyncio.sleep(20)
             return service_pb2.ListModelsResponse()
 
     with (
-        Server(servicer=Slow()) as server,
+        Server(front=Slow) as server,
         shardinit.connect(server.address, timeout=1, cache_dir=tmp_path) as client,
         pytest.raises(ServiceError, match="within the deadline") as caught,
     ):
@@ -397,31 +415,13 @@ def test_something_that_is_no_spec_is_a_type_error(client, spec):
         client.describe(spec)
 
 
-def test_callers_without_a_deadline_wait_for_one_build(server, monkeypatch):
-    inside, release = threading.Event(), threading.Event()
-    slow = _slow_plan(inside, release)
-    monkeypatch.setattr("shardinit.service.server.model_cache.make_plan", slow)
-    request = service_pb2.DescribeModelRequest(spec=named(width=96))
+def test_callers_without_a_deadline_wait_for_one_build(server, gate):
     with grpc.insecure_channel(server.address) as channel:
         call = InitServiceStub(channel).DescribeModel
-        first = call.future(request)
-        assert inside.wait(10)
-        others = [call.future(request) for _ in range(3)]
-        time.sleep(0.2)
-        release.set()
+        first = call.future(gate.request())
+        assert until(lambda: gate.begun)
+        others = [call.future(gate.request()) for _ in range(3)]
+        gate.open()
         fingerprints = {f.result(timeout=20).fingerprint for f in (first, *others)}
     assert len(fingerprints) == 1
-    assert slow.calls == 1
-
-
-def _slow_plan(inside, release):
-    plan = shardinit.plan
-
-    def slow(*args, **kwargs):
-        slow.calls += 1
-        inside.set()
-        release.wait(10)
-        return plan(*args, **kwargs)
-
-    slow.calls = 0
-    return slow
+    assert len(gate.begun) == 1

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import signal
 import socket
@@ -6,26 +7,32 @@ import sys
 import threading
 import time
 import urllib.request
+from dataclasses import replace
 
 import grpc
 import jax
 import numpy as np
+import psutil
 import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from grpc_status import rpc_status
 
 import shardinit
-from shardinit.core.init_fn import InitFn
 from shardinit.errors import ServiceError
-from shardinit.models import ModelSpec, build, register
-from shardinit.service.server import servicer as servicing
+from shardinit.models import build
 from shardinit.service.server.config import Config
+from shardinit.service.server.front import Front
+from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.server import SERVICE, Server
+from shardinit.service.server.store import Store
 from shardinit.service.wire.limits import Limits
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2
+from tests.service.conftest import until
 
 pytestmark = pytest.mark.once
 
@@ -77,54 +84,49 @@ def test_reflection_lists_the_service_with_all_that_it_has(server):
     }
 
 
-def test_health_answers_while_every_thread_is_busy():
-    inside, release = threading.Semaphore(0), threading.Event()
-
-    class Busy(servicing.Servicer):
-        def ListModels(self, request, context):
-            inside.release()
-            release.wait(20)
-            return service_pb2.ListModelsResponse()
-
+def test_health_answers_while_every_worker_is_busy(gate):
     with (
-        Server(Config(workers=2), servicer=Busy()) as server,
+        Server(Config(workers=1)) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
-        call = channel.unary_unary("/shardinit.v1.InitService/ListModels")
-        running = [call.future(b"", timeout=20) for _ in range(4)]
-        assert inside.acquire(timeout=10)
-        assert inside.acquire(timeout=10)
-        assert check(channel, SERVICE) == SERVING
-        release.set()
+        call = InitServiceStub(channel).DescribeModel
+        running = [call.future(gate.request(width), timeout=20) for width in (8, 16)]
+        assert until(lambda: gate.begun)
+        for name in ("", SERVICE):
+            assert check(channel, name) == SERVING
+        gate.open()
         for future in running:
             future.result()
 
 
-def test_stopping_says_not_serving_and_finishes_what_runs():
-    inside, release = threading.Event(), threading.Event()
-
-    class Slow(servicing.Servicer):
-        def ListModels(self, request, context):
-            inside.set()
-            release.wait(20)
-            return service_pb2.ListModelsResponse()
-
-    server = Server(servicer=Slow())
+def test_the_service_serves_when_a_worker_is_up_and_the_front_before():
+    server = Server()
     server.start()
+    with grpc.insecure_channel(server.address) as channel:
+        assert check(channel, "") == SERVING
+        server.wait_ready()
+        assert until(lambda: check(channel, SERVICE) == SERVING)
+        assert check(channel, "") == SERVING
+    server.stop(0)
+
+
+def test_stopping_says_not_serving_and_finishes_what_runs(gate):
+    server = Server()
+    server.start()
+    server.wait_ready()
     with grpc.insecure_channel(server.address) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch(
             health_pb2.HealthCheckRequest(service=SERVICE), timeout=30
         )
         assert next(watch).status == SERVING
-        call = channel.unary_unary("/shardinit.v1.InitService/ListModels")
-        running = call.future(b"", timeout=20)
-        assert inside.wait(10)
+        running = InitServiceStub(channel).DescribeModel.future(gate.request())
+        assert until(lambda: gate.begun)
         stopping = threading.Thread(target=server.stop, args=(10,))
         stopping.start()
         assert next(watch).status == NOT_SERVING
         watch.cancel()
-        release.set()
-        assert running.result() == b""
+        gate.open()
+        assert running.result().fingerprint
         stopping.join(10)
         assert not stopping.is_alive()
 
@@ -239,15 +241,14 @@ def test_nothing_of_a_stopped_server_stays_on_its_port():
         again.bind((host, int(port)))
 
 
-def test_many_clients_at_once_build_a_program_once(spec, tmp_path, monkeypatch):
-    exports = []
-    export = shardinit.export_plan
+def built(server, method):
+    """How often workers have built for a method."""
+    return server.metrics.built.labels(method)._sum.get() and sum(
+        bucket.get() for bucket in server.metrics.built.labels(method)._buckets
+    )
 
-    def counted(plan):
-        exports.append(plan)
-        return export(plan)
 
-    monkeypatch.setattr("shardinit.service.server.model_cache.export_plan", counted)
+def test_many_clients_at_once_build_a_program_once(spec, tmp_path):
     digests = []
 
     def ask(address, number):
@@ -262,7 +263,7 @@ def test_many_clients_at_once_build_a_program_once(spec, tmp_path, monkeypatch):
             thread.start()
         for thread in threads:
             thread.join()
-    assert len(exports) == 1
+        assert built(server, "GetProgram") == 1
     assert len(digests) == 8
     assert len(set(digests)) == 1
 
@@ -299,46 +300,223 @@ def test_a_metrics_port_in_use_is_a_clear_error():
         Server(Config(metrics_listen=server.metrics_address))
 
 
-def test_calls_beyond_the_queue_are_refused_and_health_is_not():
-    inside, release = threading.Semaphore(0), threading.Event()
+def details(error):
+    """The details of a status by the names of their messages."""
+    found = rpc_status.from_call(error).details
+    return {detail.type_url.rpartition(".")[2]: detail for detail in found}
 
-    class Busy(servicing.Servicer):
-        def ListModels(self, request, context):
-            inside.release()
-            release.wait(20)
-            return service_pb2.ListModelsResponse()
 
+def test_builds_beyond_the_queue_are_refused_with_the_time_to_ask_again(gate):
     with (
-        Server(Config(workers=1, queue=2), servicer=Busy()) as server,
+        Server(Config(workers=1, queue=2)) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
-        call = channel.unary_unary("/shardinit.v1.InitService/ListModels")
-        running = call.future(b"", timeout=20)
-        assert inside.acquire(timeout=10)
-        waiting = [call.future(b"", timeout=20) for _ in range(6)]
-        refused = []
-        for future in waiting:  # those that wait have no outcome yet
-            try:
-                refused.append(future.exception(timeout=0.5).code())
-            except grpc.FutureTimeoutError:
-                continue
-        assert refused == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
+        call = InitServiceStub(channel).DescribeModel
+        running = [call.future(gate.request(8), timeout=30)]
+        assert until(lambda: gate.begun)
+        running += [call.future(gate.request(16 + i), timeout=30) for i in range(2)]
+        assert until(lambda: server._pool.waiting == 2)
+        for i in range(3):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(gate.request(32 + i), timeout=10)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            found = details(caught.value)
+            failure = error_details_pb2.QuotaFailure()
+            assert found["QuotaFailure"].Unpack(failure)
+            assert [v.subject for v in failure.violations] == ["queue"]
+            assert "RetryInfo" in found
         assert check(channel, SERVICE) == SERVING
-        release.set()
-        assert running.result() == b""
+        # Whoever asks for what is being built waits for that, and takes no place.
+        running.append(call.future(gate.request(8), timeout=30))
+        gate.open()
+        assert len([future.result() for future in running]) == 4
 
 
-def test_streams_that_wait_do_not_hold_up_short_calls(spec, tmp_path):
-    inside, release = threading.Semaphore(0), threading.Event()
+def test_a_client_asks_a_busy_server_again_within_its_time(gate, tmp_path):
+    with (
+        Server(Config(workers=1, queue=1)) as server,
+        shardinit.connect(server.address, timeout=30, cache_dir=tmp_path) as client,
+        shardinit.connect(server.address, timeout=1.5, cache_dir=tmp_path) as hasty,
+    ):
+        threads = [
+            threading.Thread(target=client.describe, args=(gate.spec(8 + i),))
+            for i in range(2)
+        ]
+        threads[0].start()
+        assert until(lambda: gate.begun)
+        threads[1].start()
+        assert until(lambda: server._pool.waiting == 1)
+        with pytest.raises(ServiceError, match="builds wait") as caught:
+            hasty.describe(gate.spec(32))
+        assert (caught.value.code, caught.value.limit) == (
+            "RESOURCE_EXHAUSTED",
+            "queue",
+        )
+        threading.Timer(0.5, gate.open).start()
+        assert client.describe(gate.spec(64)).fingerprint
+        for thread in threads:
+            thread.join()
 
-    class Busy(servicing.Servicer):
-        def StreamShards(self, request, context):
-            inside.release()
-            release.wait(20)
-            yield from super().StreamShards(request, context)
+
+def test_a_build_ends_with_the_last_who_waits_for_it(gate):
+    with (
+        Server(Config(workers=1)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = InitServiceStub(channel).DescribeModel
+        both = [call.future(gate.request(), timeout=30) for _ in range(2)]
+        assert until(lambda: gate.begun)
+        (pid,) = gate.begun
+        both[0].cancel()
+        time.sleep(1.5)
+        assert psutil.pid_exists(int(pid))
+        both[1].cancel()
+        assert until(lambda: not psutil.pid_exists(int(pid)), 5)
+        killed = server.metrics.killed.labels("left")._value
+        assert until(lambda: killed.get() == 1)
+        gate.open()
+        assert call(gate.request(), timeout=30).fingerprint  # by another worker
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"), [("build_seconds", "time"), ("worker_bytes", "memory")]
+)
+def test_a_build_that_takes_too_much_is_ended_with_its_worker(gate, setting, reason):
+    config = replace(Config(workers=1), **{setting: 1})
+    with Server(config) as server, grpc.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            InitServiceStub(channel).DescribeModel(gate.request(), timeout=30)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        failure = error_details_pb2.QuotaFailure()
+        assert details(caught.value)["QuotaFailure"].Unpack(failure)
+        (limit,) = [violation.subject for violation in failure.violations]
+        assert limit == setting.replace("_", "-")
+        assert until(lambda: server.metrics.killed.labels(reason)._value.get())
+
+
+def test_a_worker_that_dies_is_replaced_and_its_job_done_by_another(gate):
+    with (
+        Server(Config(workers=1)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        future = InitServiceStub(channel).DescribeModel.future(gate.request())
+        assert until(lambda: gate.begun)
+        os.kill(int(gate.begun[0]), signal.SIGKILL)
+        assert until(lambda: len(gate.begun) == 2)
+        gate.open()
+        assert future.result(timeout=30).fingerprint
+        assert server.metrics.killed.labels("died")._value.get() == 1
+
+
+def test_workers_end_with_the_process_that_listens():
+    command = [sys.executable, "-m", "shardinit", "serve", "--listen", "127.0.0.1:0"]
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=kept
+    ) as process:
+        process.stdout.readline()
+        family = psutil.Process(process.pid)
+        assert until(lambda: family.children(recursive=True))
+        workers = family.children(recursive=True)
+        process.kill()
+        assert until(lambda: not any(worker.is_running() for worker in workers), 5)
+
+
+def test_one_caller_s_builds_do_not_keep_another_s_behind_them(gate, tokens):
+    """Three of one caller wait when the other comes: it is served second."""
+    with (
+        Server(Config(workers=1, token_file=tokens)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call, order = InitServiceStub(channel).DescribeModel, []
+
+        def ask(token, width):
+            made = call.future(
+                gate.request(width),
+                timeout=30,
+                metadata=(("authorization", f"Bearer {token}"),),
+            )
+            made.add_done_callback(lambda _: order.append(token))
+            return made
+
+        asked = [ask("the-first-token-of-two", 8 + i) for i in range(4)]
+        assert until(lambda: server._pool.waiting == 3)
+        asked.append(ask("the-second-token-of-two", 64))
+        assert until(lambda: server._pool.waiting == 4)
+        gate.open()
+        for future in asked:
+            future.result()
+        assert until(lambda: len(order) == 5)
+    assert order.index("the-second-token-of-two") <= 2
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text("the-first-token-of-two\nthe-second-token-of-two\n")
+    return path
+
+
+def test_a_caller_has_so_many_calls_and_another_is_served(gate, tokens):
+    with (
+        Server(Config(caller_calls=2, token_file=tokens)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = InitServiceStub(channel)
+        mine, other = (
+            (("authorization", f"Bearer the-{which}-token-of-two"),)
+            for which in ("first", "second")
+        )
+        running = [
+            stub.DescribeModel.future(gate.request(), metadata=mine) for _ in range(2)
+        ]
+        assert until(lambda: gate.begun)
+        ask = service_pb2.GetVersionRequest(min=1, max=1)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.GetVersion(ask, timeout=10, metadata=mine)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert {"QuotaFailure", "RetryInfo"} <= set(details(caught.value))
+        assert stub.GetVersion(ask, timeout=10, metadata=other).version == 1
+        gate.open()
+        for future in running:
+            future.result()
+
+
+def test_a_message_that_does_not_come_ends_its_call():
+    stop = threading.Event()
+
+    def never():
+        stop.wait(20)
+        yield b""
 
     with (
-        Server(Config(streams=1), servicer=Busy()) as server,
+        Server(Config(message_seconds=0.2)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        for path in (
+            f"/{SERVICE}/GetVersion",
+            "/grpc.health.v1.Health/Check",
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(channel.stream_stream(path)(never(), timeout=20))
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert "no message" in caught.value.details()
+        stop.set()
+
+
+def test_streams_beyond_the_limit_are_asked_for_again(spec, tmp_path):
+    inside, release = threading.Semaphore(0), threading.Event()
+
+    class Slow(Front):
+        async def _next(self, going, call):
+            inside.release()
+            while not release.is_set():
+                await asyncio.sleep(0.02)
+            return await super()._next(going, call)
+
+    with (
+        Server(Config(streams=1), front=Slow) as server,
         shardinit.connect(server.address, cache_dir=tmp_path) as client,
     ):
         got = []
@@ -354,31 +532,32 @@ def test_streams_that_wait_do_not_hold_up_short_calls(spec, tmp_path):
         release.set()
         for thread in threads:
             thread.join()
+        assert server.metrics.refused.labels("streams")._value.get() >= 2
     assert len(got) == 3
 
 
 def test_a_stream_that_runs_at_the_end_is_handed_to_the_next_server(spec, tmp_path):
     begun, resumed = threading.Event(), []
 
-    class Slow(servicing.Servicer):
-        def StreamShards(self, request, context):
+    class Slow(Front):
+        async def StreamShards(self, request, call):
             resumed.append((request.resume.window, request.resume.offset))
-            for message in super().StreamShards(request, context):
+            async for message in super().StreamShards(request, call):
                 yield message
                 if len(resumed) == 1:
                     begun.set()
-                    time.sleep(0.1)
+                    await asyncio.sleep(0.1)
 
     config = Config(block_bytes=4096, limits=Limits(chunk_bytes=256))
-    first = Server(config, servicer=Slow(config))
+    first = Server(config, front=Slow)
     first.start()
     got = []
     with shardinit.connect(first.address, timeout=30, cache_dir=tmp_path) as client:
         thread = threading.Thread(target=lambda: got.append(client.numpy(spec, 0)))
         thread.start()
-        assert begun.wait(10)
+        assert begun.wait(20)
         first.stop(grace=0.5)
-        with Server(Config(first.address), servicer=Slow(config)):
+        with Server(Config(first.address), front=Slow):
             thread.join(30)
         assert len(resumed) >= 2
         assert resumed[1] > (0, 0)
@@ -470,13 +649,8 @@ def test_a_program_that_would_not_be_kept_is_refused(tmp_path):
     assert caught.value.code == "RESOURCE_EXHAUSTED"
 
 
-def test_a_program_of_most_of_the_cache_is_built_once(spec, tmp_path, monkeypatch):
+def test_a_program_of_most_of_the_cache_is_built_once(spec, tmp_path):
     size = len(shardinit.export_plan(shardinit.plan(build(spec))).to_bytes())
-    exports, export = [], shardinit.export_plan
-    monkeypatch.setattr(
-        "shardinit.service.server.model_cache.export_plan",
-        lambda plan: exports.append(plan) or export(plan),
-    )
     with Server(Config(cache_bytes=size + 1000)) as server:
         for number in range(3):
             folder = tmp_path / str(number)
@@ -484,20 +658,32 @@ def test_a_program_of_most_of_the_cache_is_built_once(spec, tmp_path, monkeypatc
                 digest = client.program(spec).sha256
             with shardinit.connect(server.address, cache_dir=folder / "x") as client:
                 assert client.program(digest).sha256 == digest
-    assert len(exports) == 1
+        assert built(server, "GetProgram") == 1
+
+
+def test_a_store_is_shared_by_servers_and_survives_them(tmp_path):
+    program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
+    config = Config(store=tmp_path / "store", allow_upload=True)
+    with (
+        Server(config) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path / "a") as client,
+    ):
+        digest = client.upload(program)
+    with (
+        Server(config) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path / "b") as client,
+    ):
+        assert client.program(digest).to_bytes() == program.to_bytes()
+        assert list(client.numpy(digest, 0))
 
 
 def test_what_is_kept_of_a_program_counts_its_functions(tmp_path):
     program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
-    with (
-        Server(Config(allow_upload=True)) as server,
-        shardinit.connect(server.address, cache_dir=tmp_path) as client,
-    ):
-        digest = client.upload(program)
-        uploaded = server._servicer._models.bytes
-        client.numpy(digest, 0)
-        plan = server._servicer._models.bytes - uploaded
-    assert plan > len(program.content)
+    store = Store(tmp_path, 1 << 20)
+    models = ModelCache(Config(store=tmp_path))
+    store.put(models.check(program.to_bytes()), program.to_bytes())
+    models.plan(program.sha256)
+    assert models.bytes > len(program.content)
 
 
 def test_an_upload_is_refused_unless_the_operator_allows_it(client):
@@ -540,22 +726,15 @@ def test_a_faulty_upload_is_refused(how):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_one_spec_is_traced_once_for_all_meshes_and_calls(spec, server, tmp_path):
-    traced = []
-
-    @register("service-traced")
-    def build_traced(config):
-        def init(key):
-            traced.append(key)
-            return {"w": jax.random.normal(key, (8, 64))}
-
-        return InitFn(init)
-
-    spec = ModelSpec("service-traced", {})
-    with shardinit.connect(server.address, cache_dir=tmp_path) as client:
+def test_one_spec_is_built_once_for_all_meshes_and_calls(gate, tmp_path):
+    gate.open()
+    with (
+        Server(Config(workers=1)) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path) as client,
+    ):
         for mesh in (None, {"a": 2}, {"a": 4}, {"b": 8}):
-            client.describe(spec, mesh)
-        client.program(spec)
-        client.numpy(spec, 0)
-        client.numpy(spec, 1)
-    assert len(traced) == 1
+            client.describe(gate.spec(), mesh)
+        client.program(gate.spec())
+        client.numpy(gate.spec(), 0)
+        client.numpy(gate.spec(), 1)
+    assert len(gate.begun) == 1

@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -7,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xxhash
 from jax.sharding import NamedSharding, PartitionSpec
 
 import shardinit
 from shardinit.core.init_fn import InitFn
 from shardinit.errors import SelectError, ServiceError, SpecError
 from shardinit.models import ModelSpec, build, register
-from shardinit.service.server import servicer as servicing
-from shardinit.service.server import streams
+from shardinit.service.server import windows
 from shardinit.service.server.config import Config
+from shardinit.service.server.front import Front
 from shardinit.service.server.server import Server
 from shardinit.service.wire.limits import Limits
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
@@ -39,6 +42,11 @@ def build_stream_test(config):
         }
 
     return InitFn(init, name="stream-test")
+
+
+@register("stream-large")
+def build_stream_large(config):
+    return InitFn(lambda key: {"w": jax.random.bits(key, (1 << 22,))})
 
 
 SPEC = ModelSpec("stream-test", {})
@@ -247,60 +255,68 @@ def test_a_leaf_that_must_be_whole_is_refused_beyond_the_limit(tmp_path):
     assert caught.value.code == "FAILED_PRECONDITION"
 
 
-class Faulty(servicing.Servicer):
+class Faulty:
     """Breaks a stream once at each of the messages that it is told."""
 
     def __init__(self, breaks, how):
-        super().__init__(SMALL)
         self.breaks, self.how, self.resumed = set(breaks), how, []
 
-    def StreamShards(self, request, context):
-        self.resumed.append((request.resume.window, request.resume.offset))
-        for number, message in enumerate(super().StreamShards(request, context)):
-            if number in self.breaks:
-                self.breaks.discard(number)
-                if self.how == "break":
-                    raise ServiceError("", "connection lost", code="UNAVAILABLE")
-                if self.how == "end":
-                    return
-                if self.how == "skip":
-                    continue
-                message = bytearray(
-                    message
-                    if isinstance(message, bytes)
-                    else message.SerializeToString()
-                )
-                message[-1] ^= 1
-                message = bytes(message)
-            yield message
+    def front(self, *given):
+        faulty = self
+
+        class Breaking(Front):
+            async def StreamShards(self, request, call):
+                place = request.resume
+                faulty.resumed.append((place.window, place.offset))
+                number = -1
+                async for message in super().StreamShards(request, call):
+                    number += 1
+                    if number in faulty.breaks:
+                        faulty.breaks.discard(number)
+                        message = faulty.broken(message)
+                        if faulty.how == "end":
+                            return
+                        if faulty.how == "skip":
+                            continue
+                    yield message
+
+        return Breaking(*given)
+
+    def broken(self, message):
+        if self.how == "break":
+            raise ServiceError("", "connection lost", code="UNAVAILABLE")
+        if not isinstance(message, bytes):
+            message = message.SerializeToString()
+        return message[:-1] + bytes([message[-1] ^ 1])
 
 
 @pytest.mark.parametrize("how", ["break", "end", "skip", "flip"])
 def test_a_stream_goes_on_after_every_kind_of_break(tmp_path, how):
     # messages 0: header, 1 and 11: chunks, 25: later, whatever it is
-    servicer = Faulty({1, 6, 11, 25}, how)
+    faulty = Faulty({1, 6, 11, 25}, how)
     with (
-        Server(SMALL, servicer=servicer) as server,
+        Server(SMALL, front=faulty.front) as server,
         shardinit.connect(server.address, timeout=20, cache_dir=tmp_path) as client,
     ):
         ours = client.numpy(SPEC, 7)
     for name, array in plain().items():
         same(ours[name], array)
-    assert not servicer.breaks
-    assert len(servicer.resumed) > 2
-    assert servicer.resumed == sorted(servicer.resumed)
+    assert not faulty.breaks
+    assert len(faulty.resumed) > 2
+    assert faulty.resumed == sorted(faulty.resumed)
 
 
 def test_a_stream_that_never_gets_further_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
 
-    class Dead(servicing.Servicer):
-        def StreamShards(self, request, context):
-            yield next(super().StreamShards(request, context))
-            raise ServiceError("", "connection lost", code="UNAVAILABLE")
+    class Dead(Front):
+        async def StreamShards(self, request, call):
+            async for message in super().StreamShards(request, call):
+                yield message
+                raise ServiceError("", "connection lost", code="UNAVAILABLE")
 
     with (
-        Server(servicer=Dead()) as server,
+        Server(front=Dead) as server,
         shardinit.connect(server.address, timeout=20, cache_dir=tmp_path) as client,
         pytest.raises(ServiceError, match="connection lost") as caught,
     ):
@@ -309,62 +325,77 @@ def test_a_stream_that_never_gets_further_is_given_up(tmp_path, monkeypatch):
 
 
 def test_another_computation_behind_the_same_address_is_found_out(tmp_path):
-    class Mixed(servicing.Servicer):
+    calls = []
+
+    class Mixed(Front):
         """Another replica goes on, with another platform's bits."""
 
-        calls = 0
-
-        def StreamShards(self, request, context):
-            self.calls += 1
-            if self.calls == 2:
+        async def StreamShards(self, request, call):
+            calls.append(call)
+            mine, number = len(calls), -1
+            if mine == 2:
                 request.key.seed += 1
-            for number, message in enumerate(super().StreamShards(request, context)):
-                if self.calls == 1 and number == 3:
+            async for message in super().StreamShards(request, call):
+                number += 1
+                if mine == 1 and number == 3:
                     raise ServiceError("", "connection lost", code="UNAVAILABLE")
                 yield message
 
-    servicer = Mixed(SMALL)
     with (
-        Server(SMALL, servicer=servicer) as server,
+        Server(SMALL, front=Mixed) as server,
         shardinit.connect(server.address, timeout=20, cache_dir=tmp_path) as client,
     ):
         same(client.read(SPEC, 7, "w"), plain()["w"])
-    assert servicer.calls == 3  # the mixture was noticed and asked for anew
+    assert len(calls) == 3  # the mixture was noticed and asked for anew
 
 
-def test_a_reader_that_sleeps_holds_back_the_computation(small):
-    computed = []
-    check = streams.blocks
+def test_a_worker_that_dies_in_the_middle_of_a_stream_is_not_noticed(tmp_path):
+    class Killing(Front):
+        async def StreamShards(self, request, call):
+            number = 0
+            async for message in super().StreamShards(request, call):
+                number += 1
+                if number % 20 == 5:
+                    for slot in self._pool._slots:
+                        os.kill(slot.process._process.pid, signal.SIGKILL)
+                yield message
 
-    def counted(window, size):
-        for block in check(window, size):
-            computed.append(len(block))
-            yield block
+    with (
+        Server(SMALL, front=Killing) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = InitServiceStub(channel)
+        whole = list(stub.StreamShards(request_of({"path": "w"}), timeout=60))
+        data = b"".join(message.chunk.data for message in whole)
+        assert data == plain()["w"].tobytes()
+        assert whole[-1].end.xxh3_128 == xxhash.xxh3_128(data).digest()
+        assert server.metrics.killed.labels("died")._value.get() >= 1
 
-    @register("stream-large")
-    def build_large(config):
-        return InitFn(lambda key: {"w": jax.random.bits(key, (1 << 22,))})
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "blocks", counted)
-        with (
-            Server(Config(block_bytes=1 << 16)) as server,
-            grpc.insecure_channel(
-                server.address, options=[("grpc.http2.bdp_probe", 0)]
-            ) as channel,
-        ):
-            request = request_of({"path": "w"})
-            request.spec.named.model = "stream-large"
-            stream = InitServiceStub(channel).StreamShards(request, timeout=60)
-            next(stream)
-            pause = threading.Event()
-            seen = -1
-            while seen != sum(computed):  # until nothing moves any more
-                seen = sum(computed)
-                pause.wait(0.3)
-            held = sum(computed)
-            stream.cancel()
-    assert held < 4 << 20  # of 16 MiB
+def test_a_reader_that_sleeps_holds_back_the_computation_and_no_worker():
+    config = Config(block_bytes=1 << 16, workers=1, stall_seconds=3)
+    with (
+        Server(config) as server,
+        grpc.insecure_channel(
+            server.address, options=[("grpc.http2.bdp_probe", 0)]
+        ) as channel,
+    ):
+        stub = InitServiceStub(channel)
+        request = request_of({"path": "w"})
+        request.spec.named.model = "stream-large"
+        stream = stub.StreamShards(request, timeout=60)
+        next(stream)
+        pause, seen, sent = threading.Event(), -1, server.metrics.sent._value
+        while seen != sent.get():  # until nothing moves any more
+            seen = sent.get()
+            pause.wait(0.3)
+        assert seen < 4 << 20  # of 16 MiB
+        assert list(stub.StreamShards(request_of({"path": "w"}), timeout=20))
+        pause.wait(4)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "taken nothing" in caught.value.details()
 
 
 def test_a_client_that_goes_ends_the_computation(small, stub):
@@ -410,11 +441,22 @@ print([m for m in ("jax", "flax", "jaxlib") if m in sys.modules])
 def test_blocks_cover_a_window_in_order_and_once(shape, elements):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape)
     out, shapes = [], set()
-    for start, size, skip in streams.split_window(shape, elements):
+    while len(out) < array.size:
+        start, size, first = windows.block_of(shape, elements, len(out))
         place = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
         assert array[place].shape == size
         assert array[place].size <= elements
-        out += array[place].reshape(-1)[skip:].tolist()
+        out += array[place].reshape(-1)[len(out) - first :].tolist()
         shapes.add(size)
     assert out == array.reshape(-1).tolist()
     assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (2, 9, 4)])
+@pytest.mark.parametrize("elements", [1, 4, 10])
+def test_every_element_lies_in_its_block(shape, elements):
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    for at in range(array.size):
+        start, size, first = windows.block_of(shape, elements, at)
+        place = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+        assert array[place].reshape(-1)[at - first] == at

@@ -12,6 +12,7 @@ import shardinit
 from shardinit.core.paths import path_str
 from shardinit.errors import SpecError
 from shardinit.models import ModelSpec, build
+from shardinit.service.server.server import Server
 
 ZOO = Path(__file__).parents[2] / "examples" / "zoo"
 
@@ -30,6 +31,13 @@ def installed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path, str(folder), str(ZOO)])
         yield
+
+
+@pytest.fixture(scope="module")
+def server(installed):
+    """One that is started when the package is there: its workers look for it."""
+    with Server() as running:
+        yield running
 
 
 def by_path(tree):

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import linen as nn
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import shardinit
 from shardinit.errors import CheckpointError
+from shardinit.frontends import linen as from_linen
 from shardinit.frontends import nnx as from_nnx
 from shardinit.storage import orbax
 from tests.core.bits import differing
@@ -65,6 +67,38 @@ def test_it_is_restored_by_rules(saved):
     assert got["layers"][1]["kernel"].sharding.spec == PartitionSpec(None, "z")
     assert shardinit.digest(got).root == shardinit.digest(expected).root
     assert shardinit.digest(orbax.restore(saved)).root == shardinit.digest(got).root
+
+
+def boxed_dense():
+    kernel = nn.with_partitioning(nn.initializers.normal(), ("x", None))
+    shape = jax.ShapeDtypeStruct((2, 16), jnp.float32)
+    return from_linen.init_fn(nn.Dense(8, kernel_init=kernel), shape)
+
+
+@pytest.mark.parametrize("make", [lambda: model, boxed_dense])
+def test_plain_orbax_restores_into_the_abstract_tree_of_a_plan(tmp_path, make):
+    fn = make()
+    params = shardinit.init(fn, 3, mesh=jax.make_mesh((8,), ("x",)))
+    mesh = jax.make_mesh((4, 2), ("x", "y"))
+    plan = shardinit.plan(fn, mesh=mesh, select=lambda path: False)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "out", params)
+        checkpointer.wait_until_finished()
+        got = checkpointer.restore(tmp_path / "out", plan.abstract())
+    assert jax.tree.structure(got) == jax.tree.structure(params)
+    assert differing(got, params) == []
+    where = [leaf.sharding for leaf in jax.tree.leaves(got)]
+    assert where == [leaf.sharding for leaf in plan.leaves]
+
+
+def test_an_abstract_model_is_the_model_that_init_gives():
+    fn = from_nnx.init_fn(Module)
+    plan = shardinit.plan(fn, mesh=jax.sharding.AbstractMesh((64,), ("x",)))
+    abstract, model = plan.abstract(), shardinit.init(fn, 0)
+    assert isinstance(abstract, Module)
+    for shape, array in zip(*map(jax.tree.leaves, (abstract, model)), strict=True):
+        assert (shape.shape, shape.dtype) == (array.shape, array.dtype)
+    assert all(x.sharding.mesh == plan.mesh for x in jax.tree.leaves(abstract))
 
 
 def test_nothing_is_overwritten(saved, tmp_path):

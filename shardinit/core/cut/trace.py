@@ -66,7 +66,7 @@ def _traced(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
         # fields have no truth value: the leaves alone can be traced.
         structure: list[TreeDef] = []
 
-        def leaves(key: Any) -> list[Any]:
+        def leaves(key: jax.Array) -> list[Any]:
             flat, tree = jax.tree.flatten(fn(key))
             structure.append(tree)
             return flat

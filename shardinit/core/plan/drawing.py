@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 
@@ -16,25 +17,47 @@ from shardinit.core.prng import derivation as keys
 _NARROW = ("bfloat16", "float16")
 
 
+@dataclass(frozen=True)
+class HostLeaves:
+    """Paths of the leaves that the host's state reaches.
+
+    Attributes:
+      random: NumPy's or Python's random state.
+      by_process: the process's number.
+    """
+
+    random: tuple[str, ...] = ()
+    by_process: tuple[str, ...] = ()
+
+
 def drawing(
-    cut: Cut, leaves: Sequence[PlanLeaf], by_host: Sequence[str]
+    cut: Cut, leaves: Sequence[PlanLeaf], host: HostLeaves
 ) -> Iterator[Finding]:
     """What is to say of how leaves are drawn.
 
     Args:
       cut: the function.
       leaves: of the plan; those that are not selected are passed over.
-      by_host: paths of leaves that NumPy's or Python's random state reaches.
+      host: which of them the host's state reaches.
     """
     yield from _in_full(leaves)
     yield from _rbg(cut, leaves)
     yield from _same_key(cut, leaves)
     yield from _unused_key(cut, leaves)
     yield from _narrow(cut, leaves)
-    if by_host:
+    if host.by_process:
+        yield finding(
+            "by-process",
+            host.by_process,
+            "they depend on jax.process_index: each process of a job makes others, and "
+            "the first dispatch refuses them",
+            "Derive what differs along a mesh axis from the key: "
+            "jax.random.split(key, n)",
+        )
+    if host.random:
         yield finding(
             "host-random",
-            by_host,
+            host.random,
             "NumPy's or Python's random state makes them: no key gives them again, and "
             "every process has others",
             "Draw with jax.random from the function's key",

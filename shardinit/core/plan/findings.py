@@ -71,11 +71,16 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
-        rules = f" ({_listed(map(repr, self.rules))})" if self.rules else ""
+        rules = f" ({_listed(self.rules_as_text)})" if self.rules else ""
         where = f" {_listed(self.leaves)}:" if self.leaves else ""
         return (
             f"{self.severity} [{self.kind}]{where} {self.reason}{rules}. {self.remedy}"
         )
+
+    @property
+    def rules_as_text(self) -> list[str]:
+        """The rules as one would write them; those that a service sent are text."""
+        return [rule if isinstance(rule, str) else repr(rule) for rule in self.rules]
 
     def as_data(self) -> dict[str, Any]:
         """The finding as plain data, for JSON; rules as text."""
@@ -83,7 +88,7 @@ class Finding:
             "kind": self.kind,
             "severity": self.severity,
             "leaves": list(self.leaves),
-            "rules": [repr(rule) for rule in self.rules],
+            "rules": self.rules_as_text,
             "reason": self.reason,
             "remedy": self.remedy,
         }

@@ -8,7 +8,7 @@ from typing import Final
 
 from jax.sharding import NamedSharding, PartitionSpec
 
-from shardinit.core.init_fn import AxisRule, Name
+from shardinit.core.init_fn import AxisRule, Mirror, Name
 from shardinit.core.plan.mesh import AnyMesh
 
 WHOLE: Final = PartitionSpec()
@@ -28,6 +28,8 @@ class LeafInfo:
       own_mesh: the mesh on which the model places the leaf.
       named: how many dimensions the model itself named.
       stated: the sharding that the function itself gives the leaf.
+      mirrors: the leaf whose placement it takes.
+      optimizer: it is state of an optimizer.
     """
 
     path: str
@@ -39,6 +41,8 @@ class LeafInfo:
     own_mesh: AnyMesh | None = None
     named: int | None = None
     stated: NamedSharding | None = None
+    mirrors: Mirror | None = None
+    optimizer: bool = False
 
     @property
     def nbytes(self) -> int:

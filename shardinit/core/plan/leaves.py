@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,24 +75,49 @@ def itemsize(dtype: DType) -> int:
     return np.dtype(dtype).itemsize
 
 
+def names_of(cut: slicing.Cut, axes: Tree) -> list[Any]:
+    """The axis names of each leaf, None where none are known.
+
+    Raises:
+      ShardingError: the structure of ``axes`` is not the result's.
+    """
+    if axes is None:
+        return [None] * len(cut.leaves)
+    try:
+        return cut.tree.flatten_up_to(axes)
+    except (ValueError, TypeError) as error:
+        raise ShardingError(
+            "InitFn.axes",
+            f"its structure differs from the result's ({error})"[:300],
+            f"a tuple of axis names, or None, for each of the {len(cut.leaves)} leaves",
+        ) from error
+
+
 def leaf_infos(cut: slicing.Cut, axes: Tree) -> list[LeafInfo]:
     """What sharding rules look at, one for each leaf; checks the axis names."""
-    names: list[Any] = [None] * len(cut.leaves)
-    if axes is not None:
-        try:
-            names = cut.tree.flatten_up_to(axes)
-        except (ValueError, TypeError) as error:
-            raise ShardingError(
-                "InitFn.axes",
-                f"its structure differs from the result's ({error})"[:300],
-                f"a tuple of axis names, or None, for each of the {len(cut.leaves)} "
-                f"leaves",
-            ) from error
+    names = names_of(cut, axes)
     infos = []
     stated = cut.stated or [None] * len(cut.leaves)
     for leaf, name, place in zip(cut.leaves, names, stated, strict=True):
         infos.append(replace(_leaf_info(leaf, name), stated=place))
-    return infos
+    by_path = {info.path: info for info in infos}
+    return [_with_names(info, by_path) for info in infos]
+
+
+def _with_names(info: LeafInfo, by_path: Mapping[str, LeafInfo]) -> LeafInfo:
+    """A leaf that mirrors another one with that one's names for the axes it has."""
+    source = None if info.mirrors is None else by_path.get(info.mirrors.path)
+    if info.mirrors is None or source is None or source.axes is None:
+        return replace(info, mirrors=None) if source is None else info
+    axes = [None if dim is None else source.axes[dim] for dim in info.mirrors.dims]
+    return replace(
+        info,
+        axes=tuple(axes),
+        passes=source.passes,
+        own_rules=source.own_rules,
+        own_mesh=source.own_mesh,
+        named=None,
+    )
 
 
 def _leaf_info(leaf: slicing.LeafCut, name: Any) -> LeafInfo:
@@ -114,6 +139,8 @@ def _leaf_info(leaf: slicing.LeafCut, name: Any) -> LeafInfo:
         own_rules=name.rules,
         own_mesh=name.mesh,
         named=name.named,
+        mirrors=name.mirrors,
+        optimizer=name.optimizer,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shardinit.core.plan.findings import KINDS
 from shardinit.core.plan.mesh import AnyMesh, check_mesh
+from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
 from shardinit.core.types import Tree
 from shardinit.errors import ShardingError
@@ -30,6 +31,8 @@ class PlanOptions:
         rule: ``"error"``, or ``"next"`` for the next rule, else whole.
       memory_limit: bytes that a device may hold.
       prng: ``"threefry"`` derives all keys from a threefry one, whatever the root key.
+      opt_rules: rules for optimizer state alone, or a ``Placement`` of such rules.
+      opt_state: globs or a predicate on paths: leaves that are optimizer state.
 
     Raises:
       ShardingError: what is no mesh, or both rules and shardings.
@@ -45,6 +48,8 @@ class PlanOptions:
     indivisible: str = "error"
     memory_limit: int | None = None
     prng: str | None = None
+    opt_rules: Rules | Placement | None = None
+    opt_state: Select | None = None
 
     def __post_init__(self) -> None:
         if self.whole not in ("replicate", "gspmd"):

@@ -46,7 +46,8 @@ def place(
         mesh = mesh or _own_mesh(infos)
         if mesh is None:
             return None, [None] * len(infos), []
-        chosen = sh.choose(infos, mesh, rules, options.indivisible)
+        opt_rules, indivisible = options.opt_rules, options.indivisible
+        chosen = sh.choose(infos, mesh, rules, indivisible, opt_rules)
     placed = [
         Placed(info, sharding, choice, taken)
         for info, (sharding, choice), taken in zip(infos, chosen, selected, strict=True)

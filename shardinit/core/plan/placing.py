@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -141,7 +140,7 @@ def _unmatched_paths(placed: Sequence[Placed], rules: PathRules) -> Iterator[Fin
     for number, rule in enumerate(rules.rules):
         if rule in used:
             continue
-        matching = [x for x in placed if re.search(rule[0], x.leaf.path)]
+        matching = [x for x in placed if rules.matches(rule[0], x.leaf.path)]
         before = dict.fromkeys(r for x in matching for r in x.choice.rules)
         yield finding(
             "unmatched-rule",

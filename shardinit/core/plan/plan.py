@@ -18,13 +18,14 @@ from typing import Any
 import jax
 
 from shardinit.core.cut import cut as slicing
-from shardinit.core.host_random import watched
+from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn, as_init_fn
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import chosen
 from shardinit.core.plan import tables as plan_table
 from shardinit.core.plan import text_table as table
-from shardinit.core.plan.drawing import drawing
+from shardinit.core.plan.carried import carried_axes
+from shardinit.core.plan.drawing import HostLeaves, drawing
 from shardinit.core.plan.findings import Finding, as_text, refuse, warn
 from shardinit.core.plan.leaves import (
     PlanLeaf,
@@ -37,6 +38,7 @@ from shardinit.core.plan.memory import check_memory
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.place import place
+from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
 from shardinit.core.types import Init, Tree
@@ -90,6 +92,32 @@ class Plan:
         """One Python warning for what weighs more than 1 MiB of each device."""
         sizes = {leaf.path: leaf.bytes_per_device for leaf in self.leaves}
         warn(self.findings, sizes)
+
+    def abstract(self) -> Any:
+        """The result as shapes, dtypes and shardings: a tree to restore into.
+
+        Returns:
+          What ``init`` returns (``InitFn.rebuild`` of the pytree, boxes and the user's
+          own classes kept) with a ``jax.ShapeDtypeStruct`` for each leaf, those that
+          ``select`` left out as well. In a plan without a mesh they have no sharding.
+
+        Example:
+          >>> import jax, shardinit
+          >>> mesh = jax.make_mesh((1,), ("data",))
+          >>> init = lambda key: {"w": jax.random.normal(key, (64, 32))}
+          >>> shardinit.plan(init, mesh=mesh).abstract()["w"].shape
+          (64, 32)
+        """
+        shapes = [
+            jax.ShapeDtypeStruct(
+                leaf.shape,
+                leaf.dtype,
+                sharding=planned.sharding,
+                weak_type=leaf.weak_type,
+            )
+            for leaf, planned in zip(self.cut.leaves, self.leaves, strict=True)
+        ]
+        return self.init_fn.rebuild(jax.tree.unflatten(self.cut.tree, shapes))
 
     @property
     def mesh_shape(self) -> dict[str, int]:
@@ -157,6 +185,8 @@ def plan(
     indivisible: str = "error",
     memory_limit: int | None = None,
     prng: str | None = None,
+    opt_rules: Rules | Placement | None = None,
+    opt_state: Select | None = None,
 ) -> Plan:
     """Cuts ``fn`` and says where each leaf will lie; allocates nothing.
 
@@ -183,6 +213,13 @@ def plan(
       prng: ``"threefry"`` makes the root key a threefry one, whatever its
         implementation, and so all that is derived from it; for a seed it is the key
         that ``jax.random.key(seed, impl="threefry2x32")`` gives.
+      opt_rules: rules for optimizer state alone, on top of where its parameters lie:
+        ``fsdp("data")`` shards it over mesh axes that they leave free (ZeRO-1), axis
+        and path rules place what they know, ``Placement(rules or None,
+        memory_kind="pinned_host")`` keeps it in another memory. Without them a leaf
+        lies as the parameter that it mirrors.
+      opt_state: globs or a predicate on paths: leaves that are optimizer state, beside
+        those that lie in optax's own classes.
 
     Raises:
       InitFnError: the function cannot be cut.
@@ -209,6 +246,8 @@ def plan(
         indivisible=indivisible,
         memory_limit=memory_limit,
         prng=prng,
+        opt_rules=opt_rules,
+        opt_state=opt_state,
     )
     made = make_plan(fn, as_key(0 if key is None else key), options)
     made.warn()
@@ -223,14 +262,16 @@ def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
 
 def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     _check_jit()
-    by_host: list[str] = []
+    host = HostLeaves()
     if hasattr(fn, "as_cut"):
         cut, init_fn, prng = fn.as_cut(), fn.as_init_fn(), getattr(fn, "prng", None)
     else:
         _check_config()
         init_fn, prng = as_init_fn(fn), options.prng
         key = as_threefry(key) if prng is not None else key
-        cut, by_host = _traced(init_fn, key, prng)
+        cut, host = _traced(init_fn, key, prng)
+    axes = carried_axes(cut, init_fn.axes, options.opt_state)
+    init_fn = replace(init_fn, axes=axes)
     picked = chosen(options.select, [x.path for x in cut.leaves])
     mesh, shardings, findings = place(cut, init_fn, options, picked)
     programs, numbers = group_programs(cut, shardings, picked)
@@ -240,7 +281,7 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
             cut.leaves, shardings, numbers, picked, strict=True
         )
     )
-    findings += drawing(cut, leaves, by_host)
+    findings += drawing(cut, leaves, host)
     made = Plan(
         leaves,
         programs,
@@ -261,11 +302,11 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
 
 def _traced(
     init_fn: InitFn, key: jax.Array, prng: str | None
-) -> tuple[slicing.Cut, list[str]]:
-    """The function cut, and the paths of leaves that the host's random state reaches.
+) -> tuple[slicing.Cut, HostLeaves]:
+    """The function cut, and the leaves that the host's state reaches.
 
-    Where that state moved, the function is traced once more and what came out
-    otherwise is named.
+    Where the function took something of that state, it is traced once more, with that
+    state moved, and what came out otherwise is named.
     """
     root = jax.ShapeDtypeStruct(key.shape, key.dtype)
 
@@ -275,19 +316,28 @@ def _traced(
         with jax.default_prng_impl("threefry2x32"):  # keys that the function makes
             return slicing.cut(fn, root)
 
-    with watched() as random_state:
+    def changed() -> list[str]:
+        fn = init_fn.fn if init_fn.again is None else init_fn.again().fn
+        other = cut(
+            lambda key: fn(key)
+        )  # another function, or JAX gives the same trace
+        pairs = zip(made.leaves, other.leaves, strict=True)
+        return [
+            one.path
+            for one, two in pairs
+            if replace(made, leaves=(one,)).fingerprint
+            != replace(other, leaves=(two,)).fingerprint
+        ]
+
+    with watched() as host:
         made = cut(init_fn.fn)
-    if not (random_state.moved or init_fn.draws_on_host):
-        return made, []
-    fn = init_fn.fn if init_fn.again is None else init_fn.again().fn
-    other = cut(lambda key: fn(key))  # another function, or JAX gives the same trace
-    pairs = zip(made.leaves, other.leaves, strict=True)
-    return made, [
-        one.path
-        for one, two in pairs
-        if replace(made, leaves=(one,)).fingerprint
-        != replace(other, leaves=(two,)).fingerprint
-    ]
+    random, by_process = (), ()
+    if host.moved or init_fn.draws_on_host:
+        random = changed()
+    if host.asked or init_fn.asks_process:
+        with watched(index_offset=1):
+            by_process = [path for path in changed() if path not in set(random)]
+    return made, HostLeaves(tuple(random), tuple(by_process))
 
 
 def _check_jit() -> None:

@@ -148,6 +148,10 @@ class PathRules:
         pairs = rules.items() if isinstance(rules, Mapping) else rules
         object.__setattr__(self, "rules", tuple(path_rule(rule) for rule in pairs))
 
+    def matches(self, pattern: str, path: str) -> bool:
+        """Whether a rule's pattern is found in a path; a subclass may have its own."""
+        return re.search(pattern, path) is not None
+
     def mesh_axes(self) -> set[str]:
         """All mesh axes that the rules name."""
         specs = [axes_of(value) for _, value in self.rules]
@@ -159,7 +163,7 @@ class PathRules:
         With ``indivisible="next"`` the next rule that matches and divides, else the
         first that matches without the axes that do not divide.
         """
-        matching = [rule for rule in self.rules if re.search(rule[0], leaf.path)]
+        matching = [rule for rule in self.rules if self.matches(rule[0], leaf.path)]
         if not matching:
             return Choice(reasons=(reasons.no_path_rule(leaf, mesh),))
         fits = fits_of(leaf, mesh, indivisible)

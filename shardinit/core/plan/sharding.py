@@ -17,6 +17,8 @@ from shardinit.core.paths import path_str
 from shardinit.core.plan.entries import mesh_axes, mesh_axes_of, parts
 from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh, one_device
+from shardinit.core.plan.optimizer import for_optimizer, mirrored, names_itself
+from shardinit.core.plan.placement import Placement, axes_of
 from shardinit.core.plan.rules import (
     AxisRules,
     DefaultRules,
@@ -40,6 +42,7 @@ def choose(
     mesh: AnyMesh,
     rules: Rules | None,
     indivisible: str = "error",
+    opt_rules: Rules | Placement | None = None,
 ) -> list[tuple[NamedSharding, Choice]]:
     """One checked sharding for each leaf, with what the rules say of it.
 
@@ -49,6 +52,7 @@ def choose(
       rules: None for what the leaves themselves say, else fsdp.
       indivisible: what happens where an axis does not divide: ``"error"``, or
         ``"next"`` for the next rule, else whole.
+      opt_rules: rules for optimizer state, on top.
 
     Raises:
       ShardingError: a rule names a mesh axis that the mesh lacks, an axis of a leaf
@@ -56,10 +60,19 @@ def choose(
     """
     if rules is not None:
         _check_rules(rules, mesh)
+    if axes_of(opt_rules) is not None:
+        _check_rules(axes_of(opt_rules), mesh, "opt_rules")
     chooser = DefaultRules() if rules is None else rules
+    by_path = {leaf.path: leaf for leaf in leaves}
     chosen = []
     for leaf in leaves:
-        choice = chooser.choose(leaf, mesh, indivisible)
+        source = by_path[leaf.mirrors.path] if leaf.mirrors is not None else None
+        if source is not None and not names_itself(chooser, leaf, source):
+            choice = mirrored(leaf, chooser.choose(source, mesh, indivisible))
+        else:
+            choice = chooser.choose(leaf, mesh, indivisible)
+        if leaf.optimizer:
+            choice = for_optimizer(leaf, choice, opt_rules, mesh, indivisible)
         spec = _short(choice.spec, leaf)
         sharding = _placed(mesh, spec, leaf, choice.memory_kind)
         check(leaf, sharding)
@@ -98,17 +111,17 @@ def _short(spec: PartitionSpec, leaf: LeafInfo) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def _check_rules(rules: object, mesh: AnyMesh) -> None:
+def _check_rules(rules: object, mesh: AnyMesh, where: str = "rules") -> None:
     if not isinstance(rules, AxisRules | PathRules | Fsdp):
         raise ShardingError(
-            "rules",
+            where,
             f"got {type(rules).__name__}",
             "AxisRules([...]), PathRules([...]) or fsdp(...)",
         )
     unknown = sorted(rules.mesh_axes() - set(mesh.axis_names))
     if unknown:
         raise ShardingError(
-            "rules",
+            where,
             f"they name the mesh axes {', '.join(map(repr, unknown))}",
             f"axes of the mesh: {', '.join(map(repr, mesh.axis_names))}",
             "Rename the axis in the rules or in the mesh",

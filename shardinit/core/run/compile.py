@@ -27,6 +27,7 @@ from shardinit.core.ir.jaxpr import is_key, key_impl, setting
 from shardinit.core.plan.leaves import gather_results
 from shardinit.core.plan.mesh import AnyMesh, alone_on, one_device
 from shardinit.core.plan.options import PlanOptions, Select
+from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
@@ -305,6 +306,8 @@ def init(
     indivisible: str = "error",
     memory_limit: int | None = None,
     prng: str | None = None,
+    opt_rules: Rules | Placement | None = None,
+    opt_state: Select | None = None,
     progress: Progress | None = None,
 ) -> Tree:
     """Initialises ``fn`` on a mesh, every device making its own shard.
@@ -324,6 +327,8 @@ def init(
       indivisible: as for ``plan``.
       memory_limit: as for ``plan``.
       prng: as for ``plan``.
+      opt_rules: as for ``plan``.
+      opt_state: as for ``plan``.
       progress: called with (leaves dispatched, leaves in all).
 
     Returns:
@@ -346,6 +351,8 @@ def init(
         indivisible=indivisible,
         memory_limit=memory_limit,
         prng=prng,
+        opt_rules=opt_rules,
+        opt_state=opt_state,
     )
     with jax.transfer_guard("allow"):
         root = as_key(key)

@@ -20,6 +20,7 @@ from shardinit.core.plan.entries import parts
 from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions, Select
+from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
@@ -37,6 +38,8 @@ def init_missing(
     rules: Rules | None = None,
     out_shardings: Tree = None,
     grow: Select = (),
+    opt_rules: Rules | Placement | None = None,
+    opt_state: Select | None = None,
     progress: Progress | None = None,
 ) -> Tree:
     """Fills what ``partial`` lacks of what ``fn(key)`` would give.
@@ -53,6 +56,8 @@ def init_missing(
       out_shardings: as for ``shardinit.init``.
       grow: globs or a predicate on the paths of leaves that may have become larger:
         what is there is kept at the low end of every axis, the rest is initialised.
+      opt_rules: as for ``shardinit.plan``.
+      opt_state: as for ``shardinit.plan``.
       progress: called with (leaves dispatched, leaves in all).
 
     Returns:
@@ -72,7 +77,13 @@ def init_missing(
       (['new', 'old'], True)
     """
     root = as_key(key)
-    options = PlanOptions(mesh=mesh, rules=rules, out_shardings=out_shardings)
+    options = PlanOptions(
+        mesh=mesh,
+        rules=rules,
+        out_shardings=out_shardings,
+        opt_rules=opt_rules,
+        opt_state=opt_state,
+    )
     whole = make_plan(fn, root, options)
     whole.warn()
     present = _present(partial, whole)

@@ -13,12 +13,13 @@ reading into numpy, imports neither JAX nor Flax.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardinit.core.plan.findings import refuse
 from shardinit.core.region import covering
 from shardinit.progress import Report, counted
 from shardinit.progress import progress as shown
@@ -156,6 +157,11 @@ class Client:
         rules: Rules | None = None,
         out_shardings: Any = None,
         select: Select | None = None,
+        strict: bool | Collection[str] = False,
+        whole: str = "replicate",
+        indivisible: str = "error",
+        memory_limit: int | None = None,
+        prng: str | None = None,
         via: str = "program",
         progress: Report | None = None,
     ) -> Any:
@@ -168,6 +174,11 @@ class Client:
           rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``.
           out_shardings: a pytree of shardings instead of rules.
           select: globs over leaf paths: the leaves to initialise.
+          strict: refuse findings, as for ``shardinit.plan``.
+          whole: as for ``shardinit.plan``; not by stream, as are the next three.
+          indivisible: as for ``shardinit.plan``.
+          memory_limit: as for ``shardinit.plan``.
+          prng: as for ``shardinit.plan``.
           via: ``"program"``, or ``"stream"`` to have the service compute the bytes and
             send them, each process asking for those of its own devices only.
           progress: counts leaves that are dispatched.
@@ -177,6 +188,7 @@ class Client:
 
         Raises:
           ShardingError: the rules do not fit the leaves.
+          FindingsError: ``strict`` refuses what the findings say.
         """
         if via not in ("program", "stream"):
             raise ValueError(f"via={via!r}; expected 'program' or 'stream'")
@@ -186,10 +198,34 @@ class Client:
             from shardinit.core.run.compile import init
 
             with shown("initialise", progress, "leaves") as report:
-                return init(program, key, rules=rules, progress=report, **where)
+                return init(
+                    program,
+                    key,
+                    rules=rules,
+                    strict=strict,
+                    whole=whole,
+                    indivisible=indivisible,
+                    memory_limit=memory_limit,
+                    prng=prng,
+                    progress=report,
+                    **where,
+                )
+        own = {
+            "whole": whole != "replicate",
+            "indivisible": indivisible != "error",
+            "memory_limit": memory_limit is not None,
+            "prng": prng is not None,
+        }
+        if any(own.values()):
+            given = ", ".join(name for name, is_given in own.items() if is_given)
+            raise ValueError(
+                f"via='stream' with {given}: the service computes and places leaves "
+                f"without them; expected via='program'"
+            )
         from shardinit.service.client.arrays import from_windows
 
         described = self.describe(spec, mesh if out_shardings is None else None, rules)
+        refuse(described.findings, strict, str(spec))
         with shown("receive", progress, "leaves") as report:
             return from_windows(
                 described,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from google.protobuf.message import Message
 from grpc.experimental import ChannelOptions
 
 from shardinit.errors import ServiceError
+from shardinit.service.client.retrying import attempts
 from shardinit.service.wire.access import is_local, read_tokens
 from shardinit.service.wire.errors import REQUEST_ID, from_rpc_error
 from shardinit.service.wire.limits import DEFAULTS
@@ -134,11 +136,14 @@ class Connection:
       target: what gRPC resolves.
       timeout: seconds that each call may take; a stream, between signs of life.
       credentials: how to connect.
+
+    Attributes:
+      target, timeout: as given.
     """
 
     def __init__(self, target: str, timeout: float, credentials: Credentials):
         self.target = target
-        self._timeout = timeout
+        self.timeout = timeout
         self._credentials = credentials
         self._lock = threading.Lock()
         self._negotiated = False
@@ -170,7 +175,11 @@ class Connection:
           ServiceError: anything else.
         """
         self._negotiate()
-        return self._call(name, request)
+        if not isinstance(request, Message):
+            return self._call(name, request)  # a stream cannot be read again
+        end = time.monotonic() + self.timeout
+        busy = attempts((), seconds=self.timeout)
+        return busy(lambda: self._call(name, request, end - time.monotonic()))
 
     @contextmanager
     def stream(
@@ -202,7 +211,7 @@ class Connection:
                     request_serializer=type(request).SerializeToString,
                     response_deserializer=read,
                 )
-            timeout = None if endless else self._timeout
+            timeout = None if endless else self.timeout
             answers = method(request, timeout=timeout, metadata=self._metadata())
             try:
                 yield answers
@@ -224,10 +233,16 @@ class Connection:
                 self._call("GetVersion", request)
                 self._negotiated = True
 
-    def _call(self, name: str, request: Message | Iterator[Message]) -> Any:
+    def _call(
+        self,
+        name: str,
+        request: Message | Iterator[Message],
+        seconds: float | None = None,
+    ) -> Any:
+        timeout = self.timeout if seconds is None else max(seconds, 0.0)
         with self._translated(name):
             method = getattr(self._stub, name)
-            return method(request, timeout=self._timeout, metadata=self._metadata())
+            return method(request, timeout=timeout, metadata=self._metadata())
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return ((REQUEST_ID, uuid.uuid4().hex), *self._credentials.header())

@@ -15,6 +15,7 @@ from shardinit.errors import ServiceError
 from shardinit.service.client.connection import Connection
 from shardinit.service.client.retrying import attempts
 from shardinit.service.client.store import Store, digest_of
+from shardinit.service.wire import chunks
 from shardinit.service.wire import messages as wire
 from shardinit.service.wire.limits import DEFAULTS
 from shardinit.service.wire.versions import jax_version
@@ -51,7 +52,8 @@ class Programs:
         if held is not None and message.program_sha256:
             return held  # its digest is its name: nothing to ask
         known = bytes.fromhex(digest) if digest and held is not None else b""
-        fetched = attempts(("UNAVAILABLE", "DATA_LOSS"), most=3)
+        seconds = self._connection.timeout
+        fetched = attempts(("UNAVAILABLE", "DATA_LOSS"), most=3, seconds=seconds)
         data, digest = fetched(self._fetch, message, known, held)
         if data is not held:
             self._store.write(digest, data)
@@ -68,7 +70,7 @@ class Programs:
 
         def messages() -> Iterator[service_pb2.UploadProgramRequest]:
             yield service_pb2.UploadProgramRequest(header=header)
-            for chunk in wire.chunks_to_proto(data, DEFAULTS.request_bytes // 2):
+            for chunk in chunks.cut(data, DEFAULTS.request_bytes // 2):
                 yield service_pb2.UploadProgramRequest(chunk=chunk)
 
         self._connection.call("UploadProgram", messages())
@@ -90,9 +92,11 @@ class Programs:
             digest = header.sha256.hex()
             if held is not None and header.sha256 == known:
                 return held, digest
-            chunks = (message.chunk for message in messages)
+            joined = chunks.Joined(header.size)
             try:
-                result = wire.chunks_from_proto(chunks, header.size)
+                for message in messages:
+                    joined.add(message.chunk)
+                result = joined.result()
             except ValueError as error:
                 raise self._damaged(str(error)) from error
         if digest_of(result) != digest:

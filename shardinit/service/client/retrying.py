@@ -1,5 +1,8 @@
 """Retrying: a stream that breaks is asked for again, as long as that gets further.
 
+A server that is busy says when to ask again. So whoever was refused for that does, at
+a random moment after it, as long as the time lasts that the call may take.
+
 gRPC retries a call only until its first answer has come ("committed" in
 https://github.com/grpc/proposal/blob/master/A6-client-retries.md), so
 a stream that has begun is taken up here, by whoever knows where it was.
@@ -7,6 +10,8 @@ a stream that has begun is taken up here, by whoever knows where it was.
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Collection
 
 from tenacity import (
@@ -23,6 +28,7 @@ def attempts(
     codes: Collection[str],
     place: Callable[[], tuple[int, ...]] = tuple,
     most: int = 8,
+    seconds: float = 60.0,
 ) -> Retrying:
     """What tries a stream again: iterated, or called with the function to run.
 
@@ -31,19 +37,35 @@ def attempts(
         passes without anything new counts as a failure all the same.
       place: how far the stream has come, as numbers that grow.
       most: attempts in a row that get no further; the error of the last one is raised.
+      seconds: how long a busy server is asked again while that gets no further.
     """
-    furthest = place()
+    furthest, end = place(), time.monotonic() + seconds
 
     def again(state: RetryCallState) -> bool:
-        nonlocal furthest
-        error = state.outcome and state.outcome.exception()
-        if not isinstance(error, ServiceError) or error.code not in codes:
+        nonlocal furthest, end
+        error = _error_of(state)
+        if error is None or (error.code not in codes and error.retry_after is None):
             return False
         if place() > furthest:
             furthest, state.attempt_number = place(), 0
+            end = time.monotonic() + seconds
             return True
+        if error.retry_after is not None:
+            state.attempt_number = 0
+            return time.monotonic() + error.retry_after < end
         return error.code != "DEADLINE_EXCEEDED"
 
     # Random waits: the hosts of a job lose a server all at once.
-    wait = wait_random_exponential(multiplier=0.1, max=2.0)
+    usual = wait_random_exponential(multiplier=0.1, max=2.0)
+
+    def wait(state: RetryCallState) -> float:
+        error = _error_of(state)
+        after = error.retry_after if error is not None else None
+        return usual(state) if after is None else after * random.uniform(1, 2)
+
     return Retrying(retry=again, stop=stop_after_attempt(most), wait=wait, reraise=True)
+
+
+def _error_of(state: RetryCallState) -> ServiceError | None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    return error if isinstance(error, ServiceError) else None

@@ -18,7 +18,6 @@ import hmac
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -31,9 +30,6 @@ from shardinit.service.wire.access import read_tokens
 log = logging.getLogger("shardinit.service")
 
 Value = TypeVar("Value")
-Continuation = Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None]
-
-_OPEN = "/grpc.health.v1.Health/"
 
 
 class Watched(Generic[Value]):
@@ -96,15 +92,16 @@ class Tokens:
     def __init__(self, path: Path):
         self._file = Watched([path], _digests)
 
-    def allow(self, header: str) -> bool:
-        """Whether ``authorization: header`` carries one of the tokens."""
+    def find(self, header: str) -> str:
+        """Whose token ``authorization: header`` carries; empty if nobody's."""
         self._file.refresh()
         scheme, _, token = header.partition(" ")
         given = hashlib.sha256(token.strip().encode()).digest()
         found = False
         for known in self._file.value:
             found |= hmac.compare_digest(known, given)
-        return found and scheme.lower() == "bearer"
+        right = found and scheme.lower() == "bearer"
+        return f"token {given.hex()[:12]}" if right else ""
 
 
 def _digests(contents: list[bytes]) -> tuple[bytes, ...]:
@@ -112,45 +109,6 @@ def _digests(contents: list[bytes]) -> tuple[bytes, ...]:
     if not tokens or any(len(token) < 16 for token in tokens):
         raise ValueError("expected tokens of 16 characters or more, one a line")
     return tuple(hashlib.sha256(token).digest() for token in tokens)
-
-
-class Access(grpc.ServerInterceptor):
-    """Refuses calls without a token; health excepted.
-
-    Args:
-      tokens: those that are let in.
-      pool: threads that say the refusals.
-    """
-
-    def __init__(self, tokens: Tokens, pool: Executor):
-        self._tokens = tokens
-        self._refuse = refusal(
-            pool, grpc.StatusCode.UNAUTHENTICATED, "no valid bearer token"
-        )
-
-    def intercept_service(
-        self,
-        continuation: Continuation,
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
-        """The handler of a call, or one that refuses it."""
-        if handler_call_details.method.startswith(_OPEN):
-            return continuation(handler_call_details)
-        given = dict(handler_call_details.invocation_metadata or ())
-        header = given.get("authorization", "")
-        if isinstance(header, str) and self._tokens.allow(header):
-            return continuation(handler_call_details)
-        return self._refuse
-
-
-def refusal(pool: Executor, code: grpc.StatusCode, text: str) -> grpc.RpcMethodHandler:
-    """A handler that ends any call with ``code``, on threads of its own."""
-
-    def refuse(request: object, context: grpc.ServicerContext) -> None:
-        context.abort(code, text)
-
-    refuse.experimental_thread_pool = pool  # type: ignore[attr-defined]
-    return grpc.unary_unary_rpc_method_handler(refuse)
 
 
 def server_credentials(config: Config) -> grpc.ServerCredentials | None:

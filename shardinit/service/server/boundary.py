@@ -1,189 +1,248 @@
-"""Boundary: what holds for every call of the init service, written once.
+"""Boundary: what holds for every call, written once.
 
-Each call gets a request id (the caller's, if it gave one), a line in the log, a count
-and a span when it ends, and a status for whatever was raised inside. A request that
-does not parse, or is beyond the limits, is the caller's fault and says so: a handler
-sees none of these. Calls wait for a thread of their own
-kind, short or long, in a queue that is bounded: one more is refused, by threads that
-do nothing else. The servicer behind all this is left with its subject.
+Each call of the init service gets a request id (the caller's, if it gave one), a line
+in the log, a count and a span when it ends, and a status for whatever was raised
+inside. Who calls is known by token, certificate or address; a call without a token, or
+one too many of its caller, is refused, and that is counted and said too. A request
+that does not parse, or is beyond the limits, is the caller's fault and says so. The
+handlers behind all this are left with their subject.
+
+A message is waited for here, not in gRPC, and not for ever: a call that is only begun
+holds nothing but its place on its connection, and that only for a while.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError, Message
+from grpc import aio
 
 from shardinit.errors import ServiceError, SpecError
-from shardinit.service.server.auth import Continuation, refusal
+from shardinit.service.server.auth import Tokens
 from shardinit.service.server.config import Config
 from shardinit.service.server.telemetry import Metrics, span
-from shardinit.service.wire.errors import REQUEST_ID, code_of, to_status
+from shardinit.service.wire.errors import (
+    REQUEST_ID,
+    Refusal,
+    code_of,
+    to_status,
+    trailing,
+)
 from shardinit.service.wire.versions import SERVICE
 
 log = logging.getLogger("shardinit.service")
 
-_LONG_CALLS = frozenset({"StreamShards", "WriteCheckpoint", "UploadProgram"})
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_FOREVER = 1e8  # seconds
-_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+_HEALTH = "/grpc.health.v1.Health/"
+_AGAIN = 1.0  # seconds after which a caller with too many calls may ask again
 
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
-Request = Message | SpecError  # the latter for one that does not parse
-
-
-class Pool(ThreadPoolExecutor):
-    """Threads, with the number of calls that wait for one in ``waiting``.
-
-    gRPC hands every call to the executor, whose queue has no end and says nothing: a
-    server that is too busy would just become slower, without a word to its callers
-    (https://github.com/grpc/grpc/issues/8616).
-    """
-
-    def __init__(self, threads: int, name: str):
-        super().__init__(threads, thread_name_prefix=f"shardinit-{name}")
-        self._count = threading.Lock()
-        self.waiting = 0
-
-    def submit(
-        self,
-        fn: Callable[Parameters, Result],
-        /,
-        *args: Parameters.args,
-        **kwargs: Parameters.kwargs,
-    ) -> Future[Result]:
-        """As any executor; counts until ``fn`` begins."""
-        self._add(1)
-
-        def begin() -> Result:
-            self._add(-1)
-            return fn(*args, **kwargs)
-
-        return super().submit(begin)
-
-    def _add(self, number: int) -> None:
-        with self._count:
-            self.waiting += number
-
-
-class Boundary(grpc.ServerInterceptor):
-    """Wraps the handlers of the init service; other services pass through.
-
-    Args:
-      config: how many threads there are, how many calls may wait, what they may ask.
-      metrics: where calls are counted.
+@dataclass(frozen=True)
+class Call:
+    """One call, for its handler.
 
     Attributes:
-      short: threads of short calls.
-      long: threads of the calls that send or write bytes.
-      spare: threads that say refusals.
+      request_id: the caller's, or one that was made.
+      caller: who calls; equal for all calls of one.
     """
 
-    def __init__(self, config: Config, metrics: Metrics):
-        self.short = Pool(config.workers, "call")
-        self.long = Pool(config.streams, "stream")
-        self.spare = Pool(1, "spare")
-        self._queue = config.queue
-        self._limits = config.limits
+    request_id: str
+    caller: str
+
+
+class Boundary(aio.ServerInterceptor):
+    """Wraps every handler of a server.
+
+    Args:
+      config: what a call may take, and how long its messages.
+      metrics: where calls are counted.
+      tokens: those that are let in; None lets everybody in.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, tokens: Tokens | None = None):
+        self._config = config
         self._metrics = metrics
-        self._busy = refusal(
-            self.spare,
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "too many calls wait already; ask again later",
-        )
+        self._tokens = tokens
+        self._calls: Counter[str] = Counter()
 
-    def intercept_service(
+    async def intercept_service(
         self,
-        continuation: Continuation,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler | None:
-        """Returns the handler of a call, wrapped if it is the service's own."""
-        handler: Any = continuation(handler_call_details)
-        service, _, name = handler_call_details.method.strip("/").rpartition("/")
-        if handler is None or service != SERVICE:
-            return handler
-        pool = self.long if name in _LONG_CALLS else self.short
-        if pool.waiting >= self._queue:
-            self._metrics.calls.labels(name, "RESOURCE_EXHAUSTED").inc()
-            return self._busy
-        kind = next(k for k in _KINDS if getattr(handler, k) is not None)
-        wrap = self._streaming if handler.response_streaming else self._unary
-        wrapped = wrap(name, getattr(handler, kind))
-        # Where gRPC (1.80 to 1.85) looks for threads of a call's own. Without it all
-        # calls share the server's, and long streams keep short calls waiting.
-        wrapped.experimental_thread_pool = pool  # type: ignore[attr-defined]
-        return getattr(grpc, f"{kind}_rpc_method_handler")(
-            wrapped,
-            _tolerant(handler.request_deserializer),
-            _as_it_is(handler.response_serializer),
-        )
+    ) -> Any:
+        """The handler of a call, wrapped.
 
-    def _unary(self, name: str, behaviour: Callable[..., Any]) -> Callable[..., Any]:
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
-            with self._watched(name, context):
-                return behaviour(self._checked(request), context)
+        To gRPC all are streams of bytes in both directions, which is the same on the
+        wire: of any other kind it would call the handler when the message is there,
+        and wait for that as long as it takes.
+        """
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        serve = partial(self._serve, handler_call_details.method, handler)
 
-        return call
+        async def call(_: Any, context: aio.ServicerContext) -> None:
+            await serve(context)
 
-    def _streaming(
-        self, name: str, behaviour: Callable[..., Any]
-    ) -> Callable[..., Any]:
-        def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._watched(name, context):
-                yield from behaviour(self._checked(request), context)
+        return grpc.stream_stream_rpc_method_handler(call)
 
-        return call
+    async def _serve(
+        self, method: str, handler: Any, context: aio.ServicerContext
+    ) -> None:
+        request_id = _request_id(context)
+        status = None
+        with self._watched(method, request_id, context) as ended:
+            try:
+                with self._admitted(method, context) as caller:
+                    call = Call(request_id, caller)
+                    own = method.startswith(f"/{SERVICE}/")
+                    await self._answer(handler, call if own else context, context)
+                ended("OK")
+            except asyncio.CancelledError:
+                ended("CANCELLED")
+                raise
+            except aio.AbortError:  # another service's own way to say it
+                ended("ABORTED")
+                raise
+            except Exception as error:
+                code = code_of(error).name
+                if code == "INTERNAL" and not isinstance(error, Refusal):
+                    text = "%s request=%s failed"
+                    log.error(text, method, request_id, exc_info=error)
+                ended(code)
+                status = to_status(error, request_id)
+        if status is not None:
+            metadata = trailing(status, request_id)
+            await context.abort(code_of(Refusal(status)), status.message, metadata)
 
-    def _checked(
-        self, request: Request | Iterator[Request]
-    ) -> Message | Iterator[Message]:
-        """The request, or the requests of a stream as they come, within the limits."""
-        if isinstance(request, Request):
-            return self._within(request)
-        return map(self._within, request)
+    async def _answer(
+        self, handler: Any, given: Any, context: aio.ServicerContext
+    ) -> None:
+        messages = self._messages(handler, context)
+        request = messages if handler.request_streaming else await anext(messages)
+        behaviour = next(filter(None, (getattr(handler, kind) for kind in _KINDS)))
+        write = _writer(handler.response_serializer, context, self._config)
+        answers = behaviour(request, given)
+        if not handler.response_streaming:
+            await write(await answers)
+            return
+        async for answer in answers:
+            await write(answer)
 
-    def _within(self, request: Request) -> Message:
-        if isinstance(request, SpecError):
-            raise request
-        faults = self._limits.check(request)
+    async def _messages(
+        self, handler: Any, context: aio.ServicerContext
+    ) -> AsyncIterator[Any]:
+        """The caller's messages as they come, within the limits."""
+        seconds = self._config.message_seconds
+        while True:
+            try:
+                async with asyncio.timeout(seconds):
+                    data: Any = await context.read()
+            except TimeoutError:
+                self._metrics.refused.labels("message-seconds").inc()
+                raise ServiceError(
+                    "request",
+                    f"no message has come in {seconds:g} s",
+                    code="DEADLINE_EXCEEDED",
+                    limit="message-seconds",
+                ) from None
+            if data is aio.EOF:  # type: ignore[attr-defined]
+                if not handler.request_streaming:
+                    raise SpecError("request", [("request", "it has no message")])
+                return
+            yield self._within(handler.request_deserializer, data)
+
+    def _within(self, parse: Callable[[bytes], Message], data: bytes) -> Message:
+        try:
+            request = parse(data)
+        except DecodeError:
+            text = "no valid message, or nested deeper than protobuf allows"
+            raise SpecError("request", [("request", text)]) from None
+        if not request.DESCRIPTOR.full_name.startswith("shardinit."):
+            return request
+        limits = self._config.limits
+        faults = limits.check(request)
         if faults:
             spec = getattr(request, "spec", None)
-            model = spec.named.model[: self._limits.name] if spec is not None else ""
+            model = spec.named.model[: limits.name] if spec is not None else ""
             raise SpecError(model or "request", faults)
         return request
 
     @contextmanager
-    def _watched(self, name: str, context: grpc.ServicerContext) -> Iterator[None]:
-        request_id = _request_id(context)
+    def _admitted(self, method: str, context: aio.ServicerContext) -> Iterator[str]:
+        """Who calls; keeps count of them.
+
+        Raises:
+          ServiceError: without a token, or with too many calls already.
+        """
+        caller = self._caller(method, context)
+        if self._calls[caller] >= self._config.caller_calls:
+            self._metrics.refused.labels("caller-calls").inc()
+            raise ServiceError(
+                "",
+                "its caller has too many calls already",
+                f"at most {self._config.caller_calls:,}",
+                code="RESOURCE_EXHAUSTED",
+                limit="caller-calls",
+                retry_after=_AGAIN,
+            )
+        self._calls[caller] += 1
+        try:
+            yield caller
+        finally:
+            self._calls[caller] -= 1
+            if not self._calls[caller]:
+                del self._calls[caller]
+
+    def _caller(self, method: str, context: aio.ServicerContext) -> str:
+        if self._tokens is not None and not method.startswith(_HEALTH):
+            header = dict(context.invocation_metadata() or ()).get("authorization", "")
+            name = self._tokens.find(header) if isinstance(header, str) else ""
+            if not name:
+                self._metrics.refused.labels("unauthenticated").inc()
+                raise ServiceError("", "no valid bearer token", code="UNAUTHENTICATED")
+            return name
+        identities = context.peer_identities()
+        if identities:
+            return "certificate " + b" ".join(identities).decode(errors="replace")
+        return context.peer().rpartition(":")[0]  # the address without its port
+
+    @contextmanager
+    def _watched(
+        self, method: str, request_id: str, context: aio.ServicerContext
+    ) -> Iterator[Callable[[str], None]]:
+        """Counts and tells a call; what is yielded is told how it has ended."""
+        service, _, name = method.strip("/").rpartition("/")
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        if service != SERVICE:
+            yield partial(self._tell_refused, method, context)
+            return
+        outcome = "UNKNOWN"
+
+        def ended(code: str) -> None:
+            nonlocal outcome
+            outcome = code
+
         active = self._metrics.active.labels(name)
         active.inc()
         begin = time.monotonic()
-        status, outcome = None, "OK"
-        with span(f"{SERVICE}/{name}", context.invocation_metadata()) as ended:
+        with span(f"{SERVICE}/{name}", context.invocation_metadata()) as told:
             try:
-                yield
-            except GeneratorExit:
-                outcome = "CANCELLED"
-                raise
-            except Exception as error:
-                outcome = code_of(error).name
-                status = to_status(error, request_id)
-                if outcome == "INTERNAL":
-                    log.error("%s request=%s failed", name, request_id, exc_info=error)
+                yield ended
             finally:
-                ended(outcome)
+                told(outcome)
                 seconds = time.monotonic() - begin
                 active.dec()
                 self._metrics.calls.labels(name, outcome).inc()
@@ -197,54 +256,42 @@ class Boundary(grpc.ServerInterceptor):
                 }
                 text = "%s %s %.3f s request=%s"
                 log.info(text, name, outcome, seconds, request_id, extra=fields)
-        if status is not None:
-            context.abort_with_status(status)
+
+    def _tell_refused(
+        self, method: str, context: aio.ServicerContext, code: str
+    ) -> None:
+        """Of other services only refusals are worth a line: probes come all day."""
+        if code not in ("OK", "CANCELLED", "ABORTED"):
+            log.info("%s %s peer=%s", method, code, context.peer())
 
 
-def _tolerant(parse: Callable[[bytes], Message]) -> Callable[[bytes], Request]:
-    """Returns the error as the request, for a handler to raise.
+_KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
-    Raised here it would end the call as INTERNAL, "Exception deserializing request!",
-    which blames the server (https://github.com/grpc/grpc/issues/31711).
-    """
 
-    def parse_or_fault(data: bytes) -> Request:
+def _writer(
+    serialise: Callable[[Message], bytes], context: aio.ServicerContext, config: Config
+) -> Callable[[Message | bytes], Awaitable[None]]:
+    """Sends messages; bytes go as they are, which saves copies."""
+
+    async def write(message: Message | bytes) -> None:
+        data = message if isinstance(message, bytes) else serialise(message)
         try:
-            return parse(data)
-        except DecodeError:
-            text = "no valid message, or nested deeper than protobuf allows"
-            return SpecError("request", [("request", text)])
+            async with asyncio.timeout(config.stall_seconds):
+                await context.write(data)
+        except TimeoutError:
+            raise ServiceError(
+                "",
+                f"its reader has taken nothing for {config.stall_seconds:g} s",
+                remedy="Ask again, and go on where it was",
+                code="UNAVAILABLE",
+                limit="stall-seconds",
+            ) from None
 
-    return parse_or_fault
-
-
-def _as_it_is(
-    serialise: Callable[[Message], bytes],
-) -> Callable[[Message | bytes], bytes]:
-    """Lets through what a handler has serialised itself, to save copies."""
-
-    def to_bytes(message: Message | bytes) -> bytes:
-        return message if isinstance(message, bytes) else serialise(message)
-
-    return to_bytes
+    return write
 
 
-def _request_id(context: grpc.ServicerContext) -> str:
+def _request_id(context: aio.ServicerContext) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID and isinstance(value, str) and _ID.fullmatch(value):
             return value
     return uuid.uuid4().hex
-
-
-def remaining(context: grpc.ServicerContext) -> float | None:
-    """Seconds until the caller's deadline; None without one.
-
-    Raises:
-      ServiceError: the caller has gone (CANCELLED).
-    """
-    if not context.is_active():
-        raise ServiceError("", "the caller has gone", code="CANCELLED")
-    left = context.time_remaining()
-    # Without a deadline gRPC gives centuries, not the None that it documents; both are
-    # allowed (https://github.com/grpc/grpc/issues/9423).
-    return None if left is None or left > _FOREVER else max(left, 0.0)

@@ -1,126 +1,119 @@
 """Cache: what was built once is not built again, and never twice at a time.
 
 A thousand hosts of one job ask for the same program within a second. The first request
-builds it; the others wait for that very build. What was built is kept while it is
-used, within a bound in bytes, the least recently used going first. A failed build is
-told to all that waited for it, and forgotten.
-
-Who waits for a turn to build has begun nothing yet: a caller whose time is up leaves
-those behind it undisturbed.
+has it built; the others wait for that very build, which ends when the last of them has
+gone. What was built is kept while it is used, within a bound in bytes, the least
+recently used going first. A failed build is told to all that waited for it, and
+forgotten.
 """
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Generic, TypeVar
-
-from shardinit.errors import ServiceError
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 Value = TypeVar("Value")
 
 
-class BuildCache(Generic[Value]):
+class Kept(Generic[Value]):
     """Least-recently-used values by key, bounded in bytes.
 
     Args:
       capacity: bytes of all values together; one that is larger is not kept.
       size: bytes of a value.
-      builds: how many different values may be built at a time.
     """
 
-    def __init__(self, capacity: int, size: Callable[[Value], int], builds: int = 2):
+    def __init__(self, capacity: int, size: Callable[[Value], int]):
         self._capacity = capacity
         self._size = size
-        self._builds = builds
-        self._changed = threading.Condition()
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._running: dict[Hashable, Future[Value]] = {}
-        self._bytes = 0
+        self.bytes = 0
 
-    def find(self, wanted: Callable[[Value], bool]) -> Value | None:
-        """A value that is there and wanted."""
-        with self._changed:
-            for key, value in self._values.items():
-                if wanted(value):
-                    self._values.move_to_end(key)
-                    return value
-        return None
+    def get(self, key: Hashable) -> Value | None:
+        """The value of ``key``, if it is there."""
+        if key in self._values:
+            self._values.move_to_end(key)
+        return self._values.get(key)
 
-    def get(
-        self, key: Hashable, build: Callable[[], Value], timeout: float | None = None
-    ) -> Value:
-        """The value of ``key``, built if it is not there.
+    def put(self, key: Hashable, value: Value) -> None:
+        """Keeps a value, if it fits; others go for it."""
+        if key in self._values or self._size(value) > self._capacity:
+            return
+        self._values[key] = value
+        self.bytes += self._size(value)
+        while self.bytes > self._capacity:
+            _, oldest = self._values.popitem(last=False)
+            self.bytes -= self._size(oldest)
 
-        Args:
-          key: what the value is of.
-          build: makes it; runs in the calling thread, to its end.
-          timeout: seconds to wait for another thread's build, or for a turn.
 
-        Raises:
-          ServiceError: the wait was too long (DEADLINE_EXCEEDED).
-        """
-        with self._changed:
-            free = self._changed.wait_for(
-                lambda: (
-                    key in self._values
-                    or key in self._running
-                    or len(self._running) < self._builds
-                ),
-                timeout,
-            )
-            if not free:
-                raise _too_long()
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-            future = self._running.get(key)
-            mine = future is None
-            if future is None:
-                future = self._running[key] = Future()
-        if not mine:
-            try:
-                return future.result(timeout)
-            except FutureTimeoutError:
-                raise _too_long() from None
-        try:
-            value = build()
-        except BaseException as error:
-            self._end(key)
-            future.set_exception(error)
-            raise
-        self._end(key, value)
-        future.set_result(value)
-        return value
+class BuildCache(Generic[Value]):
+    """Values that are built when they are first asked for. For one event loop.
 
-    def _end(self, key: Hashable, *made: Value) -> None:
-        """Lets the next one build; keeps what was made, if it fits."""
-        with self._changed:
-            del self._running[key]
-            self._changed.notify_all()
-            for value in made:
-                size = self._size(value)
-                if size <= self._capacity:
-                    self._values[key] = value
-                    self._bytes += size
-            while self._bytes > self._capacity:
-                _, oldest = self._values.popitem(last=False)
-                self._bytes -= self._size(oldest)
+    Args:
+      capacity, size: as for `Kept`.
+      seen: called with whether a value was there, or is being built, already.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        size: Callable[[Value], int],
+        seen: Callable[[bool], None] = lambda hit: None,
+    ):
+        self._kept: Kept[Value] = Kept(capacity, size)
+        self._running: dict[Hashable, _Build[Value]] = {}
+        self._seen = seen
 
     @property
     def bytes(self) -> int:
         """Bytes of all values that are kept."""
-        with self._changed:
-            return self._bytes
+        return self._kept.bytes
+
+    async def get(self, key: Hashable, build: Callable[[], Awaitable[Value]]) -> Value:
+        """The value of ``key``; it is built if it is not there.
+
+        Cancelling a call leaves the build to the others that wait for it, if any.
+        """
+        value = self._kept.get(key)
+        running = self._running.get(key)
+        self._seen(value is not None or running is not None)
+        if value is not None:
+            return value
+        if running is None:
+            running = self._running[key] = _Build(self._build(key, build))
+            running.task.add_done_callback(partial(self._forget, key, running))
+        running.waiting += 1
+        try:
+            return await asyncio.shield(running.task)
+        finally:
+            running.waiting -= 1
+            if not running.waiting and not running.task.done():
+                running.task.cancel()
+                self._forget(key, running)
+
+    async def _build(
+        self, key: Hashable, build: Callable[[], Awaitable[Value]]
+    ) -> Value:
+        value = await build()
+        self._kept.put(key, value)
+        return value
+
+    def _forget(
+        self, key: Hashable, running: _Build[Value], ended: asyncio.Future | None = None
+    ) -> None:
+        """Has the next who asks begin anew, unless somebody has already."""
+        if self._running.get(key) is running:
+            del self._running[key]
+        if ended is not None and not ended.cancelled():
+            ended.exception()  # seen: nobody may wait for it any more
 
 
-def _too_long() -> ServiceError:
-    return ServiceError(
-        "",
-        "the model is still being built",
-        remedy="Ask again, or with a longer deadline",
-        code="DEADLINE_EXCEEDED",
-    )
+class _Build(Generic[Value]):
+    """A build that runs, and how many wait for it."""
+
+    def __init__(self, building: Coroutine[Any, Any, Value]):
+        self.task = asyncio.create_task(building)
+        self.waiting = 0

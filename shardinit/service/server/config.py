@@ -8,6 +8,7 @@ the server is made, before any port is opened.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -29,6 +30,12 @@ class Setting(NamedTuple):
     help: str
     flag: str | None = None
     least: float | None = None
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 Listen = Annotated[
@@ -66,13 +73,41 @@ class Config:
     metrics_listen: Annotated[
         str | None, Setting("Host and port of Prometheus metrics (HTTP).")
     ] = None
-    workers: Annotated[int, Setting("Threads of short calls.", least=1)] = 16
-    streams: Annotated[int, Setting("Streams and checkpoints at a time.", least=1)] = 8
-    queue: Annotated[
-        int, Setting("Calls that may wait; one more is refused.", least=1)
-    ] = 1024
+    models: Annotated[
+        tuple[str, ...], Setting("Module that registers models; may be repeated.")
+    ] = ()
+    workers: Annotated[
+        int,
+        Setting("Processes that build and compute; default one a core.", least=1),
+    ] = _cores()
+    streams: Annotated[int, Setting("Streams of windows at a time.", least=1)] = 128
+    writes: Annotated[
+        int, Setting("Checkpoints at a time, each a process.", least=1)
+    ] = 4
+    queue: Annotated[int, Setting("Builds that may wait for a worker.", least=1)] = 1024
+    caller_calls: Annotated[int, Setting("Calls of one caller at a time.", least=1)] = (
+        4096
+    )
+    connection_calls: Annotated[
+        int, Setting("Calls on one connection at a time; more wait there.", least=1)
+    ] = 256
+    message_seconds: Annotated[
+        float, Setting("Seconds in which a caller's message must come.", least=0.1)
+    ] = 10.0
+    stall_seconds: Annotated[
+        float, Setting("Seconds in which a reader must take a message.", least=0.1)
+    ] = 120.0
+    build_seconds: Annotated[
+        float, Setting("Most seconds of a build, or of a block.", least=1)
+    ] = 600.0
+    worker_bytes: Annotated[
+        int, Setting("Most resident bytes of a worker.", least=256 << 20)
+    ] = 16 << 30
+    upload_bytes: Annotated[
+        int, Setting("Bytes of uploads under way at a time.", least=0)
+    ] = 512 << 20
     cache_bytes: Annotated[
-        int, Setting("Bytes of plans and programs to keep.", least=0)
+        int, Setting("Bytes to keep: of programs, of answers, of plans.", least=0)
     ] = 256 << 20
     block_bytes: Annotated[
         int, Setting("Bytes that a stream computes at a time.", least=4096)
@@ -83,7 +118,11 @@ class Config:
     model_bytes: Annotated[
         int, Setting("Most bytes of a model that Orbax writes.", least=0)
     ] = 4 << 30
-    # A program is code for XLA that this process compiles and runs: allow it only to
+    store: Annotated[
+        Path | None,
+        Setting("Folder of programs, which replicas may share; default one's own."),
+    ] = None
+    # A program is code for XLA that a worker compiles and runs: allow it only to
     # clients that you trust as much as you trust the models you installed.
     allow_upload: Annotated[bool, Setting("Clients may register programs.")] = False
     checkpoint_roots: Annotated[

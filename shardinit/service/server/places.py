@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardinit.errors import ServiceError
+from shardinit.v1 import service_pb2
 
 
 def resolve(uri: str, roots: Sequence[Path]) -> Path:
@@ -66,4 +67,21 @@ def _refused(uri: str, why: str) -> ServiceError:
         why,
         "an absolute path, or file:// URI, below a folder that the operator allows",
         code="PERMISSION_DENIED",
+    )
+
+
+def receipt_of(target: Path, form: int) -> Path:
+    """Where the receipt of a checkpoint is: beside it, by its format."""
+    suffix = service_pb2.CheckpointFormat.Name(form).rpartition("_")[2].lower()
+    return target.with_name(f"{target.name}.{suffix}.receipt.json")
+
+
+def taken(target: Path, why: str) -> ServiceError:
+    """The refusal of a name that something else has."""
+    return ServiceError(
+        f"checkpoint {str(target)!r}",
+        why,
+        "a name that is free",
+        "Nothing is overwritten: choose another name",
+        code="ALREADY_EXISTS",
     )

@@ -1,9 +1,8 @@
 """Server: the init service on its ports, from the start to an orderly end.
 
-Calls are synchronous and run in threads: the work is JAX's tracing and XLA's loops,
-which no event loop would speed up. Beside the service itself stand the standard ones
-that operators' tools expect: health, reflection and channelz.
-Health has threads of its own, so that a probe is answered while all others are busy.
+What listens is one event loop of gRPC's, on a thread of its own: it answers at once or
+waits, and whatever takes time is done by workers (``pool``). Beside the service itself
+stand the standard ones that operators' tools expect: health, reflection and channelz.
 
 The end is in three steps: health says NOT_SERVING and no new call is taken; calls that
 run get the time they were promised; what still runs shortly before that is handed
@@ -12,32 +11,46 @@ back, so that clients go on elsewhere from where they were.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import functools
 import logging
 import signal
+import socket
 import threading
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from grpc import aio
 from grpc_channelz.v1 import channelz, channelz_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from shardinit.errors import ServiceError
 from shardinit.service.server import auth
-from shardinit.service.server.boundary import Boundary, Pool
+from shardinit.service.server.boundary import Boundary
 from shardinit.service.server.config import Config
-from shardinit.service.server.servicer import Servicer
+from shardinit.service.server.front import Front
+from shardinit.service.server.health import Health
+from shardinit.service.server.pool import Pool
+from shardinit.service.server.store import Store
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.wire.access import split_address
-from shardinit.service.wire.service_pb2_grpc import add_InitServiceServicer_to_server
+from shardinit.service.wire.errors import Refusal
 from shardinit.service.wire.versions import SERVICE
 
 log = logging.getLogger("shardinit.service")
 
+Result = TypeVar("Result")
+Make = Callable[[Config, Metrics, Pool, Store], Front]
+
 _HAND_BACK = 0.2  # part of the grace that is left to say goodbye
+_CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
+_NAMES = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, _CHANNELZ)
 
 
 class Server:
@@ -45,7 +58,7 @@ class Server:
 
     Args:
       config: how to serve.
-      servicer: answers the calls; default a `Servicer` of this config.
+      front: makes what answers the calls; default `Front`.
 
     Attributes:
       address: where it listens, with the port that was taken.
@@ -57,73 +70,60 @@ class Server:
         or an address is in use.
     """
 
-    def __init__(
-        self, config: Config | None = None, *, servicer: Servicer | None = None
-    ):
+    def __init__(self, config: Config | None = None, *, front: Make = Front):
         config = config or Config()
         config.check()
         tokens = auth.Tokens(config.token_file) if config.token_file else None
         credentials = auth.server_credentials(config)
+        self._store = Store(config.store, config.cache_bytes)
+        self._config = replace(config, store=self._store.folder)
         self.metrics = Metrics()
-        self._servicer = servicer or Servicer(config, self.metrics)
-        boundary = Boundary(config, self.metrics)
-        probes = Pool(2, "health")
-        self._pools = (boundary.short, boundary.long, boundary.spare, probes)
-        access = [auth.Access(tokens, boundary.spare)] if tokens else []
-        self._server = grpc.server(
-            boundary.short,
-            interceptors=[*access, boundary],
-            options=(
-                # Else a second server on the port starts without an error, and each
-                # gets some of the calls: https://github.com/grpc/grpc/issues/16920
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", config.limits.request_bytes),
-                ("grpc.max_send_message_length", config.limits.response_bytes),
-                ("grpc.keepalive_time_ms", 60_000),  # a client that is gone is noticed
-                # A client pings every 30 s. By default that may be done every 5 minutes
-                # and hardly between calls; else the connection is ended, as
-                # "too_many_pings": https://github.com/grpc/grpc/issues/33661
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-                ("grpc.keepalive_permit_without_calls", 1),
-            ),
-        )
-        self._health = _Health(probes)
-        add_InitServiceServicer_to_server(self._servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        channelz.add_channelz_servicer(self._server)
-        channels = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
-        names = [SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, channels]
-        reflection.enable_server_reflection(names, self._server)
-        self._names = ("", *names)
-        self._say(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self._probes: grpc.Server | None = None
+        self.address = config.listen
         self.health_address: str | None = None
         self.metrics_address: str | None = None
         self._stop_metrics: Callable[[], None] = lambda: None
+        self._pool: Pool | None = None
+        self._ended = False
+        self._saying: asyncio.Future[None] | None = None
+        _run(self._open(tokens, front))
         try:
-            self.address = _bind(self._server, config.listen, credentials)
+            _refuse_live_socket(config.listen)
+            self.address = _run(_bind(self._server, config.listen, credentials))
             if config.health_listen is not None:
-                self._probes = grpc.server(probes, options=(("grpc.so_reuseport", 0),))
-                health_pb2_grpc.add_HealthServicer_to_server(self._health, self._probes)
-                self.health_address = _bind(self._probes, config.health_listen, None)
+                bound = _run(_bind(self._probes, config.health_listen, None))
+                self.health_address = bound
             if config.metrics_listen is not None:
                 exported = self.metrics.serve(config.metrics_listen)
                 self.metrics_address, self._stop_metrics = exported
         except ServiceError:
-            for server in filter(None, (self._server, self._probes)):
-                # A port is bound when it is added, and only a server that ran gives it
-                # back: https://github.com/grpc/grpc/pull/31232 says so of C#'s.
-                server.start()
-                server.stop(None).wait()
-            self._close()
+            _run(self._abandon())
             raise
 
     def start(self) -> None:
-        """Begins to serve; returns at once."""
-        self._server.start()
-        if self._probes is not None:
-            self._probes.start()
-        self._say(health_pb2.HealthCheckResponse.SERVING)
+        """Begins to serve; returns at once, while the first worker gets ready."""
+        _run(self._start())
+
+    def wait_ready(self) -> None:
+        """Returns when a worker is up.
+
+        Raises:
+          ServiceError: it cannot begin.
+        """
+        if self._pool is not None:
+            with suppress(Refusal):
+                _run(_result(self._pool.models))
+        self.check_workers()
+
+    def check_workers(self) -> None:
+        """Says why no worker can begin, if that is so.
+
+        Raises:
+          ServiceError: it is so.
+        """
+        models = self._pool.models if self._pool is not None else None
+        error = models.exception() if models is not None and models.done() else None
+        if error is not None:
+            raise ServiceError("worker", str(error), code="FAILED_PRECONDITION")
 
     def stop(self, grace: float = 30.0) -> None:
         """Says NOT_SERVING, takes no new call, and lets running ones finish.
@@ -132,51 +132,149 @@ class Server:
           grace: seconds that calls get; a part of it before the end, streams and
             writes that still run are handed back.
         """
-        self._health.enter_graceful_shutdown()
-        ended = self._server.stop(grace)
-        if not ended.wait(grace * (1 - _HAND_BACK)):
-            self._servicer.hand_back()
-        ended.wait()
-        self._servicer.hand_back()  # nothing that was detached outlives its server
-        if self._probes is not None:
-            self._probes.stop(0).wait()
-        self._close()
-
-    def _say(self, status: int) -> None:
-        for name in self._names:
-            self._health.set(name, status)
-
-    def _close(self) -> None:
+        _run(self._stop(grace))
         self._stop_metrics()
-        for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
+        self._store.close()
+
+    async def _open(self, tokens: auth.Tokens | None, front: Make) -> None:
+        """Makes what needs an event loop."""
+        boundary = Boundary(self._config, self.metrics, tokens)
+        self._server = aio.server(
+            interceptors=[boundary],
+            options=(
+                # Else a second server on the port starts without an error, and each
+                # gets some of the calls: https://github.com/grpc/grpc/issues/16920
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_concurrent_streams", self._config.connection_calls),
+                ("grpc.max_receive_message_length", self._config.limits.request_bytes),
+                ("grpc.max_send_message_length", self._config.limits.response_bytes),
+                ("grpc.keepalive_time_ms", 60_000),  # a client that is gone is noticed
+                # A client pings every 30 s. By default that may be done every 5 minutes
+                # and hardly between calls; else the connection is ended, as
+                # "too_many_pings": https://github.com/grpc/grpc/issues/33661
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ),
+        )
+        self._probes = aio.server(
+            interceptors=[Boundary(self._config, self.metrics)],
+            options=(("grpc.so_reuseport", 0),),
+        )
+        self._health = Health()
+        for server in (self._server, self._probes):
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        channelz.add_channelz_servicer(self._server)
+        reflection.enable_server_reflection(_NAMES, self._server)
+        self._make = front
+
+    async def _start(self) -> None:
+        pool = self._pool = Pool(self._config, self.metrics)
+        self._front = self._make(self._config, self.metrics, pool, self._store)
+        handlers = self._front.handlers()
+        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        self._server.add_generic_rpc_handlers((generic,))
+        for name in ("", *_NAMES):
+            await self._health.say(name, name != SERVICE)
+
+        def changed() -> None:
+            self._saying = asyncio.ensure_future(self._health.say(SERVICE, pool.up))
+
+        pool.on_change = changed
+        await self._server.start()
+        if self.health_address is not None:
+            await self._probes.start()
+
+    async def _stop(self, grace: float) -> None:
+        if self._ended or self._pool is None:
+            return
+        await self._health.end()
+        ended = asyncio.ensure_future(self._server.stop(grace))
+        await asyncio.wait((ended,), timeout=grace * (1 - _HAND_BACK))
+        self._front.hand_back()
+        await ended
+        await self._front.close()  # nothing that was detached outlives its server
+        await self._pool.close()
+        await self._probes.stop(0)
+        self._ended = True
+
+    async def _abandon(self) -> None:
+        """Gives back what was bound."""
+        for server in (self._server, self._probes):
+            # A port is bound when it is added, and only a server that ran gives it
+            # back: https://github.com/grpc/grpc/pull/31232 says so of C#'s.
+            await server.start()
+            await server.stop(None)
+        self._store.close()
 
     def __enter__(self) -> Server:
         self.start()
+        try:
+            self.wait_ready()
+        except ServiceError:
+            self.stop(grace=0)
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
         self.stop(grace=1.0)
 
 
-class _Health(health.HealthServicer):
-    """The standard health service, on threads of its own.
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all servers of this process.
 
-    gRPC looks for the thread pool on the function that answers. A method belongs to
-    the class, and so to every server of the process; hence functions of the instance.
+    One for all, since grpcio wakes every loop for the calls of each
+    (https://github.com/grpc/grpc/issues/25364). Its thread lives as long as the
+    process: Linux ends a worker with the thread that started it.
     """
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="shardinit", daemon=True)
+    thread.start()
 
-    def __init__(self, pool: Pool):
-        super().__init__()
-        for name in ("Check", "Watch"):
-            method: Any = partial(getattr(health.HealthServicer, name), self)
-            method.experimental_thread_pool = pool
-            method.experimental_non_blocking = name == "Watch"
-            setattr(self, name, method)
+    def end() -> None:  # else it runs on while the interpreter is taken down
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+
+    atexit.register(end)
+    return loop
 
 
-def _bind(
-    server: grpc.Server, listen: str, credentials: grpc.ServerCredentials | None
+def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """The result of what runs in the loop; for any other thread."""
+    return asyncio.run_coroutine_threadsafe(coroutine, _loop()).result()
+
+
+async def _result(future: asyncio.Future[Result]) -> Result:
+    return await asyncio.shield(future)
+
+
+def _refuse_live_socket(listen: str) -> None:
+    """Leaves a Unix socket alone that somebody listens on; gRPC would take it over.
+
+    Raises:
+      ServiceError: somebody does.
+    """
+    if not listen.startswith("unix:"):
+        return
+    path = listen.removeprefix("unix:")
+    path = path.removeprefix("//") if path.startswith("///") else path
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            return  # nobody there, or no socket at all: gRPC says so
+    raise ServiceError(
+        f"listen address {listen!r}",
+        "another server listens on this socket",
+        "a socket of its own",
+        "Stop the other server, or choose another path",
+        code="UNAVAILABLE",
+    )
+
+
+async def _bind(
+    server: aio.Server, listen: str, credentials: grpc.ServerCredentials | None
 ) -> str:
     """Takes the port; returns the address with its number."""
     try:
@@ -213,7 +311,7 @@ def serve(
       grace: seconds that running calls get to finish.
 
     Raises:
-      ServiceError: as for `Server`.
+      ServiceError: as for `Server`, or no worker can begin.
     """
     asked, again = threading.Event(), threading.Event()
 
@@ -227,7 +325,7 @@ def serve(
         announce(server)
         # A signal may reach another thread; this one then learns of it when it wakes.
         while not asked.wait(0.5):
-            pass
+            server.check_workers()
         log.info("draining, %.0f s at most", grace)
         drain = threading.Thread(target=server.stop, args=(grace,), daemon=True)
         drain.start()
@@ -235,6 +333,9 @@ def serve(
             drain.join(0.05)
         if again.is_set():
             server.stop(0)
+    except ServiceError:
+        server.stop(0)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,75 +1,55 @@
-"""Servicer: the calls of the init service.
+"""Servicer: the calls of the init service, as a worker answers them.
 
-Each is short: read the request, let the core do its work once for all who ask the
-same, and write the answer; whatever holds for every call has been seen to before
-(``boundary``). A model is traced, cut and exported, which costs memory in the size of
-its programs and not of its weights; the bytes of weights are computed as they are sent,
-a block at a time.
+Each is short: read the request, let the core do its work, and give back the message or
+the messages of the answer. Whatever holds for every call has been seen to before, in
+the process that listens (``boundary``), and so has whatever is known already
+(``front``): this is what takes time. A model is traced, cut and exported, which costs
+memory in the size of its programs and not of its weights; the bytes of weights are
+computed a block at a time.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
+from google.protobuf.message import Message
 
+from shardinit.core.run.lazy import LazyTree
 from shardinit.core.run.lazy import open as open_lazily
-from shardinit.errors import ServiceError, SpecError
-from shardinit.service.server import streams, uploads
-from shardinit.service.server.boundary import remaining
-from shardinit.service.server.checkpoints import Checkpoints
+from shardinit.errors import SpecError
+from shardinit.models import builder, model_names
+from shardinit.service.server import checkpoints, windows
+from shardinit.service.server.cache import Kept
 from shardinit.service.server.config import Config
 from shardinit.service.server.model_cache import ModelCache
-from shardinit.service.server.telemetry import Metrics
+from shardinit.service.server.pipe import Piece
+from shardinit.service.server.windows import Wanted
 from shardinit.service.wire import messages as wire
-from shardinit.service.wire import versions
-from shardinit.service.wire.service_pb2_grpc import InitServiceServicer
 from shardinit.v1 import service_pb2
 
 log = logging.getLogger("shardinit.service")
 
+_STREAM_BYTES = 1 << 20  # what an open stream takes, beside a leaf that is held whole
 
-class Servicer(InitServiceServicer):
-    """Answers from registered models.
+
+class Servicer:
+    """Answers from registered models, and from programs of the store.
 
     Args:
       config: how to serve.
-      metrics: where bytes are counted.
     """
 
-    def __init__(self, config: Config | None = None, metrics: Metrics | None = None):
-        self._config = config or Config()
-        self._metrics = metrics or Metrics()
-        self._draining = threading.Event()
-        self._ahead = ThreadPoolExecutor(self._config.streams, "shardinit-ahead")
-        self._models = ModelCache(self._config)
-        self._checkpoints = Checkpoints(self._config, self._models)
-        self._metrics.watch(
-            "cache_bytes",
-            "Bytes of plans, programs and descriptions that are kept",
-            lambda: self._models.bytes,
-        )
-
-    def hand_back(self) -> None:
-        """Ends running streams and writes, so that clients go on elsewhere."""
-        self._draining.set()
-        self._checkpoints.stop()
-
-    def GetVersion(
-        self, request: service_pb2.GetVersionRequest, context: grpc.ServicerContext
-    ) -> service_pb2.GetVersionResponse:
-        """The newest protocol version that both sides speak."""
-        return versions.negotiate(request)
+    def __init__(self, config: Config):
+        self._config = config
+        self._models = ModelCache(config)
+        most = 4 * config.whole_bytes + 16 * _STREAM_BYTES
+        self._open: Kept[list[Wanted]] = Kept(most, _held)
 
     def ListModels(
-        self, request: service_pb2.ListModelsRequest, context: grpc.ServicerContext
+        self, request: service_pb2.ListModelsRequest
     ) -> service_pb2.ListModelsResponse:
         """All registered models; one that is broken is listed bare."""
-        from shardinit.models import builder, model_names
-
         response = service_pb2.ListModelsResponse()
         for name in model_names():
             info = response.models.add(name=name)
@@ -81,70 +61,56 @@ class Servicer(InitServiceServicer):
         return response
 
     def DescribeModel(
-        self, request: service_pb2.DescribeModelRequest, context: grpc.ServicerContext
+        self, request: service_pb2.DescribeModelRequest
     ) -> service_pb2.DescribeModelResponse:
         """The leaves of a model and where they lie."""
-        return self._models.describe(request, remaining(context))
+        return self._models.describe(request)
 
     def GetProgram(
-        self, request: service_pb2.GetProgramRequest, context: grpc.ServicerContext
-    ) -> Iterator[service_pb2.GetProgramResponse]:
-        """A header, then the program's bytes."""
-        spec = wire.spec_from_proto(request.spec)
-        if not isinstance(spec, str):  # before a build that helps nobody
-            versions.check_jax(request.jax_version, versions.jax_version())
-        built = self._models.program(spec, remaining(context))
-        versions.check_jax(request.jax_version, built.jax_version)
-        header = service_pb2.ProgramHeader(
-            size=len(built.data),
-            sha256=built.sha256,
-            fingerprint=built.fingerprint,
-            jax_version=built.jax_version,
-        )
-        yield service_pb2.GetProgramResponse(header=header)
-        if request.known_sha256 != built.sha256:
-            step = self._config.limits.chunk_bytes
-            for chunk in wire.chunks_to_proto(built.data, step):
-                yield service_pb2.GetProgramResponse(chunk=chunk)
+        self, request: service_pb2.GetProgramRequest
+    ) -> Iterator[Message | bytes]:
+        """The program's header, then its bytes."""
+        yield from self._models.program(wire.spec_from_proto(request.spec))
 
-    def StreamShards(
-        self, request: service_pb2.StreamShardsRequest, context: grpc.ServicerContext
-    ) -> Iterator[bytes | service_pb2.StreamShardsResponse]:
-        """The bytes of windows, block by block."""
-        spec = wire.spec_from_proto(request.spec)
-        plan = self._models.plan(spec, remaining(context))
-        key = wire.key_from_proto(request.key)
-        try:
-            tree = open_lazily(plan, key, memory_limit=self._config.whole_bytes)
-        except TypeError as error:  # a key of another kind than the model's
-            raise SpecError("key", [("key", str(error))]) from error
-        windows = streams.read_windows(request, tree)
-        for message in streams.send(
-            windows, request.resume, self._config, self._ahead, self._alive
-        ):
-            yield message
-            if isinstance(message, bytes):
-                self._metrics.sent.inc(len(message))
+    def StreamShards(self, request: service_pb2.StreamShardsRequest) -> Iterator[Piece]:
+        """The bytes that come next, as many as are computed at a time."""
+        place = request.resume
+        asked = service_pb2.StreamShardsRequest()
+        asked.CopyFrom(request)
+        asked.ClearField("resume")
+        name = asked.SerializeToString(deterministic=True)
+        found = self._open.get(name)
+        if found is None:
+            found = windows.read(request, self._tree(request))
+            self._open.put(name, found)
+        windows.check_place(found, place)
+        return windows.pieces(found, place, self._config.block_bytes)
+
+    def PrepareCheckpoint(self, request: service_pb2.WriteCheckpointRequest) -> bytes:
+        """What a checkpoint will be, held against what is at its place."""
+        return checkpoints.prepare(self._models, request, self._config).to_json()
 
     def WriteCheckpoint(
-        self, request: service_pb2.WriteCheckpointRequest, context: grpc.ServicerContext
+        self, request: service_pb2.WriteCheckpointRequest
     ) -> Iterator[service_pb2.WriteCheckpointResponse]:
         """Progress, then the receipt."""
-        return self._checkpoints.write(request, context)
+        return checkpoints.write(self._models, request, self._config)
 
     def UploadProgram(
-        self,
-        request_iterator: Iterator[service_pb2.UploadProgramRequest],
-        context: grpc.ServicerContext,
-    ) -> service_pb2.UploadProgramResponse:
-        """Keeps a client's program under its digest."""
-        return uploads.take(request_iterator, self._models, self._config)
+        self, request: service_pb2.ProgramChunk
+    ) -> service_pb2.ProgramHeader:
+        """The header of a client's program, which is all of the chunk."""
+        return self._models.check(request.data)
 
-    def _alive(self) -> None:
-        if self._draining.is_set():
-            raise ServiceError(
-                "StreamShards",
-                "the server is stopping",
-                remedy="Go on with another replica from where the stream ended",
-                code="UNAVAILABLE",
-            )
+    def _tree(self, request: service_pb2.StreamShardsRequest) -> LazyTree:
+        plan = self._models.plan(wire.spec_from_proto(request.spec))
+        key = wire.key_from_proto(request.key)
+        try:
+            return open_lazily(plan, key, memory_limit=self._config.whole_bytes)
+        except TypeError as error:  # a key of another kind than the model's
+            raise SpecError("key", [("key", str(error))]) from error
+
+
+def _held(wanted: list[Wanted]) -> int:
+    whole = (window.leaf.nbytes for window in wanted if window.leaf.whole)
+    return _STREAM_BYTES + max(whole, default=0)

@@ -15,11 +15,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+)
 from prometheus_client import start_http_server as _start_http
 
 from shardinit.errors import ServiceError
 from shardinit.service.wire.access import split_address
+from shardinit.service.wire.versions import PROTOCOL, jax_version
+from shardinit.version import __version__
 
 try:
     from opentelemetry import propagate as _propagate
@@ -40,20 +48,42 @@ class Metrics:
       seconds: how long they took, by method.
       active: calls that run, by method.
       sent: bytes of windows that were sent.
+      refused: what was refused, by the limit or the reason.
+      waited: how long jobs waited for a worker.
+      built: how long workers took to trace and build, by method.
+      hits, misses: answers that were there, or under way, and those that were not.
+      killed: workers that have ended, by why.
+      uploaded: bytes of programs that clients uploaded.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.calls = self._make(Counter, "calls", "Ended calls", ("method", "code"))
-        self.seconds = Histogram(
-            "shardinit_call_seconds",
-            "Time of a call",
-            ("method",),
-            registry=self.registry,
-            buckets=_BUCKETS,
-        )
+        self.seconds = self._histogram("call_seconds", "Time of a call", ("method",))
         self.active = self._make(Gauge, "active_calls", "Running calls", ("method",))
-        self.sent = self._make(Counter, "stream_bytes", "Bytes of windows sent", ())
+        self.sent = self._make(Counter, "stream_bytes", "Bytes of windows sent")
+        self.refused = self._make(Counter, "refused", "Refused, by why", ("reason",))
+        self.waited = self._histogram("queue_seconds", "Time that jobs waited")
+        self.built = self._histogram("build_seconds", "Time of a build", ("method",))
+        self.hits = self._make(Counter, "cache_hits", "Answers that were there")
+        self.misses = self._make(Counter, "cache_misses", "Answers that were made")
+        self.killed = self._make(Counter, "workers_ended", "Ended workers", ("why",))
+        self.uploaded = self._make(Counter, "upload_bytes", "Bytes of uploads")
+        self._make(
+            Gauge, "build_info", "What runs here", ("version", "jax", "protocol")
+        ).labels(__version__, jax_version(), PROTOCOL).set(1)
+        ProcessCollector(registry=self.registry)
+
+    def seen(self, hit: bool) -> None:
+        """Counts an answer that was there, or was not."""
+        (self.hits if hit else self.misses).inc()
+
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...] = ()
+    ) -> Histogram:
+        return Histogram(
+            f"shardinit_{name}", text, labels, registry=self.registry, buckets=_BUCKETS
+        )
 
     def _make(
         self, kind: type[Metric], name: str, text: str, labels: tuple[str, ...] = ()
@@ -107,6 +137,8 @@ class JsonFormatter(logging.Formatter):
         line |= {name: value for name, value in given if name not in self._own}
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
+        elif record.exc_text:  # a worker's
+            line["error"] = record.exc_text
         return json.dumps(line, default=str)
 
 

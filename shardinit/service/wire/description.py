@@ -7,18 +7,26 @@ of nodes that init programs use too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from shardinit.core.paths import chosen
 from shardinit.core.plan.entries import mesh_axes
+from shardinit.core.plan.findings import Finding
 from shardinit.errors import SelectError, ServiceError
 from shardinit.v1 import program_pb2, service_pb2, spec_pb2
 
 if TYPE_CHECKING:
     from shardinit.core.plan.options import Select
     from shardinit.core.plan.plan import Plan
+
+
+_SEVERITIES = {
+    "warning": service_pb2.SEVERITY_WARNING,
+    "note": service_pb2.SEVERITY_NOTE,
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,8 @@ class Description:
       programs: number of distinct programs.
       leaves: the leaves in the order of the pytree.
       nodes: the pytree, as ``program.proto`` writes it.
+      findings: what a careful colleague would say of it, as in ``Plan.findings``; the
+        rules in it are text.
     """
 
     fingerprint: str
@@ -65,6 +75,7 @@ class Description:
     programs: int
     leaves: tuple[LeafDescription, ...]
     nodes: tuple[program_pb2.Node, ...] = field(default=(), repr=False, compare=False)
+    findings: tuple[Finding, ...] = ()
 
     def chosen(self, select: Select | None) -> list[LeafDescription]:
         """The leaves that globs over paths, or a predicate, take; None takes all.
@@ -117,6 +128,16 @@ def plan_to_proto(plan: Plan) -> service_pb2.DescribeModelResponse:
                 whole=leaf.whole,
             )
         result.leaves.add(path=leaf.path, kind=kinds[kind])
+    numbers = {leaf.path: number for number, leaf in enumerate(plan.leaves)}
+    for found in plan.findings:
+        result.findings.add(
+            kind=found.kind,
+            severity=_SEVERITIES[found.severity],
+            leaves=[numbers[path] for path in found.leaves],
+            rules=found.rules_as_text,
+            reason=found.reason,
+            remedy=found.remedy,
+        )
     return result
 
 
@@ -155,4 +176,25 @@ def description_from_proto(
         message.programs,
         tuple(leaves),
         tuple(message.nodes),
+        tuple(_finding(found, leaves) for found in message.findings),
+    )
+
+
+def _finding(
+    message: service_pb2.Finding, leaves: Sequence[LeafDescription]
+) -> Finding:
+    if any(number >= len(leaves) for number in message.leaves):
+        raise ServiceError(
+            "DescribeModel",
+            f"the finding {message.kind!r} is about a leaf that is not there",
+            code="DATA_LOSS",
+        )
+    warns = message.severity == service_pb2.SEVERITY_WARNING
+    return Finding(
+        message.kind,
+        "warning" if warns else "note",
+        tuple(leaves[number].path for number in message.leaves),
+        tuple(message.rules),
+        message.reason,
+        message.remedy,
     )

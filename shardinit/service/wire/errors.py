@@ -3,8 +3,10 @@
 The server turns what went wrong into a ``google.rpc.Status``: a code, one line, and
 details that a program can read. Faults of a spec are field violations, so that a
 client in any language shows them by field; a Python client makes a ``SpecError`` of
-them again. What the server did not foresee is INTERNAL and says nothing but the
-request's id, since an unforeseen message may hold anything.
+them again. A limit that was reached is a quota failure that names it, and comes with
+the time after which to ask again, if that is of use. What the server did not foresee is
+INTERNAL and says nothing but the request's id, since an unforeseen message may hold
+anything.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ _DETAILS = (
     error_details_pb2.BadRequest,
     error_details_pb2.RequestInfo,
     error_details_pb2.ErrorInfo,
+    error_details_pb2.QuotaFailure,
+    error_details_pb2.RetryInfo,
 )
 # Attribute and key: ``got`` was ``came`` when the wire was laid down.
 _PARTS = {"where": "where", "got": "came", "expected": "expected", "remedy": "remedy"}
@@ -40,6 +44,8 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (errors.ShardinitError, grpc.StatusCode.FAILED_PRECONDITION),
 )
 
+_BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
+
 
 def one_line(text: object, limit: int = 500) -> str:
     """``text`` with every run of white space as one space, cut at ``limit`` bytes."""
@@ -52,6 +58,8 @@ def one_line(text: object, limit: int = 500) -> str:
 
 def code_of(error: Exception) -> grpc.StatusCode:
     """The status code for an exception; INTERNAL for one that was not foreseen."""
+    if isinstance(error, Refusal):
+        return _BY_NUMBER[error.status.code]
     if isinstance(error, errors.ServiceError):
         return getattr(grpc.StatusCode, error.code, grpc.StatusCode.UNKNOWN)
     for kind, code in _CODES:
@@ -60,8 +68,22 @@ def code_of(error: Exception) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
-def to_status(error: Exception, request_id: str) -> grpc.Status:
+class Refusal(Exception):
+    """A status that is ready to be sent, as another process made it of its error.
+
+    Attributes:
+      status: the ``google.rpc.Status``.
+    """
+
+    def __init__(self, status: status_pb2.Status):
+        super().__init__(status.message)
+        self.status = status
+
+
+def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """An exception of the server as a status for the client."""
+    if isinstance(error, Refusal):
+        return error.status
     code = code_of(error)
     if code is grpc.StatusCode.INTERNAL:
         text = f"internal error; the server's log has it under request {request_id}"
@@ -74,9 +96,15 @@ def to_status(error: Exception, request_id: str) -> grpc.Status:
     status.details.add().Pack(error_details_pb2.RequestInfo(request_id=request_id))
     if code is not grpc.StatusCode.INTERNAL:
         _add_details(status, error)
+    return status
+
+
+def trailing(
+    status: status_pb2.Status, request_id: str
+) -> tuple[tuple[str, str | bytes], ...]:
+    """The metadata in which a status and the request's id travel."""
     made: Any = rpc_status.to_status(status)
-    metadata = ((REQUEST_ID, request_id), *made.trailing_metadata)
-    return made._replace(trailing_metadata=metadata)
+    return ((REQUEST_ID, request_id), *made.trailing_metadata)
 
 
 def _add_details(status: status_pb2.Status, error: Exception) -> None:
@@ -92,6 +120,8 @@ def _add_details(status: status_pb2.Status, error: Exception) -> None:
         if isinstance(error, errors.ShardingError | errors.SelectError):
             faults = ((error.where, one_line(error)),)
     status.details.add().Pack(info)
+    if isinstance(error, errors.ServiceError):
+        _add_quota(status, error)
     if not faults:
         return
     request = error_details_pb2.BadRequest()
@@ -105,6 +135,21 @@ def _add_details(status: status_pb2.Status, error: Exception) -> None:
             break
         request.field_violations.add(field=field, description=text)
     status.details.add().Pack(request)
+
+
+def _add_quota(status: status_pb2.Status, error: errors.ServiceError) -> None:
+    """Which limit was reached, and when to ask again."""
+    if error.limit:
+        failure = error_details_pb2.QuotaFailure()
+        text = one_line(
+            f"{error.got}; {error.expected}" if error.expected else error.got
+        )
+        failure.violations.add(subject=error.limit, description=text)
+        status.details.add().Pack(failure)
+    if error.retry_after is not None:
+        again = error_details_pb2.RetryInfo()
+        again.retry_delay.FromNanoseconds(int(error.retry_after * 1e9))
+        status.details.add().Pack(again)
 
 
 def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
@@ -134,7 +179,12 @@ def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
     if "RequestInfo" in found and code is not grpc.StatusCode.INTERNAL:
         asked = f"(request {found['RequestInfo'].request_id})"
         parts["remedy"] = f"{parts['remedy']} {asked}".strip()
-    return errors.ServiceError(**parts, code=code.name)
+    limit, after = "", None
+    if "QuotaFailure" in found:
+        limit = "".join(v.subject for v in found["QuotaFailure"].violations[:1])
+    if "RetryInfo" in found:
+        after = found["RetryInfo"].retry_delay.ToNanoseconds() / 1e9
+    return errors.ServiceError(**parts, code=code.name, limit=limit, retry_after=after)
 
 
 def _details(call: grpc.Call) -> dict[str, Any]:

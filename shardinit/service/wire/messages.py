@@ -9,13 +9,14 @@ that only asks needs none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import struct_pb2
 
 from shardinit.core.plan.entries import as_entry, mesh_axes
 from shardinit.errors import SpecError
+from shardinit.service.wire import patterns
 from shardinit.v1 import service_pb2, spec_pb2
 
 if TYPE_CHECKING:
@@ -172,7 +173,14 @@ def rules_from_proto(message: spec_pb2.ShardingRules) -> Rules:
             for rule in message.axis_rules.rules
         )
     if kind == "path_rules":
-        return rules.PathRules(
+
+        class Patterns(rules.PathRules):
+            """Of a stranger, so that RE2 matches them."""
+
+            def matches(self, pattern: str, path: str) -> bool:
+                return patterns.found(pattern, path)
+
+        return Patterns(
             (
                 rule.pattern,
                 PartitionSpec(*(as_entry(d.mesh_axes) for d in rule.dimensions)),
@@ -218,28 +226,3 @@ def key_from_proto(message: service_pb2.RootKey) -> int | jax.Array | np.ndarray
     if not message.data.impl:
         return words
     return jax.random.wrap_key_data(words, impl=message.data.impl)
-
-
-def chunks_to_proto(data: bytes, step: int) -> Iterator[service_pb2.ProgramChunk]:
-    """A serialised program in pieces of ``step`` bytes."""
-    for start in range(0, len(data), step):
-        piece = data[start : start + step]
-        yield service_pb2.ProgramChunk(offset=start, data=piece)
-
-
-def chunks_from_proto(chunks: Iterable[service_pb2.ProgramChunk], size: int) -> bytes:
-    """The program that pieces make; never holds more than ``size`` bytes.
-
-    Raises:
-      ValueError: they do not follow on each other, or are too many or too few.
-    """
-    buffer = bytearray()
-    for chunk in chunks:
-        if chunk.offset != len(buffer) or not chunk.data:
-            raise ValueError(f"a chunk does not follow at byte {len(buffer):,}")
-        if len(buffer) + len(chunk.data) > size:
-            raise ValueError(f"more than the {size:,} bytes that were announced")
-        buffer += chunk.data
-    if len(buffer) != size:
-        raise ValueError(f"{len(buffer):,} of {size:,} bytes came")
-    return bytes(buffer)

@@ -1,0 +1,102 @@
+"""Options of the commands that plan: what ``PlanOptions`` may be told, as typed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import typer
+
+from shardinit.cli import arguments
+
+if TYPE_CHECKING:
+    from shardinit.core.plan.mesh import AnyMesh
+    from shardinit.core.plan.options import PlanOptions
+    from shardinit.core.plan.plan import Plan
+
+Rules = Annotated[
+    str | None,
+    typer.Option(
+        help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins mesh "
+        "axes, nothing keeps an axis whole."
+    ),
+]
+Select = Annotated[
+    list[str] | None,
+    typer.Option(help="A glob over leaf paths, as 'layers_3/**'; may be repeated."),
+]
+Strict = Annotated[
+    str | None,
+    typer.Option(
+        help="Refuse these kinds of findings, joined by commas; 'all' refuses warnings."
+    ),
+]
+Indivisible = Annotated[
+    Literal["error", "next"],
+    typer.Option(
+        help="Where an axis does not divide by the mesh axes of its rule: an error, or "
+        "the next rule for it, else whole."
+    ),
+]
+MemoryLimit = Annotated[
+    str | None, typer.Option(help="What a device may hold, such as 16GiB.")
+]
+Prng = Annotated[
+    Literal["threefry"] | None,
+    typer.Option(help="Derive all keys from a threefry one, whatever the model's."),
+]
+
+
+class Asked(NamedTuple):
+    """What was typed beside the model and the mesh."""
+
+    rules: str | None
+    select: list[str] | None
+    strict: str | None
+    indivisible: str
+    memory_limit: str | None
+    prng: str | None
+
+
+def plan_options(mesh: AnyMesh, asked: Asked) -> PlanOptions:
+    """What was typed as ``PlanOptions``.
+
+    Raises:
+      ShardingError: rules that do not read like rules.
+      ShardinitError: a size or a kind that is none.
+    """
+    from shardinit.core.plan.findings import KINDS
+    from shardinit.core.plan.options import PlanOptions
+    from shardinit.errors import ShardinitError
+    from shardinit.storage.layout import parse_size
+
+    strict: bool | set[str] = asked.strict == "all"
+    if asked.strict is not None and not strict:
+        strict = {kind.strip() for kind in asked.strict.split(",")}
+        if not strict <= set(KINDS):
+            kinds = f"'all', or kinds of findings: {', '.join(KINDS)}"
+            raise ShardinitError("--strict", repr(asked.strict), kinds)
+    limit = asked.memory_limit
+    return PlanOptions(
+        mesh=mesh,
+        rules=arguments.parse_rules(asked.rules),
+        select=asked.select,
+        strict=strict,
+        indivisible=asked.indivisible,
+        memory_limit=None if limit is None else parse_size(limit, "--memory-limit"),
+        prng=asked.prng,
+    )
+
+
+def planned(fn: object, mesh: AnyMesh, asked: Asked) -> Plan:
+    """The plan, and its warning.
+
+    Raises:
+      ShardinitError: as ``plan_options`` and ``shardinit.plan``.
+    """
+    import jax
+
+    from shardinit.core.plan.plan import make_plan
+
+    made = make_plan(fn, jax.random.key(0), plan_options(mesh, asked))
+    made.warn()
+    return made

@@ -1,0 +1,109 @@
+"""Mirrors: which parameter a leaf of optimizer state belongs to, and by which axes.
+
+An optimizer keeps trees that repeat the tree of the parameters (moments, accumulated
+gradients), so a leaf of it belongs to the parameter at the end of whose path its own
+path ends: ``opt_state/0/mu/dense/kernel`` to ``params/dense/kernel``. Shapes say which
+axes of the parameter it keeps and no more: parameters of one shape are told apart, and
+an array of some parameter's shape that is no state of it is not taken for any.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jax.tree_util import GetAttrKey, SequenceKey
+
+Keys = tuple[Any, ...]
+Dims = tuple[int | None, ...]
+Shape = Sequence[int]
+
+
+def mirrors(
+    states: Mapping[Keys, Shape], params: Mapping[Keys, Shape]
+) -> dict[Keys, tuple[Keys, Dims]]:
+    """The parameter of each leaf of optimizer state that has one, and the axes kept.
+
+    Args:
+      states: shapes of the optimizer's leaves by key path.
+      params: shapes of all other leaves by key path.
+    """
+    ends: dict[Keys, list[Keys]] = {}
+    for path in params:
+        for start in range(len(path)):
+            ends.setdefault(path[start:], []).append(path)
+    found = {}
+    for path, shape in states.items():
+        for match in _matches(path, shape, ends, params):
+            found[path] = match
+            break
+    return found
+
+
+def _matches(
+    path: Keys,
+    shape: Shape,
+    ends: Mapping[Keys, list[Keys]],
+    params: Mapping[Keys, Shape],
+) -> Iterable[tuple[Keys, Dims]]:
+    """Parameters with the longest common end first, of which the leaf has axes."""
+    for stop in (len(path), len(path) - 1):
+        rest = path[stop:]
+        if not all(isinstance(key, SequenceKey) for key in rest):
+            return
+        for start in range(stop):
+            for param in ends.get(path[start:stop], ()):
+                dims = kept_axes(shape, params[param], path[:start], rest)
+                if dims is not None:
+                    yield param, dims
+
+
+def kept_axes(
+    shape: Shape, param: Shape, field: Keys = (), rest: Keys = ()
+) -> Dims | None:
+    """For each axis of a leaf which of its parameter's it is; None if none can say.
+
+    Args:
+      shape: of the leaf.
+      param: of the parameter.
+      field: the way to the tree that repeats the parameters'.
+      rest: the way from the parameter's place in it to the leaf.
+    """
+    shape, param = tuple(shape), tuple(param)
+    if shape == param:
+        return tuple(range(len(shape)))
+    if math.prod(shape) == 1:  # a scalar, or the stand-in of a moment that is not kept
+        return (None,) * len(shape)
+    extra = len(shape) - len(param)
+    if extra > 0 and param and shape[extra:] == param:  # a history of it, as of L-BFGS
+        return (*[None] * extra, *range(len(param)))
+    if len(rest) == 1 and rest[0].idx < len(param) and shape == (param[rest[0].idx],):
+        return (rest[0].idx,)  # SM3 keeps a list with a vector for each axis
+    kept = [
+        dims
+        for dims in itertools.combinations(range(len(param)), max(len(shape), 0))
+        if tuple(param[dim] for dim in dims) == shape
+    ]
+    if len(kept) == 1:
+        return kept[0]
+    dropped = _factored(param, field)
+    return dropped if dropped in kept else None
+
+
+def _factored(param: tuple[int, ...], field: Keys) -> Dims | None:
+    """The axes that a factored moment keeps where sizes do not tell.
+
+    As ``optax.scale_by_factored_rms`` chooses them: rows lack the largest axis, columns
+    the second largest, the last one of equals.
+    """
+    names = [key.name for key in field[-1:] if isinstance(key, GetAttrKey)]
+    names += [str(getattr(key, "key", "")) for key in field[-1:]]
+    order = np.argsort(param)
+    for name, place in (("v_row", -1), ("v_col", -2)):
+        if name in names and len(param) > 1:
+            gone = int(order[place])
+            return tuple(dim for dim in range(len(param)) if dim != gone)
+    return None

@@ -1,0 +1,303 @@
+"""Front: the calls of the init service, in the process that listens.
+
+What is known already is answered here: the version, the models, programs by digest,
+whatever was asked before. Everything else is forwarded to a worker, whose method of the
+same name answers it (``servicer``); calls that ask for the same wait for one answer.
+So a call has a method here only where there is more to it than that.
+
+This process imports no JAX and runs nobody's code but its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from typing import Any
+
+import grpc
+from google.protobuf import message_factory
+from google.protobuf.message import Message
+
+from shardinit.errors import ServiceError, SpecError
+from shardinit.service.server.boundary import Call
+from shardinit.service.server.cache import BuildCache, Kept
+from shardinit.service.server.config import Config
+from shardinit.service.server.outgoing import Outgoing
+from shardinit.service.server.pipe import Task
+from shardinit.service.server.pool import Job, Pool
+from shardinit.service.server.store import Store
+from shardinit.service.server.telemetry import Metrics
+from shardinit.service.server.writes import Writes
+from shardinit.service.wire import chunks, versions
+from shardinit.v1 import service_pb2, spec_pb2
+
+_METHODS = service_pb2.DESCRIPTOR.services_by_name["InitService"].methods
+Program = tuple[service_pb2.ProgramHeader, bytes]
+_NAMES = 1 << 16  # specs whose program's digest is remembered
+_AGAIN = 1.0  # seconds after which a busy server may be asked again
+
+
+class Front:
+    """Answers, or has a worker answer.
+
+    Args:
+      config: how to serve; its store is a folder.
+      metrics: where bytes and caches are counted.
+      pool: the workers.
+      store: programs by digest.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, pool: Pool, store: Store):
+        self._config = config
+        self._metrics = metrics
+        self._pool = pool
+        self._store = store
+        kept = config.cache_bytes
+        self._answers: BuildCache[list[bytes]] = BuildCache(
+            kept, lambda answers: sum(map(len, answers)), metrics.seen
+        )
+        self._names: Kept[bytes] = Kept(_NAMES, lambda digest: 1)
+        # Programs are kept in the store; here are those that are being built.
+        self._programs: BuildCache[Program] = BuildCache(-1, lambda _: 0, metrics.seen)
+        self._writes = Writes(config, pool)
+        self._draining = asyncio.Event()
+        self._streams = 0
+        self._uploading = 0
+        metrics.watch("cache_bytes", "Bytes of programs and answers kept", self._bytes)
+
+    def handlers(self) -> dict[str, Any]:
+        """The handlers of all calls, by name."""
+        found = {}
+        for method in _METHODS:
+            kinds = [
+                "stream" if streaming else "unary"
+                for streaming in (method.client_streaming, method.server_streaming)
+            ]
+            make = getattr(grpc, f"{'_'.join(kinds)}_rpc_method_handler")
+            request = message_factory.GetMessageClass(method.input_type)
+            answer = message_factory.GetMessageClass(method.output_type)
+            own: Any = getattr(self, method.name, None)
+            if own is None:
+                own = self._forwarded(method.name, stream=method.server_streaming)
+            found[method.name] = make(own, request.FromString, answer.SerializeToString)
+        return found
+
+    def hand_back(self) -> None:
+        """Ends running streams and writes, so that clients go on elsewhere."""
+        self._draining.set()
+        self._writes.stop()
+
+    async def close(self) -> None:
+        """Ends what outlives its calls."""
+        await self._writes.close()
+
+    async def GetVersion(
+        self, request: service_pb2.GetVersionRequest, call: Call
+    ) -> service_pb2.GetVersionResponse:
+        """The newest protocol version that both sides speak."""
+        return versions.negotiate(request)
+
+    async def ListModels(
+        self, request: service_pb2.ListModelsRequest, call: Call
+    ) -> bytes:
+        """All registered models, as the first worker found them."""
+        return await asyncio.shield(self._pool.models)
+
+    async def GetProgram(
+        self, request: service_pb2.GetProgramRequest, call: Call
+    ) -> AsyncIterator[service_pb2.GetProgramResponse]:
+        """A header, then the program's bytes."""
+        digest = request.spec.program_sha256
+        if digest:
+            header, data = await asyncio.to_thread(self._store.read, digest)
+        else:  # before a build that helps nobody
+            versions.check_jax(request.jax_version, versions.jax_version())
+            header, data = await self._built(request.spec, call)
+        versions.check_jax(request.jax_version, header.jax_version)
+        yield service_pb2.GetProgramResponse(header=header)
+        if request.known_sha256 != header.sha256:
+            for chunk in chunks.cut(data, self._config.limits.chunk_bytes):
+                yield service_pb2.GetProgramResponse(chunk=chunk)
+
+    async def StreamShards(
+        self, request: service_pb2.StreamShardsRequest, call: Call
+    ) -> AsyncIterator[bytes | service_pb2.StreamShardsResponse]:
+        """The bytes of windows, block by block; one is computed while another goes."""
+        if self._streams >= self._config.streams:
+            raise self._busy("StreamShards", "streams", f"{self._streams} streams run")
+        self._streams += 1
+        going = Outgoing(request, self._config.limits.chunk_bytes)
+        coming = asyncio.create_task(self._next(going, call))
+        try:
+            while messages := await coming:
+                coming = asyncio.create_task(self._next(going, call))
+                for message in messages:
+                    yield message
+                    if isinstance(message, bytes):
+                        self._metrics.sent.inc(len(message))
+        finally:
+            self._streams -= 1
+            coming.cancel()
+
+    async def WriteCheckpoint(
+        self, request: service_pb2.WriteCheckpointRequest, call: Call
+    ) -> AsyncIterator[bytes]:
+        """Progress, then the receipt."""
+        async for message in self._writes.write(request, call):
+            yield message
+
+    async def UploadProgram(
+        self, requests: AsyncIterator[service_pb2.UploadProgramRequest], call: Call
+    ) -> service_pb2.UploadProgramResponse:
+        """Keeps a client's program under its digest, when a worker has tried it."""
+        header = await self._announced(requests)
+        found = self._store.header(header.sha256)
+        if found is None:
+            data = await self._taken(requests, header.size)
+            chunk = service_pb2.ProgramChunk(data=data).SerializeToString()
+            job = Job(Task("UploadProgram", call.request_id, chunk), call.caller)
+            (answer,) = await self._pool.run(job)
+            found = service_pb2.ProgramHeader.FromString(answer)
+            if found.sha256 != header.sha256:
+                text = f"announced as {header.sha256.hex()}, it is {found.sha256.hex()}"
+                raise SpecError("program", [("header.sha256", text)])
+            await asyncio.to_thread(self._store.put, found, data)
+        return service_pb2.UploadProgramResponse(
+            sha256=found.sha256, fingerprint=found.fingerprint
+        )
+
+    # ---- what they are made of -------------------------------------------------------
+
+    def _forwarded(self, name: str, *, stream: bool) -> Callable[..., Any]:
+        """A handler that has a worker answer, once for all who ask the same."""
+
+        async def ask(request: Any, call: Call) -> list[bytes]:
+            data = request.SerializeToString(deterministic=True)
+
+            async def build() -> list[bytes]:
+                return await self._pool.run(self._job(name, data, request, call))
+
+            return await self._answers.get((name, data), build)
+
+        async def one(request: Any, call: Call) -> bytes:
+            (answer,) = await ask(request, call)
+            return answer
+
+        async def several(request: Any, call: Call) -> AsyncIterator[bytes]:
+            for answer in await ask(request, call):
+                yield answer
+
+        return several if stream else one
+
+    def _job(self, name: str, data: bytes, request: Message, call: Call) -> Job:
+        spec = getattr(request, "spec", None)
+        model = b"" if spec is None else spec.SerializeToString(deterministic=True)
+        return Job(Task(name, call.request_id, data), call.caller, model)
+
+    async def _built(self, spec: spec_pb2.ModelSpec, call: Call) -> Program:
+        """The program of a registered model; built once, then found by its digest."""
+        asked = service_pb2.GetProgramRequest(spec=spec)
+        name = asked.SerializeToString(deterministic=True)
+
+        async def build() -> Program:
+            job = self._job("GetProgram", name, asked, call)
+            head, data = await self._pool.run(job)
+            header = service_pb2.ProgramHeader.FromString(head)
+            await asyncio.to_thread(self._store.put, header, data)
+            self._names.put(name, header.sha256)
+            return header, data
+
+        digest = self._names.get(name)
+        if digest is not None:
+            with suppress(ServiceError):  # it may have gone, for others
+                found = await asyncio.to_thread(self._store.read, digest)
+                self._metrics.seen(True)
+                return found
+        return await self._programs.get(name, build)
+
+    async def _next(self, going: Outgoing, call: Call) -> list[Any]:
+        """The messages that come next of a stream; none at its end."""
+        made: list[Any] = []
+        while not made and not going.ended:
+            if self._draining.is_set():
+                raise ServiceError(
+                    "StreamShards",
+                    "the server is stopping",
+                    remedy="Go on with another replica from where the stream ended",
+                    code="UNAVAILABLE",
+                )
+            data = going.asked.SerializeToString()
+            job = self._job("StreamShards", data, going.asked, call)
+            job.quick, job.piece = True, going.take
+            await self._pool.run(job)
+            made = going.messages()
+        return made
+
+    async def _announced(
+        self, requests: AsyncIterator[service_pb2.UploadProgramRequest]
+    ) -> service_pb2.UploadHeader:
+        """What an upload will be, decided upon before any of it is taken in.
+
+        Raises:
+          SpecError: the stream does not begin with a header.
+          ServiceError: the operator does not allow it, or keeps none of that size.
+        """
+        if not self._config.allow_upload:
+            raise ServiceError(
+                "UploadProgram",
+                "the operator does not allow it",
+                remedy="Ask by model and config, or serve with --allow-upload",
+                code="UNIMPLEMENTED",
+            )
+        first = await anext(requests, None)
+        if first is None or not first.HasField("header"):
+            raise SpecError("program", [("header", "missing; it comes first")])
+        if first.header.size > self._config.cache_bytes:
+            raise ServiceError(
+                "UploadProgram",
+                f"a program of {first.header.size:,} bytes would not be kept",
+                f"at most {self._config.cache_bytes:,}",
+                "Serve with a larger --cache-bytes",
+                code="RESOURCE_EXHAUSTED",
+                limit="cache-bytes",
+            )
+        return first.header
+
+    async def _taken(
+        self, requests: AsyncIterator[service_pb2.UploadProgramRequest], size: int
+    ) -> bytes:
+        """The bytes of an upload, no more than were announced."""
+        if self._uploading and self._uploading + size > self._config.upload_bytes:
+            got = f"{self._uploading:,} bytes are being uploaded already"
+            raise self._busy("UploadProgram", "upload-bytes", got)
+        self._uploading += size
+        joined = chunks.Joined(size)
+        try:
+            async for message in requests:
+                if not message.HasField("chunk"):
+                    text = "another header inside the stream"
+                    raise SpecError("program", [("chunk", text)])
+                joined.add(message.chunk)
+                self._metrics.uploaded.inc(len(message.chunk.data))
+            return joined.result()
+        except ValueError as error:
+            if isinstance(error, SpecError):
+                raise
+            raise SpecError("program", [("chunk", str(error))]) from error
+        finally:
+            self._uploading -= size
+
+    def _busy(self, call: str, limit: str, got: str) -> ServiceError:
+        self._metrics.refused.labels(limit).inc()
+        return ServiceError(
+            call,
+            got,
+            remedy="Ask again later",
+            code="RESOURCE_EXHAUSTED",
+            limit=limit,
+            retry_after=_AGAIN,
+        )
+
+    def _bytes(self) -> int:
+        return self._store.bytes + self._answers.bytes

@@ -1,0 +1,380 @@
+"""Pool: the workers, which job is whose, and when a worker is killed.
+
+Callers take turns: of those that wait, the one who was served longest ago comes next.
+A job that asks for what a worker holds already goes to that worker; all others, which
+trace or build, leave one worker free for such quick jobs where there are two or more.
+
+A worker is killed, and replaced, when nobody waits for its job any more, when the job
+takes too long, when it has grown too large. One that dies by itself has its job given
+to another once; then whoever asked is told to ask again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shardinit.errors import ServiceError
+from shardinit.service.server.config import Config
+from shardinit.service.server.pipe import COUNT, Kind, Task
+from shardinit.service.server.process import DiedError, Process
+from shardinit.service.server.telemetry import Metrics
+from shardinit.service.wire.errors import Refusal
+from shardinit.v1 import service_pb2
+
+log = logging.getLogger("shardinit.service")
+
+_START = 300.0  # seconds in which a worker must be ready
+_TICK = 0.25  # seconds between two looks at the workers
+_LINGER = 1.0  # seconds that a job nobody waits for may take to end by itself
+_KNOWN = 64  # models that a worker is thought to hold
+_AGAIN = 1.0  # seconds after which to ask a busy server again
+
+Piece = Callable[[service_pb2.ShardHeader, memoryview], None]
+
+
+@dataclass(eq=False)
+class Job:
+    """Something for a worker to do.
+
+    Attributes:
+      task: what it is asked.
+      caller: who asks, for fairness.
+      model: what it is about; a worker that holds it is quicker.
+      quick: whether a worker that holds the model is done in no time.
+      piece: called with each piece's header and bytes, which are another's afterwards.
+      answers: the messages of the answer.
+    """
+
+    task: Task
+    caller: str = ""
+    model: bytes = b""
+    quick: bool = False
+    piece: Piece = lambda header, data: None
+    answers: list[bytes] = field(default_factory=list)
+    done: asyncio.Future[None] = field(init=False)
+    asked: float = field(default_factory=time.monotonic)
+    left: float | None = None
+    begun: bool = False  # a part of the answer has come
+    tried: bool = False
+
+    def __post_init__(self) -> None:
+        self.done = asyncio.get_running_loop().create_future()
+
+
+class _Slot:
+    """A place for a worker, and the worker that is in it now."""
+
+    def __init__(self) -> None:
+        self.process: Process | None = None
+        self.ready = False
+        self.job: Job | None = None
+        self.begun = 0.0
+        self.building = False
+        self.held: OrderedDict[bytes, None] = OrderedDict()
+
+    def hold(self, model: bytes) -> None:
+        """Notes that the worker holds a model."""
+        self.held[model] = None
+        self.held.move_to_end(model)
+        if len(self.held) > _KNOWN:
+            self.held.popitem(last=False)
+
+
+class Pool:
+    """Workers. Make it inside a running event loop, and `close` it.
+
+    Args:
+      config: how many, and what they may take.
+      metrics: where they are counted.
+
+    Attributes:
+      models: what ListModels answers, serialised; known when a worker is up.
+      up: whether a worker is ready.
+      on_change: called when that changes.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics):
+        self._config = config
+        self._metrics = metrics
+        self._changed = asyncio.Condition()
+        self._waiting: OrderedDict[str, list[Job]] = OrderedDict()
+        self._slots = [_Slot()]
+        self.models: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.up = False
+        self.on_change: Callable[[], None] = lambda: None
+        self._tasks = [asyncio.create_task(self._fill(self._slots[0]))]
+        self._tasks.append(asyncio.create_task(self._watch()))
+        metrics.watch("workers", "Workers that are ready", self._count_ready)
+        metrics.watch(
+            "queue_waiting", "Jobs that wait for a worker", lambda: self.waiting
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Number of jobs that no worker has begun."""
+        return sum(map(len, self._waiting.values()))
+
+    async def run(self, job: Job) -> list[bytes]:
+        """The answers of a job, when a worker has done it.
+
+        Raises:
+          Refusal: the job failed.
+          ServiceError: too many wait, or the job took too much.
+        """
+        if not job.quick and self.waiting >= self._config.queue:
+            self._metrics.refused.labels("queue").inc()
+            raise ServiceError(
+                job.task.method,
+                f"{self.waiting} builds wait already",
+                remedy="Ask again later",
+                code="RESOURCE_EXHAUSTED",
+                limit="queue",
+                retry_after=_AGAIN,
+            )
+        self._waiting.setdefault(job.caller, []).append(job)
+        self._grow()
+        await self._notify()
+        try:
+            await asyncio.shield(job.done)
+        finally:
+            if not job.done.done():
+                job.left = time.monotonic()
+                self._forget(job)
+        return job.answers
+
+    async def close(self) -> None:
+        """Ends all workers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.kill("stop")
+                await slot.process.ended()
+
+    def _grow(self) -> None:
+        """Starts one more worker, if the others have work and there may be more."""
+        busy = all(slot.job is not None for slot in self._slots)
+        if (busy or self.waiting > 1) and len(self._slots) < self._config.workers:
+            slot = _Slot()
+            self._slots.append(slot)
+            self._tasks.append(asyncio.create_task(self._fill(slot)))
+
+    def _forget(self, job: Job) -> None:
+        jobs = self._waiting.get(job.caller, [])
+        if job in jobs:
+            jobs.remove(job)
+            if not jobs:
+                del self._waiting[job.caller]
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    # ---- one worker after another in its place ---------------------------------------
+
+    async def _fill(self, slot: _Slot) -> None:
+        """Keeps a worker in a slot, until it is cancelled."""
+        pause = 0.0
+        while True:
+            process = slot.process = Process(self._config)
+            slot.held.clear()
+            try:
+                async with asyncio.timeout(_START):
+                    await process.start()
+                pause = 0.0
+                self._now_ready(slot, process)
+                await self._work(slot, process)
+            except Refusal as error:
+                process.kill("refused")
+                pause = min(2 * pause + 0.5, 30)
+                if self.models.done():
+                    log.error("a worker cannot begin: %s", error)
+                else:  # who starts the server says it
+                    self.models.set_exception(error)
+                    self.models.exception()  # seen, whether somebody waits or not
+            except (DiedError, TimeoutError):
+                pause = min(2 * pause + 0.5, 30) if not slot.ready else 0.0
+            finally:
+                slot.ready = False
+                process.kill("stop")
+                self._say_up()
+            why = process.why if process.why != "stop" else ""
+            status = await process.ended()
+            if (why or status) and why != "refused":  # that has been said
+                self._metrics.killed.labels(why or "died").inc()
+                log.warning("a worker has ended: %s", why or _ending(status))
+            await asyncio.sleep(pause)
+
+    def _now_ready(self, slot: _Slot, process: Process) -> None:
+        slot.ready = True
+        if not self.models.done() or self.models.exception() is not None:
+            if self.models.done():
+                self.models = asyncio.get_running_loop().create_future()
+            self.models.set_result(process.models)
+        self._say_up()
+
+    def _say_up(self) -> None:
+        up = any(slot.ready for slot in self._slots)
+        if up != self.up:
+            self.up = up
+            self.on_change()
+
+    async def _work(self, slot: _Slot, process: Process) -> None:
+        """Does jobs until the worker ends.
+
+        Raises:
+          DiedError: it has ended.
+        """
+        while True:
+            job = await self._next(slot, process)
+            slot.job, slot.begun = job, time.monotonic()
+            slot.building = not (job.quick and job.model in slot.held)
+            self._metrics.waited.observe(slot.begun - job.asked)
+            try:
+                await process.run(job.task, _taker(job, process.memory))
+            except Refusal as error:
+                _end(job, error)
+            except DiedError:
+                self._died(job, process)
+                raise
+            else:
+                if job.model:
+                    slot.hold(job.model)
+                _end(job)
+            finally:
+                if slot.building:
+                    taken = time.monotonic() - slot.begun
+                    self._metrics.built.labels(job.task.method).observe(taken)
+                slot.job, slot.building = None, False
+                await self._notify()
+
+    async def _next(self, slot: _Slot, process: Process) -> Job:
+        """The job that a worker is to do now.
+
+        Raises:
+          DiedError: the worker has ended.
+        """
+        async with self._changed:
+            while True:
+                if not process.alive:
+                    raise DiedError
+                for caller, jobs in self._waiting.items():
+                    found = next((j for j in jobs if self._suits(slot, j)), None)
+                    if found is not None:
+                        self._waiting.move_to_end(caller)  # the others come first now
+                        self._forget(found)
+                        return found
+                await self._changed.wait()
+
+    def _suits(self, slot: _Slot, job: Job) -> bool:
+        """Whether a worker that is free should do a job, or leave it to another."""
+        others = [other for other in self._slots if other is not slot and other.ready]
+        if job.quick and job.model in slot.held:
+            return True
+        holders = [other for other in others if job.model in other.held]
+        if job.model not in slot.held:
+            if job.quick and any(not other.building for other in holders):
+                return False
+            if any(other.job is None for other in holders):
+                return False
+        building = sum(other.building for other in others)
+        return building < max(1, self._config.workers - 1)
+
+    def _died(self, job: Job, process: Process) -> None:
+        """Ends a job whose worker has ended, or gives it to another."""
+        if process.why in _TOLD:
+            got, limit = _TOLD[process.why]
+            most = getattr(self._config, limit)
+            self._metrics.refused.labels(limit.replace("_", "-")).inc()
+            _end(
+                job,
+                ServiceError(
+                    job.task.method,
+                    got,
+                    f"at most {most:,}",
+                    code="RESOURCE_EXHAUSTED",
+                    limit=limit.replace("_", "-"),
+                ),
+            )
+        elif job.begun and not job.answers:
+            _end(job)  # the pieces that came are good, and whoever asked goes on there
+        elif job.left is None and not (process.why or job.begun or job.tried):
+            job.tried = True
+            self._waiting.setdefault(job.caller, []).insert(0, job)
+        else:
+            text = "its worker has ended in the middle of it"
+            _end(
+                job,
+                ServiceError(
+                    job.task.method, text, remedy="Ask again", code="UNAVAILABLE"
+                ),
+            )
+
+    # ---- limits ----------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Kills workers that take too much, or whose work nobody wants."""
+        while True:
+            await asyncio.sleep(_TICK)
+            now = time.monotonic()
+            for slot in self._slots:
+                process, job = slot.process, slot.job
+                if process is None or not slot.ready:
+                    continue
+                if not process.alive:
+                    await self._notify()
+                elif process.resident > self._config.worker_bytes:
+                    process.kill("memory")
+                elif job is not None and now - slot.begun > self._config.build_seconds:
+                    process.kill("time")
+                elif job is not None and job.left and now - job.left > _LINGER:
+                    process.kill("left")
+
+    def _count_ready(self) -> int:
+        return sum(slot.ready for slot in self._slots)
+
+
+# By why a worker was killed: what its caller is told, and the setting that says so.
+_TOLD = {
+    "memory": ("it takes more memory than a worker may", "worker_bytes"),
+    "time": ("it takes more seconds than a worker may", "build_seconds"),
+}
+
+
+def _taker(job: Job, memory: memoryview) -> Callable[[Kind, bytes], None]:
+    """Gives a job the parts of its answer as they come."""
+    used = 0
+
+    def take(kind: Kind, data: bytes) -> None:
+        nonlocal used
+        job.begun = True
+        if kind is Kind.PIECE:
+            (size,) = COUNT.unpack_from(data)
+            header = service_pb2.ShardHeader.FromString(data[COUNT.size :])
+            job.piece(header, memory[used : used + size])
+            used += size
+        else:
+            job.answers.append(data)
+
+    return take
+
+
+def _end(job: Job, error: Exception | None = None) -> None:
+    if job.done.done():
+        return
+    if error is None:
+        job.done.set_result(None)
+    else:
+        job.done.set_exception(error)
+        job.done.exception()  # seen: nobody may wait for it any more
+
+
+def _ending(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"status {status}"

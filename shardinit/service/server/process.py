@@ -1,0 +1,196 @@
+"""Process: one worker as the process that listens sees it.
+
+It is spawned, never forked: threads of gRPC and locks that they hold do not survive a
+fork. It leads a group of its own, so that whatever it starts ends with it, and it ends
+when this process does: it reads the end of its pipe, and Linux tells it besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import fields
+
+import psutil
+from google.rpc import status_pb2
+
+from shardinit.models import registry
+from shardinit.service.server.config import Config
+from shardinit.service.server.pipe import (
+    HEAD,
+    Kind,
+    Task,
+    make_memory,
+    map_memory,
+)
+from shardinit.service.wire.errors import Refusal
+
+Take = Callable[[Kind, bytes], None]
+
+
+class DiedError(Exception):
+    """A worker has ended in the middle of a job."""
+
+
+class Process:
+    """A worker, from its start to its end. Make it inside a running event loop.
+
+    Args:
+      config: how to serve.
+
+    Attributes:
+      memory: what a job's pieces lie in.
+      models: its models, as a serialised ListModelsResponse.
+      why: why it was killed; empty if it was not.
+    """
+
+    def __init__(self, config: Config):
+        self.models = b""
+        self.why = ""
+        self._config = config
+        self._take: Take = lambda kind, data: None
+        self._done: asyncio.Future[None] | None = None
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        handle = make_memory(config.block_bytes)
+        try:
+            self.memory = map_memory(handle, config.block_bytes)
+            kept = (theirs.fileno(), handle)
+            self._process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "shardinit.service.server.worker"),
+                    *map(str, (*kept, os.getpid())),
+                ],
+                env=_environment(),
+                pass_fds=kept,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            os.close(handle)
+        self._usage = psutil.Process(self._process.pid)
+
+    async def start(self) -> None:
+        """Returns when it is ready for jobs.
+
+        Raises:
+          Refusal: it cannot begin, and says why.
+          DiedError: it ended before.
+        """
+        self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
+        self._listening = asyncio.create_task(self._listen())
+        names = [field.name for field in fields(Config)]
+        plain = Config(**{name: getattr(self._config, name) for name in names})
+        settings = pickle.dumps((plain, registry.registered_modules()))
+
+        def take(kind: Kind, data: bytes) -> None:
+            self.models = data
+
+        await self._ask(Kind.SETTINGS, settings, take)
+
+    async def run(self, task: Task, take: Take) -> None:
+        """Has it do a job; returns when it is done.
+
+        Args:
+          task: the job.
+          take: called with each part of the answer, at once.
+
+        Raises:
+          Refusal: the job failed.
+          DiedError: the worker has ended.
+        """
+        await self._ask(Kind.JOB, task.pack(), take)
+
+    def kill(self, why: str) -> None:
+        """Ends it at once, with all that it started."""
+        self.why = self.why or why
+        if self._process.returncode is None:  # else its number may be another's
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    async def ended(self) -> int:
+        """Waits for its end; returns its exit status."""
+        status = await asyncio.to_thread(self._process.wait)
+        self._listening.cancel()
+        self._writer.close()
+        return status
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked for anything."""
+        return not self._listening.done()
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that it has now, with all that it started."""
+        try:
+            family = [self._usage, *self._usage.children(recursive=True)]
+            return sum(process.memory_info().rss for process in family)
+        except psutil.Error:  # it, or one of them, ends just now
+            return 0
+
+    async def _ask(self, kind: Kind, data: bytes, take: Take) -> None:
+        if self._listening.done():
+            raise DiedError
+        self._take = take
+        self._done = asyncio.get_running_loop().create_future()
+        try:
+            self._writer.write(HEAD.pack(kind, len(data)) + data)
+            await self._done
+        finally:
+            self._take, self._done = lambda kind, data: None, None
+
+    async def _listen(self) -> None:
+        """Takes in what it says until it ends."""
+        try:
+            while True:
+                head = await self._reader.readexactly(HEAD.size)
+                kind, size = HEAD.unpack(head)
+                data = await self._reader.readexactly(size)
+                self._hear(Kind(kind), data)
+        except (OSError, EOFError, ValueError):
+            if self._done is not None and not self._done.done():
+                self._done.set_exception(DiedError())
+
+    def _hear(self, kind: Kind, data: bytes) -> None:
+        if kind is Kind.LOG:
+            _say(data)
+        elif self._done is None or self._done.done():
+            return
+        elif kind is Kind.FAILED:
+            status = status_pb2.Status.FromString(data)
+            self._done.set_exception(Refusal(status))
+        elif kind is Kind.DONE:
+            self._done.set_result(None)
+        else:
+            self._take(kind, data)
+            if kind is Kind.READY:
+                self._done.set_result(None)
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with its search path; no accelerator unless it is asked for."""
+    path = os.pathsep.join(part for part in sys.path if part)
+    return {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": path}
+
+
+def _say(data: bytes) -> None:
+    """A line of its log, in this process's log."""
+    line = json.loads(data)
+    log = logging.getLogger(line["name"])
+    if log.isEnabledFor(line["level"]):
+        record = log.makeRecord(
+            log.name, line["level"], "worker", 0, line["text"], (), None
+        )
+        record.exc_text = line["trace"]
+        log.handle(record)

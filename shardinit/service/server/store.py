@@ -1,0 +1,152 @@
+"""Store: programs by digest, as files.
+
+Whatever is built or uploaded lies here under its digest, where the process that
+listens sends it from and workers read it. Without a folder of the operator's it is a
+temporary one. A folder may be shared by replicas and survives a restart: a name never
+means anything else, and a file has its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+
+from shardinit.errors import ServiceError
+from shardinit.v1 import service_pb2
+
+_PROGRAM, _HEADER = ".program", ".header"
+
+
+class Store:
+    """Programs, bounded in bytes; the least recently used goes first.
+
+    Args:
+      folder: where they are; default a temporary folder.
+      capacity: bytes of all of them together; one that is larger is not kept.
+
+    Attributes:
+      folder: where they are.
+      bytes: of all programs that are kept.
+
+    Raises:
+      ServiceError: nothing can be written there.
+    """
+
+    def __init__(self, folder: Path | None, capacity: int):
+        self._capacity = capacity
+        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._counting = threading.Lock()
+        self._temporary = None
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="shardinit-")
+            folder = Path(self._temporary.name)
+        self.folder = folder
+        self.bytes = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            found = [(path.stat(), path.stem) for path in folder.glob(f"*{_PROGRAM}")]
+        except OSError as error:
+            raise ServiceError(
+                f"store {str(folder)!r}",
+                error.strerror or str(error),
+                "a folder that can be written",
+                code="FAILED_PRECONDITION",
+            ) from error
+        for stat, name in sorted(found, key=lambda one: one[0].st_mtime):
+            self._count(name, stat.st_size)
+
+    def put(self, header: service_pb2.ProgramHeader, data: bytes) -> None:
+        """Keeps a program, if it fits; others go for it.
+
+        Raises:
+          ServiceError: the disk does not take it.
+        """
+        name = header.sha256.hex()
+        if len(data) > self._capacity:
+            return
+        try:
+            for ending, content in (
+                (_HEADER, header.SerializeToString()),
+                (_PROGRAM, data),
+            ):
+                with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                    file.write(content)
+                os.replace(file.name, self.folder / (name + ending))
+        except OSError as error:
+            raise ServiceError(
+                "store",
+                f"it takes no more programs ({error.strerror})",
+                remedy="Ask the operator for room",
+                code="RESOURCE_EXHAUSTED",
+                limit="store",
+            ) from error
+        self._count(name, len(data))
+
+    def header(self, sha256: bytes) -> service_pb2.ProgramHeader | None:
+        """What is known of a program; None if it is not here."""
+        try:
+            data = (self.folder / (sha256.hex() + _HEADER)).read_bytes()
+            found = service_pb2.ProgramHeader.FromString(data)
+            os.stat(self.folder / (sha256.hex() + _PROGRAM))
+        except (OSError, DecodeError):
+            return None
+        with self._counting:
+            if sha256.hex() in self._sizes:
+                self._sizes.move_to_end(sha256.hex())
+        return found
+
+    def read(self, sha256: bytes) -> tuple[service_pb2.ProgramHeader, bytes]:
+        """A program, and what is known of it.
+
+        Raises:
+          ServiceError: it is not here.
+        """
+        header = self.header(sha256)
+        if header is None:
+            raise _none(sha256.hex())
+        return header, read(self.folder, sha256)
+
+    def close(self) -> None:
+        """Removes the folder, if it is a temporary one."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _count(self, name: str, size: int) -> None:
+        """Counts a program, and removes others until all fit."""
+        with self._counting:
+            self.bytes += size - self._sizes.pop(name, 0)
+            self._sizes[name] = size
+            while self.bytes > self._capacity:
+                oldest, size = self._sizes.popitem(last=False)
+                self.bytes -= size
+                for ending in (_PROGRAM, _HEADER):
+                    with suppress(OSError):
+                        os.unlink(self.folder / (oldest + ending))
+
+
+def read(folder: Path, sha256: bytes) -> bytes:
+    """A program of a store.
+
+    Raises:
+      ServiceError: it is not there.
+    """
+    name = sha256.hex()
+    try:
+        return (folder / (name + _PROGRAM)).read_bytes()
+    except OSError as error:
+        raise _none(name) from error
+
+
+def _none(name: str) -> ServiceError:
+    return ServiceError(
+        "program_sha256",
+        f"no program {name[:16]}… is held here",
+        remedy="Ask by model and config, or upload the program",
+        code="NOT_FOUND",
+    )

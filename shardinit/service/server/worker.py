@@ -1,0 +1,162 @@
+"""Worker: the process that traces, builds and computes, one job at a time.
+
+Started by `shardinit.service.server.process`; it alone imports JAX. It may be killed
+at any moment and owns nothing that anybody would miss. A signal to a group, as a
+terminal's Ctrl-C or a supervisor's SIGTERM, is the business of the process that
+listens: it drains, and this one ends when that one does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import logging
+import os
+import pickle
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import message_factory
+from google.protobuf.message import Message
+
+from shardinit.errors import ServiceError
+from shardinit.models import load_package
+from shardinit.service.server.config import Config
+from shardinit.service.server.pipe import COUNT, Frames, Kind, Piece, Task, map_memory
+from shardinit.service.wire.errors import code_of, to_status
+from shardinit.v1 import service_pb2
+
+if TYPE_CHECKING:
+    from shardinit.service.server.servicer import Servicer
+
+log = logging.getLogger("shardinit.service")
+
+_METHODS = service_pb2.DESCRIPTOR.services_by_name["InitService"].methods
+_REQUESTS = {m.name: message_factory.GetMessageClass(m.input_type) for m in _METHODS}
+# What has no call's name, and what a call's stream is made of as a whole.
+_REQUESTS |= {
+    "UploadProgram": service_pb2.ProgramChunk,
+    "PrepareCheckpoint": service_pb2.WriteCheckpointRequest,
+}
+_PARENT_DIES = 1  # PR_SET_PDEATHSIG
+
+
+class _Forward(logging.Handler):
+    """Sends log records to the process that listens."""
+
+    def __init__(self, frames: Frames):
+        super().__init__()
+        self._frames = frames
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = None
+        if record.exc_info:
+            trace = logging.Formatter().formatException(record.exc_info)
+        line = {
+            "name": record.name,
+            "level": record.levelno,
+            "text": record.getMessage(),
+            "trace": trace,
+        }
+        self._frames.send(Kind.LOG, json.dumps(line).encode())
+
+
+def answer(frames: Frames, memory: memoryview, servicer: Servicer, task: Task) -> None:
+    """Does one job and sends what comes of it."""
+    try:
+        request = _REQUESTS[task.method].FromString(task.request)
+        used = 0
+        for item in _items(getattr(servicer, task.method)(request)):
+            if isinstance(item, Piece):
+                memory[used : used + len(item.data)] = item.data
+                used += len(item.data)
+                count = COUNT.pack(len(item.data))
+                frames.send(Kind.PIECE, count + item.header.SerializeToString())
+            else:
+                data = item if isinstance(item, bytes) else item.SerializeToString()
+                frames.send(Kind.ANSWER, data)
+    except Exception as error:
+        if code_of(error).name == "INTERNAL":
+            text = "%s request=%s failed"
+            log.error(text, task.method, task.request_id, exc_info=error)
+        status = to_status(error, task.request_id)
+        frames.send(Kind.FAILED, status.SerializeToString())
+    else:
+        frames.send(Kind.DONE)
+
+
+def _items(made: Any) -> Iterable[Any]:
+    return (made,) if isinstance(made, Message | bytes) else made
+
+
+def _prepare(config: Config, modules: Sequence[str]) -> Servicer:
+    """Imports what the jobs need.
+
+    Raises:
+      ServiceError: a module cannot be imported, or has no models.
+    """
+    for name in config.models:
+        try:
+            load_package(name)
+        except Exception as error:  # whatever a stranger's module raises
+            raise ServiceError(
+                f"--models {name}",
+                " ".join(f"{type(error).__name__}: {error}".split()),
+                "a module with models",
+                code="FAILED_PRECONDITION",
+            ) from error
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception:  # nobody named it: the other models are there to be used
+            log.warning("the models of %r are not here", name, exc_info=True)
+    from shardinit.service.server.servicer import Servicer
+
+    return Servicer(config)
+
+
+def main() -> None:
+    """Serves the process whose number is the third argument."""
+    numbers = [int(text) for text in sys.argv[1:4]]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DIES, signal.SIGKILL)
+    if os.getppid() != numbers[2]:
+        return  # it ended before it could be told
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    frames = Frames(socket.socket(fileno=numbers[0]))
+    config, modules = pickle.loads(frames.receive()[1])
+    logging.basicConfig(level=logging.INFO, handlers=[_Forward(frames)])
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("shardinit").setLevel(logging.INFO)
+    try:
+        servicer = _prepare(config, modules)
+        models = servicer.ListModels(service_pb2.ListModelsRequest())
+    except Exception as error:
+        frames.send(Kind.FAILED, to_status(error, "start").SerializeToString())
+        return
+    memory = map_memory(numbers[1], config.block_bytes)
+    frames.send(Kind.READY, models.SerializeToString())
+    tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(frames, tasks), daemon=True).start()
+    while True:
+        answer(frames, memory, servicer, tasks.get())
+
+
+def _read(frames: Frames, tasks: queue.SimpleQueue[Task]) -> None:
+    """Takes in jobs; ends the process when there is nobody left to ask for any."""
+    try:
+        while True:
+            tasks.put(Task.unpack(frames.receive()[1]))
+    except (EOFError, OSError):
+        os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

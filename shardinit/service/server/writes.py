@@ -1,0 +1,237 @@
+"""Writes: checkpoints that are being written, each by a worker of its own.
+
+A call watches a write. A second call for the same model, key and place watches the same
+write; when the last watcher of one that was not detached goes away, its worker is
+killed, and what it wrote stays for the next to go on with. What was not completed
+leaves no receipt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+from shardinit.errors import ServiceError, SpecError
+from shardinit.service.server.boundary import Call
+from shardinit.service.server.config import Config
+from shardinit.service.server.pipe import Kind, Prepared, Task
+from shardinit.service.server.places import receipt_of, resolve, taken
+from shardinit.service.server.pool import Job, Pool
+from shardinit.service.server.process import DiedError, Process
+from shardinit.v1 import service_pb2
+
+_FORMATS = (
+    service_pb2.CHECKPOINT_FORMAT_SAFETENSORS,
+    service_pb2.CHECKPOINT_FORMAT_ORBAX,
+)
+_AGAIN = 5.0  # seconds after which there may be room for another write
+_TICK = 0.25  # seconds between two looks at a worker
+
+
+class Writes:
+    """The writes of one server.
+
+    Args:
+      config: the folders that are allowed, and how many at a time.
+      pool: has a worker prepare a write.
+    """
+
+    def __init__(self, config: Config, pool: Pool):
+        self._config = config
+        self._pool = pool
+        self._running: dict[Path, _Write] = {}
+        self._stopping = False
+
+    async def write(
+        self, request: service_pb2.WriteCheckpointRequest, call: Call
+    ) -> AsyncIterator[bytes]:
+        """Progress of a write, then its receipt; starts it if it does not run.
+
+        Raises:
+          SpecError: the spec, the key or the format has faults.
+          ServiceError: no folder is allowed, the place is not, or is taken; too many
+            writes run; the model is too large for the format.
+        """
+        target = resolve(request.uri, self._config.checkpoint_roots)
+        if request.format not in _FORMATS:
+            raise SpecError("checkpoint", [("format", "missing, or not known here")])
+        data = request.SerializeToString()
+        model = request.spec.SerializeToString(deterministic=True)
+        task = Task("PrepareCheckpoint", call.request_id, data)
+        (answer,) = await self._pool.run(Job(task, call.caller, model))
+        prepared = Prepared.from_json(answer)
+        if prepared.receipt:
+            for message in _complete(target, prepared):
+                yield message.SerializeToString()
+            return
+        write = self._joined(target, prepared, task)
+        write.watchers += 1
+        write.detached |= request.detach
+        try:
+            async for message in write.watch():
+                yield message
+        finally:
+            write.watchers -= 1
+            if not write.watchers and not write.detached:
+                write.stop("its caller has gone")
+
+    def stop(self) -> None:
+        """Ends all writes."""
+        self._stopping = True
+        for write in self._running.values():
+            write.stop("the server is stopping")
+
+    async def close(self) -> None:
+        """Ends all writes and waits for their workers' end."""
+        self.stop()
+        running = [write.task for write in self._running.values()]
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _joined(self, target: Path, prepared: Prepared, task: Task) -> _Write:
+        """The write to watch: an equal one that runs, or a new one, started."""
+        write = self._running.get(target)
+        if write is None:
+            if self._stopping or len(self._running) >= self._config.writes:
+                raise ServiceError(
+                    "WriteCheckpoint",
+                    f"{len(self._running)} writes run already, or the server stops",
+                    remedy="Ask again later",
+                    code="UNAVAILABLE" if self._stopping else "RESOURCE_EXHAUSTED",
+                    limit="" if self._stopping else "writes",
+                    retry_after=None if self._stopping else _AGAIN,
+                )
+            task = task._replace(method="WriteCheckpoint")
+            write = self._running[target] = _Write(self._config, target, prepared, task)
+            write.task.add_done_callback(lambda _: self._running.pop(target))
+        if write.prepared.identity != prepared.identity:
+            raise taken(target, "another model or key is being written there")
+        if write.stopped:
+            raise write.told_to_stop()
+        return write
+
+
+def _complete(
+    target: Path, prepared: Prepared
+) -> list[service_pb2.WriteCheckpointResponse]:
+    """What is said of a checkpoint that is there already."""
+    size = prepared.total_bytes
+    progress = service_pb2.CheckpointProgress(bytes_done=size, bytes_total=size)
+    receipt = service_pb2.CheckpointReceipt(
+        uri=str(target), receipt_json=prepared.receipt
+    )
+    made = service_pb2.WriteCheckpointResponse
+    return [made(progress=progress), made(receipt=receipt)]
+
+
+class _Write:
+    """One write: a worker, what it said last, and who wants to know.
+
+    Attributes:
+      prepared: what is written.
+      watchers, detached: who is interested.
+      stopped: why it was told to end; empty if it was not.
+      task: ends when the worker has.
+    """
+
+    def __init__(self, config: Config, target: Path, prepared: Prepared, task: Task):
+        self.prepared = prepared
+        self.watchers = 0
+        self.detached = False
+        self.stopped = ""
+        self._config = config
+        self._target = target
+        self._form = int(prepared.identity.partition(" ")[0])
+        self._progress = self._receipt = b""
+        self._count = 0
+        self._news = asyncio.Condition()
+        self._process: Process | None = None
+        self.task = asyncio.create_task(self._run(task))
+        self.task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def watch(self) -> AsyncIterator[bytes]:
+        """What the worker says: of its progress the newest, and all of the end.
+
+        Raises:
+          Refusal, ServiceError: it was not written.
+        """
+        seen = 0
+        while True:
+            if self._count > seen:
+                seen = self._count
+                yield self._progress
+                continue
+            if self.task.done():
+                self.task.result()
+                yield self._receipt
+                return
+            told = asyncio.create_task(self._wait(seen))
+            try:
+                await asyncio.wait(
+                    (told, self.task), return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                told.cancel()
+
+    def stop(self, why: str) -> None:
+        """Ends it."""
+        self.stopped = self.stopped or why
+        if self._process is not None:
+            self._process.kill("left")
+
+    def told_to_stop(self) -> ServiceError:
+        """What a write that was told to end has to say."""
+        return ServiceError(
+            f"checkpoint {str(self._target)!r}",
+            f"the write was stopped: {self.stopped or 'its worker has ended'}",
+            remedy="Ask again: it goes on where it was",
+            code="UNAVAILABLE",
+        )
+
+    async def _wait(self, seen: int) -> None:
+        async with self._news:
+            while self._count <= seen:
+                await self._news.wait()
+
+    async def _run(self, task: Task) -> None:
+        process = self._process = Process(self._config)
+        watching = asyncio.create_task(self._watch(process))
+        try:
+            await process.start()
+            await process.run(task, self._hear)
+        except DiedError:
+            if process.why == "memory":
+                raise ServiceError(
+                    "WriteCheckpoint",
+                    "it takes more memory than a worker may",
+                    f"at most {self._config.worker_bytes:,}",
+                    code="RESOURCE_EXHAUSTED",
+                    limit="worker-bytes",
+                ) from None
+            raise self.told_to_stop() from None
+        finally:
+            watching.cancel()
+            process.kill("stop")
+            await process.ended()
+            if not os.path.lexists(self._target):
+                with suppress(OSError):
+                    receipt_of(self._target, self._form).unlink()
+
+    def _hear(self, kind: Kind, data: bytes) -> None:
+        if service_pb2.WriteCheckpointResponse.FromString(data).HasField("receipt"):
+            self._receipt = data
+            return
+        self._progress, self._count = data, self._count + 1
+        self._told = asyncio.ensure_future(self._tell())
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def _watch(self, process: Process) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            if process.resident > self._config.worker_bytes:
+                process.kill("memory")
