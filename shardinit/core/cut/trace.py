@@ -10,7 +10,7 @@ import numpy as np
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
-from shardinit.core.types import Init, Tree, TreeDef, Values
+from shardinit.core.types import Init, Tree, TreeDef
 from shardinit.errors import InitFnError, InvalidKeyError
 
 MAX_AXIS = 1 << 32  # elements
@@ -73,7 +73,7 @@ def _traced(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
         # fields have no truth value: the leaves alone can be traced.
         structure: list[TreeDef] = []
 
-        def leaves(key: jax.Array) -> list[Values]:
+        def leaves(key: jax.Array) -> list[Any]:
             flat, tree = jax.tree.flatten(fn(key))
             structure.append(tree)
             return flat
