@@ -337,7 +337,7 @@ def test_a_client_asks_a_busy_server_again_within_its_time(gate, tmp_path):
     with (
         Server(Config(workers=1, queue=1)) as server,
         shardinit.connect(server.address, timeout=30, cache_dir=tmp_path) as client,
-        shardinit.connect(server.address, timeout=1.5, cache_dir=tmp_path) as hasty,
+        shardinit.connect(server.address, timeout=3, cache_dir=tmp_path) as hasty,
     ):
         threads = [
             threading.Thread(target=client.describe, args=(gate.spec(8 + i),))
