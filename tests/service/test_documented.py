@@ -4,10 +4,16 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import crc32c
+import grpc
+import jax.numpy as jnp
 import pytest
+import xxhash
 
 from shardinit.service.server.config import Config
 from shardinit.service.server.telemetry import Metrics
+from shardinit.service.wire import frames
+from shardinit.service.wire.errors import _DETAILS
 from shardinit.service.wire.limits import DEFAULTS
 
 pytestmark = pytest.mark.once
@@ -51,6 +57,39 @@ def test_every_limit_of_a_request_is_told_with_its_value(found):
     assert told == {
         field.name: getattr(DEFAULTS, field.name) for field in fields(DEFAULTS)
     }
+
+
+WIRE = (ROOT / "docs" / "protocol.md").read_text()
+
+
+def test_the_vectors_of_the_protocol_are_what_is_sent():
+    told = dict(
+        re.findall(r"^\| ((?:CRC|XXH3|a `).*) \| `(\w+)` \|", WIRE, re.MULTILINE)
+    )
+    data = bytes(range(16))
+    assert list(told.values()) == [
+        f"{crc32c.crc32c(b'123456789'):08x}",
+        xxhash.xxh3_128(b"").hexdigest(),
+        xxhash.xxh3_128(data).hexdigest(),
+        frames.write(5, memoryview(data)).hex(),
+    ]
+
+
+def test_the_types_of_the_protocol_have_the_bytes_that_it_says():
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (\d+) \|", WIRE, re.MULTILINE)
+    types = {name: int(size) for names, size in rows for name in names.split(", ")}
+    assert len(types) == 20
+    for name, size in types.items():
+        assert jnp.dtype(name.strip("`")).itemsize == size
+
+
+def test_the_codes_and_details_of_the_protocol_are_those_there_are():
+    codes = {word for word in re.findall(r"`([A-Z][A-Z_]+)`", WIRE) if "_" in word}
+    assert codes <= {code.name for code in grpc.StatusCode}
+    told = set(
+        re.findall(r"^\| `(\w+(?:Info|Request|Failure))` \|", WIRE, re.MULTILINE)
+    )
+    assert told == {kind.DESCRIPTOR.name for kind in _DETAILS}
 
 
 def test_every_metric_is_told():
