@@ -192,6 +192,7 @@ class Pool:
                 self._now_ready(slot, process)
                 await self._work(slot, process)
             except Refusal as error:
+                process.kill("refused")
                 pause = min(2 * pause + 0.5, 30)
                 if self.models.done():
                     log.error("a worker cannot begin: %s", error)
@@ -206,7 +207,7 @@ class Pool:
                 self._say_up()
             why = process.why if process.why != "stop" else ""
             status = await process.ended()
-            if why or status:
+            if (why or status) and why != "refused":  # that has been said
                 self._metrics.killed.labels(why or "died").inc()
                 log.warning("a worker has ended: %s", why or _ending(status))
             await asyncio.sleep(pause)
