@@ -19,8 +19,8 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -133,21 +133,22 @@ class Boundary(aio.ServerInterceptor):
     async def _answer(
         self, method: str, handler: Any, call: Call, context: aio.ServicerContext
     ) -> None:
-        messages = self._messages(handler, call, context)
-        request = messages if handler.request_streaming else await anext(messages)
         behaviour = next(filter(None, (getattr(handler, kind) for kind in _KINDS)))
         write = self._writer(handler.response_serializer, call, context)
-        own = method.startswith(f"/{SERVICE}/")
-        answers = behaviour(request, call if own else context)
-        if not handler.response_streaming:
-            await write(await answers)
-            return
-        async for answer in answers:
-            await write(answer)
+        given = call if method.startswith(f"/{SERVICE}/") else context
+        async with aclosing(self._messages(handler, call, context)) as messages:
+            request = messages if handler.request_streaming else await anext(messages)
+            answers = behaviour(request, given)
+            if not handler.response_streaming:
+                await write(await answers)
+                return
+            async with aclosing(answers):  # at once, also where a write was cancelled
+                async for answer in answers:
+                    await write(answer)
 
     async def _messages(
         self, handler: Any, call: Call, context: aio.ServicerContext
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """The caller's messages as they come, within the limits."""
         seconds = self._config.message_seconds
         while True:

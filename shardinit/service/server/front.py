@@ -140,12 +140,11 @@ class Front:
             self._streams -= 1
             coming.cancel()
 
-    async def WriteCheckpoint(
+    def WriteCheckpoint(
         self, request: service_pb2.WriteCheckpointRequest, call: Call
     ) -> AsyncIterator[bytes]:
         """Progress, then the receipt."""
-        async for message in self._writes.write(request, call):
-            yield message
+        return self._writes.write(request, call)
 
     async def UploadProgram(
         self, requests: AsyncIterator[service_pb2.UploadProgramRequest], call: Call

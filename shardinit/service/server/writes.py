@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 from shardinit.errors import ServiceError, SpecError
@@ -47,7 +47,7 @@ class Writes:
 
     async def write(
         self, request: service_pb2.WriteCheckpointRequest, call: Call
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         """Progress of a write, then its receipt; starts it if it does not run.
 
         Raises:
@@ -71,8 +71,9 @@ class Writes:
         write.watchers += 1
         write.detached |= request.detach
         try:
-            async for message in write.watch():
-                yield message
+            async with aclosing(write.watch()) as messages:
+                async for message in messages:
+                    yield message
         finally:
             write.watchers -= 1
             if not write.watchers and not write.detached:
@@ -151,7 +152,7 @@ class _Write:
         self.task = asyncio.create_task(self._run(task))
         self.task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
-    async def watch(self) -> AsyncIterator[bytes]:
+    async def watch(self) -> AsyncGenerator[bytes, None]:
         """What the worker says: of its progress the newest, and all of the end.
 
         Raises:
