@@ -13,8 +13,13 @@ from shardinit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from shardinit import deferred as deferred
+    from shardinit import errors as errors
+    from shardinit import frontends as frontends
+    from shardinit import initializers as initializers
+    from shardinit import models as models
     from shardinit import module as module
     from shardinit import storage as storage
+    from shardinit import verify as verify
     from shardinit.core.init_fn import InitFn as InitFn
     from shardinit.core.plan.fsdp import fsdp as fsdp
     from shardinit.core.plan.placement import Placement as Placement
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from shardinit.core.run.lazy import open as open
     from shardinit.core.run.lazy import read as read
     from shardinit.core.run.missing import init_missing as init_missing
+    from shardinit.core.run.missing import plan_missing as plan_missing
     from shardinit.models import ModelSpec as ModelSpec
     from shardinit.service.client.client import connect as connect
     from shardinit.storage.executables import load_executables as load_executables
@@ -53,6 +59,11 @@ _HOMES = {
     "compile_plan": "core.run.compile",
     "connect": "service.client.client",
     "deferred": "deferred",
+    "errors": "errors",
+    "frontends": "frontends",
+    "initializers": "initializers",
+    "models": "models",
+    "verify": "verify",
     "digest": "verify.digest.devices",
     "export_plan": "core.program.program",
     "fsdp": "core.plan.fsdp",
@@ -63,6 +74,7 @@ _HOMES = {
     "module": "module",
     "open": "core.run.lazy",
     "plan": "core.plan.plan",
+    "plan_missing": "core.run.missing",
     "read": "core.run.lazy",
     "receipt": "verify.receipt",
     "save_executables": "storage.executables",
@@ -70,7 +82,8 @@ _HOMES = {
     "verify_receipt": "verify.receipt",
 }
 
-__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+# A star import leaves Python's own open alone.
+__all__ = [n for n in _HOMES if n != "open"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

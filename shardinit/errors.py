@@ -32,11 +32,11 @@ class ShardinitError(Exception):
         super().__init__(self._text())
 
     @classmethod
-    def taken(cls, what: str, name: object) -> Self:
-        """The refusal to overwrite something."""
+    def taken(cls, what: str, name: object, why: str = "") -> Self:
+        """The refusal to overwrite something; ``why`` it is not what was asked for."""
         return cls(
             f"{what} {str(name)!r}",
-            "something of that name is there",
+            "something of that name is there" + (f": {why}" if why else ""),
             "a name that is free",
             "Nothing is overwritten: remove it or choose another name",
         )
@@ -60,6 +60,10 @@ class InitFnError(ShardinitError, TypeError):
 
     Also raised when it closes over a tracer or cannot be traced abstractly.
     """
+
+
+class InvalidKeyError(ShardinitError, TypeError, ValueError):
+    """What is no key: an object of another type or shape, a seed beyond 64 bits."""
 
 
 class ShardingError(ShardinitError, ValueError):

@@ -258,13 +258,19 @@ def test_export_and_read(config, tmp_path, fails):
     want = open(load_program(path), 5)[leaf][3:9, ::2]
     assert np.load(npy).tobytes() == np.ascontiguousarray(want).tobytes()
     assert "[6, 32]" in shardinit("read", path, leaf, "3:9,::2")
-    assert "it exists" in fails("export", config, "--out", path)
+    before = os.stat(path).st_mtime_ns
+    assert "is there already" in shardinit("export", config, "--out", path)
+    assert os.stat(path).st_mtime_ns == before
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(TINY | {"hidden_size": 128}))
+    assert "it exists" in fails("export", str(other), "--out", path)
     assert "it exists" not in shardinit("export", config, "--out", path, "--force")
     assert "none of the" in fails("read", path, "no/such/leaf")
     assert "out of bounds" in fails("read", path, leaf, "99999")
     assert "'a' in '1,a'" in fails("read", path, leaf, "1,a")
     (tmp_path / "broken").write_bytes(b"not a program")
     assert "init program" in fails("read", str(tmp_path / "broken"))
+    shardinit("read", path, leaf, "3:9,::2", "--seed", "5", "--out", npy)  # again
     assert "File exists" in fails("read", path, leaf, "--out", npy)
 
 

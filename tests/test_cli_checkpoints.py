@@ -132,8 +132,8 @@ def test_what_goes_wrong_is_one_line(tmp_path, config, says):
     says("init", config, "--out", out)
     before = jax.tree.map(str, sorted(os.walk(tmp_path)))
     for args, message in [
-        (["init", config, "--out", out], "Nothing is overwritten"),
-        (["init", config, "--out", out, "--format", "orbax"], "Nothing is overwritten"),
+        (["init", config, "--out", out, "--seed", "1"], "it is of another seed"),
+        (["init", config, "--out", out, "--format", "orbax"], "it is not orbax"),
         (["init", config, "--out", out + "2", "--mesh", "a=2"], "--mesh"),
         (["init", config, "--out", out + "2", "--max-memory", "9XB"], "--max-memory"),
         (["init", "nope", "--out", out + "2"], "no example config"),
@@ -157,15 +157,44 @@ def test_what_goes_wrong_is_one_line(tmp_path, config, says):
     assert jax.tree.map(str, sorted(os.walk(tmp_path))) == before
 
 
+@pytest.mark.parametrize("layout", ["safetensors", "orbax"])
+def test_the_same_command_again_verifies_and_ends_well(tmp_path, config, says, layout):
+    out = str(tmp_path / "out")
+    command = ("init", config, "--out", out, "--format", layout)
+
+    def state():
+        files = [path for path in Path(tmp_path).rglob("*") if path.is_file()]
+        return {
+            str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files
+        }
+
+    first, before = says(*command), state()
+    again = says(*command)
+    assert "is there already, and verified" in again
+    assert again.split()[-1] == first.split()[-1]
+    assert state() == before
+    os.unlink(out + ".receipt.json")  # as if it had ended before the receipt
+    assert "is there already, and verified" in says(*command)
+    assert Path(out + ".receipt.json").exists()
+    damaged = max((p for p in Path(out).rglob("*") if p.is_file()), key=os.path.getsize)
+    if layout == "safetensors":
+        with damaged.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x7f")
+        assert "its leaves are not those of its receipt" in says(*command, code=1)
+        os.unlink(out + ".receipt.json")
+        assert "has other values" in says(*command, code=1)
+
+
 def test_init_starts_from_executables_that_compile_wrote(tmp_path, config, says):
     code, plain, loaded = (str(tmp_path / name) for name in ("code", "plain", "loaded"))
     placed = ("--mesh", "data=2,model=4", "--rules", "embed=data,mlp=model")
     said = says("compile", config, "--out", code, *placed)
     digest = said.split()[-1]
     assert digest == hashlib.sha256(Path(code).read_bytes()).hexdigest()
-    assert "something of that name" in says(
-        "compile", config, "--out", code, *placed, code=1
-    )
+    assert says("compile", config, "--out", code, *placed).split()[-1] == digest
+    other = ("--mesh", "data=4,model=2", "--rules", "embed=data,mlp=model")
+    assert "made for the mesh" in says("compile", config, "--out", code, *other, code=1)
     init = ("init", config, "--format", "orbax", *placed)
     said = says(*init, "--out", plain)
     given = ("--executables", code, "--executables-sha256", digest)

@@ -1,7 +1,8 @@
 """Checkpoints on the command line: write one, digest one, hold one against a receipt.
 
 A checkpoint is written with its receipt beside it, ``NAME.receipt.json``: safetensors
-by windows, so that the model may be larger than memory; Orbax from sharded arrays.
+by windows, so that the model may be larger than memory; Orbax from sharded arrays. The
+same command again holds what is there against its receipt and ends well.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either fo
 
 def init(
     source: Source,
-    out: Annotated[str, typer.Option(help="The checkpoint's folder; must be free.")],
+    out: Annotated[str, typer.Option(help="The checkpoint's folder.")],
     layout: Annotated[
         Literal["orbax", "safetensors"],
         typer.Option("--format", help="safetensors is written by windows."),
@@ -81,23 +82,30 @@ def init(
         )
     target = Path(os.path.abspath(out))
     beside = target.with_name(target.name + ".receipt.json")
-    _check_receipt(target, beside)
     axes = {"device": 1}
     if mesh is not None:
         axes = arguments.parse_mesh(mesh)
         devices.simulate_where_asked(axes)
     fn = arguments.read_source(source, model, models)
-    if layout == "safetensors":
-        root = _write_windows(fn, seed, target, beside, max_memory, max_shard_size)
-    else:
-        from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.plan import plan as make_plan
 
-        storage.orbax.check_free(target)
+    if layout == "safetensors":
+        plan = make_plan(fn)
+    else:
         on, by = devices.real_mesh(axes), arguments.parse_rules(rules)
         plan = make_plan(fn, mesh=on, rules=by)
+    new = not _has_format(target, layout)
+    root = _held(plan, seed, target, beside, layout)
+    if root is None and layout == "safetensors":
+        sizes = (max_memory, max_shard_size)
+        root = _write_windows(plan, seed, target, beside, *sizes)
+    elif root is None:
+        if not _has_format(target, layout):
+            storage.orbax.check_free(target)
         code = (executables, executables_sha256)
         root = _write_arrays(plan, seed, target, beside, *code)
-    print(f"wrote {target}\nreceipt {beside}\nroot {root}")
+    said = f"wrote {target}" if new else f"{target} is there already, and verified"
+    print(f"{said}\nreceipt {beside}\nroot {root}")
 
 
 def digest(
@@ -162,14 +170,48 @@ def _digest_windows(folder: str) -> Digest:
     return digester.digest()
 
 
-def _check_receipt(target: Path, beside: Path) -> None:
-    """Refuses to replace a receipt, unless its checkpoint is still being written."""
-    if os.path.lexists(beside) and not os.path.lexists(f"{target}.unfinished"):
-        raise CheckpointError.taken("receipt", beside)
+def _held(plan: Plan, seed: int, target: Path, beside: Path, layout: str) -> str | None:
+    """The root of a checkpoint that is there with its receipt, verified.
+
+    None where there is no receipt, or one of the same whose checkpoint is still to be
+    written: whoever writes finds out what else is there.
+
+    Raises:
+      CheckpointError: what is there is something else.
+    """
+    if not os.path.lexists(beside):
+        return None
+    from shardinit.core.prng.root_key import as_key
+    from shardinit.core.run.arguments import key_words
+    from shardinit.verify.receipt import Receipt, verify_receipt
+
+    found = Receipt.load(beside)
+    words = tuple(map(int, key_words(as_key(seed), plan.cut)))
+    if (found.fingerprint, found.key) != (plan.fingerprint, words):
+        what = "model" if found.key == words else "seed"
+        raise CheckpointError.taken("receipt", beside, f"it is of another {what}")
+    if not os.path.lexists(target):
+        return None
+    if not _has_format(target, layout):
+        raise CheckpointError.taken("checkpoint", target, f"it is not {layout}")
+    try:
+        verify_receipt(found, digest_folder(str(target)))
+    except ReceiptMismatchError as error:
+        why = f"its leaves are not those of its receipt ({error.differences[0]})"
+        raise CheckpointError.taken("checkpoint", target, why) from error
+    return found.root
+
+
+def _has_format(target: Path, layout: str) -> bool:
+    """Whether a folder holds a checkpoint of that format."""
+    from shardinit.storage.layout import INDEX, SINGLE
+
+    names = (INDEX, SINGLE) if layout == "safetensors" else ("_METADATA",)
+    return any((target / name).exists() for name in names)
 
 
 def _write_windows(
-    fn: Any,
+    plan: Plan,
     seed: int,
     target: Path,
     beside: Path,
@@ -177,7 +219,6 @@ def _write_windows(
     max_shard_size: str | None,
 ) -> str:
     """Writes safetensors and a receipt; the root of the digest."""
-    from shardinit.core.plan.plan import plan as make_plan
     from shardinit.core.run.lazy import open as open_lazily
     from shardinit.storage import safetensors
     from shardinit.storage.layout import parse_size
@@ -186,7 +227,6 @@ def _write_windows(
 
     memory = parse_size(max_memory or "1GiB", "--max-memory")
     shard = parse_size(max_shard_size or "5GB", "--max-shard-size")
-    plan = make_plan(fn)
     lazy = open_lazily(plan, seed, memory_limit=memory)
     digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
     with progress("write") as report:

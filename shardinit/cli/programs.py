@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shardinit.cli import arguments, devices, options
-from shardinit.errors import ShardinitError
+from shardinit.errors import ProgramFormatError, ShardinitError
+from shardinit.files import write_file
 
 Source = Annotated[
     str,
@@ -40,16 +43,24 @@ def export(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """Writes a model's initial weights as one small program."""
-    if os.path.exists(out) and not force:
-        raise ShardinitError(
-            f"--out {out}", "it exists", "a new file", "Pass --force to replace it"
-        )
     devices.on_cpu()
-    from shardinit.core.program.program import export_plan
+    from shardinit.core.program.program import export_plan, load_program
 
+    there = None
+    if os.path.exists(out) and not force:
+        try:
+            there = load_program(out)
+        except (ProgramFormatError, OSError) as error:
+            raise _exists(out) from error
     program = export_plan(arguments.read_source(source, model, models))
-    with _writing(out):
-        program.save(out)
+    if there is None:
+        with _writing(out):
+            program.save(out)
+    elif there.fingerprint != program.fingerprint:
+        raise _exists(out)
+    else:
+        print(f"{out} is there already, and is the program of this model")
+        program = there
     size = os.path.getsize(out)
     print(
         f"{out}: {len(program.paths):,} leaves, {size:,} bytes, "
@@ -57,9 +68,18 @@ def export(
     )
 
 
+def _exists(out: str) -> ShardinitError:
+    return ShardinitError(
+        f"--out {out}",
+        "it exists, and is not the program of this model",
+        "a new file",
+        "Pass --force to replace it",
+    )
+
+
 def compile_for_here(
     source: Source,
-    out: Annotated[str, typer.Option("--out", "-o", help="The file; must be free.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The file to write.")],
     mesh: Annotated[
         str, typer.Option(help="Axes and sizes, such as data=2,model=4.")
     ] = "device=1",
@@ -124,11 +144,14 @@ def read(
         print(f"{path} [{window}] {values.dtype}{list(values.shape)}")
         print(np.array2string(values, threshold=200))
         return
-    with _writing(out), open(out, "xb") as file:
-        # numpy's format has no name for bfloat16 and its kin: their bytes as ints.
-        plain = values.dtype.kind in "biufc"
-        width = f"u{values.dtype.itemsize}"
-        np.save(file, values if plain else values.view(width), allow_pickle=False)
+    # numpy's format has no name for bfloat16 and its kin: their bytes as ints.
+    plain = values.dtype.kind in "biufc"
+    width = f"u{values.dtype.itemsize}"
+    made = io.BytesIO()
+    np.save(made, values if plain else values.view(width), allow_pickle=False)
+    with _writing(out):
+        if not (os.path.isfile(out) and Path(out).read_bytes() == made.getvalue()):
+            write_file(out, made.getvalue(), replace=False)
     print(f"{out}: {path} [{window}] {values.dtype}{list(values.shape)}")
 
 

@@ -39,7 +39,7 @@ from jax.sharding import Mesh
 
 from shardinit.core import platform as machine
 from shardinit.core.ir.jaxpr import setting
-from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.program.exported import ExportedProgram
 from shardinit.core.run.compile import CompiledPlan, compile_plan, on_devices
 from shardinit.errors import ExecutablesError, ExecutablesWarning
@@ -89,15 +89,16 @@ def save_executables(
 
     Args:
       plan: from ``shardinit.plan``, of what the other process will plan too.
-      path: the file; it must not be there.
+      path: the file. Where executables of the same plan for this machine are there
+        already, they stay.
       mesh: as for ``compile_plan``.
 
     Returns:
       The SHA-256 of the file, in hex. Whoever is to load it needs that, from you.
 
     Raises:
-      ExecutablesError: the file exists, this is a job of several processes, or the
-        platform's executables cannot be stored.
+      ExecutablesError: something else is there, this is a job of several processes, or
+        the platform's executables cannot be stored.
       ShardingError: as ``compile_plan``.
 
     Example:
@@ -109,9 +110,9 @@ def save_executables(
       64
     """
     target = Path(os.path.abspath(path))
+    facts = _facts(checked(plan, "save_executables"), mesh)
     if os.path.lexists(target):
-        raise ExecutablesError.taken("executables", target)
-    facts = _facts(plan, mesh)
+        return _there(target, facts)
     with _private_cache(raise_errors=True) as folder:
         compile_plan(plan, mesh=mesh)
         files = sorted(p for p in folder.iterdir() if _ENTRY.fullmatch(p.name))
@@ -196,6 +197,25 @@ def load_executables(
             stacklevel=2,
         )
     return compiled
+
+
+def _there(target: Path, facts: dict[str, Any]) -> str:
+    """The SHA-256 of a file that is there, if it is for the same.
+
+    Raises:
+      ExecutablesError: it is something else.
+    """
+    try:
+        data = target.read_bytes()
+        manifest, _ = _parse(f"executables {str(target)!r}", data)
+    except (OSError, ExecutablesError) as error:
+        raise ExecutablesError.taken("executables", target) from error
+    for name in _FACTS:
+        if manifest.get(name) != facts[name]:
+            got, wanted = _differ(manifest.get(name), facts[name])
+            why = f"made for the {name} {got}, not {wanted}"
+            raise ExecutablesError.taken("executables", target, why)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _facts(plan: Plan, mesh: Mesh | None) -> dict[str, Any]:

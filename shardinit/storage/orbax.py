@@ -1,12 +1,14 @@
 """Orbax: what plain ``orbax.checkpoint`` restores, on any mesh.
 
-Every process of a job writes its own shards. Nothing of shardinit is in the folder:
-the tree is written as plain dicts, lists and tuples of arrays, so that whoever restores
-it needs neither the model's classes nor this library::
+Every process of a job writes its own shards. The tree is written as plain dicts, lists
+and tuples of arrays, so that whoever restores it needs neither the model's classes nor
+this library::
 
     orbax.checkpoint.StandardCheckpointer().restore(folder, abstract_tree)
 
-Orbax writes under a temporary name and renames when all processes are done.
+Orbax's format has one kind of sequence and forgets which were tuples, so their paths
+stand in its custom metadata, the one thing of shardinit's in the folder. Orbax writes
+under a temporary name and renames when all processes are done.
 """
 
 from __future__ import annotations
@@ -17,14 +19,32 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
-from shardinit.core.paths import nested, path_str
+from shardinit.core.ir.jaxpr import is_key, setting
+from shardinit.core.paths import path_str
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
+from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
+from shardinit.core.prng.root_key import KeyLike
+from shardinit.core.run.completion import Allowed, restore_into
 from shardinit.errors import CheckpointError
+from shardinit.storage.orbax_tree import (
+    METADATA,
+    OURS,
+    checkpoint_in,
+    is_array,
+    is_metadata,
+    plain,
+    read_metadata,
+    tuples_of,
+    with_tuples,
+)
 
 
 def save(folder: str | os.PathLike[str], tree: Any) -> None:
@@ -34,12 +54,15 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
     of them see.
 
     Args:
-      folder: the checkpoint's folder; it must not be there.
+      folder: the checkpoint's folder. Where the same checkpoint is there already, it is
+        compared and nothing is written.
       tree: jax arrays with any sharding, typed keys, numpy arrays. A model object is
-        written as nested dicts of its arrays.
+        written as nested dicts of its arrays, a Variable that it holds in several
+        places once, under the first of them.
 
     Raises:
-      CheckpointError: the folder exists, or a leaf has no values.
+      CheckpointError: something else is there, a leaf has no values, or Orbax cannot
+        keep its dtype.
 
     Example:
       >>> import jax, tempfile
@@ -48,41 +71,109 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
       ...     orbax.save(f"{folder}/ckpt", {"w": jax.numpy.ones((8, 32))})
     """
     target = Path(os.path.abspath(folder))
-    tree = _plain(tree)
+    tree = plain(tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            raise CheckpointError(
-                f"leaf {path_str(path)!r}",
-                "it has a shape and no values",
-                "an array",
-                "Initialise it, or leave it out of the tree",
-            )
+        _check_leaf(path_str(path), leaf)
+    if (target / METADATA).exists():
+        _compare(target, tree)
+        return
     check_free(target)
+    metadata = {OURS: {"tuples": list(tuples_of(tree, ""))}}
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target, tree)
+        checkpointer.save(target, tree, custom_metadata=metadata)
+
+
+def _compare(target: Path, tree: Any) -> None:
+    """Holds a checkpoint that is there against a tree.
+
+    Raises:
+      CheckpointError: it is another one.
+    """
+    abstract = jax.tree.map(
+        lambda x: (
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            if isinstance(x, jax.Array)
+            else x
+        ),
+        tree,
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        held, _ = read_metadata(checkpointer, target)
+        named = jax.tree_util.tree_leaves_with_path(held, is_leaf=is_metadata)
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        found = {path_str(path): _facts(leaf) for path, leaf in named}
+        wanted = {path_str(path): _facts(leaf) for path, leaf in leaves}
+        if found != wanted:
+            raise CheckpointError.taken("checkpoint", target, "a tree of other leaves")
+        got = jax.tree.leaves(checkpointer.restore(target, abstract))
+    for (path, leaf), other in zip(leaves, got, strict=True):
+        if not bool(_equal(leaf, other)):
+            why = f"its leaf {path_str(path)!r} has other values"
+            raise CheckpointError.taken("checkpoint", target, why)
+
+
+def _facts(leaf: Any) -> tuple[tuple[int, ...], str]:
+    if is_key(getattr(leaf, "dtype", None)):
+        leaf = jax.random.key_data(leaf)
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
+    return tuple(np.shape(leaf)), str(np.dtype(dtype))
+
+
+def _equal(one: Any, other: Any) -> Any:
+    """Whether two arrays are equal bit for bit, NaNs and signs of zero included."""
+    if is_key(getattr(one, "dtype", None)):
+        one, other = map(jax.random.key_data, (one, other))
+    if not isinstance(one, jax.Array):
+        return np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    return jax.jit(lambda a, b: jnp.all(_bits(a) == _bits(b)))(one, other)
+
+
+def _bits(array: Any) -> Any:
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        return jnp.stack([_bits(array.real), _bits(array.imag)])
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    bits = jnp.finfo(array.dtype).bits
+    if bits < 8:  # no integer is as narrow, and these have no NaN
+        return array
+    return jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{bits}"))
 
 
 def restore(
     folder: str | os.PathLike[str],
+    plan: Plan | None = None,
     *,
+    key: KeyLike | None = None,
+    item: str | None = None,
     mesh: Any = None,
     rules: Rules | None = None,
     out_shardings: Any = None,
+    **allowed: Any,
 ) -> Any:
     """Reads a checkpoint into sharded arrays; each process reads its own shards.
 
     Args:
-      folder: of a checkpoint that ``save``, or Orbax itself, wrote.
-      mesh: the devices; default the first one.
+      folder: of a checkpoint that ``save``, or Orbax itself, wrote; of a step of a
+        ``CheckpointManager``, or of all its steps, of which the last one is read.
+      plan: restore into this plan: its leaves, where it says, in the user's own
+        classes. What the checkpoint lacks is initialised, such as the optimizer of
+        parameters that were written alone.
+      key: with a plan, for leaves that the checkpoint lacks; needed if one is drawn.
+      item: which item of a manager's step; needed if there are several.
+      mesh: without a plan, the devices; default the first one.
       rules: ``PathRules`` or ``fsdp(...)``; default ``fsdp()`` over all axes.
       out_shardings: a pytree prefix of shardings instead of rules.
+      **allowed: with a plan, ``missing=``, ``unexpected=``, ``grow=``, ``shrink=`` and
+        ``cast=`` as for ``shardinit.plan_missing``.
 
     Returns:
-      The tree as it was written: dicts, lists and tuples of jax arrays.
+      What ``init`` would return, with a plan. Else the tree as it was written: dicts,
+      lists and tuples of jax arrays, strings as they are.
 
     Raises:
-      CheckpointError: the folder has no checkpoint.
+      CheckpointError: the folder has no checkpoint, or several.
       ShardingError: rules or shardings that do not fit.
+      StructureMismatchError: the checkpoint does not fit the plan.
 
     Example:
       >>> import jax, tempfile
@@ -92,44 +183,109 @@ def restore(
       ...     orbax.restore(f"{folder}/ckpt")["w"].shape
       (8, 32)
     """
-    target = Path(os.path.abspath(folder))
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            found = checkpointer.metadata(target).item_metadata
-        except (FileNotFoundError, ValueError, KeyError) as error:
-            raise _none(target, error) from error
-        if found is None:
-            raise _none(target, "it has no metadata")
-        shapes = found.tree if hasattr(found, "tree") else found
-        leaves, structure = jax.tree.flatten(shapes, is_leaf=_is_shape)
-        paths = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=_is_shape)
+    target = checkpoint_in(Path(os.path.abspath(folder)), item)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        shapes, tuples = read_metadata(checkpointer, target)
+        leaves, structure = jax.tree.flatten(shapes, is_leaf=is_metadata)
+        named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_metadata)
+        paths = [path_str(path) for path, _ in named]
+        arrays = {
+            path: leaf
+            for path, leaf in zip(paths, leaves, strict=True)
+            if is_array(leaf)
+        }
+
+        def read(wanted: dict[str, Any]) -> Any:
+            """The tree with the arrays that are wanted, and strings."""
+            items = [
+                wanted.get(path, ocp.PLACEHOLDER if is_array(leaf) else "")
+                for path, leaf in zip(paths, leaves, strict=True)
+            ]
+            tree = jax.tree.unflatten(structure, items)
+            restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+            args = ocp.args.PyTreeRestore(tree, restore_args=restore_args)
+            return checkpointer.restore(target, args=args)
+
+        if plan is not None:
+            found = _as_planned(arrays, plan)
+
+            def read_arrays(wanted: dict[str, Any]) -> dict[str, Any]:
+                got = jax.tree.leaves(read(wanted))
+                by_path = dict(zip(paths, got, strict=True))
+                return {path: by_path[path] for path in wanted}
+
+            return restore_into(plan, found, read_arrays, key, Allowed(**allowed))
+        for path, leaf in arrays.items():
+            _check_width(path, leaf)
         infos = [
-            LeafInfo(path_str(path), tuple(leaf.shape), _itemsize(leaf.dtype))
-            for path, leaf in paths
+            LeafInfo(path, tuple(leaf.shape), np.dtype(leaf.dtype).itemsize)
+            for path, leaf in arrays.items()
         ]
         if mesh is None:
             mesh = one_device()
         if out_shardings is not None:
-            shardings = sh.from_tree(out_shardings, infos, structure, mesh)
+            kept = [leaf if is_array(leaf) else None for leaf in leaves]
+            whole = jax.tree.unflatten(structure, kept)
+            places = jax.tree.structure(whole, is_leaf=is_metadata)
+            shardings = sh.from_tree(out_shardings, infos, places, mesh)
         else:
             shardings = sh.resolve(infos, mesh, rules)
-        abstract = [
-            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-            for leaf, sharding in zip(leaves, shardings, strict=True)
-        ]
-        return checkpointer.restore(target, jax.tree.unflatten(structure, abstract))
+        wanted = {
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            for (path, leaf), sharding in zip(arrays.items(), shardings, strict=True)
+        }
+        return with_tuples(read(wanted), set(tuples), "")
 
 
-def _plain(tree: Any) -> Any:
-    """A tree without the model's classes: nested dicts, unless it is plain already."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    plain = jax.tree_util.DictKey | jax.tree_util.SequenceKey
-    if all(isinstance(entry, plain) for path, _ in named for entry in path):
-        return tree
-    box = jax.tree_util.GetAttrKey("value")  # around an array
-    paths = [path[:-1] if path[-1] == box else path for path, _ in named]
-    keys = [[path_str([entry]) for entry in path] for path in paths]
-    return nested(keys, [leaf for _, leaf in named])
+def _as_planned(arrays: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Shapes and dtypes by path; typed keys as such, of which Orbax notes the words."""
+    found = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in arrays.items()}
+    for leaf in plan.leaves:
+        have = found.get(leaf.path)
+        if have is not None and is_key(leaf.dtype):
+            words = have.dtype == np.uint32 and have.shape[:-1] == leaf.shape
+            if words and have.shape:
+                found[leaf.path] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return found
+
+
+def _check_leaf(path: str, leaf: Any) -> None:
+    """Refuses what cannot be written.
+
+    Orbax finds it out in threads of its own, with what is written so far left behind.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise CheckpointError(
+            f"leaf {path!r}",
+            "it has a shape and no values",
+            "an array",
+            "Initialise it, or leave it out of the tree",
+        )
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None or is_key(dtype):
+        return
+    try:
+        tensorstore.dtype(np.dtype(dtype).name)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"leaf {path!r}",
+            f"its dtype {dtype} cannot be kept by Orbax",
+            "a dtype that TensorStore has",
+            "Cast it to a wider one, such as uint8",
+        ) from error
+
+
+def _check_width(path: str, leaf: Any) -> None:
+    """Refuses arrays that JAX would narrow in silence; Python's numbers it may."""
+    narrowed = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    array = type(leaf).__name__ == "ArrayMetadata"
+    if array and narrowed != leaf.dtype and not setting("jax_enable_x64"):
+        raise CheckpointError(
+            f"leaf {path!r}",
+            f"its dtype {leaf.dtype} cannot be kept without 64-bit numbers",
+            "jax_enable_x64",
+            'Set jax.config.update("jax_enable_x64", True) before it is restored',
+        )
 
 
 def check_free(target: Path) -> None:
@@ -157,18 +313,3 @@ def check_free(target: Path) -> None:
             f"it cannot be written ({error.strerror or error})",
             "a folder in which files may be made",
         ) from error
-
-
-def _none(target: Path, why: Any) -> CheckpointError:
-    text = " ".join(str(why).split())[:200]
-    return CheckpointError(
-        f"checkpoint {str(target)!r}", f"it cannot be read ({text})", "an Orbax folder"
-    )
-
-
-def _is_shape(node: Any) -> bool:
-    return hasattr(node, "shape") and hasattr(node, "dtype")
-
-
-def _itemsize(dtype: Any) -> int:
-    return getattr(dtype, "itemsize", 4)

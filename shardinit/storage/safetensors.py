@@ -25,17 +25,22 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from shardinit.core.ir.jaxpr import is_key
+from shardinit.core.ir.jaxpr import is_key, key_impl
 from shardinit.core.paths import keys_of, nested, path_str
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
+from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
+from shardinit.core.prng.root_key import KeyLike
+from shardinit.core.run.completion import Allowed, restore_into
 from shardinit.core.run.lazy import LazyTree
 from shardinit.errors import CheckpointError
 from shardinit.storage.layout import (
     INDEX,
+    SINGLE,
     File,
     index_json,
     parse_size,
@@ -89,7 +94,8 @@ def write(
     """Writes a checkpoint; takes over where an earlier call was killed.
 
     Args:
-      folder: the checkpoint's folder; it must not be there, or be empty.
+      folder: the checkpoint's folder. Where the same checkpoint is there already, it is
+        compared, window by window, and nothing is written.
       source: a ``LazyTree`` from ``shardinit.open``, which may be larger than memory;
         or a pytree of jax or numpy arrays. Typed keys are kept as their key data.
       max_shard_size: bytes of tensors in a file.
@@ -102,10 +108,10 @@ def write(
       anew: what an earlier call left of something else is removed, not refused.
 
     Raises:
-      CheckpointError: the folder exists, is being written by another process or was
-        begun with something else (unless ``anew``); a leaf whose dtype the format
-        lacks, that is not there in full in this process, or needs more memory; the
-        disk is full.
+      CheckpointError: something else is there, or it is being written by another
+        process or was begun with something else (unless ``anew``); a leaf whose dtype
+        the format lacks, that is not there in full in this process, or needs more
+        memory; the disk is full.
 
     Example:
       >>> import jax, shardinit, tempfile
@@ -129,6 +135,11 @@ def write(
             )
     files = plan_files([(x.path, x.shape, x.dtype) for x in leaves], shard, name)
     by_path = {leaf.path: leaf for leaf in leaves}
+    if os.path.exists(target / SINGLE) or os.path.exists(target / INDEX):
+        _compare(target, files, by_path, window_bytes, on_window)
+        if before_publish is not None:
+            before_publish()
+        return
     check_free(target)
     lazy = isinstance(source, LazyTree)
     what = _identity(files, source.identity if lazy else "arrays")
@@ -149,6 +160,34 @@ def write(
             f"it cannot be written ({error.strerror or error})",
             remedy="What is written so far is kept; the next call goes on",
         ) from error
+
+
+def _compare(
+    target: Path,
+    files: Sequence[File],
+    leaves: Mapping[str, Leaf],
+    window_bytes: int,
+    on_window: OnWindow | None,
+) -> None:
+    """Holds a checkpoint that is there against what would be written.
+
+    Raises:
+      CheckpointError: it is another one.
+    """
+    held = read_files(target)
+    if [(x.name, x.header) for x in held] != [(x.name, x.header) for x in files]:
+        raise CheckpointError.taken("checkpoint", target, "a model of other leaves")
+    for file in files:
+        mapped = np.memmap(target / file.name, np.uint8, "r")
+        for window in windows(file, window_bytes):
+            array = _read(leaves[window.tensor.path], window)
+            there = mapped[window.offset : window.offset + window.nbytes]
+            if not np.array_equal(array.reshape(-1).view(np.uint8), there):
+                path = window.tensor.path
+                why = f"its leaf {path!r} has other values"
+                raise CheckpointError.taken("checkpoint", target, why)
+            if on_window is not None:
+                on_window(window.tensor.path, window.start, array)
 
 
 class _Writer:
@@ -423,3 +462,66 @@ def load(
         for array, sharding in zip(arrays.values(), shardings, strict=True)
     ]
     return nested(map(keys_of, arrays), made)
+
+
+def restore(
+    folder: str | os.PathLike[str],
+    plan: Plan,
+    *,
+    key: KeyLike | None = None,
+    **allowed: Any,
+) -> Any:
+    """A checkpoint in the leaves of a plan; each device reads its own shard.
+
+    Args:
+      folder: of any checkpoint in this format.
+      plan: where each leaf will lie, and what the checkpoint may lack: that is
+        initialised, such as the optimizer of parameters that were written alone.
+      key: for leaves that the checkpoint lacks; needed if one is drawn.
+      **allowed: ``missing=``, ``unexpected=``, ``grow=``, ``shrink=`` and ``cast=`` as
+        for ``shardinit.plan_missing``.
+
+    Returns:
+      What ``init`` would return, in the user's own classes.
+
+    Raises:
+      CheckpointError: the folder has no whole checkpoint.
+      StructureMismatchError: the checkpoint does not fit the plan.
+
+    Example:
+      >>> import jax, shardinit, tempfile
+      >>> from shardinit.storage import safetensors
+      >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     safetensors.write(f"{folder}/ckpt", {"w": np.ones((8, 32), np.float32)})
+      ...     safetensors.restore(f"{folder}/ckpt", plan)["w"].shape
+      (8, 32)
+    """
+    arrays = open(folder)
+    impls = {x.path: key_impl(x.dtype) for x in plan.leaves if is_key(x.dtype)}
+    found: dict[str, Any] = {
+        path: jax.ShapeDtypeStruct(array.shape, array.dtype)
+        for path, array in arrays.items()
+    }
+    for leaf in plan.leaves:
+        words = found.get(leaf.path)
+        if leaf.path in impls and words is not None and words.dtype == np.uint32:
+            found[leaf.path] = jax.ShapeDtypeStruct(words.shape[:-1], leaf.dtype)
+
+    def read(wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        made = {}
+        for path, leaf in wanted.items():
+            array, spec = arrays[path], leaf.sharding.spec
+            if path in impls:  # the words of a key are a last axis
+                spec = PartitionSpec(*spec, *[None] * (array.ndim - len(spec)))
+            place = NamedSharding(
+                leaf.sharding.mesh, spec, memory_kind=leaf.sharding.memory_kind
+            )
+            made[path] = jax.make_array_from_callback(
+                array.shape, place, lambda index, array=array: np.array(array[index])
+            )
+            if path in impls:
+                made[path] = jax.random.wrap_key_data(made[path], impl=impls[path])
+        return made
+
+    return restore_into(plan, found, read, key, Allowed(**allowed))

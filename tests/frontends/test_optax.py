@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import AxisType, PartitionSpec
 
 import shardinit
-from shardinit.errors import InitFnError, ShardingError
+from shardinit.errors import InitFnError, ShardingError, StructureMismatchError
 from shardinit.frontends import linen as from_linen
 from shardinit.frontends import nnx as from_nnx
 from shardinit.frontends.optax import with_optimizer
@@ -361,6 +361,23 @@ def test_the_parameters_of_a_checkpoint_get_their_optimizer(mesh):
     assert differing(got["opt_state"], tx.init(trainable(restored))) == []
     again = shardinit.init_missing(got, state, 1, **options)
     assert all(map(lambda a, b: a is b, *map(jax.tree.leaves, (again, got))))
+
+
+def test_state_that_repeats_parameters_repeats_those_of_the_checkpoint(mesh):
+    def weights(key):
+        return {"w": jax.random.normal(key, (128, 256))}
+
+    restored = jax.tree.map(jnp.ones_like, weights(jax.random.key(0)))
+    tx = optax.contrib.schedule_free_sgd(1e-3)
+    state = with_optimizer(weights, tx)
+    got = shardinit.init_missing({"params": restored}, state, 0)
+    assert differing(got["opt_state"], tx.init(restored)) == []
+    assert got["opt_state"].z["w"] is not got["params"]["w"]
+    wide = optax.GradientTransformation(
+        lambda params: jax.tree.map(lambda x: x.astype(jnp.bfloat16), params), None
+    )
+    with pytest.raises(StructureMismatchError, match=r"'opt_state/w'.*tx\.init"):
+        shardinit.init_missing({"params": restored}, with_optimizer(weights, wide), 0)
 
 
 def test_programs_select_and_receipts_take_it(mesh, tmp_path):

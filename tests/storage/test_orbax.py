@@ -8,6 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
@@ -15,9 +16,10 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 import shardinit
-from shardinit.errors import CheckpointError
+from shardinit.errors import CheckpointError, StructureMismatchError
 from shardinit.frontends import linen as from_linen
 from shardinit.frontends import nnx as from_nnx
+from shardinit.frontends.optax import with_optimizer
 from shardinit.storage import orbax
 from tests.core.bits import differing
 
@@ -111,6 +113,24 @@ def test_nothing_is_overwritten(saved, tmp_path):
         orbax.save(tmp_path / "file", {"x": jnp.zeros(3)})
 
 
+def test_the_same_again_is_compared_and_not_written(tmp_path):
+    odd = {"nan": jnp.array([jnp.nan, -0.0]), "n": np.arange(3), "z": jnp.ones(2) * 1j}
+    tree = {**shardinit.init(model, 3), **odd, "four": jnp.ones(4, jnp.int4)}
+    orbax.save(tmp_path / "out", tree)
+    before = sorted(os.walk(tmp_path))
+    orbax.save(tmp_path / "out", tree)
+    assert sorted(os.walk(tmp_path)) == before
+    for change, says in (
+        ({"nan": jnp.array([jnp.nan, 0.0])}, "its leaf 'nan' has other values"),
+        ({"n": np.arange(3) + 1}, "its leaf 'n' has other values"),
+        ({"key": jax.random.key(9)}, "its leaf 'key' has other values"),
+        ({"more": jnp.ones(2)}, "a tree of other leaves"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            orbax.save(tmp_path / "out", {**tree, **change})
+    assert sorted(os.walk(tmp_path)) == before
+
+
 class Module(nnx.Module):
     def __init__(self, *, rngs):
         self.layers = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(11)])
@@ -139,6 +159,135 @@ def test_what_is_no_checkpoint_is_said(tmp_path):
             orbax.restore(folder)
 
 
+# ---- into a plan ---------------------------------------------------------------------
+
+
+def test_it_is_restored_into_a_plan(saved):
+    mesh = jax.make_mesh((4, 2), ("x", "y"))
+    plan = shardinit.plan(model, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+    got = orbax.restore(saved, plan)
+    assert differing(got, shardinit.init(model, 3)) == []
+    assert jax.tree.structure(got) == plan.cut.tree
+    where = [leaf.sharding for leaf in jax.tree.leaves(got)]
+    assert where == [leaf.sharding for leaf in plan.leaves]
+
+
+def test_parameters_alone_are_restored_into_a_plan_with_an_optimizer(tmp_path):
+    fn, tx = boxed_dense(), optax.adam(1e-3)
+    params = shardinit.init(fn, 3)
+    orbax.save(tmp_path / "out", {"params": fn.state_of(params)})
+    mesh = jax.make_mesh((8,), ("x",))
+    plan = shardinit.plan(with_optimizer(fn, tx), mesh=mesh)
+    got = orbax.restore(tmp_path / "out", plan)
+    assert differing(got["params"], params) == []
+    assert differing(got["opt_state"], tx.init(params["params"])) == []
+    kernel = got["opt_state"][0].mu["kernel"]
+    assert kernel.value.sharding.spec == PartitionSpec("x", None)
+
+
+def test_what_the_checkpoint_lacks_needs_a_key_if_it_is_drawn(saved):
+    def more(key):
+        return {**model(key), "head": jax.random.normal(key, (4, 32))}
+
+    plan = shardinit.plan(more)
+    with pytest.raises(StructureMismatchError, match=r"'head'.*Pass key="):
+        orbax.restore(saved, plan)
+    got = orbax.restore(saved, plan, key=5)
+    assert differing(got["head"], shardinit.init(more, 5)["head"]) == []
+    assert differing(got["scale"], shardinit.init(model, 3)["scale"]) == []
+    fewer = shardinit.plan(lambda key: {"scale": jnp.float32(0)})
+    with pytest.raises(StructureMismatchError, match="unexpected="):
+        orbax.restore(saved, fewer)
+    got = orbax.restore(saved, fewer, unexpected="**")
+    assert got == {"scale": jnp.float32(2.5)}
+
+
+def test_a_leaf_grows_while_it_is_restored(tmp_path, mesh):
+    def embed(rows):
+        return lambda key: {"embed": jax.random.normal(key, (rows, 32))}
+
+    old = shardinit.init(embed(60), 1)
+    orbax.save(tmp_path / "out", old)
+    plan = shardinit.plan(embed(64), mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+    got = orbax.restore(tmp_path / "out", plan, grow={"embed": "zeros"})["embed"]
+    assert differing(np.asarray(got)[:60], old["embed"]) == []
+    assert not np.asarray(got)[60:].any()
+    assert got.sharding == plan.leaves[0].sharding
+
+
+# ---- what others write ---------------------------------------------------------------
+
+
+def test_strings_numbers_and_empty_parts_of_others_are_restored(tmp_path):
+    tree = {"w": jnp.ones(4), "name": "mine", "step": 3, "none": None, "empty": ()}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "out", tree)
+    got = orbax.restore(tmp_path / "out")
+    assert jax.tree.structure(got) == jax.tree.structure(tree)
+    assert got["name"] == "mine"
+    assert int(got["step"]) == 3
+    plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (4,))})
+    got = orbax.restore(tmp_path / "out", plan, unexpected=["name", "step"])
+    assert differing(got, {"w": np.ones(4, np.float32)}) == []
+
+
+def test_tuples_come_back_as_tuples(tmp_path):
+    tree = {"a/b": (jnp.ones(4), [(jnp.zeros(2), ())]), "c": [jnp.ones(1)]}
+    orbax.save(tmp_path / "out", tree)
+    assert jax.tree.structure(orbax.restore(tmp_path / "out")) == jax.tree.structure(
+        tree
+    )
+
+
+def test_the_steps_of_a_manager_are_found(tmp_path):
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        for step in (9, 10):
+            state = ocp.args.StandardSave({"w": jnp.full(4, step)})
+            more = ocp.args.StandardSave({"m": jnp.zeros(4)})
+            notes = ocp.args.JsonSave({"note": "x"})
+            args = {"params": state, "notes": notes} | (
+                {"opt": more} if step > 9 else {}
+            )
+            manager.save(step, args=ocp.args.Composite(**args))
+        manager.wait_until_finished()
+    assert orbax.restore(tmp_path / "run" / "9")["w"][0] == 9
+    assert orbax.restore(tmp_path / "run", item="params")["w"][0] == 10
+    with pytest.raises(CheckpointError, match=r"'opt', 'params'.*item='opt'"):
+        orbax.restore(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="no item 'ema'"):
+        orbax.restore(tmp_path / "run", item="ema")
+
+
+def test_dtypes_that_cannot_be_kept_are_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match="leaf 'a/b': its dtype uint4"):
+        orbax.save(tmp_path / "out", {"a": {"b": jnp.ones(8, jnp.uint4)}})
+    assert os.listdir(tmp_path) == []
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "wide", {"w": np.ones(4)})
+        checkpointer.wait_until_finished()
+    with pytest.raises(CheckpointError, match=r"'w'.*float64.*jax_enable_x64"):
+        orbax.restore(tmp_path / "wide")
+
+
+class Tied(nnx.Module):
+    def __init__(self, *, rngs):
+        self.embed = nnx.Embed(8, 4, rngs=rngs)
+        self.head = nnx.Linear(4, 8, use_bias=False, rngs=rngs)
+        self.head.kernel = self.embed.embedding
+        self.blocks = nnx.List([nnx.Linear(4, 4, rngs=rngs)] * 2)
+
+
+def test_a_weight_in_two_places_is_written_once_and_restored_into_both(tmp_path):
+    fn = from_nnx.init_fn(Tied)
+    orbax.save(tmp_path / "out", shardinit.init(fn, 3))
+    plan = shardinit.plan(fn)
+    written = shardinit.digest(orbax.restore(tmp_path / "out"))
+    assert sorted(written.leaves) == sorted(leaf.path for leaf in plan.leaves)
+    got = orbax.restore(tmp_path / "out", plan)
+    assert got.head.kernel is got.embed.embedding
+    assert got.blocks[0] is got.blocks[1]
+
+
 JOB = """
 import shardinit.errors
 import sys
@@ -155,8 +304,9 @@ def fn(key):
 mesh = jax.make_mesh((2, 4), ("x", "y"))
 tree = shardinit.init(fn, 3, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
 orbax.save(folder, tree)
+orbax.save(folder, tree)
 try:
-    orbax.save(folder, tree)
+    orbax.save(folder, {**tree, "b": tree["b"] * 2})
 except shardinit.errors.CheckpointError:
     print("REFUSED")
 got = orbax.restore(folder, mesh=jax.make_mesh((4, 2), ("x", "y")))

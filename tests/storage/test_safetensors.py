@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 import safetensors
 import safetensors.numpy
@@ -18,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import shardinit
 from shardinit.errors import CheckpointError
+from shardinit.frontends.optax import with_optimizer
 from shardinit.storage import layout
 from shardinit.storage import safetensors as st
 from shardinit.storage.windows import windows
@@ -206,6 +208,54 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(CheckpointError, match="Nothing is overwritten"):
         st.write(tmp_path / "new", {"x": np.zeros(2)})
     assert (tmp_path / "new.unfinished" / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("shard", ["1GB", 20_000])
+def test_the_same_again_is_compared_and_not_written(tmp_path, shard):
+    folder, source = tmp_path / "out", lazy(3)
+    st.write(folder, source, max_shard_size=shard)
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    seen = []
+    st.write(
+        folder,
+        weights(3),
+        max_shard_size=shard,
+        on_window=lambda path, *_: seen.append(path),
+    )
+    assert set(seen) == set(source)
+    assert {p.name: p.stat().st_mtime_ns for p in folder.iterdir()} == before
+    other = {**weights(3), "scale": jnp.float32(3)}
+    with pytest.raises(CheckpointError, match="its leaf 'scale' has other values"):
+        st.write(folder, other, max_shard_size=shard)
+    with pytest.raises(CheckpointError, match="a model of other leaves"):
+        st.write(folder, {"x": np.ones(2)}, max_shard_size=shard)
+
+
+def test_it_is_restored_into_a_plan(tmp_path, mesh):
+    st.write(tmp_path / "out", weights(3))
+    plan = shardinit.plan(model, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+    got = st.restore(tmp_path / "out", plan)
+    assert jax.tree.structure(got) == plan.cut.tree
+    for leaf, planned in zip(jax.tree.leaves(got), plan.leaves, strict=True):
+        assert leaf.sharding == planned.sharding
+        assert leaf.dtype == planned.dtype
+    assert shardinit.digest(got) == shardinit.digest(weights(3))
+
+
+def test_parameters_alone_are_restored_into_a_plan_with_an_optimizer(tmp_path, mesh):
+    def params(key):
+        return {"w": jax.random.normal(key, (16, 32))}
+
+    st.write(tmp_path / "out", {"params": shardinit.init(params, 3)})
+    tx = optax.adam(1e-3)
+    plan = shardinit.plan(with_optimizer(params, tx), mesh=mesh)
+    got = st.restore(tmp_path / "out", plan)
+    assert shardinit.digest(got["params"]) == shardinit.digest(
+        shardinit.init(params, 3)
+    )
+    assert jax.tree.structure(got["opt_state"]) == jax.tree.structure(
+        tx.init(got["params"])
+    )
 
 
 def test_a_second_writer_is_refused(tmp_path):

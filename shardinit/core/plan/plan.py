@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding
 
 from shardinit.core.cut import cut as slicing
 from shardinit.core.host_state import watched
@@ -42,7 +43,7 @@ from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
 from shardinit.core.types import Init, Tree
-from shardinit.errors import UnsupportedConfigError
+from shardinit.errors import InitFnError, UnsupportedConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,24 @@ class Plan:
     def root_key(self, key: jax.Array) -> jax.Array:
         """The key that the function gets for a root key of the user's."""
         return key if self.prng is None else as_threefry(key)
+
+    def selected(self, select: Select | None) -> Plan:
+        """The same plan, in which other leaves are made.
+
+        Args:
+          select: globs or a predicate on the paths of the leaves to make.
+
+        Example:
+          >>> import jax, shardinit
+          >>> init = lambda key: {"a": jax.random.normal(key), "b": jax.numpy.ones(3)}
+          >>> plan = shardinit.plan(init).selected("b")
+          >>> [leaf.path for leaf in plan.leaves if leaf.selected]
+          ['b']
+        """
+        picked = chosen(select, [leaf.path for leaf in self.leaves])
+        shardings = [leaf.sharding for leaf in self.leaves]
+        leaves, programs = _leaves(self.cut, shardings, picked)
+        return replace(self, leaves=leaves, programs=programs)
 
     def warn(self) -> None:
         """One Python warning for what weighs more than 1 MiB of each device."""
@@ -160,6 +179,9 @@ class Plan:
             f"{self.bytes_per_device:,} bytes a device, {len(self.programs)} programs"
             + (f", {whole} leaves computed whole" if whole else "")
         )
+
+    def __repr__(self) -> str:
+        return f"<Plan of {self.summary()}>"
 
     def __str__(self) -> str:
         shown = f"{self.summary()}\n{table.as_text(plan_table.HEADER, self.rows())}"
@@ -254,6 +276,22 @@ def plan(
     return made
 
 
+def checked(given: object, where: str) -> Plan:
+    """A plan; anything else is refused with the call that makes one.
+
+    Raises:
+      InitFnError: (a ``TypeError``) it is no plan.
+    """
+    if isinstance(given, Plan):
+        return given
+    raise InitFnError(
+        where,
+        f"got {type(given).__name__}",
+        "a Plan",
+        "Call shardinit.plan(fn, mesh=mesh) first",
+    )
+
+
 def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     """``plan`` for a key that is one and checked options; warns of nothing."""
     with jax.transfer_guard("allow"):  # constants come to the host
@@ -274,13 +312,7 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     init_fn = replace(init_fn, axes=axes)
     picked = chosen(options.select, [x.path for x in cut.leaves])
     mesh, shardings, findings = place(cut, init_fn, options, picked)
-    programs, numbers = group_programs(cut, shardings, picked)
-    leaves = tuple(
-        plan_leaf(leaf, cut, sharding, number, taken)
-        for leaf, sharding, number, taken in zip(
-            cut.leaves, shardings, numbers, picked, strict=True
-        )
-    )
+    leaves, programs = _leaves(cut, shardings, picked)
     findings += drawing(cut, leaves, host)
     made = Plan(
         leaves,
@@ -298,6 +330,19 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     if options.memory_limit is not None:
         check_memory(cut, leaves, options.memory_limit)
     return made
+
+
+def _leaves(
+    cut: slicing.Cut, shardings: Sequence[NamedSharding | None], picked: Sequence[bool]
+) -> tuple[tuple[PlanLeaf, ...], tuple[PlanProgram, ...]]:
+    programs, numbers = group_programs(cut, shardings, picked)
+    leaves = tuple(
+        plan_leaf(leaf, cut, sharding, number, taken)
+        for leaf, sharding, number, taken in zip(
+            cut.leaves, shardings, numbers, picked, strict=True
+        )
+    )
+    return leaves, programs
 
 
 def _traced(

@@ -1,0 +1,143 @@
+"""The trees of Orbax's folders: which one a folder holds, and what it was written as.
+
+Orbax keeps dicts and one kind of sequence, and a ``CheckpointManager`` keeps a folder a
+step and in it a folder an item.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+
+from shardinit.core.paths import escape, nested, path_str
+from shardinit.errors import CheckpointError
+
+METADATA: Final = "_METADATA"
+OURS: Final = "shardinit"  # the key of what we note in Orbax's custom metadata
+_STEP = re.compile(r"(?:.*[_-])?(\d+)")  # a prefix and leading zeros, as Orbax lets
+
+
+def checkpoint_in(target: Path, item: str | None) -> Path:
+    """The folder of the checkpoint itself: of an item, of a manager's last step.
+
+    Raises:
+      CheckpointError: a step has several items.
+    """
+    if not target.is_dir() or (target / METADATA).exists():
+        return target
+    inside = {entry.name: entry for entry in target.iterdir() if entry.is_dir()}
+    items = {name: x for name, x in inside.items() if (x / METADATA).exists()}
+    steps = {int(m[1]): x for n, x in inside.items() if (m := _STEP.fullmatch(n))}
+    if steps and item not in items and set(items.values()) <= set(steps.values()):
+        return checkpoint_in(steps[max(steps)], item)
+    if item is not None and item not in items:
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"it has no item {item!r}",
+            " or ".join(map(repr, sorted(items))) or "a step with items",
+        )
+    if len(items) > 1 and item is None:
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"it holds several items, {', '.join(map(repr, sorted(items)))}",
+            "one of them",
+            f"Pass item={min(items)!r}",
+        )
+    return items[item or next(iter(items))] if items else target
+
+
+def read_metadata(checkpointer: Any, target: Path) -> tuple[Any, list[str]]:
+    """The tree of a checkpoint, metadata for leaves, and the paths of its tuples."""
+    try:
+        found = checkpointer.metadata(target)
+        tree = getattr(found.item_metadata, "tree", found.item_metadata)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+        raise _none(target, error) from error
+    if tree is None:
+        raise _none(target, "it has no metadata")
+    ours = (found.custom_metadata or {}).get(OURS, {})
+    return tree, list(ours.get("tuples", ()))
+
+
+def tuples_of(tree: Any, path: str) -> Iterator[str]:
+    """The paths of the tuples in a plain tree."""
+    if type(tree) is tuple:
+        yield path
+    if isinstance(tree, dict):
+        children = tree.items()
+    else:
+        children = enumerate(tree) if isinstance(tree, list | tuple) else ()
+    for key, child in children:
+        yield from tuples_of(child, _inside(path, key))
+
+
+def with_tuples(tree: Any, tuples: set[str], path: str) -> Any:
+    """The tree with tuples at those paths."""
+    if isinstance(tree, dict):
+        return {k: with_tuples(x, tuples, _inside(path, k)) for k, x in tree.items()}
+    if not isinstance(tree, list):
+        return tree
+    made = [with_tuples(x, tuples, _inside(path, i)) for i, x in enumerate(tree)]
+    return tuple(made) if path in tuples else made
+
+
+def _inside(path: str, key: Any) -> str:
+    return f"{path}/{escape(str(key))}"
+
+
+def plain(tree: Any) -> Any:
+    """A tree without the model's classes: nested dicts, unless it is plain already."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    plain = jax.tree_util.DictKey | jax.tree_util.SequenceKey
+    if all(isinstance(entry, plain) for path, _ in named for entry in path):
+        return tree
+    again = _repeated(tree)
+    box = jax.tree_util.GetAttrKey("value")  # around an array
+    kept = [(path, leaf) for path, leaf in named if path_str(path) not in again]
+    paths = [path[:-1] if path[-1] == box else path for path, _ in kept]
+    keys = [[path_str([entry]) for entry in path] for path in paths]
+    return nested(keys, [leaf for _, leaf in kept])
+
+
+def _repeated(tree: Any) -> set[str]:
+    """Paths of the arrays in Variables that the model holds in a place before, too.
+
+    By the Variable's identity, as Flax NNX has it, never by an array's: a moving
+    average that begins as the weights is not the weights.
+    """
+
+    def is_variable(node: Any) -> bool:
+        return hasattr(type(node), "get_raw_value")
+
+    seen: set[int] = set()
+    repeated: set[str] = set()
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
+    for path, node in nodes:
+        if not is_variable(node):
+            continue
+        if id(node) in seen:
+            inner = jax.tree_util.tree_leaves_with_path(node)
+            repeated.update(path_str((*path, *rest)) for rest, _ in inner)
+        seen.add(id(node))
+    return repeated
+
+
+def _none(target: Path, why: Any) -> CheckpointError:
+    text = " ".join(str(why).split())[:200]
+    return CheckpointError(
+        f"checkpoint {str(target)!r}", f"it cannot be read ({text})", "an Orbax folder"
+    )
+
+
+def is_metadata(node: Any) -> bool:
+    """Whether a node says of a leaf what it is: an array, a number or a string."""
+    return hasattr(node, "directory")
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf's metadata is that of an array, or of a number."""
+    return getattr(leaf, "dtype", None) is not None
