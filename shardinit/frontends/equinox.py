@@ -7,11 +7,16 @@ the rest is the same for every key: it is taken from the trace and put back.
 A field that is static is part of the structure. NumPy arrays stay in it as they are; an
 array that JAX computes there while the constructor is traced exists only in the trace,
 and is refused by the name of its field.
+
+Haliax's named arrays, alone or inside of Equinox modules, name their axes, and so may a
+field of a module (``eqx.field(metadata={"axis_names": ...})``, as Haliax reads it): the
+names are logical axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -45,6 +50,43 @@ def _state_of(tree: Any) -> Any:
     return eqx.filter(tree, _is_drawn) if holds_one else tree
 
 
+def _axes(tree: Any) -> Any:
+    """The names of the axes of each array, shaped like the tree; None without any."""
+    named: dict[int, tuple[str, ...]] = {}
+    for node in _nodes(tree):
+        if _is_named(node):
+            named[id(node.array)] = tuple(axis.name for axis in node.axes)
+        for field in dataclasses.fields(node) if isinstance(node, eqx.Module) else ():
+            names = field.metadata.get("axis_names")
+            if names is not None:
+                of = tuple(getattr(name, "name", name) for name in names)
+                named[id(getattr(node, field.name))] = of
+    leaves, structure = jax.tree.flatten(tree)
+    if not named:
+        return None
+    return structure.unflatten([named.get(id(leaf)) for leaf in leaves])
+
+
+def _is_named(node: Any) -> bool:
+    """Whether a node is a named array of Haliax, which is not imported for it."""
+    return hasattr(node, "axes") and hasattr(node, "resolve_axis")
+
+
+def _nodes(tree: Any) -> Iterator[Any]:
+    """All inner nodes of a pytree that are Equinox modules or named arrays."""
+
+    def is_one(node: Any) -> bool:
+        return isinstance(node, eqx.Module) or _is_named(node)
+
+    stack = [tree]
+    while stack:
+        found = jax.tree.leaves(stack.pop(), is_leaf=is_one)
+        for node in filter(is_one, found):
+            yield node
+            if not _is_named(node):
+                stack.extend(getattr(node, x.name) for x in dataclasses.fields(node))
+
+
 def _paths(tree: Any) -> list[str]:
     return [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
@@ -55,7 +97,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
     The function's result is what ``model(*args, key=key, **kwargs)`` returns, with None
     for every leaf that is no array; ``rebuild`` puts those leaves back. A layer that
     stands in two places of the model is drawn for each, as by Equinox, unless
-    `equinox.nn.Shared` holds it.
+    `equinox.nn.Shared` holds it. ``axes`` holds the names of Haliax's named arrays.
 
     Building the `InitFn` traces the constructor once and allocates nothing.
 
@@ -90,7 +132,9 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         if not found:  # the first trace, whose result JAX keeps for the traces to come
             leaves, found["structure"] = jax.tree.flatten(made)
             found["kept"] = [_HOLE if eqx.is_array(x) else x for x in leaves]
-        return eqx.filter(made, eqx.is_array)
+        arrays = eqx.filter(made, eqx.is_array)
+        found.setdefault("axes", _axes(arrays))
+        return arrays
 
     with collector_paused(), watched() as host:
         _, shapes = trace(fn, jax.eval_shape(jax.random.key, 0))
@@ -111,6 +155,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
 
     return InitFn(
         fn,
+        axes=found["axes"],
         rebuild=rebuild,
         state_of=_state_of,
         name=name,
