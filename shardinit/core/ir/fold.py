@@ -51,7 +51,8 @@ def _dynamic_slice(a: np.ndarray, *starts: np.ndarray, **p: Any) -> np.ndarray:
 
 
 def _unstack(a: np.ndarray, p: Mapping[str, Any]) -> list[np.ndarray]:
-    return [np.take(a, i, p["axis"]) for i in range(a.shape[p["axis"]])]
+    rows = range(a.shape[p["axis"]])
+    return [np.asarray(np.take(a, i, p["axis"])) for i in rows]
 
 
 def _split(a: np.ndarray, p: Mapping[str, Any]) -> list[np.ndarray]:
