@@ -13,8 +13,13 @@ from shardinit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from shardinit import deferred as deferred
+    from shardinit import errors as errors
+    from shardinit import frontends as frontends
+    from shardinit import initializers as initializers
+    from shardinit import models as models
     from shardinit import module as module
     from shardinit import storage as storage
+    from shardinit import verify as verify
     from shardinit.core.init_fn import InitFn as InitFn
     from shardinit.core.plan.fsdp import fsdp as fsdp
     from shardinit.core.plan.placement import Placement as Placement
@@ -54,6 +59,11 @@ _HOMES = {
     "compile_plan": "core.run.compile",
     "connect": "service.client.client",
     "deferred": "deferred",
+    "errors": "errors",
+    "frontends": "frontends",
+    "initializers": "initializers",
+    "models": "models",
+    "verify": "verify",
     "digest": "verify.digest.devices",
     "export_plan": "core.program.program",
     "fsdp": "core.plan.fsdp",
@@ -72,7 +82,8 @@ _HOMES = {
     "verify_receipt": "verify.receipt",
 }
 
-__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+# A star import leaves Python's own open alone.
+__all__ = [n for n in _HOMES if n != "open"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

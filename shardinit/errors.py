@@ -62,6 +62,10 @@ class InitFnError(ShardinitError, TypeError):
     """
 
 
+class InvalidKeyError(ShardinitError, TypeError, ValueError):
+    """What is no key: an object of another type or shape, a seed beyond 64 bits."""
+
+
 class ShardingError(ShardinitError, ValueError):
     """A sharding cannot be applied to a leaf of the plan.
 

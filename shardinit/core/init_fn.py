@@ -16,6 +16,7 @@ import jax
 
 from shardinit.core.systems import refuse_models
 from shardinit.core.types import Tree
+from shardinit.errors import InitFnError
 
 
 def identity(tree: Tree) -> Tree:
@@ -160,6 +161,10 @@ class InitFn:
     asks_process: bool = False
     again: Callable[[], InitFn] | None = None
 
+    def __repr__(self) -> str:
+        named = "" if self.axes is None else ", with axis names"
+        return f"<InitFn {self.name}{named}>"
+
     def __call__(self, key: jax.Array) -> Tree:
         """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""
         return self.rebuild(self.fn(key))
@@ -169,16 +174,16 @@ def as_init_fn(fn: object) -> InitFn:
     """Wraps a plain callable; returns an ``InitFn`` as it is.
 
     Raises:
-      InitFnError: (a ``TypeError``) ``fn`` is a model of which a front end makes an
-        init function.
-      TypeError: ``fn`` is not callable.
+      InitFnError: (a ``TypeError``) ``fn`` is not callable, or a model of which a front
+        end makes an init function.
     """
     if isinstance(fn, InitFn):
         return fn
     refuse_models(fn)
     if not callable(fn):
-        raise TypeError(
-            f"an init function is a callable `key -> pytree of arrays`, an InitFn or "
-            f"an InitProgram; got {type(fn).__name__}"
+        raise InitFnError(
+            "the init function",
+            f"got {type(fn).__name__}",
+            "a function `key -> pytree of arrays`, an InitFn or an InitProgram",
         )
     return InitFn(fn, name=getattr(fn, "__name__", type(fn).__name__))

@@ -7,11 +7,14 @@ is written ``~0`` (as in JSON Pointer, RFC 6901). The path of a bare leaf is emp
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from shardinit.errors import SelectError
+
+_SHOWN = 3
 
 
 def path_str(key_path: Sequence[Any]) -> str:
@@ -82,6 +85,19 @@ def glob(pattern: str) -> Callable[[str], bool]:
     return lambda path: compiled.fullmatch(path) is not None
 
 
+def nearest(wanted: str, paths: Iterable[str]) -> str:
+    """What to say of a path that is none: the nearest ones, or the first if none is.
+
+    >>> nearest("mlp.upp.kernel", ["embed", "mlp/down/kernel", "mlp/up/kernel"])
+    "a path such as 'mlp/up/kernel', 'mlp/down/kernel'"
+    """
+    known = list(paths)
+    meant = wanted.replace(".", "/")
+    below = [path for path in known if path.startswith(f"{meant}/")]
+    near = below or difflib.get_close_matches(meant, known, n=_SHOWN, cutoff=0.6)
+    return "a path such as " + ", ".join(map(repr, (near or known)[:_SHOWN]))
+
+
 def chosen(
     select: str | Iterable[str] | Callable[[str], bool] | None,
     paths: Sequence[str],
@@ -113,11 +129,10 @@ def chosen(
         matches = glob(pattern)
         hits = [matches(path) for path in paths]
         if not any(hits):
-            some = ", ".join(repr(p) for p in paths[:3])
             raise SelectError(
                 f"{argument}={pattern!r}",
                 "matches no leaf",
-                f"a glob over paths such as {some}",
+                "a glob, or " + nearest(pattern, paths),
                 "`*` stays within one key, `**` crosses keys",
             )
         taken = [a or b for a, b in zip(taken, hits, strict=True)]

@@ -39,7 +39,7 @@ from jax.sharding import Mesh
 
 from shardinit.core import platform as machine
 from shardinit.core.ir.jaxpr import setting
-from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.program.exported import ExportedProgram
 from shardinit.core.run.compile import CompiledPlan, compile_plan, on_devices
 from shardinit.errors import ExecutablesError, ExecutablesWarning
@@ -110,7 +110,7 @@ def save_executables(
       64
     """
     target = Path(os.path.abspath(path))
-    facts = _facts(plan, mesh)
+    facts = _facts(checked(plan, "save_executables"), mesh)
     if os.path.lexists(target):
         return _there(target, facts)
     with _private_cache(raise_errors=True) as folder:

@@ -27,7 +27,7 @@ from shardinit.core import platform as machine
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.paths import chosen
 from shardinit.core.plan.options import Select
-from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.arguments import key_words
@@ -153,6 +153,11 @@ class Receipt:
         tuples = {name: tuple(facts.pop(name, ())) for name in lists}
         return cls(**{**facts, **tuples, "leaves": leaves})
 
+    def __repr__(self) -> str:
+        return (
+            f"<Receipt of {self.name}, {len(self.leaves):,} leaves, root {self.root}>"
+        )
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the receipt to ``path``: complete under its name, or not at all."""
         write_file(path, self.to_json().encode())
@@ -199,6 +204,7 @@ def receipt(plan: Plan, key: KeyLike, params: Any, *, kept: Select = ()) -> Rece
       >>> shardinit.receipt(plan, 42, params).root == shardinit.digest(params).root
       True
     """
+    checked(plan, "receipt")
     found = params if isinstance(params, Digest) else digest(params)
     device = _device(params)
     paths = [leaf.path for leaf in plan.leaves]
@@ -235,11 +241,11 @@ def receipt(plan: Plan, key: KeyLike, params: Any, *, kept: Select = ()) -> Rece
     return made.sealed
 
 
-def verify_receipt(receipt: Receipt, params: Any) -> Digest:
+def verify_receipt(receipt: Receipt | str | os.PathLike[str], params: Any) -> Digest:
     """Checks that weights are those of a receipt, on whatever mesh they lie.
 
     Args:
-      receipt: as it was made, or loaded.
+      receipt: as it was made, or the file that it was saved to.
       params: the weights; or their ``Digest``.
 
     Returns:
@@ -248,6 +254,7 @@ def verify_receipt(receipt: Receipt, params: Any) -> Digest:
     Raises:
       ReceiptMismatchError: leaves are missing or extra, or have another shape, dtype
         or value. Its ``differences`` name each of them.
+      ReceiptFormatError: the file, or what was given, is no receipt.
 
     Example:
       >>> import jax, shardinit
@@ -257,6 +264,15 @@ def verify_receipt(receipt: Receipt, params: Any) -> Digest:
       >>> shardinit.verify_receipt(receipt, params).root == receipt.root
       True
     """
+    if isinstance(receipt, str | os.PathLike):
+        receipt = Receipt.load(receipt)
+    if not isinstance(receipt, Receipt):
+        raise ReceiptFormatError(
+            "receipt",
+            f"got {type(receipt).__name__}",
+            "a Receipt, or the file that one was saved to",
+            "shardinit.receipt(plan, key, params) makes one",
+        )
     found = params if isinstance(params, Digest) else digest(params)
     differences = compare(receipt, found)
     if differences:

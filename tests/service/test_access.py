@@ -10,8 +10,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import shardinit
 from shardinit.errors import ServiceError
+from shardinit.models import ModelSpec
 from shardinit.service.server.config import Config
 from shardinit.service.server.server import SERVICE, Server
+from shardinit.service.wire.service_pb2_grpc import InitServiceStub
+from shardinit.v1 import service_pb2
 
 pytestmark = pytest.mark.once
 
@@ -156,6 +159,76 @@ def test_streams_reflection_and_channelz_need_the_token_and_health_does_not(toke
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
         stub = health_pb2_grpc.HealthStub(channel)
         assert stub.Check(health_pb2.HealthCheckRequest(service=SERVICE)).status == 1
+
+
+def test_a_named_token_has_its_roles_and_may_be_given_others(tmp_path, caplog):
+    path, root = tmp_path / "tokens", tmp_path / "root"
+    path.write_text(f"reader read {ONE}\nwriter read,write {TWO}\n{THREE}\n")
+    config = Config(token_file=path, checkpoint_roots=(root,), allow_upload=True)
+    spec = ModelSpec("service-test", {"width": 64})
+
+    def connected(token):
+        folder = tmp_path / "cache"
+        return shardinit.connect(server.address, cache_dir=folder, token=token)
+
+    def refused(code, call, *given):
+        with pytest.raises(ServiceError) as caught:
+            call(*given)
+        assert caught.value.code == code
+        return str(caught.value)
+
+    with Server(config) as server:
+        with connected(ONE) as reader, connected(TWO) as writer:
+            program = reader.program(spec)
+            text = refused(
+                "PERMISSION_DENIED", reader.write_checkpoint, spec, 0, root / "x"
+            )
+            assert "reader may not write" in text
+            assert writer.write_checkpoint(spec, 0, root / "x").uri
+            refused("PERMISSION_DENIED", writer.upload, program)
+            path.write_text(f"reader read,upload {ONE}\n")
+            assert reader.upload(program) == program.sha256
+            refused("UNAUTHENTICATED", writer.models)
+        counted = server.metrics.refused
+        assert counted.labels("role")._value.get() == 2
+        assert counted.labels("unauthenticated")._value.get() == 1
+
+
+def test_every_call_is_a_line_that_says_who_what_and_how_much(tokens, caplog):
+    tokens.write_text(f"trainer read {ONE}\n")
+    caplog.set_level("INFO", "shardinit.service")
+    request = service_pb2.GetVersionRequest(min=1, max=1)
+    with (
+        Server(Config(token_file=tokens)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        ask = InitServiceStub(channel).GetVersion
+        answer = ask(request, metadata=(("authorization", f"Bearer {ONE}"),))
+        with pytest.raises(grpc.RpcError):
+            ask(request, metadata=(("authorization", f"Bearer {TWO}"),))
+    lines = [
+        vars(r) for r in caplog.records if getattr(r, "method", "") == "GetVersion"
+    ]
+    told = [
+        (x["caller"], x["code"], x["received_bytes"], x["sent_bytes"]) for x in lines
+    ]
+    assert told == [
+        ("trainer", "OK", request.ByteSize(), answer.ByteSize()),
+        ("", "UNAUTHENTICATED", 0, 0),
+    ]
+    for token in (ONE, TWO):
+        assert token not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", [f"name {ONE}", f"name read,all {ONE}", f"name read {ONE} more"]
+)
+def test_a_line_that_names_no_role_there_is_is_refused(tmp_path, text):
+    path = tmp_path / "tokens"
+    path.write_text(f"# who\n{text}\n")
+    with pytest.raises(ServiceError, match="line 2: expected TOKEN, or NAME") as caught:
+        Server(Config(token_file=path))
+    assert ONE not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "# none\n", "short\n"])

@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import threading
 
 import grpc
 import pytest
@@ -14,6 +15,7 @@ from shardinit.service.server.front import Front
 from shardinit.service.server.server import Server
 from shardinit.service.server.servicer import Servicer
 from shardinit.service.wire import errors as status
+from shardinit.service.wire.limits import Limits
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2, spec_pb2
 from tests.service.conftest import until
@@ -147,6 +149,26 @@ def test_a_request_nested_beyond_protobuf_is_the_caller_s_fault(server):
         with pytest.raises(grpc.RpcError) as caught:
             call(b"\xff\xff\xff", timeout=10)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_large_request_is_read_beside_the_event_loop(stub, monkeypatch):
+    """A second of work on the loop would be a second without health."""
+    where, check = [], Limits.check
+
+    def noted(limits, message, *rest):
+        where.append((type(message).__name__, threading.current_thread().name))
+        return check(limits, message, *rest)
+
+    monkeypatch.setattr(Limits, "check", noted)
+    windows = [service_pb2.Window(path="no-such-leaf")] * 5000
+    request = service_pb2.StreamShardsRequest(spec=named(width=64), windows=windows)
+    request.key.seed = 0
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stub.StreamShards(request, timeout=30))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    threads = {thread for name, thread in where if name == "StreamShardsRequest"}
+    assert threads
+    assert "shardinit" not in threads
 
 
 def test_a_request_of_megabytes_is_not_read(server):

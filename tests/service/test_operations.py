@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -27,7 +28,7 @@ from shardinit.models import build
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
 from shardinit.service.server.model_cache import ModelCache
-from shardinit.service.server.server import SERVICE, Server
+from shardinit.service.server.server import SERVICE, Server, _loop
 from shardinit.service.server.store import Store
 from shardinit.service.wire.limits import Limits
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
@@ -336,7 +337,7 @@ def test_a_client_asks_a_busy_server_again_within_its_time(gate, tmp_path):
     with (
         Server(Config(workers=1, queue=1)) as server,
         shardinit.connect(server.address, timeout=30, cache_dir=tmp_path) as client,
-        shardinit.connect(server.address, timeout=1.5, cache_dir=tmp_path) as hasty,
+        shardinit.connect(server.address, timeout=3, cache_dir=tmp_path) as hasty,
     ):
         threads = [
             threading.Thread(target=client.describe, args=(gate.spec(8 + i),))
@@ -503,6 +504,20 @@ def test_a_message_that_does_not_come_ends_its_call():
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             assert "no message" in caught.value.details()
         stop.set()
+
+
+def test_calls_that_come_by_the_thousand_at_one_moment_are_all_answered():
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    request = service_pb2.GetVersionRequest(min=1, max=1)
+    with Server() as server, contextlib.ExitStack() as stack:
+        stubs = []
+        for _ in range(10):
+            channel = grpc.insecure_channel(server.address, options)
+            stubs.append(InitServiceStub(stack.enter_context(channel)))
+            stubs[-1].GetVersion(request)
+        _loop().call_soon_threadsafe(time.sleep, 1)  # it takes up none meanwhile
+        futures = [s.GetVersion.future(request) for s in stubs for _ in range(150)]
+        assert {future.result(timeout=30).version for future in futures} == {1}
 
 
 def test_streams_beyond_the_limit_are_asked_for_again(spec, tmp_path):

@@ -104,7 +104,7 @@ def _axes(node: Node, out: Value, axes: dict[Value, Axes]) -> Axes:
         return frozenset([node.params["dimension"]])
     if node.name == "broadcast_in_dim":
         places = node.params["broadcast_dimensions"]
-        return frozenset(places[axis] for axis in _of(node.inputs[0], axes))
+        return frozenset(int(places[axis]) for axis in _of(node.inputs[0], axes))
     if RULES.get(node.name) is elementwise:
         return frozenset().union(*(_of(v, axes) for v in node.inputs))
     return _long(out.shape)

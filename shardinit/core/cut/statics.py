@@ -16,10 +16,11 @@ import numpy as np
 
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.paths import path_str
+from shardinit.core.types import Array, Tree, TreeDef
 from shardinit.errors import InitFnError
 
 
-def static_arrays(tree: Any) -> Iterator[tuple[str, Any]]:
+def static_arrays(tree: Tree) -> Iterator[tuple[str, Array]]:
     """The path and the value of each array in the structure of a pytree."""
     stack: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
     while stack:
@@ -39,7 +40,7 @@ def static_arrays(tree: Any) -> Iterator[tuple[str, Any]]:
                     yield path_str((*path, jax.tree_util.GetAttrKey(name))), held
 
 
-def _static(structure: Any) -> Iterator[Any]:
+def _static(structure: TreeDef) -> Iterator[Any]:
     """All that the classes of a pytree structure keep in it."""
     stack = [structure]
     while stack:
@@ -50,7 +51,7 @@ def _static(structure: Any) -> Iterator[Any]:
             yield from jax.tree.leaves(held)
 
 
-def refuse_static_tracers(tree: Any, structure: Any) -> None:
+def refuse_static_tracers(tree: Tree, structure: TreeDef) -> None:
     """Refuses a result with an array in a static field that the trace computed.
 
     Args:

@@ -10,8 +10,8 @@ import numpy as np
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
-from shardinit.core.types import Init, Tree, TreeDef, Values
-from shardinit.errors import InitFnError
+from shardinit.core.types import Init, Tree, TreeDef
+from shardinit.errors import InitFnError, InvalidKeyError
 
 MAX_AXIS = 1 << 32  # elements
 
@@ -51,7 +51,14 @@ def _trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
             "a function of its key and of concrete arrays",
             "Pass what it needs as concrete arrays",
         ) from error
-    except TypeError:
+    except TypeError as error:
+        if "PRNG key data" in str(error) and not jx.is_key(key_aval.dtype):
+            raise InvalidKeyError(
+                "key",
+                f"got raw key data of shape {key_aval.shape}",
+                f"that of {jx.setting('jax_default_prng_impl')} keys, JAX's default",
+                "Pass jax.random.key(0), which says what it is",
+            ) from error
         _refuse_non_arrays(fn, key_aval)
         raise
 
@@ -66,7 +73,7 @@ def _traced(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
         # fields have no truth value: the leaves alone can be traced.
         structure: list[TreeDef] = []
 
-        def leaves(key: jax.Array) -> list[Values]:
+        def leaves(key: jax.Array) -> list[Any]:
             flat, tree = jax.tree.flatten(fn(key))
             structure.append(tree)
             return flat

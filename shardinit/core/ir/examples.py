@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from shardinit.core.ir.dependencies import Traced, stand_in
+from shardinit.core.types import Tree, Values
 from shardinit.errors import InitFnError
 
 
@@ -28,25 +29,25 @@ class Examples:
       kwargs: likewise.
     """
 
-    def __init__(self, args: Sequence[Any], kwargs: dict[str, Any]):
+    def __init__(self, args: Sequence[Tree], kwargs: dict[str, Tree]):
         self._leaves, self._structure = jax.tree.flatten((tuple(args), kwargs))
         self._places = [i for i, x in enumerate(self._leaves) if _is_array(x)]
         given = [self._leaves[i] for i in self._places]
         self._shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given]
         self._kept: dict[int, Any] = {}
 
-    def arguments(self, values: Sequence[Any]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, values: Sequence[Values]) -> tuple[tuple, dict[str, Tree]]:
         """The arguments with these values for their arrays, in order."""
         filled = list(self._leaves)
         for place, value in zip(self._places, values, strict=True):
             filled[place] = value
         return jax.tree.unflatten(self._structure, filled)
 
-    def values(self) -> list[Any]:
+    def values(self) -> list[Values]:
         """What stands for the arrays: those that matter, and zeros for the others."""
         return [self._kept.get(i, stand_in(x)) for i, x in enumerate(self._shapes)]
 
-    def look(self, fn: Callable[[Any, list[Any]], Any], name: str) -> None:
+    def look(self, fn: Callable[[Any, list[Any]], Tree], name: str) -> None:
         """Traces the init function and keeps the arrays that its result depends on.
 
         Args:

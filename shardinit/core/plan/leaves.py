@@ -61,6 +61,13 @@ class PlanProgram:
     shardings: tuple[NamedSharding | None, ...]
     leaves: int
 
+    def __repr__(self) -> str:
+        places = ", ".join(
+            f"{shape} at {getattr(sharding, 'spec', None)}"
+            for shape, sharding in zip(self.shapes, self.shardings, strict=True)
+        )
+        return f"<PlanProgram for {self.leaves:,} leaves: {places[:300]}>"
+
     @property
     def whole(self) -> str:
         """Why it is evaluated whole on every device; empty if it is not."""
@@ -78,13 +85,26 @@ def itemsize(dtype: DType) -> int:
 def names_of(cut: slicing.Cut, axes: Tree) -> list[Any]:
     """The axis names of each leaf, None where none are known.
 
+    In ``axes`` None also stands for a whole subtree of which no name is known.
+
     Raises:
       ShardingError: the structure of ``axes`` is not the result's.
     """
-    if axes is None:
-        return [None] * len(cut.leaves)
+    names: list[Any] = [None] * len(cut.leaves)
+
+    def name(axes: Tree, part: Tree) -> None:
+        if axes is None:
+            return
+        if isinstance(part, int):
+            names[part] = axes
+            return
+        children, level = jax.tree.flatten(part, is_leaf=lambda x: x is not part)
+        for inner, child in zip(level.flatten_up_to(axes), children, strict=True):
+            name(inner, child)
+
     try:
-        return cut.tree.flatten_up_to(axes)
+        name(axes, jax.tree.unflatten(cut.tree, range(len(cut.leaves))))
+        return names
     except (ValueError, TypeError) as error:
         raise ShardingError(
             "InitFn.axes",

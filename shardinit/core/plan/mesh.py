@@ -39,6 +39,30 @@ def default_device() -> Device:
     return jax.local_devices()[0] if chosen is None else chosen
 
 
+def as_device(device: Device | str | None) -> Device:
+    """A device, the first one of a platform, or for None the default one.
+
+    Raises:
+      ShardingError: it is no device, or no such platform is here.
+    """
+    if device is None:
+        return default_device()
+    if isinstance(device, jax.Device):
+        return device
+    try:
+        if not isinstance(device, str):
+            raise RuntimeError
+        return jax.local_devices(backend=device)[0]
+    except RuntimeError as error:  # of JAX: a platform that is not here
+        here = ", ".join(sorted({d.platform for d in jax.local_devices()}))
+        raise ShardingError(
+            "device",
+            f"got {device!r}",
+            f"a device, or the name of a platform that is here ({here})",
+            f"Pass {jax.local_devices()[0].platform!r}, or jax.devices()[0]",
+        ) from error
+
+
 def one_device(device: Device | None = None) -> Mesh:
     """The mesh of one device, the default one if none is given: what no mesh means."""
     chosen = default_device() if device is None else device

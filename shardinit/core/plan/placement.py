@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from jax.sharding import PartitionSpec
 
 from shardinit.core.plan.entries import MeshAxes
 from shardinit.errors import ShardingError
+
+Pair = TypeVar("Pair")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,19 @@ def _wrong(what: str, got: object, expected: str) -> ShardingError:
     return ShardingError(what, f"got {got!r}", expected)
 
 
+def given_rules(rules: Any, check: Callable[[object], Pair]) -> tuple[Pair, ...]:
+    """Rules from pairs or from a mapping, each of them checked.
+
+    Raises:
+      ShardingError: they are neither, or ``check`` refuses one.
+    """
+    if isinstance(rules, Mapping):
+        rules = rules.items()
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        check(rules)
+    return tuple(check(rule) for rule in rules)
+
+
 def _pair(rule: Any, what: str, expected: str) -> tuple[Any, Any]:
     if isinstance(rule, str) or not hasattr(rule, "__len__") or len(rule) != 2:
         raise _wrong(what, rule, expected)
@@ -53,11 +69,11 @@ def _pair(rule: Any, what: str, expected: str) -> tuple[Any, Any]:
 
 _AXIS_RULE = (
     "pairs of a logical axis name and a mesh axis, a tuple of mesh axes, None or "
-    "Placement, such as ('embed', 'data')"
+    "Placement, such as AxisRules([('embed', 'data')])"
 )
 _PATH_RULE = (
     "pairs of a regular expression and a PartitionSpec of mesh axes, such as "
-    "('kernel$', PartitionSpec('data'))"
+    "PathRules([('kernel$', PartitionSpec('data'))])"
 )
 
 

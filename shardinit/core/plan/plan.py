@@ -43,7 +43,7 @@ from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
 from shardinit.core.types import DType, Init, Tree
-from shardinit.errors import UnsupportedConfigError
+from shardinit.errors import InitFnError, UnsupportedConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +180,9 @@ class Plan:
             + (f", {whole} leaves computed whole" if whole else "")
         )
 
+    def __repr__(self) -> str:
+        return f"<Plan of {self.summary()}>"
+
     def __str__(self) -> str:
         shown = f"{self.summary()}\n{table.as_text(plan_table.HEADER, self.rows())}"
         return "\n".join(filter(None, (shown, as_text(self.findings))))
@@ -278,6 +281,22 @@ def plan(
     made = make_plan(fn, as_key(0 if key is None else key), options)
     made.warn()
     return made
+
+
+def checked(given: object, where: str) -> Plan:
+    """A plan; anything else is refused with the call that makes one.
+
+    Raises:
+      InitFnError: (a ``TypeError``) it is no plan.
+    """
+    if isinstance(given, Plan):
+        return given
+    raise InitFnError(
+        where,
+        f"got {type(given).__name__}",
+        "a Plan",
+        "Call shardinit.plan(fn, mesh=mesh) first",
+    )
 
 
 def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:

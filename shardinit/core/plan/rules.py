@@ -26,6 +26,7 @@ from shardinit.core.plan.placement import (
     Placement,
     axes_of,
     axis_rule,
+    given_rules,
     kind_of,
     path_rule,
 )
@@ -61,11 +62,7 @@ class AxisRules:
         rules: Iterable[tuple[str, MeshAxes | list[str] | Placement]]
         | Mapping[str, MeshAxes | list[str] | Placement],
     ):
-        fixed = tuple(
-            axis_rule(rule)
-            for rule in (rules.items() if isinstance(rules, Mapping) else rules)
-        )
-        object.__setattr__(self, "rules", fixed)
+        object.__setattr__(self, "rules", given_rules(rules, axis_rule))
 
     def mesh_axes(self) -> set[str]:
         """All mesh axes that the rules name."""
@@ -145,8 +142,7 @@ class PathRules:
     def __init__(
         self, rules: Iterable[tuple[str, PartitionSpec | Placement | tuple | None]]
     ):
-        pairs = rules.items() if isinstance(rules, Mapping) else rules
-        object.__setattr__(self, "rules", tuple(path_rule(rule) for rule in pairs))
+        object.__setattr__(self, "rules", given_rules(rules, path_rule))
 
     def matches(self, pattern: str, path: str) -> bool:
         """Whether a rule's pattern is found in a path; a subclass may have its own."""

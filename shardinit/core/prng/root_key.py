@@ -7,24 +7,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from shardinit.core.types import DType
+from shardinit.core.types import Array, DType
+from shardinit.errors import InvalidKeyError
 
 Seed = int | np.integer
 KeyLike = Seed | jax.Array | np.ndarray
 
 
-def as_key(key: object) -> jax.Array:
+_RAW = ((2,), (4,))  # of threefry and of rbg
+
+
+def as_key(key: object) -> Array:
     """An int seed, a typed key or raw key data as a key.
 
     Raises:
-      TypeError: anything else.
-      ValueError: a seed of more than 64 bits.
+      InvalidKeyError: (a ``TypeError`` and a ``ValueError``) anything else, or a seed
+        of more than 64 bits.
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         if not -(1 << 63) <= key < 1 << 63:
-            raise ValueError(
-                f"key: got the seed {key}; expected one from -2**63 to 2**63 - 1"
-            )
+            raise InvalidKeyError("key", f"got the seed {key}", "one of 64 bits")
         return jax.random.key(int(key))
     given: Any = key
     if (
@@ -32,21 +34,26 @@ def as_key(key: object) -> jax.Array:
         and hasattr(given, "dtype")
         and (
             (_is_key(given.dtype) and given.shape == ())
-            or (given.dtype == np.uint32 and len(given.shape) == 1)
+            or (given.dtype == np.uint32 and tuple(given.shape) in _RAW)
         )
     ):
         return given
     what = type(given).__name__
     if isinstance(given, np.ndarray | jax.Array):
         what += f" of shape {given.shape} and dtype {given.dtype}"
-    raise TypeError(
-        f"key: got {what}; expected one key (jax.random.key(0)), raw uint32 key data "
-        f"or an int seed"
+    raise InvalidKeyError(
+        "key",
+        f"got {what}",
+        "one key, raw uint32 key data or an int seed",
+        "Pass jax.random.key(0), or 0",
     )
 
 
 def _is_key(dtype: DType) -> bool:
-    return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+    try:
+        return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+    except TypeError:  # some other object that has a dtype of its own
+        return False
 
 
 def as_threefry(key: jax.Array) -> jax.Array:

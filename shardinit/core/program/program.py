@@ -60,6 +60,9 @@ class InitProgram:
     content: bytes
     format: int = FORMAT
 
+    def __repr__(self) -> str:
+        return f"<InitProgram of {len(self.content):,} bytes, sha256 {self.sha256}>"
+
     @cached_property
     def sha256(self) -> str:
         """Digest of the content in hex: the program's name in caches."""

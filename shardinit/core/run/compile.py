@@ -28,7 +28,7 @@ from shardinit.core.plan.leaves import gather_results
 from shardinit.core.plan.mesh import AnyMesh, alone_on, one_device
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.placement import Placement
-from shardinit.core.plan.plan import Plan, make_plan
+from shardinit.core.plan.plan import Plan, checked, make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
@@ -65,6 +65,9 @@ class CompiledPlan:
     shardings: tuple[NamedSharding, ...]
     committed: tuple[bool, ...]
     _compared: list[bool] = field(default_factory=list, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        return f"<CompiledPlan of {self.plan.summary()}>"
 
     def __call__(self, key: KeyLike, progress: Progress | None = None) -> Tree:
         """Initialises.
@@ -241,6 +244,7 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
       >>> len(compiled(0)), len(compiled.executables)
       (9, 1)
     """
+    checked(plan, "compile_plan")
     shardings = on_devices(plan, mesh)
 
     def committed(planned: NamedSharding | None) -> bool:

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 
 from shardinit.core.cut.sources import Replicated, Windowed
 from shardinit.core.init_fn import AxisNames
-from shardinit.core.paths import chosen, glob
+from shardinit.core.paths import chosen, glob, nearest
 from shardinit.core.plan.leaves import PlanLeaf, itemsize, names_of
 from shardinit.core.plan.options import Select
 from shardinit.core.plan.plan import Plan
@@ -227,7 +227,7 @@ def _unexpected(
             f"leaf {refused[0]!r}",
             f"it is not among the {len(known):,} leaves of the init function"
             + (f", nor are {len(refused) - 1:,} others" if len(refused) > 1 else ""),
-            "a path such as " + ", ".join(map(repr, sorted(known)[:3])),
+            nearest(refused[0], sorted(known)),
             "Remove it, give the tree the keys that the function gives it, or allow it "
             f"with unexpected={refused[0]!r}",
         )

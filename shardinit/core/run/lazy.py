@@ -23,8 +23,9 @@ import numpy as np
 from shardinit.core.cut import cut as slicing
 from shardinit.core.cut.sources import Hosted, Replicated
 from shardinit.core.ir.jaxpr import is_key, key_impl
+from shardinit.core.paths import nearest
 from shardinit.core.plan.leaves import gather_results
-from shardinit.core.plan.mesh import alone_on, default_device, one_device
+from shardinit.core.plan.mesh import alone_on, as_device, one_device
 from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.plan import make_plan
 from shardinit.core.prng import derivation as keys
@@ -135,12 +136,12 @@ class LazyTree(Mapping[str, LazyArray]):
         cut: slicing.Cut,
         key: jax.Array,
         memory_limit: int | None,
-        device: Device | None,
+        device: Device | str | None,
     ):
         self.cut = cut
         self._key_words = operands.key_words(key, cut)
         self._limit = memory_limit
-        self._device = device or default_device()
+        self._device = as_device(device)
         self._numbers = {leaf.path: i for i, leaf in enumerate(cut.leaves)}
         self._groups = {i: tuple(g) for g in gather_results(cut) for i in g}
         self._held: OrderedDict[tuple[int, ...], list[np.ndarray]] = OrderedDict()
@@ -172,7 +173,7 @@ class LazyTree(Mapping[str, LazyArray]):
             raise SelectError(
                 f"path {path!r}",
                 f"none of the {len(self._numbers):,} leaves",
-                "a path such as " + ", ".join(map(repr, list(self._numbers)[:3])),
+                nearest(path, self._numbers),
             )
         return LazyArray(self, self._numbers[path])
 
@@ -279,7 +280,7 @@ def open(
     key: KeyLike,
     *,
     memory_limit: int | None = None,
-    device: Device | None = None,
+    device: Device | str | None = None,
 ) -> LazyTree:
     """A function or program at a key as a mapping of lazy arrays; computes nothing.
 
@@ -288,7 +289,8 @@ def open(
       key: a key or an int seed.
       memory_limit: bytes that evaluating one leaf whole may take (its results and
         temporaries); None for no limit. Windowed leaves take their window only.
-      device: where windows are computed; default the first local device.
+      device: where windows are computed, or the platform of the first device to take;
+        default the first local device.
 
     Returns:
       Leaves by path, in the order of the pytree; all may be read from many threads.
@@ -317,7 +319,7 @@ def read(
     window: Index = ...,
     *,
     memory_limit: int | None = None,
-    device: Device | None = None,
+    device: Device | str | None = None,
 ) -> np.ndarray:
     """One window of one leaf; equal to the same slice of the whole, bit for bit.
 

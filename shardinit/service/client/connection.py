@@ -100,8 +100,14 @@ class Credentials:
             return ()
         token = self.token
         if not isinstance(token, str):
-            found = read_tokens(_content(token) or b"")
-            token = found[0].decode() if found else ""
+            try:
+                found = read_tokens(_content(token) or b"")
+            except ValueError as error:
+                text = "a file with a token"
+                raise ServiceError(
+                    str(token), str(error), text, code="FAILED_PRECONDITION"
+                ) from error
+            token = found[0].token.decode() if found else ""
         return (("authorization", f"Bearer {token.strip()}"),)
 
 

@@ -23,6 +23,8 @@ from tenacity import (
 
 from shardinit.errors import ServiceError
 
+_ANSWER = 0.5  # seconds that an answer may need: with less left, asking says no more
+
 
 def attempts(
     codes: Collection[str],
@@ -40,28 +42,28 @@ def attempts(
       seconds: how long a busy server is asked again while that gets no further.
     """
     furthest, end = place(), time.monotonic() + seconds
+    busy = 0.0  # seconds to wait for a server that said when to ask again
 
     def again(state: RetryCallState) -> bool:
-        nonlocal furthest, end
+        nonlocal furthest, end, busy
         error = _error_of(state)
         if error is None or (error.code not in codes and error.retry_after is None):
             return False
+        busy = (error.retry_after or 0.0) * random.uniform(1, 2)
         if place() > furthest:
             furthest, state.attempt_number = place(), 0
             end = time.monotonic() + seconds
             return True
         if error.retry_after is not None:
             state.attempt_number = 0
-            return time.monotonic() + error.retry_after < end
+            return time.monotonic() + busy < end - _ANSWER
         return error.code != "DEADLINE_EXCEEDED"
 
     # Random waits: the hosts of a job lose a server all at once.
     usual = wait_random_exponential(multiplier=0.1, max=2.0)
 
     def wait(state: RetryCallState) -> float:
-        error = _error_of(state)
-        after = error.retry_after if error is not None else None
-        return usual(state) if after is None else after * random.uniform(1, 2)
+        return busy or usual(state)
 
     return Retrying(retry=again, stop=stop_after_attempt(most), wait=wait, reraise=True)
 

@@ -19,13 +19,13 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import grpc
 
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
-from shardinit.service.wire.access import read_tokens
+from shardinit.service.wire.access import ROLES, read_tokens
 
 log = logging.getLogger("shardinit.service")
 
@@ -82,33 +82,51 @@ class Watched(Generic[Value]):
         return self._parse([path.read_bytes() for path in self._paths])
 
 
+class Caller(NamedTuple):
+    """Who calls.
+
+    Attributes:
+      name: equal for all calls of one; says nothing that is secret.
+      roles: what it may do.
+    """
+
+    name: str
+    roles: frozenset[str] = ROLES
+
+
 class Tokens:
-    """Bearer tokens from a file: one a line; empty lines and lines with # are skipped.
+    """Bearer tokens from a file, with whose they are and what their holders may do.
 
     Raises:
       ServiceError: the file cannot be read, or holds no token.
     """
 
     def __init__(self, path: Path):
-        self._file = Watched([path], _digests)
+        self._file = Watched([path], _callers)
 
-    def find(self, header: str) -> str:
-        """Whose token ``authorization: header`` carries; empty if nobody's."""
+    def find(self, header: str) -> Caller | None:
+        """Whose token ``authorization: header`` carries; None for nobody's."""
         self._file.refresh()
         scheme, _, token = header.partition(" ")
         given = hashlib.sha256(token.strip().encode()).digest()
-        found = False
-        for known in self._file.value:
-            found |= hmac.compare_digest(known, given)
-        right = found and scheme.lower() == "bearer"
-        return f"token {given.hex()[:12]}" if right else ""
+        found = None
+        for known, caller in self._file.value.items():
+            if hmac.compare_digest(known, given):
+                found = caller
+        return found if scheme.lower() == "bearer" else None
 
 
-def _digests(contents: list[bytes]) -> tuple[bytes, ...]:
+def _callers(contents: list[bytes]) -> dict[bytes, Caller]:
+    """Callers by the SHA-256 of their token."""
     tokens = read_tokens(contents[0])
-    if not tokens or any(len(token) < 16 for token in tokens):
+    if not tokens or any(len(one.token) < 16 for one in tokens):
         raise ValueError("expected tokens of 16 characters or more, one a line")
-    return tuple(hashlib.sha256(token).digest() for token in tokens)
+    found = {}
+    for one in tokens:
+        digest = hashlib.sha256(one.token)
+        name = one.name or f"token {digest.hexdigest()[:12]}"
+        found[digest.digest()] = Caller(name, one.roles)
+    return found
 
 
 def server_credentials(config: Config) -> grpc.ServerCredentials | None:

@@ -30,7 +30,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from shardinit.errors import ServiceError, SpecError
-from shardinit.service.server.auth import Tokens
+from shardinit.service.server.auth import Caller, Tokens
 from shardinit.service.server.config import Config
 from shardinit.service.server.telemetry import Metrics, span
 from shardinit.service.wire.errors import (
@@ -46,20 +46,26 @@ log = logging.getLogger("shardinit.service")
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEALTH = "/grpc.health.v1.Health/"
+_LARGE = 32 << 10  # bytes of a request that is read beside the event loop
 _AGAIN = 1.0  # seconds after which a caller with too many calls may ask again
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """One call, for its handler.
+    """One call, for its handler and for the log.
 
     Attributes:
       request_id: the caller's, or one that was made.
       caller: who calls; equal for all calls of one.
+      code: how it has ended.
+      received, sent: bytes of messages.
     """
 
     request_id: str
-    caller: str
+    caller: str = ""
+    code: str = "UNKNOWN"
+    received: int = 0
+    sent: int = 0
 
 
 class Boundary(aio.ServerInterceptor):
@@ -101,40 +107,38 @@ class Boundary(aio.ServerInterceptor):
     async def _serve(
         self, method: str, handler: Any, context: aio.ServicerContext
     ) -> None:
-        request_id = _request_id(context)
+        call = Call(_request_id(context))
         status = None
-        with self._watched(method, request_id, context) as ended:
+        with self._watched(method, call, context):
             try:
-                with self._admitted(method, context) as caller:
-                    call = Call(request_id, caller)
-                    own = method.startswith(f"/{SERVICE}/")
-                    await self._answer(handler, call if own else context, context)
-                ended("OK")
+                with self._admitted(method, call, context):
+                    await self._answer(method, handler, call, context)
+                call.code = "OK"
             except asyncio.CancelledError:
-                ended("CANCELLED")
+                call.code = "CANCELLED"
                 raise
             except aio.AbortError:  # another service's own way to say it
-                ended("ABORTED")
+                call.code = "ABORTED"
                 raise
             except Exception as error:
-                code = code_of(error).name
-                if code == "INTERNAL" and not isinstance(error, Refusal):
+                call.code = code_of(error).name
+                if call.code == "INTERNAL" and not isinstance(error, Refusal):
                     text = "%s request=%s failed"
-                    log.error(text, method, request_id, exc_info=error)
-                ended(code)
-                status = to_status(error, request_id)
+                    log.error(text, method, call.request_id, exc_info=error)
+                status = to_status(error, call.request_id)
         if status is not None:
-            metadata = trailing(status, request_id)
+            metadata = trailing(status, call.request_id)
             await context.abort(code_of(Refusal(status)), status.message, metadata)
 
     async def _answer(
-        self, handler: Any, given: Any, context: aio.ServicerContext
+        self, method: str, handler: Any, call: Call, context: aio.ServicerContext
     ) -> None:
-        messages = self._messages(handler, context)
+        messages = self._messages(handler, call, context)
         request = messages if handler.request_streaming else await anext(messages)
         behaviour = next(filter(None, (getattr(handler, kind) for kind in _KINDS)))
-        write = _writer(handler.response_serializer, context, self._config)
-        answers = behaviour(request, given)
+        write = self._writer(handler.response_serializer, call, context)
+        own = method.startswith(f"/{SERVICE}/")
+        answers = behaviour(request, call if own else context)
         if not handler.response_streaming:
             await write(await answers)
             return
@@ -142,7 +146,7 @@ class Boundary(aio.ServerInterceptor):
             await write(answer)
 
     async def _messages(
-        self, handler: Any, context: aio.ServicerContext
+        self, handler: Any, call: Call, context: aio.ServicerContext
     ) -> AsyncIterator[Any]:
         """The caller's messages as they come, within the limits."""
         seconds = self._config.message_seconds
@@ -162,7 +166,37 @@ class Boundary(aio.ServerInterceptor):
                 if not handler.request_streaming:
                     raise SpecError("request", [("request", "it has no message")])
                 return
-            yield self._within(handler.request_deserializer, data)
+            call.received += len(data)
+            within = partial(self._within, handler.request_deserializer, data)
+            # To read a large one takes a second, in which nobody would be answered.
+            yield await asyncio.to_thread(within) if len(data) > _LARGE else within()
+
+    def _writer(
+        self,
+        serialise: Callable[[Message], bytes],
+        call: Call,
+        context: aio.ServicerContext,
+    ) -> Callable[[Message | bytes], Awaitable[None]]:
+        """Sends messages; bytes go as they are, which saves copies."""
+        seconds = self._config.stall_seconds
+
+        async def write(message: Message | bytes) -> None:
+            data = message if isinstance(message, bytes) else serialise(message)
+            try:
+                async with asyncio.timeout(seconds):
+                    await context.write(data)
+            except TimeoutError:
+                self._metrics.refused.labels("stall-seconds").inc()
+                raise ServiceError(
+                    "",
+                    f"its reader has taken nothing for {seconds:g} s",
+                    remedy="Ask again, and go on where it was",
+                    code="UNAVAILABLE",
+                    limit="stall-seconds",
+                ) from None
+            call.sent += len(data)
+
+        return write
 
     def _within(self, parse: Callable[[bytes], Message], data: bytes) -> Message:
         try:
@@ -181,13 +215,25 @@ class Boundary(aio.ServerInterceptor):
         return request
 
     @contextmanager
-    def _admitted(self, method: str, context: aio.ServicerContext) -> Iterator[str]:
-        """Who calls; keeps count of them.
+    def _admitted(
+        self, method: str, call: Call, context: aio.ServicerContext
+    ) -> Iterator[None]:
+        """Finds out who calls and whether they may; keeps count of them.
 
         Raises:
-          ServiceError: without a token, or with too many calls already.
+          ServiceError: without a token or the role, or with too many calls already.
         """
-        caller = self._caller(method, context)
+        name, roles = self._caller(method, context)
+        caller = call.caller = name
+        role = _ROLES.get(method, "read")
+        if role not in roles:
+            self._metrics.refused.labels("role").inc()
+            raise ServiceError(
+                "",
+                f"{name} may not {role}",
+                f"a token with the role {role!r}",
+                code="PERMISSION_DENIED",
+            )
         if self._calls[caller] >= self._config.caller_calls:
             self._metrics.refused.labels("caller-calls").inc()
             raise ServiceError(
@@ -200,94 +246,67 @@ class Boundary(aio.ServerInterceptor):
             )
         self._calls[caller] += 1
         try:
-            yield caller
+            yield
         finally:
             self._calls[caller] -= 1
             if not self._calls[caller]:
                 del self._calls[caller]
 
-    def _caller(self, method: str, context: aio.ServicerContext) -> str:
+    def _caller(self, method: str, context: aio.ServicerContext) -> Caller:
         if self._tokens is not None and not method.startswith(_HEALTH):
             header = dict(context.invocation_metadata() or ()).get("authorization", "")
-            name = self._tokens.find(header) if isinstance(header, str) else ""
-            if not name:
+            caller = self._tokens.find(header) if isinstance(header, str) else None
+            if caller is None:
                 self._metrics.refused.labels("unauthenticated").inc()
                 raise ServiceError("", "no valid bearer token", code="UNAUTHENTICATED")
-            return name
+            return caller
         identities = context.peer_identities()
         if identities:
-            return "certificate " + b" ".join(identities).decode(errors="replace")
-        return context.peer().rpartition(":")[0]  # the address without its port
+            names = b" ".join(identities).decode(errors="replace")
+            return Caller(f"certificate {names}")
+        return Caller(context.peer().rpartition(":")[0])  # without its port
 
     @contextmanager
     def _watched(
-        self, method: str, request_id: str, context: aio.ServicerContext
-    ) -> Iterator[Callable[[str], None]]:
-        """Counts and tells a call; what is yielded is told how it has ended."""
+        self, method: str, call: Call, context: aio.ServicerContext
+    ) -> Iterator[None]:
+        """Counts a call and, when it has ended, tells of it."""
         service, _, name = method.strip("/").rpartition("/")
-        context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
         if service != SERVICE:
-            yield partial(self._tell_refused, method, context)
+            yield
+            # Of other services only refusals are worth a line: probes come all day.
+            if call.code not in ("OK", "CANCELLED", "ABORTED"):
+                log.info("%s %s peer=%s", method, call.code, context.peer())
             return
-        outcome = "UNKNOWN"
-
-        def ended(code: str) -> None:
-            nonlocal outcome
-            outcome = code
-
         active = self._metrics.active.labels(name)
         active.inc()
         begin = time.monotonic()
         with span(f"{SERVICE}/{name}", context.invocation_metadata()) as told:
             try:
-                yield ended
+                yield
             finally:
-                told(outcome)
+                told(call.code)
                 seconds = time.monotonic() - begin
                 active.dec()
-                self._metrics.calls.labels(name, outcome).inc()
+                self._metrics.calls.labels(name, call.code).inc()
                 self._metrics.seconds.labels(name).observe(seconds)
                 fields = {
                     "method": name,
-                    "code": outcome,
+                    "code": call.code,
                     "seconds": round(seconds, 6),
-                    "request_id": request_id,
+                    "request_id": call.request_id,
+                    "caller": call.caller,
                     "peer": context.peer(),
+                    "received_bytes": call.received,
+                    "sent_bytes": call.sent,
                 }
-                text = "%s %s %.3f s request=%s"
-                log.info(text, name, outcome, seconds, request_id, extra=fields)
-
-    def _tell_refused(
-        self, method: str, context: aio.ServicerContext, code: str
-    ) -> None:
-        """Of other services only refusals are worth a line: probes come all day."""
-        if code not in ("OK", "CANCELLED", "ABORTED"):
-            log.info("%s %s peer=%s", method, code, context.peer())
+                text = "%(method)s %(code)s %(seconds).3f s request=%(request_id)s"
+                log.info(f"{text} caller=%(caller)s", fields, extra=fields)
 
 
+_ROLES = {f"/{SERVICE}/WriteCheckpoint": "write", f"/{SERVICE}/UploadProgram": "upload"}
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
-
-
-def _writer(
-    serialise: Callable[[Message], bytes], context: aio.ServicerContext, config: Config
-) -> Callable[[Message | bytes], Awaitable[None]]:
-    """Sends messages; bytes go as they are, which saves copies."""
-
-    async def write(message: Message | bytes) -> None:
-        data = message if isinstance(message, bytes) else serialise(message)
-        try:
-            async with asyncio.timeout(config.stall_seconds):
-                await context.write(data)
-        except TimeoutError:
-            raise ServiceError(
-                "",
-                f"its reader has taken nothing for {config.stall_seconds:g} s",
-                remedy="Ask again, and go on where it was",
-                code="UNAVAILABLE",
-                limit="stall-seconds",
-            ) from None
-
-    return write
 
 
 def _request_id(context: aio.ServicerContext) -> str:

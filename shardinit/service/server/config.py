@@ -62,7 +62,7 @@ class Config:
         Path | None, Setting("Authorities of client certificates (PEM): mutual TLS.")
     ] = None
     token_file: Annotated[
-        Path | None, Setting("Bearer tokens, one a line; read when changed.")
+        Path | None, Setting("Bearer tokens, one a line: TOKEN, or NAME ROLES TOKEN.")
     ] = None
     insecure: Annotated[
         bool, Setting("Let other machines in without TLS or without credentials.")

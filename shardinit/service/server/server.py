@@ -48,6 +48,7 @@ log = logging.getLogger("shardinit.service")
 Result = TypeVar("Result")
 Make = Callable[[Config, Metrics, Pool, Store], Front]
 
+_PENDING = 10_000  # calls that have come and that the event loop has not taken up
 _HAND_BACK = 0.2  # part of the grace that is left to say goodbye
 _CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
 _NAMES = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME, _CHANNELZ)
@@ -146,6 +147,10 @@ class Server:
                 # gets some of the calls: https://github.com/grpc/grpc/issues/16920
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_concurrent_streams", self._config.connection_calls),
+                # Else gRPC (1.85) cancels, at random and without a word, some of the
+                # calls beyond a thousand that come at one moment.
+                ("grpc.server.max_pending_requests", _PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", 2 * _PENDING),
                 ("grpc.max_receive_message_length", self._config.limits.request_bytes),
                 ("grpc.max_send_message_length", self._config.limits.response_bytes),
                 ("grpc.keepalive_time_ms", 60_000),  # a client that is gone is noticed

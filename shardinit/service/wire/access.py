@@ -7,6 +7,7 @@ a token there: so both must mean the same by "this machine".
 from __future__ import annotations
 
 import ipaddress
+from typing import NamedTuple
 
 from shardinit.errors import ServiceError
 
@@ -43,7 +44,50 @@ def is_local(listen: str) -> bool:
         return host == "localhost"
 
 
-def read_tokens(content: bytes) -> list[bytes]:
-    """The tokens of a file: one a line; empty lines and those with # are skipped."""
-    lines = [line.strip() for line in content.splitlines()]
-    return [line for line in lines if line and not line.startswith(b"#")]
+ROLES = frozenset({"read", "upload", "write"})
+
+
+class Token(NamedTuple):
+    """A line of a file of tokens.
+
+    Attributes:
+      token: the token.
+      name: whose it is; empty if the line does not say.
+      roles: what its holder may do.
+    """
+
+    token: bytes
+    name: str
+    roles: frozenset[str]
+
+
+def read_tokens(content: bytes) -> list[Token]:
+    """The tokens of a file, one a line: ``TOKEN``, or ``NAME ROLES TOKEN``.
+
+    Roles are joined by commas; a token alone has all of them. Empty lines and those
+    with # are skipped.
+
+    Raises:
+      ValueError: a line is neither, or has a role that there is not.
+
+    Example:
+      >>> read_tokens(b"trainer read,write a-token-of-many-letters")[0].name
+      'trainer'
+    """
+    found = []
+    for number, line in enumerate(content.splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith(b"#"):
+            continue
+        if len(words) == 1:
+            found.append(Token(words[0], "", ROLES))
+            continue
+        roles = frozenset(words[1].decode(errors="replace").split(","))
+        if len(words) != 3 or not roles <= ROLES:
+            known = ", ".join(sorted(ROLES))
+            raise ValueError(
+                f"line {number}: expected TOKEN, or NAME ROLES TOKEN with roles of "
+                f"{known}"
+            )
+        found.append(Token(words[2], words[0].decode(errors="replace"), roles))
+    return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
-from shardinit.core.paths import chosen
+from shardinit.core.paths import chosen, nearest
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.findings import Finding
 from shardinit.errors import SelectError, ServiceError
@@ -95,8 +95,8 @@ class Description:
         for leaf in self.leaves:
             if leaf.path == path:
                 return leaf
-        some = ", ".join(repr(leaf.path) for leaf in self.leaves[:3])
-        raise SelectError(f"path {path!r}", "no such leaf", f"one such as {some}")
+        known = nearest(path, [leaf.path for leaf in self.leaves])
+        raise SelectError(f"path {path!r}", "no such leaf", known)
 
 
 def plan_to_proto(plan: Plan) -> service_pb2.DescribeModelResponse:

@@ -25,7 +25,7 @@ from typing import Any
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.leaves import PlanLeaf
-from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.program.program import export_plan
 from shardinit.errors import AuditError, ShardingError
 from shardinit.verify.audit import topology as topologies
@@ -63,7 +63,7 @@ def audit(
       (True, 4096)
     """
     wanted = topologies.topology(topology)
-    _check_mesh(plan, wanted)
+    _check_mesh(checked(plan, "audit"), wanted)
     topologies.check_installed(wanted)
     with tempfile.TemporaryDirectory(prefix="shardinit-audit-") as name:
         folder = Path(name)

@@ -218,6 +218,13 @@ class AuditReport:
         lines.append("verdict: ok" if self.ok else f"verdict: FAILS, {count} fault(s)")
         return lines
 
+    def __repr__(self) -> str:
+        outcome = "ok" if self.ok else f"{len(self.faults):,} faults"
+        return (
+            f"<AuditReport of {self.name} on {self.topology}: {outcome}, "
+            f"{self.leaves:,} leaves, {len(self.rows):,} programs>"
+        )
+
     def __str__(self) -> str:
         body = table.as_text(self.HEADER, self.table())
         return "\n".join([body, *self.summary()])

@@ -249,6 +249,9 @@ class Digest:
         """256 bits in hex, of all leaves by path; the order of the tree is no part."""
         return root_digest(self.leaves)
 
+    def __repr__(self) -> str:
+        return f"<Digest of {len(self.leaves):,} leaves, root {self.root}>"
+
     def __str__(self) -> str:
         return self.root
 

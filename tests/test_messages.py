@@ -1,0 +1,165 @@
+"""Something sensible gets an answer, or a sentence with the line to write."""
+
+import builtins
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import shardinit
+from shardinit.errors import (
+    InitFnError,
+    InvalidKeyError,
+    ReceiptFormatError,
+    SelectError,
+    ShardingError,
+    ShardinitError,
+)
+
+
+def fn(key):
+    return {
+        "layers": [
+            {"up": {"kernel": jax.random.normal(jax.random.fold_in(key, i), (8, 64))}}
+            for i in range(20)
+        ],
+        "head": {"kernel": jax.random.normal(jax.random.fold_in(key, 99), (4, 64))},
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("layers/3/upp/kernel", "'layers/3/up/kernel'"),
+        ("layers.3.up.kernel", "'layers/3/up/kernel'"),
+        ("layers/11/up/kernal", "'layers/11/up/kernel'"),
+        ("head", "'head/kernel'"),
+        ("quite/something/else", "'head/kernel'"),
+    ],
+)
+def test_a_path_that_is_none_is_answered_with_the_nearest(wrong, right):
+    weights = shardinit.open(fn, 0)
+    with pytest.raises(SelectError, match="a path such as " + right):
+        weights[wrong]
+    with pytest.raises(SelectError, match=right):
+        shardinit.read(fn, 0, wrong)
+    with pytest.raises(SelectError, match=right):
+        shardinit.plan(fn, select=wrong)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        nnx.Rngs(0),
+        1.5,
+        np.float32(1),
+        "0",
+        None,
+        True,
+        {"w": 0},
+        1 << 64,
+        jax.random.split(jax.random.key(0), 2),
+        np.zeros(4, np.uint32),
+        np.zeros(3, np.uint32),
+        np.zeros(2, np.int32),
+    ],
+    ids=lambda key: type(key).__name__,
+)
+def test_what_is_no_key_is_refused(key):
+    for use in (shardinit.init, shardinit.open):
+        with pytest.raises(InvalidKeyError, match=r"^key: got .*expected"):
+            use(fn, key)
+
+
+@pytest.mark.parametrize("rules", [("embed", "data"), [("embed", "data", "model")], 3])
+def test_what_are_no_rules_is_answered_with_rules(rules):
+    with pytest.raises(ShardingError, match=r"AxisRules: got .*AxisRules\(\["):
+        shardinit.AxisRules(rules)
+
+
+def test_a_function_where_a_plan_is_meant(tmp_path):
+    params = shardinit.init(fn, 0)
+    for use in (
+        shardinit.compile_plan,
+        lambda fn: shardinit.audit(fn, topology="cpu:8"),
+        lambda fn: shardinit.receipt(fn, 0, params),
+        lambda fn: shardinit.save_executables(fn, tmp_path / "code"),
+    ):
+        with pytest.raises(InitFnError, match=r"got function.*shardinit\.plan\(fn"):
+            use(fn)
+    with pytest.raises(InitFnError, match="got dict; expected a function"):
+        shardinit.plan(params)
+
+
+def test_a_receipt_is_read_from_its_file(tmp_path):
+    plan = shardinit.plan(fn)
+    params = shardinit.compile_plan(plan)(0)
+    made = shardinit.receipt(plan, 0, params)
+    made.save(tmp_path / "r.json")
+    assert shardinit.verify_receipt(tmp_path / "r.json", params).root == made.root
+    assert shardinit.verify_receipt(str(tmp_path / "r.json"), params).root == made.root
+    with pytest.raises(ReceiptFormatError, match="got dict; expected a Receipt"):
+        shardinit.verify_receipt({"w": 0}, params)
+
+
+def test_a_device_may_be_a_platform():
+    window = shardinit.read(fn, 0, "head/kernel", np.s_[:2], device="cpu")
+    assert window.shape == (2, 64)
+    for wrong in ("nothing", 0):
+        with pytest.raises(ShardingError, match=r"device: got .*that is here \(cpu\)"):
+            shardinit.open(fn, 0, device=wrong)
+
+
+def test_what_a_prompt_shows_is_short(mesh):
+    plan = shardinit.plan(fn, mesh=mesh)
+    compiled = shardinit.compile_plan(plan)
+    params = compiled(0)
+    for shown in (
+        shardinit.InitFn(fn),
+        plan,
+        plan.leaves[0],
+        plan.programs[0],
+        compiled,
+        shardinit.export_plan(plan),
+        shardinit.digest(params),
+        shardinit.receipt(plan, 0, params),
+        shardinit.audit(plan, topology="cpu:8"),
+        shardinit.open(plan, 0),
+    ):
+        assert type(shown).__name__ in repr(shown)
+        assert len(repr(shown)) <= 500
+
+
+def test_a_star_import_leaves_pythons_own_names_alone():
+    names = {}
+    exec("from shardinit import *", names)
+    taken = {name for name in names if hasattr(builtins, name)} - {"__builtins__"}
+    assert not taken
+    assert callable(names["init"])
+    assert callable(shardinit.open)
+
+
+def test_rooms_are_there_after_a_bare_import():
+    rooms = "errors frontends initializers models storage deferred module verify"
+    code = f"import shardinit\nfor name in '{rooms}'.split(): getattr(shardinit, name)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_none_stands_for_a_subtree_without_names(mesh):
+    def state(key):
+        params = {"w": jax.random.normal(key, (16, 16))}
+        state = optax.adam(1e-3).init(params)
+        return {"params": params, "opt_state": state, "none": None}
+
+    names = {"params": {"w": ("embed", "mlp")}, "opt_state": None, "none": None}
+    rules = shardinit.AxisRules([("embed", "data"), ("mlp", "model")])
+    plan = shardinit.plan(shardinit.InitFn(state, axes=names), mesh=mesh, rules=rules)
+    placed = {leaf.path: leaf.sharding.spec for leaf in plan.leaves}
+    assert placed["params/w"] == jax.sharding.PartitionSpec("data", "model")
+    wrong = {"params": {"v": ("embed", "mlp")}, "opt_state": None, "none": None}
+    with pytest.raises(ShardinitError, match=r"InitFn\.axes: its structure differs"):
+        shardinit.plan(shardinit.InitFn(state, axes=wrong), mesh=mesh, rules=rules)
