@@ -19,6 +19,7 @@ FAMILIES = (
     "warm",
     "draws",
     "planning",
+    "training",
     "parts",
     "peers",
     "deferred",

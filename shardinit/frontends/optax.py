@@ -17,6 +17,7 @@ import jax
 import optax
 
 from shardinit.core.init_fn import AxisNames, InitFn, Mirror, as_init_fn
+from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.core.paths import path_str
 from shardinit.core.plan.mirrors import Dims, Keys, kept_axes, mirrors
 from shardinit.errors import InitFnError
@@ -56,14 +57,18 @@ def with_optimizer(
     base = as_init_fn(init_fn)
     part = base.trainable if trainable is None else trainable
 
+    # jits of the same functions: JAX keeps the trace that was made of them before
+    arrays = jax.jit(base.fn)
+
+    @jax.jit
     def optimizer_of(tree: Any) -> Any:
         return tx.init(part(base.rebuild(tree)))
 
-    # a jit of the same function: JAX keeps the trace that the front end made of it
-    arrays = jax.jit(base.fn)
-    shapes = jax.eval_shape(arrays, jax.eval_shape(jax.random.key, 0))
+    with collector_paused(), no_mesh():
+        shapes = jax.eval_shape(arrays, jax.eval_shape(jax.random.key, 0))
     try:
-        state = jax.eval_shape(optimizer_of, shapes)
+        with collector_paused(), no_mesh():
+            state = jax.eval_shape(optimizer_of, shapes)
     except (TypeError, ValueError, AttributeError) as error:
         raise InitFnError(
             f"optimizer of {base.name}",

@@ -49,6 +49,7 @@ from shardinit.core.cut.trace import (
 )
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
+from shardinit.core.ir.draws import widened
 from shardinit.core.ir.encoder import Encoder
 from shardinit.core.ir.graph import Node, Value, extract, topological
 from shardinit.core.ir.placements import stated_shardings
@@ -125,12 +126,13 @@ class Cut:
         return _fingerprint(self)
 
 
-def cut(fn: Init, key_aval: jx.Aval) -> Cut:
+def cut(fn: Init, key_aval: jx.Aval, draw_dtype: DType = None) -> Cut:
     """Traces ``fn`` once and cuts it.
 
     Args:
       fn: ``key -> pytree of arrays``.
       key_aval: shape and dtype of the root key, typed or raw uint32.
+      draw_dtype: narrower floats are drawn in this dtype and rounded.
 
     Raises:
       InitFnError: the function cannot be cut; the message names the leaf.
@@ -145,7 +147,8 @@ def cut(fn: Init, key_aval: jx.Aval) -> Cut:
         impl = jx.key_impl(key_aval.dtype) if typed else _raw_impl(key_aval)
         root = Value(key_aval.shape, key_aval.dtype, key=keys.root(impl))
         builder = Builder(fold=True, opaque=True)
-        outs = builder.read(*jx.opened(closed), [root])
+        drawn = closed if draw_dtype is None else widened(closed, draw_dtype)
+        outs = builder.read(*jx.opened(drawn), [root])
         refuse_effects(builder.effects, outs, paths)
         refuse_no_values(outs, paths)
         weak = [aval.weak_type for aval in closed.out_avals]

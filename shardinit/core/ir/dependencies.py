@@ -97,7 +97,7 @@ def stand_in(x: jx.Aval) -> jax.Array:
     return jax.random.wrap_key_data(zeros, impl=jx.key_impl(x.dtype))
 
 
-def off_devices(x: jax.Array) -> Values:
+def off_devices(x: Values) -> Values:
     """An array without its devices, whose mesh may not be that of the trace."""
     if not jx.is_key(x.dtype):
         return np.asarray(x)

@@ -290,8 +290,18 @@ def is_tracer(value: object) -> bool:
 
 
 def bind(
-    prim: Primitive, args: Sequence[Values], params: Mapping[str, Any]
+    prim: Primitive, args: Sequence[Any], params: Mapping[str, Any]
 ) -> list[Values]:
     """Applies a primitive; always returns a list of results."""
     out = prim.bind(*args, **params)
     return list(out) if prim.multiple_results else [out]
+
+
+def rebind(
+    eqn: JaxprEqn,
+    args: Sequence[Any],
+    change: Callable[[object], object] = lambda value: value,
+) -> list[Values]:
+    """Applies an equation to arrays or tracers, its parameters changed beforehand."""
+    params = {name: change(value) for name, value in eqn.params.items()}
+    return bind(eqn.primitive, args, eqn.primitive.get_bind_params(params))

@@ -133,7 +133,8 @@ def _narrow(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
             paths,
             f"drawn in {dtype}: a uniform number has no more than {bits} bits, and the "
             "tails of a normal one end early",
-            f"Draw in float32: init(key, shape, jnp.float32).astype({dtype!r})",
+            'shardinit.plan(..., draw_dtype="float32"), or draw so: '
+            f"init(key, shape, jnp.float32).astype({dtype!r})",
         )
 
 

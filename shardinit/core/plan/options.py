@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+import jax
+import numpy as np
+
 from shardinit.core.plan.findings import KINDS
 from shardinit.core.plan.mesh import AnyMesh, check_mesh
 from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
-from shardinit.core.types import Tree
+from shardinit.core.types import DType, Tree
 from shardinit.errors import ShardingError
 
 Select = str | Iterable[str] | Callable[[str], bool]
@@ -31,6 +34,7 @@ class PlanOptions:
         rule: ``"error"``, or ``"next"`` for the next rule, else whole.
       memory_limit: bytes that a device may hold.
       prng: ``"threefry"`` derives all keys from a threefry one, whatever the root key.
+      draw_dtype: narrower floats are drawn in this dtype and rounded.
       opt_rules: rules for optimizer state alone, or a ``Placement`` of such rules.
       opt_state: globs or a predicate on paths: leaves that are optimizer state.
 
@@ -48,6 +52,7 @@ class PlanOptions:
     indivisible: str = "error"
     memory_limit: int | None = None
     prng: str | None = None
+    draw_dtype: DType = None
     opt_rules: Rules | Placement | None = None
     opt_state: Select | None = None
 
@@ -60,10 +65,25 @@ class PlanOptions:
             )
         if self.prng not in (None, "threefry"):
             raise ValueError(f"prng={self.prng!r}; expected None or 'threefry'")
+        if self.draw_dtype is not None:
+            _check_draw_dtype(self.draw_dtype)
         _check_strict(self.strict)
         check_mesh(self.mesh)
         if self.rules is not None and self.out_shardings is not None:
             raise ShardingError("rules and out_shardings", "both were given", "one")
+
+
+def _check_draw_dtype(dtype: DType) -> None:
+    try:
+        kept = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError:
+        kept = None
+    wide = kept is not None and np.issubdtype(kept, np.floating) and kept.itemsize > 2
+    if not wide or kept != np.dtype(dtype):
+        raise ValueError(
+            f"draw_dtype={dtype!r}; expected float32, float64 (with jax_enable_x64) or "
+            "None"
+        )
 
 
 def _check_strict(strict: bool | Collection[str]) -> None:

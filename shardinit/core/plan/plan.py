@@ -42,7 +42,7 @@ from shardinit.core.plan.place import place
 from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
-from shardinit.core.types import Init, Tree
+from shardinit.core.types import DType, Init, Tree
 from shardinit.errors import InitFnError, UnsupportedConfigError
 
 
@@ -207,6 +207,7 @@ def plan(
     indivisible: str = "error",
     memory_limit: int | None = None,
     prng: str | None = None,
+    draw_dtype: DType = None,
     opt_rules: Rules | Placement | None = None,
     opt_state: Select | None = None,
 ) -> Plan:
@@ -235,6 +236,10 @@ def plan(
       prng: ``"threefry"`` makes the root key a threefry one, whatever its
         implementation, and so all that is derived from it; for a seed it is the key
         that ``jax.random.key(seed, impl="threefry2x32")`` gives.
+      draw_dtype: ``"float32"`` makes each draw of a narrower float in that dtype, of
+        the same key, and rounds it to its own inside the shard: a normal in bfloat16
+        has 256 values, and none beyond 2.7 standard deviations. What follows the draw
+        stays as it is. Values are then no longer those of plain jit.
       opt_rules: rules for optimizer state alone, on top of where its parameters lie:
         ``fsdp("data")`` shards it over mesh axes that they leave free (ZeRO-1), axis
         and path rules place what they know, ``Placement(rules or None,
@@ -248,7 +253,8 @@ def plan(
       ShardingError: rules or shardings that do not fit.
       FindingsError: ``strict`` refuses what the findings say.
       WholeLeafError: a device would hold more than ``memory_limit``.
-      UnsupportedConfigError: ``jax_threefry_partitionable`` or ``jax.jit`` is off.
+      UnsupportedConfigError: ``jax_threefry_partitionable`` or ``jax.jit`` is off, or
+        ``draw_dtype`` is given for a function that is cut already.
 
     Example:
       >>> import jax, shardinit
@@ -268,6 +274,7 @@ def plan(
         indivisible=indivisible,
         memory_limit=memory_limit,
         prng=prng,
+        draw_dtype=draw_dtype,
         opt_rules=opt_rules,
         opt_state=opt_state,
     )
@@ -302,12 +309,19 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
     _check_jit()
     host = HostLeaves()
     if hasattr(fn, "as_cut"):
+        if options.draw_dtype is not None:
+            raise UnsupportedConfigError(
+                "draw_dtype",
+                f"{type(fn).__name__}: its draws are settled already",
+                "an init function",
+                "Pass draw_dtype= where the function is planned or exported",
+            )
         cut, init_fn, prng = fn.as_cut(), fn.as_init_fn(), getattr(fn, "prng", None)
     else:
         _check_config()
         init_fn, prng = as_init_fn(fn), options.prng
         key = as_threefry(key) if prng is not None else key
-        cut, host = _traced(init_fn, key, prng)
+        cut, host = _traced(init_fn, key, prng, options.draw_dtype)
     axes = carried_axes(cut, init_fn.axes, options.opt_state)
     init_fn = replace(init_fn, axes=axes)
     picked = chosen(options.select, [x.path for x in cut.leaves])
@@ -346,7 +360,7 @@ def _leaves(
 
 
 def _traced(
-    init_fn: InitFn, key: jax.Array, prng: str | None
+    init_fn: InitFn, key: jax.Array, prng: str | None, draw_dtype: DType
 ) -> tuple[slicing.Cut, HostLeaves]:
     """The function cut, and the leaves that the host's state reaches.
 
@@ -357,9 +371,9 @@ def _traced(
 
     def cut(fn: Init) -> slicing.Cut:
         if prng is None:
-            return slicing.cut(fn, root)
+            return slicing.cut(fn, root, draw_dtype)
         with jax.default_prng_impl("threefry2x32"):  # keys that the function makes
-            return slicing.cut(fn, root)
+            return slicing.cut(fn, root, draw_dtype)
 
     def changed() -> list[str]:
         fn = init_fn.fn if init_fn.again is None else init_fn.again().fn

@@ -70,7 +70,7 @@ class Account:
             shown += f" and {more:,} more" if more > 0 else ""
             nbytes = sum(entry.nbytes for entry in entries)
             rows.append((kind, f"{len(entries):,}", f"{nbytes:,}", shown))
-        return text_table.as_text(("", "leaves", "bytes", "which"), rows)
+        return text_table.as_text(("what", "leaves", "bytes", "which"), rows)
 
     def as_data(self) -> dict[str, Any]:
         """The account as plain data, for JSON."""

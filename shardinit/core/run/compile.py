@@ -34,7 +34,7 @@ from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
 from shardinit.core.run.lower import anywhere, lower, replicated
 from shardinit.core.run.processes import assert_same
-from shardinit.core.types import Leaf, Tree, Words
+from shardinit.core.types import DType, Leaf, Tree, Words
 from shardinit.errors import ShardingError
 
 Progress = Callable[[int, int], None]
@@ -310,6 +310,7 @@ def init(
     indivisible: str = "error",
     memory_limit: int | None = None,
     prng: str | None = None,
+    draw_dtype: DType = None,
     opt_rules: Rules | Placement | None = None,
     opt_state: Select | None = None,
     progress: Progress | None = None,
@@ -331,6 +332,7 @@ def init(
       indivisible: as for ``plan``.
       memory_limit: as for ``plan``.
       prng: as for ``plan``.
+      draw_dtype: as for ``plan``.
       opt_rules: as for ``plan``.
       opt_state: as for ``plan``.
       progress: called with (leaves dispatched, leaves in all).
@@ -355,6 +357,7 @@ def init(
         indivisible=indivisible,
         memory_limit=memory_limit,
         prng=prng,
+        draw_dtype=draw_dtype,
         opt_rules=opt_rules,
         opt_state=opt_state,
     )

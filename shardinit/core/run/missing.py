@@ -81,9 +81,9 @@ def plan_missing(
       >>> restored = {"w": jax.numpy.zeros((6, 4))}
       >>> plan = shardinit.plan_missing(restored, init, grow={"w": "mean"})
       >>> print(plan.account)
-             leaves  bytes  which
-      grown  1       128     w (6, 4) -> (8, 4) by mean
-      filled 1       16      b
+      what    leaves  bytes  which
+      grown   1       128    w (6, 4) -> (8, 4) by mean
+      filled  1       16     b
     """
     options = PlanOptions(
         mesh=mesh,
