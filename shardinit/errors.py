@@ -4,6 +4,13 @@ One shape for all of them: *where* it went wrong (a leaf path, a field, a file),
 what was found there (*got*), what was *expected*, and the *remedy*. The message is
 made of these four, and each stays readable as an attribute, so that a service can send
 them as field violations and a notebook can show them.
+
+>>> import shardinit
+>>> try:
+...     shardinit.init(lambda key: key, "seed")
+... except shardinit.errors.ShardinitError as error:
+...     error.where, error.got, error.remedy
+('key', 'got str', 'Pass jax.random.key(0), or 0')
 """
 
 from __future__ import annotations

@@ -21,6 +21,11 @@ others. A leaf with sides n >= m costs about 4 n n m multiplications and additio
 divided by the ways that its longer side is sharded; sharding the shorter side saves
 memory and no work. Where n > 16 m all reflections are one block, whose triangle each
 tile computes anew: 4 n m m for each of the tiles that a device touches, 64 at most.
+
+>>> import jax, shardinit
+>>> init = shardinit.initializers.orthogonal()
+>>> init(jax.random.key(0), (64, 64)).shape
+(64, 64)
 """
 
 from __future__ import annotations

@@ -4,6 +4,12 @@ A front end answers three questions and no more: which pure function of a key gi
 the arrays, what the dimensions of each array are called, and how the framework's own
 object is made of the arrays again. Every framework is optional and lives behind one
 module of this package, which nothing else imports; the modules do not know each other.
+
+>>> import shardinit
+>>> from flax import nnx
+>>> from shardinit.frontends import nnx as from_nnx
+>>> shardinit.plan(from_nnx.init_fn(nnx.Linear, 8, 64)).parameter_count
+576
 """
 
 from __future__ import annotations

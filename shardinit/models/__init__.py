@@ -5,6 +5,11 @@ from a file or over a network, so it holds nothing but plain data, and it can on
 choose among the builders that the operator has installed.
 
 Importing this package imports neither JAX nor Flax; building a model does.
+
+>>> import shardinit
+>>> spec = shardinit.ModelSpec("decoder", shardinit.models.example_config("gpt2"))
+>>> shardinit.plan(shardinit.models.build(spec)).parameter_count
+124439808
 """
 
 from shardinit.models.registry import Builder as Builder
