@@ -88,7 +88,7 @@ VALUES = {
     ),
     "barrier of the user's": lambda k: lax.optimization_barrier(normal(k) * 0.3) * 0.7,
     "largest so far": lambda k: lax.associative_scan(
-        jnp.maximum, draw.randint(k, (64,), 0, 100)
+        jnp.maximum, draw.randint(k, (24,), 0, 100)
     ),
     "two shifts": lambda k: (normal(k) + 0.3)[::-1] + 0.7,
 }

@@ -184,6 +184,7 @@ def kinds(plan):
     return {finding.kind for finding in plan.findings}
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("build", EXAMPLES)
 def test_leaves_are_the_variables_that_keras_makes(build):
     leaves = {x.path: x for x in shardinit.plan(frontend.init_fn(build)).leaves}
