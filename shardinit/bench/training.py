@@ -52,7 +52,7 @@ def rows(bench: Runner) -> Iterator[Row]:
     """The time and the programs of the state over those of the parameters alone."""
     layers = min(_LAYERS, max(bench.options.layers))
     sizes = {"layers": layers, "devices": bench.options.devices}
-    mine, alone = bench.measure(CASE, Job("state", sizes), Job("parameters", sizes))
+    mine, alone = bench.measure(CASE, Job("shardinit", sizes), Job("parameters", sizes))
     against = "parameters alone"
     name = f"cold init with Adam, {layers} layers"
     yield CASE.compare(bench, name, mine, alone, against, over=True, target="seconds")
@@ -74,7 +74,7 @@ CASE = register(
     name="training",
     measures="parameters with Adam's state, trace to last byte",
     baseline="the parameters alone",
-    sides={"state": state, "parameters": parameters},
+    sides={"shardinit": state, "parameters": parameters},
     rows=rows,
     targets={
         "seconds": Target(2.2, 1.5, higher=False),
