@@ -91,7 +91,7 @@ def test_a_function_where_a_plan_is_meant(tmp_path):
     ):
         with pytest.raises(InitFnError, match=r"got function.*shardinit\.plan\(fn"):
             use(fn)
-    with pytest.raises(InitFnError, match="got dict; expected a function"):
+    with pytest.raises(InitFnError, match="got dict; expected a callable"):
         shardinit.plan(params)
 
 

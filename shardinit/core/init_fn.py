@@ -184,6 +184,6 @@ def as_init_fn(fn: object) -> InitFn:
         raise InitFnError(
             "the init function",
             f"got {type(fn).__name__}",
-            "a function `key -> pytree of arrays`, an InitFn or an InitProgram",
+            "a callable `key -> pytree of arrays`, an InitFn or an InitProgram",
         )
     return InitFn(fn, name=getattr(fn, "__name__", type(fn).__name__))

@@ -26,7 +26,9 @@ def as_key(key: object) -> Array:
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         if not -(1 << 63) <= key < 1 << 63:
-            raise InvalidKeyError("key", f"got the seed {key}", "one of 64 bits")
+            raise InvalidKeyError(
+                "key", f"got the seed {key}", "one from -2**63 to 2**63 - 1"
+            )
         return jax.random.key(int(key))
     given: Any = key
     if (
