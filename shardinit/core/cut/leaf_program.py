@@ -80,7 +80,7 @@ class Program(Protocol):
     def window(
         self,
         words: Words,
-        starts: Sequence[Sequence[Words]],
+        starts: Sequence[Sequence[Dim]],
         shapes: Sequence[Sequence[Dim]],
         *,
         lanes: bool,
@@ -153,7 +153,7 @@ class LeafProgram:
     def window(
         self,
         words: Words,
-        starts: Sequence[Sequence[Words]],
+        starts: Sequence[Sequence[Dim]],
         shapes: Sequence[Sequence[Dim]],
         *,
         lanes: bool,

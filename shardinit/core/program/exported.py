@@ -170,7 +170,7 @@ class ExportedProgram:
     def window(
         self,
         words: Words,
-        starts: Sequence[Sequence[Words]],
+        starts: Sequence[Sequence[Dim]],
         shapes: Sequence[Sequence[Dim]],
         *,
         lanes: bool,

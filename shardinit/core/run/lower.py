@@ -50,7 +50,7 @@ def lower(
         return tuple(leaf.window(words[:-1], starts, shapes, lanes=lanes))
 
     def whole_program(words: Words) -> tuple[Values, ...]:
-        starts = [[np.uint32(0)] * len(shape) for shape in program.shapes]
+        starts = [[0] * len(shape) for shape in program.shapes]
         return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
 
     if not committed:

@@ -13,14 +13,14 @@ import numpy as np
 from jax import lax
 
 from shardinit.core.ir.graph import Subgraph, interpret
-from shardinit.core.types import Values, Words
+from shardinit.core.types import Dim, Values
 from shardinit.core.window import coordinates as crd
 
 
 def evaluate_replicated(
     graph: Subgraph,
     operands: Sequence[Values],
-    starts: Sequence[Sequence[Words]],
+    starts: Sequence[Sequence[Dim]],
     shapes: Sequence[Sequence[int]],
 ) -> list[Values]:
     """Windows of all results of a replicated program, cropped from plain JAX's."""
@@ -30,7 +30,7 @@ def evaluate_replicated(
 
 def crop(
     compute: Callable[[], Sequence[Values]],
-    starts: Sequence[Sequence[Words]],
+    starts: Sequence[Sequence[Dim]],
     shapes: Sequence[Sequence[int]],
 ) -> list[Values]:
     """Windows of arrays that are computed in full, as if nothing was cropped after.
