@@ -46,6 +46,21 @@ def check(channel, service):
     return stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
 
 
+def test_a_worker_is_told_every_setting(tmp_path):
+    said = Config(
+        listen="unix:/x",
+        tls_cert=tmp_path / "cert",
+        models=("ours", "theirs"),
+        workers=3,
+        message_seconds=0.5,
+        allow_upload=True,
+        checkpoint_roots=(tmp_path, tmp_path / "other"),
+        limits=Limits(layers=7),
+    )
+    assert Config.from_json(said.to_json()) == said
+    assert Config.from_json(Config().to_json()) == Config()
+
+
 def test_health_is_said_for_the_whole_and_for_each_service(server):
     with grpc.insecure_channel(server.address) as channel:
         for name in ("", SERVICE, "grpc.health.v1.Health"):

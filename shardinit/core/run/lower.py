@@ -50,6 +50,8 @@ def lower(
         return tuple(leaf.window(words[:-1], starts, shapes, lanes=lanes))
 
     def whole_program(words: Words) -> tuple[Values, ...]:
+        # Numbers, not arrays: with arrays here the TPU's compiler hands back replicated
+        # results, which JAX refuses ("Unexpected XLA sharding override", 0.12.0.1).
         starts = [[0] * len(shape) for shape in program.shapes]
         return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
 

@@ -8,10 +8,11 @@ the server is made, before any port is opened.
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_args, get_type_hints
 
 from shardinit.errors import ServiceError
 from shardinit.service.wire.access import is_local, split_address
@@ -133,6 +134,26 @@ class Config:
         ),
     ] = ()
     limits: Limits = field(default_factory=Limits)
+
+    def to_json(self) -> bytes:
+        """The settings as a worker is told them."""
+        said = {each.name: getattr(self, each.name) for each in fields(Config)}
+        said["limits"] = asdict(self.limits)
+        return json.dumps(said, default=os.fspath).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Config:
+        """What ``to_json`` wrote."""
+        said = json.loads(data)
+        for name, hint in get_type_hints(cls).items():
+            value, kinds = said[name], get_args(hint)
+            if hint is Limits:
+                said[name] = Limits(**value)
+            elif isinstance(value, list):
+                said[name] = tuple(map(kinds[0], value))
+            elif value is not None and Path in kinds:
+                said[name] = Path(value)
+        return cls(**said)
 
     def check(self) -> None:
         """Holds the settings against each other.

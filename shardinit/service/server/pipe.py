@@ -1,7 +1,7 @@
 """Pipe: what the process that listens and its workers say to each other.
 
 A frame is a kind, a length and that many bytes. A worker may run a stranger's program,
-so what it sends is never unpickled: messages, statuses and JSON only. The bytes of
+so nothing on either side is unpickled: messages, statuses and JSON only. The bytes of
 windows do not travel in frames but lie in memory that both sides see.
 
 A worker is sent its settings first and then jobs, one at a time; a job is answered by
@@ -30,7 +30,7 @@ COUNT = struct.Struct("<Q")
 class Kind(IntEnum):
     """What a frame is."""
 
-    SETTINGS = 0  # to a worker: a pickled `Config`
+    SETTINGS = 0  # to a worker: modules with models, and a `Config`, as JSON
     JOB = 1  # to a worker: a `Task`
     READY = 2  # of a worker: its models, as a ListModelsResponse
     ANSWER = 3  # a message of the job's answer

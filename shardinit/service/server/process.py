@@ -11,14 +11,12 @@ import asyncio
 import json
 import logging
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields
 
 import psutil
 from google.rpc import status_pb2
@@ -89,9 +87,8 @@ class Process:
         """
         self._reader, self._writer = await asyncio.open_connection(sock=self._socket)
         self._listening = asyncio.create_task(self._listen())
-        names = [field.name for field in fields(Config)]
-        plain = Config(**{name: getattr(self._config, name) for name in names})
-        settings = pickle.dumps((plain, registry.registered_modules()))
+        modules = json.dumps(list(registry.registered_modules())).encode()
+        settings = modules + b"\n" + self._config.to_json()
 
         def take(kind: Kind, data: bytes) -> None:
             self.models = data

@@ -13,7 +13,6 @@ import importlib
 import json
 import logging
 import os
-import pickle
 import queue
 import signal
 import socket
@@ -131,12 +130,13 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     frames = Frames(socket.socket(fileno=numbers[0]))
-    config, modules = pickle.loads(frames.receive()[1])
+    modules, settings = frames.receive()[1].split(b"\n", 1)
+    config = Config.from_json(settings)
     logging.basicConfig(level=logging.INFO, handlers=[_Forward(frames)])
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("shardinit").setLevel(logging.INFO)
     try:
-        servicer = _prepare(config, modules)
+        servicer = _prepare(config, json.loads(modules))
         models = servicer.ListModels(service_pb2.ListModelsRequest())
     except Exception as error:
         frames.send(Kind.FAILED, to_status(error, "start").SerializeToString())
