@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from shardinit.core.systems import refuse_models
-from shardinit.core.types import Tree
+from shardinit.core.types import Tree, TreeDef
 from shardinit.errors import InitFnError
 
 
@@ -168,6 +168,26 @@ class InitFn:
     def __call__(self, key: jax.Array) -> Tree:
         """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""
         return self.rebuild(self.fn(key))
+
+
+def check_structure(arrays: Tree, structure: TreeDef, name: str) -> None:
+    """Refuses to rebuild a model from the arrays of another.
+
+    Args:
+      arrays: what ``rebuild`` was given.
+      structure: of the model's own arrays.
+      name: of the model.
+
+    Raises:
+      InitFnError: the structures differ.
+    """
+    given = jax.tree.structure(arrays)
+    if given != structure:
+        raise InitFnError(
+            name,
+            f"cannot be rebuilt from {given}",
+            f"the structure of its own arrays, {structure}",
+        )
 
 
 def as_init_fn(fn: object) -> InitFn:

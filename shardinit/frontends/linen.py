@@ -20,11 +20,10 @@ from flax.core.spmd import get_logical_axis_rules
 from flax.linen import partitioning
 
 from shardinit.core.host_state import watched
-from shardinit.core.init_fn import AxisNames, InitFn, Name
+from shardinit.core.init_fn import AxisNames, InitFn, Name, check_structure
 from shardinit.core.ir.examples import Examples
 from shardinit.core.paths import path_str
 from shardinit.core.plan.carried import box_axes
-from shardinit.errors import InitFnError
 
 
 def _is_box(x: Any) -> bool:
@@ -147,12 +146,7 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
         return _unbox(init(key, examples.values()))
 
     def rebuild(tree: Any) -> Any:
-        if jax.tree.structure(tree) != unboxed:
-            raise InitFnError(
-                name,
-                f"cannot be rebuilt from {jax.tree.structure(tree)}",
-                f"the structure of its own variables, {unboxed}",
-            )
+        check_structure(tree, unboxed, name)
         return jax.tree.unflatten(treedef, jax.tree.leaves(tree))
 
     return InitFn(

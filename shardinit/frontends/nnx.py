@@ -29,11 +29,10 @@ from flax import nnx
 from flax.core.spmd import get_logical_axis_rules
 
 from shardinit.core.host_state import watched
-from shardinit.core.init_fn import AxisNames, InitFn
+from shardinit.core.init_fn import AxisNames, InitFn, check_structure
 from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.core.paths import nested
 from shardinit.core.plan.carried import box_axes
-from shardinit.errors import InitFnError
 
 # inlined: the same one equation in a trace, without the checks of its arguments
 _fold_in = jax.jit(jax.random.fold_in, inline=True)
@@ -165,12 +164,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
 
     def rebuild(arrays: Any) -> Any:
-        if jax.tree.structure(arrays) != structure:
-            raise InitFnError(
-                name,
-                f"cannot be rebuilt from {jax.tree.structure(arrays)}",
-                f"the structure of its own state, {structure}",
-            )
+        check_structure(arrays, structure, name)
         return nnx.merge(graphdef, jax.tree.unflatten(treedef, jax.tree.leaves(arrays)))
 
     return InitFn(

@@ -26,12 +26,12 @@ import jax
 
 from shardinit.core.cut.trace import trace
 from shardinit.core.host_state import watched
-from shardinit.core.init_fn import InitFn
+from shardinit.core.init_fn import InitFn, check_structure
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.paths import keys_of, nested, path_str
 from shardinit.core.prng import names
 from shardinit.core.systems import PENZAI, refuse_others
-from shardinit.errors import InitFnError, StructureMismatchError
+from shardinit.errors import StructureMismatchError
 from shardinit.frontends import needs
 
 with needs("penzai", "penzai"):
@@ -186,12 +186,7 @@ def _of_builder(build: Callable[..., Any], args: tuple, kwargs: dict) -> InitFn:
     model, structure = found["model"], jax.tree.structure(shapes)
 
     def rebuild(arrays: Any) -> Any:
-        if jax.tree.structure(arrays) != structure:
-            raise InitFnError(
-                name,
-                f"cannot be rebuilt from {jax.tree.structure(arrays)}",
-                f"the structure of its own variables, {structure}",
-            )
+        check_structure(arrays, structure, name)
         return model.bound([_at(arrays, path) for path in model.paths])
 
     return InitFn(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from shardinit.core.init_fn import InitFn, axis_names
+from shardinit.core.init_fn import InitFn, axis_names, check_structure
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.paths import nested
@@ -125,13 +125,8 @@ class Initialisation:
         Raises:
           InitFnError: ``tree`` has another structure than the result of ``fn``.
         """
-        flat, structure = jax.tree.flatten(tree)
-        if structure != self._result:
-            raise InitFnError(
-                self.name,
-                f"cannot be rebuilt from {structure}",
-                f"the structure of its own leaves, {self._result}",
-            )
+        check_structure(tree, self._result, self.name)
+        flat = jax.tree.leaves(tree)
         leaves = dict(zip(self._order, flat, strict=True))
         if not all(map(_is_abstract, flat)):
             for place, (number, leaf) in enumerate(leaves.items()):
