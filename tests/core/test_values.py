@@ -87,6 +87,9 @@ VALUES = {
         lax.map(lambda key: draw.normal(key, (64,)), draw.split(k, 8)) + 3.0
     ),
     "barrier of the user's": lambda k: lax.optimization_barrier(normal(k) * 0.3) * 0.7,
+    "mean of constants that a loop made": lambda k: jnp.mean(
+        lax.map(lambda _: jnp.full((4, 64), 0.3), draw.split(k, 8)), 1
+    ),
     "largest so far": lambda k: lax.associative_scan(
         jnp.maximum, draw.randint(k, (24,), 0, 100)
     ),

@@ -62,8 +62,8 @@ class Node:
     """One equation: a primitive, an opaque call, or a map over a leading axis.
 
     Attributes:
-      name: the primitive's name, ``"call"`` or ``"map"``.
-      prim: the primitive; None for calls and maps.
+      name: the primitive's name, ``"call"``, ``"map"`` or ``"fence"``.
+      prim: the primitive; None for those three.
       params: the primitive's parameters; for a call ``jaxpr`` (closed); for a map
         ``jaxpr`` (of one step, one result), ``mapped`` (for each input whether its
         leading axis is mapped), ``length`` and ``index`` (the map's result among the
@@ -140,8 +140,9 @@ def interpret(wanted: Sequence[Value], known: Mapping[Value, Values]) -> list[Va
             outs = jx.call(node.params["jaxpr"], args)
         elif node.name == "map":
             outs = [_run_map(node, args)]
+        elif node.prim is None:  # a fence: what it holds apart is apart here
+            outs = args
         else:
-            assert node.prim is not None  # only calls and maps have none
             outs = jx.bind(node.prim, args, node.params)
         values.update(zip(node.outputs, outs, strict=True))
     return [read(v) for v in wanted]

@@ -43,7 +43,7 @@ def elementwise(node: Node, which: int, coords: Coords) -> Steps:
     args = []
     for number, value in enumerate(node.inputs):
         args.append((yield At(number, same_place(value, node.outputs[which], coords))))
-    assert node.prim is not None  # only calls and maps have none
+    assert node.prim is not None  # the rule is that of primitives
     return jx.bind(node.prim, spread(args), node.params)[which]
 
 
