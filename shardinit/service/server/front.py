@@ -11,7 +11,7 @@ This process imports no JAX and runs nobody's code but its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -130,14 +130,19 @@ class Front:
         going = Outgoing(request, self._config.limits.chunk_bytes)
         coming = asyncio.create_task(self._next(going, call))
         try:
-            while messages := await coming:
+            while (messages := await coming) is not None:
                 coming = asyncio.create_task(self._next(going, call))
                 for message in messages:
+                    self._check_draining()
+                    if message is None:
+                        await asyncio.sleep(0)
+                        continue
                     yield message
                     if isinstance(message, bytes):
                         self._metrics.sent.inc(len(message))
         finally:
             self._streams -= 1
+            coming.add_done_callback(_forget)
             coming.cancel()
 
     def WriteCheckpoint(
@@ -215,23 +220,32 @@ class Front:
                 return found
         return await self._programs.get(name, build)
 
-    async def _next(self, going: Outgoing, call: Call) -> list[Any]:
-        """The messages that come next of a stream; none at its end."""
-        made: list[Any] = []
-        while not made and not going.ended:
-            if self._draining.is_set():
-                raise ServiceError(
-                    "StreamShards",
-                    "the server is stopping",
-                    remedy="Go on with another replica from where the stream ended",
-                    code="UNAVAILABLE",
-                )
-            data = going.asked.SerializeToString()
-            job = self._job("StreamShards", data, going.asked, call)
-            job.quick, job.piece = True, going.take
-            await self._pool.run(job)
-            made = going.messages()
-        return made
+    async def _next(
+        self, going: Outgoing, call: Call
+    ) -> Iterator[bytes | service_pb2.StreamShardsResponse | None] | None:
+        """The messages that come next of a stream; None at its end."""
+        if going.ended:
+            return None
+        self._check_draining()
+        data = going.asked.SerializeToString()
+        job = self._job("StreamShards", data, going.asked, call)
+        job.quick, job.piece = True, going.take
+        await self._pool.run(job)
+        return going.messages()
+
+    def _check_draining(self) -> None:
+        """Hands a stream back.
+
+        Raises:
+          ServiceError: the server stops.
+        """
+        if self._draining.is_set():
+            raise ServiceError(
+                "StreamShards",
+                "the server is stopping",
+                remedy="Go on with another replica from where the stream ended",
+                code="UNAVAILABLE",
+            )
 
     async def _announced(
         self, requests: AsyncIterator[service_pb2.UploadProgramRequest]
@@ -300,3 +314,9 @@ class Front:
 
     def _bytes(self) -> int:
         return self._store.bytes + self._answers.bytes
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Takes note of how a task has ended that nobody waits for, as asyncio wants."""
+    if not task.cancelled():
+        task.exception()
