@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shardinit.bench import subjects
 from shardinit.bench.case import (
+    Bench,
     Figures,
     Job,
     Row,
@@ -23,7 +24,6 @@ from shardinit.bench.case import (
     register,
     timed,
 )
-from shardinit.bench.runner import Runner
 
 
 def _compile(layers: int, devices: int, folder: str) -> Figures:
@@ -102,7 +102,7 @@ def from_executables(layers: int, devices: int, folder: str) -> Figures:
     return _start(devices, folder, with_executables=True)
 
 
-def rows(bench: Runner) -> Iterator[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The second start over the first; from executables over from the program."""
     options = bench.options
     with tempfile.TemporaryDirectory() as home:

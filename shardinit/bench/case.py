@@ -12,12 +12,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from shardinit.bench import FAMILIES
-
-if TYPE_CHECKING:
-    from shardinit.bench.runner import Runner
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -144,6 +141,23 @@ class Job:
     needs_bytes: int = 0
 
 
+class Bench(Protocol):
+    """What a case asks for runs of its sides; `shardinit.bench.runner` is one."""
+
+    @property
+    def options(self) -> Options:
+        """What the command line asks for."""
+        ...
+
+    def measure(self, case: Case, *jobs: Job) -> list[list[Figures]]:
+        """Runs jobs in turns; for each the figures of its runs."""
+        ...
+
+    def fits(self, size: int) -> bool:
+        """Whether a run that takes ``size`` bytes may be started now."""
+        ...
+
+
 @dataclass(frozen=True)
 class Case:
     """A thing to measure.
@@ -161,12 +175,12 @@ class Case:
     measures: str
     baseline: str
     sides: Mapping[str, Side]
-    rows: Callable[[Runner], Iterator[Row]]
+    rows: Callable[[Bench], Iterator[Row]]
     targets: Mapping[Any, Target] = field(default_factory=dict)
 
     def row(
         self,
-        bench: Runner,
+        bench: Bench,
         name: str,
         value: float,
         ours: Sample,
@@ -191,7 +205,7 @@ class Case:
 
     def compare(
         self,
-        bench: Runner,
+        bench: Bench,
         name: str,
         mine: list[Figures],
         theirs: list[Figures],
@@ -233,7 +247,7 @@ def register(
     measures: str,
     baseline: str,
     sides: Mapping[str, Side],
-    rows: Callable[[Runner], Iterator[Row]],
+    rows: Callable[[Bench], Iterator[Row]],
     targets: Mapping[Any, Target] | None = None,
 ) -> Case:
     """Makes a case of these fields known under its name."""

@@ -12,8 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from shardinit.bench import subjects
-from shardinit.bench.case import Figures, Job, Row, Target, register, timed
-from shardinit.bench.runner import Runner
+from shardinit.bench.case import Bench, Figures, Job, Row, Target, register, timed
 
 _SLOW_LAYERS = 64  # from here on plain jit takes minutes: one run of it
 
@@ -54,7 +53,7 @@ def jit(layers: int, devices: int) -> Figures:
     return _time(layers, devices, init)
 
 
-def rows(bench: Runner) -> Iterator[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """One row for each depth, then the growth of shardinit's own time."""
     options = bench.options
     found = {}

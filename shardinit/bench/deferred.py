@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from shardinit.bench import subjects
 from shardinit.bench.case import (
+    Bench,
     Figures,
     Job,
     Row,
@@ -27,7 +28,6 @@ from shardinit.bench.case import (
     register,
     sample,
 )
-from shardinit.bench.runner import Runner
 
 _A_LAYER = 10
 _UNIT = 10_000
@@ -77,7 +77,7 @@ def ours(parameters: int) -> Figures:
     return {**seconds, "parameters": len(plan.leaves), "programs": len(plan.programs)}
 
 
-def rows(bench: Runner) -> Iterator[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """Seconds for 10,000 parameters, step by step, and how each grows."""
     count = 400 if bench.options.quick else 100_000
     jobs = [Job("shardinit", {"parameters": n}) for n in (count // 4, count)]

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shardinit.bench import subjects
-from shardinit.bench.case import Figures, Job, Row, Target, register, timed
-from shardinit.bench.runner import Runner
+from shardinit.bench.case import Bench, Figures, Job, Row, Target, register, timed
 from shardinit.errors import TopologyError
 from shardinit.verify.audit import topology as topologies
 
@@ -64,7 +63,7 @@ def jit(topology: str, layers: int) -> Figures:
     return {"seconds": timed(lambda: jitted.lower(key).compile())[0]}
 
 
-def rows(bench: Runner) -> Iterator[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """One row for each platform whose compiler is installed."""
     layers = 2 if bench.options.quick else 64
     for platform, name in TOPOLOGIES.items():

@@ -13,8 +13,16 @@ from importlib.util import find_spec
 from typing import Any
 
 from shardinit.bench import subjects
-from shardinit.bench.case import Figures, Job, Row, Target, median, register, timed
-from shardinit.bench.runner import Runner
+from shardinit.bench.case import (
+    Bench,
+    Figures,
+    Job,
+    Row,
+    Target,
+    median,
+    register,
+    timed,
+)
 
 _COLUMNS = 8192
 _RATE: dict[str, Any] = {"figure": "rate", "over": True, "unit": "GB/s"}
@@ -61,7 +69,7 @@ def copy(name: str, rows: int, devices: int) -> Figures:
     return {"rate": _rate(lambda: move(array), array.nbytes), "devices": mesh.size}
 
 
-def rows(bench: Runner) -> Iterator[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """Each distribution against torch, then against the memory."""
     options = bench.options
     count = 256 if options.quick else 8192

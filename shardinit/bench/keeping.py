@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shardinit.bench import subjects
 from shardinit.bench.case import (
+    Bench,
     Figures,
     Job,
     Row,
@@ -23,7 +24,6 @@ from shardinit.bench.case import (
     sample,
     timed,
 )
-from shardinit.bench.runner import Runner
 
 _TINYLLAMA_BYTES = 5_500_000_000
 _TURNS = 3
@@ -59,7 +59,7 @@ def digest(layers: int, devices: int) -> Figures:
     }
 
 
-def digest_rows(bench: Runner) -> Iterator[Row]:
+def digest_rows(bench: Bench) -> Iterator[Row]:
     """How many times faster than the initialisation."""
     quick = bench.options.quick
     sizes = {"layers": 1 if quick else 22, "devices": bench.options.devices}
@@ -97,7 +97,7 @@ def checkpoint(config: str, layers: int, max_memory: str) -> Figures:
     return {"seconds": seconds, "total_bytes": lazy.nbytes}
 
 
-def checkpoint_rows(bench: Runner) -> Iterator[Row]:
+def checkpoint_rows(bench: Bench) -> Iterator[Row]:
     """How many times smaller the peak memory is than the checkpoint."""
     quick = bench.options.quick
     free = shutil.disk_usage(tempfile.gettempdir()).free

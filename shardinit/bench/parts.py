@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardinit.bench import subjects
 from shardinit.bench.case import (
+    Bench,
     Figures,
     Job,
     Row,
@@ -20,7 +21,6 @@ from shardinit.bench.case import (
     register,
     timed,
 )
-from shardinit.bench.runner import Runner
 
 if TYPE_CHECKING:
     import jax
@@ -69,7 +69,7 @@ def whole(shape: list[int], window: list[int]) -> Figures:
     return {"seconds": seconds, "temporary_bytes": temporaries}
 
 
-def window_rows(bench: Runner) -> Iterator[Row]:
+def window_rows(bench: Bench) -> Iterator[Row]:
     """How many times faster than the whole leaf."""
     shape, part = (16384, 53248), (2048, 6656)
     if bench.options.quick:
@@ -129,7 +129,7 @@ def complete(layers: int, lacking: int) -> Figures:
     return {"seconds": seconds}
 
 
-def missing_rows(bench: Runner) -> Iterator[Row]:
+def missing_rows(bench: Bench) -> Iterator[Row]:
     """A sixteenth of the layers against all of them."""
     layers = 8 if bench.options.quick else 64
     part = max(layers // 16, 1)
@@ -171,7 +171,7 @@ def program(config: str) -> Figures:
     }
 
 
-def program_rows(bench: Runner) -> Iterator[Row]:
+def program_rows(bench: Bench) -> Iterator[Row]:
     """The program's size, beside that of the weights in bfloat16."""
     name = "gpt2" if bench.options.quick else "llama-3.1-405b"
     ((found,),) = bench.measure(PROGRAM, Job("shardinit", {"config": name}, 1))

@@ -14,8 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from shardinit.bench import subjects
-from shardinit.bench.case import Figures, Job, Row, median, register, timed
-from shardinit.bench.runner import Runner
+from shardinit.bench.case import Bench, Figures, Job, Row, median, register, timed
 
 if TYPE_CHECKING:
     import jax
@@ -179,7 +178,7 @@ def by_torch(layers: int, width: int) -> Figures:
     return {"seconds": time.perf_counter() - begin, "bytes": size}
 
 
-def rows(bench: Runner) -> Iterator[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """One row for each peer that is installed."""
     options = bench.options
     layers, width = (2, 64) if options.quick else (48, 512)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from shardinit.bench import subjects
 from shardinit.bench.case import (
+    Bench,
     Figures,
     Job,
     Row,
@@ -20,7 +21,6 @@ from shardinit.bench.case import (
     sample,
     timed,
 )
-from shardinit.bench.runner import Runner
 from shardinit.models import ModelSpec, build
 
 _EXPERTS = 128  # 391 leaves a layer: 3 an expert, 7 of attention, norms and router
@@ -50,7 +50,7 @@ def ours(layers: int, experts: int) -> Figures:
     }
 
 
-def rows(bench: Runner) -> Iterator[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The time, and how it grows against a quarter of the leaves."""
     quick = bench.options.quick
     layers, experts = (4, _EXPERTS // 16) if quick else (128, _EXPERTS)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from shardinit.bench import subjects
 from shardinit.bench.case import (
+    Bench,
     Figures,
     Job,
     Row,
@@ -27,7 +28,6 @@ from shardinit.bench.case import (
     sample,
     timed,
 )
-from shardinit.bench.runner import Runner
 from shardinit.bench.server import server
 from shardinit.models import build
 
@@ -65,7 +65,7 @@ def by_client(layers: int, devices: int) -> Figures:
         return {"seconds": time.perf_counter() - begin, "first_program_seconds": first}
 
 
-def init_rows(bench: Runner) -> Iterator[Row]:
+def init_rows(bench: Bench) -> Iterator[Row]:
     """The difference, in seconds."""
     layers = 1 if bench.options.quick else 16
     sizes = {"layers": layers, "devices": bench.options.devices}
@@ -150,7 +150,7 @@ def load(layers: int, clients: int, seconds: float) -> Figures:
     }
 
 
-def load_rows(bench: Runner) -> Iterator[Row]:
+def load_rows(bench: Bench) -> Iterator[Row]:
     """The slowest hundredth of the calls, busy over idle."""
     sizes = {"layers": 16, "clients": 64, "seconds": 10.0}
     if bench.options.quick:

@@ -15,8 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from shardinit.bench.case import Figures, Job, Row, Target, register, sample
-from shardinit.bench.runner import Runner
+from shardinit.bench.case import Bench, Figures, Job, Row, Target, register, sample
 from shardinit.bench.server import memory, processor_seconds, server
 
 _ROW_BYTES = 4096 * 4
@@ -150,7 +149,7 @@ def windows(mebibytes: int) -> Figures:
     return taken.figures(done - begun)
 
 
-def stream_rows(bench: Runner) -> Iterator[Row]:
+def stream_rows(bench: Bench) -> Iterator[Row]:
     """Speeds as ratios, and the growth of the server."""
     size = 32 if bench.options.quick else 2048
     sizes = {"mebibytes": size}

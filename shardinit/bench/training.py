@@ -9,8 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shardinit.bench import subjects
-from shardinit.bench.case import Figures, Job, Row, Target, register, sample, timed
-from shardinit.bench.runner import Runner
+from shardinit.bench.case import (
+    Bench,
+    Figures,
+    Job,
+    Row,
+    Target,
+    register,
+    sample,
+    timed,
+)
 
 _LAYERS = 64
 
@@ -48,7 +56,7 @@ def parameters(layers: int, devices: int) -> Figures:
     return _time(layers, devices, adam=False)
 
 
-def rows(bench: Runner) -> Iterator[Row]:
+def rows(bench: Bench) -> Iterator[Row]:
     """The time and the programs of the state over those of the parameters alone."""
     layers = min(_LAYERS, max(bench.options.layers))
     sizes = {"layers": layers, "devices": bench.options.devices}

@@ -17,6 +17,7 @@ from typing import Any
 
 from shardinit.bench import subjects
 from shardinit.bench.case import (
+    Bench,
     Figures,
     Job,
     OutOfMemory,
@@ -27,7 +28,6 @@ from shardinit.bench.case import (
     sample,
     timed,
 )
-from shardinit.bench.runner import Runner
 from shardinit.core.platform import peak_bytes
 
 _FULL_LAYERS = 22
@@ -80,7 +80,7 @@ def jit(layers: int, devices: int) -> Figures:
 
 
 @functools.cache  # for both cases
-def _compare(bench: Runner) -> tuple[list[Figures], list[Figures], str]:
+def _compare(bench: Bench) -> tuple[list[Figures], list[Figures], str]:
     """Runs of both sides on the largest model that both can hold, and a note."""
     options = bench.options
     full = 1 if options.quick else _FULL_LAYERS
@@ -111,7 +111,7 @@ def _compare(bench: Runner) -> tuple[list[Figures], list[Figures], str]:
     raise OutOfMemory("plain jit cannot hold even one layer on this machine")
 
 
-def warm_rows(bench: Runner) -> Iterator[Row]:
+def warm_rows(bench: Bench) -> Iterator[Row]:
     """One row: the second run of either side."""
     mine, theirs, note = _compare(bench)
     first = [median(runs, "first_seconds") for runs in (mine, theirs)]
@@ -119,7 +119,7 @@ def warm_rows(bench: Runner) -> Iterator[Row]:
     yield WARM.compare(bench, "warm run", mine, theirs, "jit", target="run", note=note)
 
 
-def memory_rows(bench: Runner) -> Iterator[Row]:
+def memory_rows(bench: Bench) -> Iterator[Row]:
     """One row: peak memory over the parameters' bytes."""
     mine, theirs, note = _compare(bench)
     size = mine[0]["total_bytes"] / 1e9

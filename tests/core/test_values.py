@@ -93,6 +93,9 @@ VALUES = {
     "largest so far": lambda k: lax.associative_scan(
         jnp.maximum, draw.randint(k, (24,), 0, 100)
     ),
+    "largest of more so far": lambda k: lax.associative_scan(
+        jnp.maximum, draw.normal(k, (6, 64))
+    ),
     "two shifts": lambda k: (normal(k) + 0.3)[::-1] + 0.7,
 }
 

@@ -38,6 +38,8 @@ MAX_FOLD_REPEATS = 2
 # A value that is wanted at many coordinates is made as often. Few graphs share so much;
 # an associative scan reads every element at a power of its length.
 MAX_READS_A_NODE = 32
+# Bits drawn again are a hundred operations and more (threefry2x32 has twenty rounds).
+READS_A_DRAW = 100
 # What to use instead of an equation that no rule covers.
 ADVICE = {"qr": "shardinit.initializers.orthogonal shards"}
 
@@ -74,7 +76,8 @@ def analyse(graph: Subgraph) -> Analysis:
         node = trial.node
         if error.reason is Reason.NO_RULE:
             node = _first_uncovered(order) or node
-        return Analysis(ReplicatedReason(error.reason, _describe(node)))
+        often = ", read too often" if error.reason is Reason.MANY_READS else ""
+        return Analysis(ReplicatedReason(error.reason, _describe(node) + often))
     rows = len(trial.key_axes)
     is_prefix = trial.key_axes == set(range(rows))
     pays = is_prefix and math.prod(out.shape[rows:]) >= LANES
@@ -136,7 +139,8 @@ class _Trial(Evaluator):
 
     def _begin(self, value: Value, coords: Coords) -> Steps:
         self.node = value.node
-        self._left -= 1
+        is_draw = self.node is not None and self.node.name == "random_bits"
+        self._left -= READS_A_DRAW if is_draw else 1
         require(self._left > 0, Reason.MANY_READS)
         return super()._begin(value, coords)
 
