@@ -328,7 +328,7 @@ class Pool:
                     continue
                 if not process.alive:
                     await self._notify()
-                elif process.resident > self._config.worker_bytes:
+                elif await process.is_larger():
                     process.kill("memory")
                 elif job is not None and now - slot.begun > self._config.build_seconds:
                     process.kill("time")
