@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardinit.cli import arguments, checkpoints, devices, options, programs, serving
+from shardinit.cli import (
+    arguments,
+    checkpoints,
+    client,
+    devices,
+    options,
+    programs,
+    serving,
+)
 from shardinit.cli.programs import ModelName, Modules
 from shardinit.errors import FindingsWarning, ShardinitError
 from shardinit.version import __version__
@@ -42,6 +50,7 @@ app.command()(programs.read)
 app.command()(checkpoints.init)
 app.command()(checkpoints.digest)
 app.command()(checkpoints.verify)
+app.add_typer(client.app, name="client")
 
 Config = Annotated[
     str,

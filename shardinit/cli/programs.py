@@ -7,13 +7,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shardinit.cli import arguments, devices, options
 from shardinit.errors import ProgramFormatError, ShardinitError
 from shardinit.files import write_file
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Source = Annotated[
     str,
@@ -54,7 +57,7 @@ def export(
             raise _exists(out) from error
     program = export_plan(arguments.read_source(source, model, models))
     if there is None:
-        with _writing(out):
+        with writing(out):
             program.save(out)
     elif there.fingerprint != program.fingerprint:
         raise _exists(out)
@@ -140,6 +143,17 @@ def read(
         values = np.asarray(lazy[path][index])
     except IndexError as error:
         raise ShardinitError("window", str(error)) from error
+    show_window(values, path, window, out)
+
+
+def show_window(values: np.ndarray, path: str, window: str, out: str | None) -> None:
+    """Prints a window, or writes it into a file.
+
+    Raises:
+      ShardinitError: the file cannot be written, or another is there.
+    """
+    import numpy as np
+
     if out is None:
         print(f"{path} [{window}] {values.dtype}{list(values.shape)}")
         print(np.array2string(values, threshold=200))
@@ -149,14 +163,14 @@ def read(
     width = f"u{values.dtype.itemsize}"
     made = io.BytesIO()
     np.save(made, values if plain else values.view(width), allow_pickle=False)
-    with _writing(out):
+    with writing(out):
         if not (os.path.isfile(out) and Path(out).read_bytes() == made.getvalue()):
             write_file(out, made.getvalue(), replace=False)
     print(f"{out}: {path} [{window}] {values.dtype}{list(values.shape)}")
 
 
 @contextmanager
-def _writing(out: str) -> Iterator[None]:
+def writing(out: str) -> Iterator[None]:
     """What the system says against the file is said of the option."""
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -70,12 +71,21 @@ def print_models() -> None:
     """Prints every registered model with its config keys."""
     from shardinit.models import builder, model_names
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    found: dict[str, Mapping[str, Any] | str] = {}
     for name in model_names():
         try:
-            schema = builder(name).schema
+            found[name] = builder(name).schema
         except ImportError as error:
-            console.print(Text(f"{name}: cannot be imported: {error}"))
+            found[name] = f"cannot be imported: {error}"
+    print_schemas(found)
+
+
+def print_schemas(found: Mapping[str, Mapping[str, Any] | str]) -> None:
+    """Prints models by name with their config keys, or why they have none."""
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for name, schema in found.items():
+        if isinstance(schema, str):
+            console.print(Text(f"{name}: {schema}"))
             continue
         required = set(schema.get("required", ()))
         table = Table(title=Text(name), title_justify="left", box=None, pad_edge=False)

@@ -11,6 +11,7 @@ This process imports no JAX and runs nobody's code but its own.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -35,6 +36,7 @@ from shardinit.v1 import service_pb2, spec_pb2
 _METHODS = service_pb2.DESCRIPTOR.services_by_name["InitService"].methods
 Program = tuple[service_pb2.ProgramHeader, bytes]
 _NAMES = 1 << 16  # specs whose program's digest is remembered
+_ENTRY = 512  # bytes that any answer takes which is kept
 _AGAIN = 1.0  # seconds after which a busy server may be asked again
 
 
@@ -55,7 +57,7 @@ class Front:
         self._store = store
         kept = config.cache_bytes
         self._answers: BuildCache[list[bytes]] = BuildCache(
-            kept, lambda answers: sum(map(len, answers)), metrics.seen
+            kept, lambda answers: _ENTRY + sum(map(len, answers)), metrics.seen
         )
         self._names: Kept[bytes] = Kept(_NAMES, lambda digest: 1)
         # Programs are kept in the store; here are those that are being built.
@@ -182,7 +184,7 @@ class Front:
             async def build() -> list[bytes]:
                 return await self._pool.run(self._job(name, data, request, call))
 
-            return await self._answers.get((name, data), build)
+            return await self._answers.get((name, _digest(data)), build)
 
         async def one(request: Any, call: Call) -> bytes:
             (answer,) = await ask(request, call)
@@ -202,15 +204,16 @@ class Front:
     async def _built(self, spec: spec_pb2.ModelSpec, call: Call) -> Program:
         """The program of a registered model; built once, then found by its digest."""
         asked = service_pb2.GetProgramRequest(spec=spec)
-        name = asked.SerializeToString(deterministic=True)
+        data = asked.SerializeToString(deterministic=True)
+        name = _digest(data)
 
         async def build() -> Program:
-            job = self._job("GetProgram", name, asked, call)
-            head, data = await self._pool.run(job)
+            job = self._job("GetProgram", data, asked, call)
+            head, program = await self._pool.run(job)
             header = service_pb2.ProgramHeader.FromString(head)
-            await asyncio.to_thread(self._store.put, header, data)
+            await asyncio.to_thread(self._store.put, header, program)
             self._names.put(name, header.sha256)
-            return header, data
+            return header, program
 
         digest = self._names.get(name)
         if digest is not None:
@@ -314,6 +317,11 @@ class Front:
 
     def _bytes(self) -> int:
         return self._store.bytes + self._answers.bytes
+
+
+def _digest(request: bytes) -> bytes:
+    """Stands for a request in what is kept: it may be a megabyte, its answer a line."""
+    return hashlib.sha256(request).digest()
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
