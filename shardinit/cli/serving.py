@@ -23,6 +23,7 @@ import typer
 
 from shardinit.cli import arguments, devices
 from shardinit.errors import ServiceError, ShardinitError
+from shardinit.extras import needs
 from shardinit.service.server.config import Config, Listen, Setting
 
 PREFIX = "SHARDINIT"  # of variables
@@ -124,7 +125,8 @@ def serve(
     settings = Settings(**given)
     settings.check()  # before the slow imports
     _log(arguments.parse_level(settings.log_level), settings.log_format)
-    from shardinit.service.server import server
+    with needs("grpc", "shardinit[service]"):
+        from shardinit.service.server import server
 
     def announce(running: server.Server) -> None:
         for what, address in (
@@ -169,8 +171,9 @@ def health(
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
 ) -> None:
     """Asks a server whether it serves; exit code 0 if it does, for probes."""
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    with needs("grpc", "shardinit[service]"):
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from shardinit.service.client.connection import Credentials
 
