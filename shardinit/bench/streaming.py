@@ -203,8 +203,8 @@ STREAM = register(
     },
     rows=stream_rows,
     targets={
-        ("constant", "raw TCP"): Target(0.5, 0.65),
-        ("random", "windows in process"): Target(0.8, 0.95),
+        ("constant", "gRPC alone"): Target(0.7, 0.75),
+        ("random", "windows in process"): Target(0.4, 0.48),
         "memory": Target(1.0, 0.5, higher=False),
     },
 )

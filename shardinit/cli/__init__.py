@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from shardinit.cli import arguments, checkpoints, devices, options, programs, serving
+from shardinit.cli import (
+    arguments,
+    checkpoints,
+    client,
+    devices,
+    options,
+    programs,
+    serving,
+)
 from shardinit.cli.outcomes import end_with_code, interruptible
 from shardinit.cli.programs import ModelName, Modules, Source
 from shardinit.errors import FindingsWarning
@@ -51,6 +59,7 @@ app.command()(programs.read)
 app.command()(checkpoints.init)
 app.command()(checkpoints.digest)
 app.command()(checkpoints.verify)
+app.add_typer(client.app, name="client")
 
 
 def _print_version(wanted: bool) -> None:

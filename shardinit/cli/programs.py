@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from shardinit.cli import arguments, devices, options
 from shardinit.cli.targets import check_target, writing
 from shardinit.errors import ProgramFormatError, ShardinitError
 from shardinit.files import write_file
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Source = Annotated[
     str,
@@ -144,6 +147,17 @@ def read(
         values = np.asarray(lazy[path][index])
     except IndexError as error:
         raise ShardinitError("window", str(error)) from error
+    show_window(values, path, window, out)
+
+
+def show_window(values: np.ndarray, path: str, window: str, out: str | None) -> None:
+    """Prints a window, or writes it into a file.
+
+    Raises:
+      ShardinitError: the file cannot be written, or another is there.
+    """
+    import numpy as np
+
     if out is None:
         print(f"{path} [{window}] {values.dtype}{list(values.shape)}")
         print(np.array2string(values, threshold=200))

@@ -17,7 +17,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -25,6 +25,9 @@ from shardinit.cli import arguments, devices
 from shardinit.errors import ServiceError, ShardinitError
 from shardinit.extras import needs
 from shardinit.service.server.config import Config, Listen, Setting
+
+if TYPE_CHECKING:
+    from shardinit.service.client.connection import Credentials
 
 PREFIX = "SHARDINIT"  # of variables
 
@@ -171,22 +174,34 @@ def health(
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
 ) -> None:
     """Asks a server whether it serves; exit code 0 if it does, for probes."""
+    from shardinit.service.client.connection import Credentials
+
+    name = ask_health(target, Credentials(ca=ca), service, timeout)
+    typer.echo(name)
+    if name != "SERVING":
+        raise typer.Exit(1)
+
+
+def ask_health(
+    target: str, credentials: Credentials, service: str, timeout: float
+) -> str:
+    """What a server says of the health of one of its services.
+
+    Raises:
+      ServiceError: nothing.
+    """
     with needs("grpc", "shardinit[service]"):
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from shardinit.service.client.connection import Credentials
-
-    with Credentials(ca=ca).channel(target, ()) as channel:
+    with credentials.channel(target, ()) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)
-            answer = stub.Check(request, timeout=timeout)
+            given = credentials.header()
+            answer = stub.Check(request, timeout=timeout, metadata=given)
         except grpc.RpcError as error:
             code: Any = getattr(error, "code", lambda: None)()
             text = f"no health ({getattr(code, 'name', error)})"
             raise ServiceError(target, text, code="UNAVAILABLE") from error
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    typer.echo(name)
-    if name != "SERVING":
-        raise typer.Exit(1)
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

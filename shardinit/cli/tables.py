@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from shardinit.core.plan import tables
@@ -79,12 +80,21 @@ def print_models() -> None:
     """Prints every registered model with its config keys."""
     from shardinit.models import builder, model_names
 
-    width = columns() or 88
+    found: dict[str, Mapping[str, Any] | str] = {}
     for name in model_names():
         try:
-            schema = builder(name).schema
+            found[name] = builder(name).schema
         except ImportError as error:
-            print(wrapped(f"{name}: cannot be imported: {error}", width))
+            found[name] = f"cannot be imported: {error}"
+    print_schemas(found)
+
+
+def print_schemas(found: Mapping[str, Mapping[str, Any] | str]) -> None:
+    """Prints models by name with their config keys, or why they have none."""
+    width = columns() or 88
+    for name, schema in found.items():
+        if isinstance(schema, str):
+            print(wrapped(f"{name}: {schema}", width))
             continue
         required = set(schema.get("required", ()))
         print(name)

@@ -1,6 +1,7 @@
 """Windows of leaves: from a function and from a loaded program, equal to the whole."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -166,3 +167,30 @@ def test_a_plan_refuses_more_bytes_on_a_device_than_the_limit(mesh):
     assert shardinit.plan(model, memory_limit=256, **only_t).whole_leaves
     with pytest.raises(WholeLeafError, match=r"'t'.*256 bytes.*memory_limit=255"):
         shardinit.plan(model, memory_limit=255, **only_t)
+
+
+def test_what_is_called_uniform_is_one_number():
+    def init(key):
+        square = (40, 60)
+        return {
+            "yes": {
+                "zeros": jnp.zeros(square),
+                "full": jnp.full(square, 0.3, jnp.bfloat16) * 2,
+                "negative": -jnp.ones(square).T,
+            },
+            "no": {
+                "iota": jnp.broadcast_to(jnp.arange(60.0), square),
+                "drawn": jax.random.normal(key, square),
+                "bits": jnp.broadcast_to(jax.random.bits(key, (60,)), square),
+                "edge": jnp.pad(jnp.ones((38, 58)), 1),
+                "key": jax.random.split(key, 3),
+                "row": jnp.broadcast_to(jnp.asarray(np.arange(60.0)), square),
+            },
+        }
+
+    weights = shardinit.open(init, 0)
+    for path, leaf in weights.items():
+        assert leaf.uniform == path.startswith("yes/"), path
+        if leaf.uniform:
+            whole = np.asarray(leaf)
+            assert np.all(whole == whole.flat[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shardinit.service.server import Config
+from shardinit.service.server.config import Config
 from shardinit.service.server.server import Server
 
 pytestmark = [pytest.mark.once, pytest.mark.timeout(600)]

@@ -104,3 +104,11 @@ def test_every_metric_is_told():
         if family.name.startswith("shardinit_")
     }
     assert told == ours
+
+
+def test_each_promise_of_the_threat_model_is_held_by_a_test_that_is_there():
+    text = (ROOT / "THREAT_MODEL.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 15
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(), (file, test)

@@ -39,9 +39,17 @@ def build_stream_test(config):
             "one": jnp.ones(()),
             "table": np.arange(6.0, dtype=np.float32),
             "none": jnp.zeros((0, 4)),
+            "scale": jnp.full((50, 96), 0.3),
+            "wide": jnp.full((9, 31), 1 + 2j, jnp.complex64) * 3,
+            "rows": jnp.broadcast_to(jnp.arange(96.0), (50, 96)),
         }
 
     return InitFn(init, name="stream-test")
+
+
+@register("stream-endless")
+def build_stream_endless(config):
+    return InitFn(lambda key: {"zeros": jnp.zeros((1 << 15, 1 << 25))})
 
 
 @register("stream-large")
@@ -222,18 +230,56 @@ def test_a_request_without_windows_or_key_is_a_fault(stub, more):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+@pytest.mark.parametrize("path", ["w", "scale"])
 @pytest.mark.parametrize("offset", [0, 1, 999, 1000, 5001, 50 * 96 * 4])
-def test_a_stream_is_resumed_at_any_byte_with_the_same_digest(stub, offset):
-    windows = [{"path": "one"}, {"path": "w"}]
+def test_a_stream_is_resumed_at_any_byte_with_the_same_digest(stub, offset, path):
+    windows = [{"path": "one"}, {"path": path}]
     resume = service_pb2.ShardPosition(window=1, offset=offset)
     messages = list(stub.StreamShards(request_of(*windows, resume=resume), timeout=20))
     header, *chunks, end = messages
     assert header.header.window == 1
     assert header.header.offset == offset
     data = b"".join(m.chunk.data for m in chunks)
-    assert data == plain()["w"].tobytes()[offset:]
-    whole = list(stub.StreamShards(request_of({"path": "w"}), timeout=20))
+    assert data == plain()[path].tobytes()[offset:]
+    whole = list(stub.StreamShards(request_of({"path": path}), timeout=20))
     assert end.end.xxh3_128 == whole[-1].end.xxh3_128
+
+
+def test_windows_of_one_number_stand_among_others_in_order(stub):
+    windows = [{"path": p} for p in ("scale", "w", "wide", "none", "scale", "rows")]
+    windows[0] |= {"start": [3, 5], "shape": [7, 11]}
+    made, digests = [], []
+    for message in stub.StreamShards(request_of(*windows), timeout=20):
+        if message.HasField("header"):
+            assert message.header.window == len(made)
+            made.append(b"")
+        elif message.HasField("chunk"):
+            assert message.chunk.offset == len(made[-1])
+            made[-1] += message.chunk.data
+        else:
+            digests.append(message.end.xxh3_128)
+    expected = [plain()[w["path"]] for w in windows]
+    expected[0] = expected[0][3:10, 5:16]
+    assert made == [array.tobytes() for array in expected]
+    assert digests == [xxhash.xxh3_128(data).digest() for data in made]
+
+
+@pytest.mark.parametrize("resume", [0, 1 << 41])
+def test_a_terabyte_of_zeros_is_handed_back_when_the_server_ends(resume):
+    named = spec_pb2.ModelSpec(named=spec_pb2.NamedModel(model="stream-endless"))
+    request = request_of({"path": "zeros"})
+    request.spec.CopyFrom(named)
+    request.resume.offset = resume
+    server = Server(Config())
+    server.start()
+    with grpc.insecure_channel(server.address) as channel:
+        messages = InitServiceStub(channel).StreamShards(request)
+        assert next(messages).HasField("header")
+        threading.Timer(0.3, server.stop, (0.5,)).start()
+        with pytest.raises(grpc.RpcError) as caught:
+            for _ in messages:
+                pass
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("offset", [(0, 50 * 96 * 4 + 1), (1, 0)])

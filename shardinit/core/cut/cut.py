@@ -116,6 +116,13 @@ class Cut:
             return ""
         return str(self.programs[leaf.source.program].replicated_reason or "")
 
+    def is_uniform(self, leaf: LeafCut) -> bool:
+        """Whether all elements of a leaf are known to be one number."""
+        if not isinstance(leaf.source, Windowed):
+            return False
+        program = self.programs[leaf.source.program]
+        return isinstance(program, LeafProgram) and constants.is_uniform(program.graph)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the whole function: its leaves, their programs and their keys.

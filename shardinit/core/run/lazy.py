@@ -48,6 +48,7 @@ class LazyArray:
       path: the leaf's key path.
       shape, dtype: of the whole leaf; a numpy dtype.
       whole: why any window of it costs the full leaf; empty if it does not.
+      uniform: whether all its elements are known to be one number, as those of zeros.
     """
 
     def __init__(self, tree: LazyTree, number: int):
@@ -56,6 +57,7 @@ class LazyArray:
         self._number = number
         self.path = leaf.path
         self.whole = tree.cut.replicated_text(leaf)
+        self.uniform = tree.cut.is_uniform(leaf)
         if is_key(leaf.dtype):
             width = keys.words_per_key(key_impl(leaf.dtype))
             self.shape: tuple[int, ...] = (*leaf.shape, width)

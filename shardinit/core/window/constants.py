@@ -22,6 +22,11 @@ from shardinit.core.types import DType, Values
 
 MAX_BYTES = 1 << 20
 
+# What moves elements about, or makes each from those at its place alone.
+_SPREADS = frozenset(
+    "broadcast_in_dim convert_element_type copy expand_dims mul neg reshape rev slice "
+    "squeeze transpose".split()
+)
 _EXACT = frozenset(
     "broadcast_in_dim concatenate convert_element_type copy expand_dims gather iota "
     "pad rev reshape select_n slice squeeze transpose".split()
@@ -43,6 +48,17 @@ def is_table(graph: Subgraph) -> bool:
     return varies and any(
         node.name not in _EXACT and any(_is_number(v.dtype) for v in node.outputs)
         for node in order
+    )
+
+
+def is_uniform(graph: Subgraph) -> bool:
+    """Whether all elements of what a leaf program makes are one number."""
+    order = topological(graph.outs)
+    read = [*graph.outs, *(v for node in order for v in node.inputs)]
+    return all(node.name in _SPREADS for node in order) and all(
+        v.size == 1 and not jax.numpy.issubdtype(v.dtype, jax.dtypes.extended)
+        for v in read
+        if v.const is not None or v in graph.inputs
     )
 
 

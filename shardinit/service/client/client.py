@@ -29,6 +29,7 @@ from shardinit.service.client.programs import Programs
 from shardinit.service.client.store import Store
 from shardinit.service.wire import messages as wire
 from shardinit.service.wire.description import Description, description_from_proto
+from shardinit.service.wire.versions import PROTOCOL
 from shardinit.v1 import service_pb2
 
 if TYPE_CHECKING:
@@ -103,6 +104,16 @@ class Client:
         self.target = connection.target
         self._connection = connection
         self._programs = Programs(connection, store)
+
+    def version(self) -> dict[str, Any]:
+        """The versions of the protocol, of the service and of its JAX, by name."""
+        request = service_pb2.GetVersionRequest(min=PROTOCOL, max=PROTOCOL)
+        found = self._connection.call("GetVersion", request)
+        return {
+            "protocol": found.version,
+            "shardinit": found.server_version,
+            "jax": found.jax_version,
+        }
 
     def models(self) -> dict[str, dict[str, Any]]:
         """The models that the operator installed: config schema by name."""

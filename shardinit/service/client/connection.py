@@ -169,6 +169,9 @@ class Connection:
             # Whoever reads a stream also polls for it. Else another thread does, which
             # hands each message over: https://github.com/grpc/grpc/pull/20753
             (ChannelOptions.SingleThreadedUnaryStream, 1),
+            # A chunk comes as one frame: in frames of 16 KiB, as by default, both sides
+            # take a sixth more processor time a byte (1.85).
+            ("grpc.http2.max_frame_size", DEFAULTS.chunk_bytes),
         )
         self._channel = credentials.channel(target, options)
         self._stub = InitServiceStub(self._channel)

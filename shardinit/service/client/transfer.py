@@ -177,10 +177,13 @@ class _Incoming:
         end = self._offset + len(data)
         if buffer is None or chunk.offset != self._offset or not data:
             raise self._damaged(f"a chunk does not follow at byte {self._offset:,}")
-        if end > buffer.size or crc32c.crc32c(data) != chunk.crc32c:
+        if end > buffer.size:
+            raise self._damaged(f"the chunk at byte {self._offset:,} is too long")
+        taken = buffer.data[self._offset : end]  # in the cache for what reads it next
+        taken[:] = data
+        if crc32c.crc32c(taken) != chunk.crc32c:
             raise self._damaged(f"the chunk at byte {self._offset:,} is damaged")
-        buffer[self._offset : end] = np.frombuffer(data, np.uint8)
-        self._digest.update(data)
+        self._digest.update(taken)
         self._offset = end
         self._moved(len(data))
 

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -48,6 +49,10 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEALTH = "/grpc.health.v1.Health/"
 _LARGE = 32 << 10  # bytes of a request that is read beside the event loop
 _AGAIN = 1.0  # seconds after which a caller with too many calls may ask again
+
+
+class _CallerGoneError(Exception):
+    """Nobody is there to be answered."""
 
 
 @dataclass
@@ -82,6 +87,8 @@ class Boundary(aio.ServerInterceptor):
         self._metrics = metrics
         self._tokens = tokens
         self._calls: Counter[str] = Counter()
+        # One, since threads that compute hold up the event loop, each as much again.
+        self._large = ThreadPoolExecutor(1, "shardinit-large")
 
     async def intercept_service(
         self,
@@ -117,6 +124,9 @@ class Boundary(aio.ServerInterceptor):
             except asyncio.CancelledError:
                 call.code = "CANCELLED"
                 raise
+            except _CallerGoneError as error:
+                call.code = "CANCELLED"
+                raise asyncio.CancelledError from error  # else gRPC ends it once more
             except aio.AbortError:  # another service's own way to say it
                 call.code = "ABORTED"
                 raise
@@ -128,7 +138,10 @@ class Boundary(aio.ServerInterceptor):
                 status = to_status(error, call.request_id)
         if status is not None:
             metadata = trailing(status, call.request_id)
-            await context.abort(code_of(Refusal(status)), status.message, metadata)
+            try:
+                await context.abort(code_of(Refusal(status)), status.message, metadata)
+            except aio.InternalError as error:
+                raise asyncio.CancelledError from error  # its caller has gone meanwhile
 
     async def _answer(
         self, method: str, handler: Any, call: Call, context: aio.ServicerContext
@@ -170,7 +183,11 @@ class Boundary(aio.ServerInterceptor):
             call.received += len(data)
             within = partial(self._within, handler.request_deserializer, data)
             # To read a large one takes a second, in which nobody would be answered.
-            yield await asyncio.to_thread(within) if len(data) > _LARGE else within()
+            if len(data) > _LARGE:
+                loop = asyncio.get_running_loop()
+                yield await loop.run_in_executor(self._large, within)
+            else:
+                yield within()
 
     def _writer(
         self,
@@ -186,6 +203,9 @@ class Boundary(aio.ServerInterceptor):
             try:
                 async with asyncio.timeout(seconds):
                     await context.write(data)
+            except (aio.InternalError, aio.UsageError) as error:
+                # What gRPC (1.85) says of a write that the caller's end overtakes.
+                raise _CallerGoneError from error
             except TimeoutError:
                 self._metrics.refused.labels("stall-seconds").inc()
                 raise ServiceError(

@@ -11,7 +11,8 @@ This process imports no JAX and runs nobody's code but its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -35,6 +36,7 @@ from shardinit.v1 import service_pb2, spec_pb2
 _METHODS = service_pb2.DESCRIPTOR.services_by_name["InitService"].methods
 Program = tuple[service_pb2.ProgramHeader, bytes]
 _NAMES = 1 << 16  # specs whose program's digest is remembered
+_ENTRY = 512  # bytes that any answer takes which is kept
 _AGAIN = 1.0  # seconds after which a busy server may be asked again
 
 
@@ -55,7 +57,7 @@ class Front:
         self._store = store
         kept = config.cache_bytes
         self._answers: BuildCache[list[bytes]] = BuildCache(
-            kept, lambda answers: sum(map(len, answers)), metrics.seen
+            kept, lambda answers: _ENTRY + sum(map(len, answers)), metrics.seen
         )
         self._names: Kept[bytes] = Kept(_NAMES, lambda digest: 1)
         # Programs are kept in the store; here are those that are being built.
@@ -130,14 +132,19 @@ class Front:
         going = Outgoing(request, self._config.limits.chunk_bytes)
         coming = asyncio.create_task(self._next(going, call))
         try:
-            while messages := await coming:
+            while (messages := await coming) is not None:
                 coming = asyncio.create_task(self._next(going, call))
                 for message in messages:
+                    self._check_draining()
+                    if message is None:
+                        await asyncio.sleep(0)
+                        continue
                     yield message
                     if isinstance(message, bytes):
                         self._metrics.sent.inc(len(message))
         finally:
             self._streams -= 1
+            coming.add_done_callback(_forget)
             coming.cancel()
 
     def WriteCheckpoint(
@@ -177,7 +184,7 @@ class Front:
             async def build() -> list[bytes]:
                 return await self._pool.run(self._job(name, data, request, call))
 
-            return await self._answers.get((name, data), build)
+            return await self._answers.get((name, _digest(data)), build)
 
         async def one(request: Any, call: Call) -> bytes:
             (answer,) = await ask(request, call)
@@ -197,15 +204,16 @@ class Front:
     async def _built(self, spec: spec_pb2.ModelSpec, call: Call) -> Program:
         """The program of a registered model; built once, then found by its digest."""
         asked = service_pb2.GetProgramRequest(spec=spec)
-        name = asked.SerializeToString(deterministic=True)
+        data = asked.SerializeToString(deterministic=True)
+        name = _digest(data)
 
         async def build() -> Program:
-            job = self._job("GetProgram", name, asked, call)
-            head, data = await self._pool.run(job)
+            job = self._job("GetProgram", data, asked, call)
+            head, program = await self._pool.run(job)
             header = service_pb2.ProgramHeader.FromString(head)
-            await asyncio.to_thread(self._store.put, header, data)
+            await asyncio.to_thread(self._store.put, header, program)
             self._names.put(name, header.sha256)
-            return header, data
+            return header, program
 
         digest = self._names.get(name)
         if digest is not None:
@@ -215,23 +223,32 @@ class Front:
                 return found
         return await self._programs.get(name, build)
 
-    async def _next(self, going: Outgoing, call: Call) -> list[Any]:
-        """The messages that come next of a stream; none at its end."""
-        made: list[Any] = []
-        while not made and not going.ended:
-            if self._draining.is_set():
-                raise ServiceError(
-                    "StreamShards",
-                    "the server is stopping",
-                    remedy="Go on with another replica from where the stream ended",
-                    code="UNAVAILABLE",
-                )
-            data = going.asked.SerializeToString()
-            job = self._job("StreamShards", data, going.asked, call)
-            job.quick, job.piece = True, going.take
-            await self._pool.run(job)
-            made = going.messages()
-        return made
+    async def _next(
+        self, going: Outgoing, call: Call
+    ) -> Iterator[bytes | service_pb2.StreamShardsResponse | None] | None:
+        """The messages that come next of a stream; None at its end."""
+        if going.ended:
+            return None
+        self._check_draining()
+        data = going.asked.SerializeToString()
+        job = self._job("StreamShards", data, going.asked, call)
+        job.quick, job.piece = True, going.take
+        await self._pool.run(job)
+        return going.messages()
+
+    def _check_draining(self) -> None:
+        """Hands a stream back.
+
+        Raises:
+          ServiceError: the server stops.
+        """
+        if self._draining.is_set():
+            raise ServiceError(
+                "StreamShards",
+                "the server is stopping",
+                remedy="Go on with another replica from where the stream ended",
+                code="UNAVAILABLE",
+            )
 
     async def _announced(
         self, requests: AsyncIterator[service_pb2.UploadProgramRequest]
@@ -300,3 +317,14 @@ class Front:
 
     def _bytes(self) -> int:
         return self._store.bytes + self._answers.bytes
+
+
+def _digest(request: bytes) -> bytes:
+    """Stands for a request in what is kept: it may be a megabyte, its answer a line."""
+    return hashlib.sha256(request).digest()
+
+
+def _forget(task: asyncio.Task[Any]) -> None:
+    """Takes note of how a task has ended that nobody waits for, as asyncio wants."""
+    if not task.cancelled():
+        task.exception()

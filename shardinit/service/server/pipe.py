@@ -24,7 +24,7 @@ from typing import NamedTuple
 from shardinit.v1 import service_pb2
 
 HEAD = struct.Struct("<BQ")
-COUNT = struct.Struct("<Q")
+COUNTS = struct.Struct("<QQ")
 
 
 class Kind(IntEnum):
@@ -34,7 +34,9 @@ class Kind(IntEnum):
     JOB = 1  # to a worker: a `Task`
     READY = 2  # of a worker: its models, as a ListModelsResponse
     ANSWER = 3  # a message of the job's answer
-    PIECE = 4  # the number of bytes in the memory, behind those before; a ShardHeader
+    # The number of bytes in the memory, behind those before, and how many times they
+    # come; a ShardHeader.
+    PIECE = 4
     DONE = 5
     FAILED = 6  # a google.rpc.Status
     LOG = 7  # a line of the worker's log, as JSON
@@ -72,10 +74,13 @@ class Piece(NamedTuple):
     Attributes:
       header: whose ``offset`` is where they begin.
       data: the bytes.
+      times: how many times they come, one after the other; a window of zeros is one
+        element and a number.
     """
 
     header: service_pb2.ShardHeader
     data: memoryview
+    times: int = 1
 
 
 @dataclass(frozen=True)

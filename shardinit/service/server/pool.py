@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
-from shardinit.service.server.pipe import COUNT, Kind, Task
+from shardinit.service.server.pipe import COUNTS, Kind, Piece, Task
 from shardinit.service.server.process import DiedError, Process
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.wire.errors import Refusal
@@ -35,8 +35,6 @@ _LINGER = 1.0  # seconds that a job nobody waits for may take to end by itself
 _KNOWN = 64  # models that a worker is thought to hold
 _AGAIN = 1.0  # seconds after which to ask a busy server again
 
-Piece = Callable[[service_pb2.ShardHeader, memoryview], None]
-
 
 @dataclass(eq=False)
 class Job:
@@ -47,7 +45,7 @@ class Job:
       caller: who asks, for fairness.
       model: what it is about; a worker that holds it is quicker.
       quick: whether a worker that holds the model is done in no time.
-      piece: called with each piece's header and bytes, which are another's afterwards.
+      piece: called with each piece, whose bytes are another's afterwards.
       answers: the messages of the answer.
     """
 
@@ -55,7 +53,7 @@ class Job:
     caller: str = ""
     model: bytes = b""
     quick: bool = False
-    piece: Piece = lambda header, data: None
+    piece: Callable[[Piece], None] = lambda piece: None
     answers: list[bytes] = field(default_factory=list)
     done: asyncio.Future[None] = field(init=False)
     asked: float = field(default_factory=time.monotonic)
@@ -330,7 +328,7 @@ class Pool:
                     continue
                 if not process.alive:
                     await self._notify()
-                elif process.resident > self._config.worker_bytes:
+                elif await process.is_larger():
                     process.kill("memory")
                 elif job is not None and now - slot.begun > self._config.build_seconds:
                     process.kill("time")
@@ -356,9 +354,9 @@ def _taker(job: Job, memory: memoryview) -> Callable[[Kind, bytes], None]:
         nonlocal used
         job.begun = True
         if kind is Kind.PIECE:
-            (size,) = COUNT.unpack_from(data)
-            header = service_pb2.ShardHeader.FromString(data[COUNT.size :])
-            job.piece(header, memory[used : used + size])
+            size, times = COUNTS.unpack_from(data)
+            header = service_pb2.ShardHeader.FromString(data[COUNTS.size :])
+            job.piece(Piece(header, memory[used : used + size], times))
             used += size
         else:
             job.answers.append(data)

@@ -127,9 +127,12 @@ class Process:
         """Whether it can be asked for anything."""
         return not self._listening.done()
 
-    @property
-    def resident(self) -> int:
-        """Bytes of memory that it has now, with all that it started."""
+    async def is_larger(self) -> bool:
+        """Whether it has more memory than a worker may, with all that it started."""
+        # To find what it started, psutil reads a file of every process of the machine.
+        return await asyncio.to_thread(self._resident) > self._config.worker_bytes
+
+    def _resident(self) -> int:
         try:
             family = [self._usage, *self._usage.children(recursive=True)]
             return sum(process.memory_info().rss for process in family)

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -43,6 +44,11 @@ class Wanted:
     def nbytes(self) -> int:
         """Bytes of the window."""
         return math.prod(self.shape) * self.leaf.dtype.itemsize
+
+    @cached_property
+    def element(self) -> memoryview:
+        """The bytes of any element of a uniform leaf."""
+        return _bytes(self.leaf.read(self.start, (1,) * len(self.shape)))
 
     def from_byte(self, offset: int, most: int) -> memoryview:
         """The bytes that begin at ``offset``: one block, or what is left of it.
@@ -103,7 +109,8 @@ def pieces(
 ) -> Iterator[Piece]:
     """The bytes that come next: a block, or several windows that are smaller together.
 
-    A window's bytes lie in one or several pieces; an empty window is an empty piece.
+    A window's bytes lie in one or several pieces; an empty window is an empty piece,
+    and a window of one number throughout is one element that comes many times.
 
     Args:
       found: all windows.
@@ -115,9 +122,15 @@ def pieces(
     while window < len(found):
         wanted = found[window]
         rest = wanted.nbytes - offset
-        if left < most and (rest > left or time.monotonic() > end):
+        size = wanted.leaf.dtype.itemsize if wanted.leaf.uniform else rest
+        if left < most and (size > left or time.monotonic() > end):
             return
-        data = wanted.from_byte(offset, most) if rest else memoryview(b"")
+        data, times = memoryview(b""), 1
+        if rest and wanted.leaf.uniform and not offset:
+            data = wanted.element
+            times = rest // len(data)
+        elif rest:
+            data = wanted.from_byte(offset, most)
         header = service_pb2.ShardHeader(
             window=window,
             shape=wanted.shape,
@@ -125,9 +138,9 @@ def pieces(
             size=wanted.nbytes,
             offset=offset,
         )
-        yield Piece(header, data)
+        yield Piece(header, data, times)
         left -= len(data)
-        if len(data) < rest:
+        if len(data) * times < rest:
             return
         window, offset = window + 1, 0
 

@@ -27,7 +27,7 @@ from google.protobuf.message import Message
 from shardinit.errors import ServiceError
 from shardinit.models import load_package
 from shardinit.service.server.config import Config
-from shardinit.service.server.pipe import COUNT, Frames, Kind, Piece, Task, map_memory
+from shardinit.service.server.pipe import COUNTS, Frames, Kind, Piece, Task, map_memory
 from shardinit.service.wire.errors import code_of, to_status
 from shardinit.v1 import service_pb2
 
@@ -75,8 +75,8 @@ def answer(frames: Frames, memory: memoryview, servicer: Servicer, task: Task) -
             if isinstance(item, Piece):
                 memory[used : used + len(item.data)] = item.data
                 used += len(item.data)
-                count = COUNT.pack(len(item.data))
-                frames.send(Kind.PIECE, count + item.header.SerializeToString())
+                counts = COUNTS.pack(len(item.data), item.times)
+                frames.send(Kind.PIECE, counts + item.header.SerializeToString())
             else:
                 data = item if isinstance(item, bytes) else item.SerializeToString()
                 frames.send(Kind.ANSWER, data)

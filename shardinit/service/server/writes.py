@@ -234,5 +234,5 @@ class _Write:
     async def _watch(self, process: Process) -> None:
         while True:
             await asyncio.sleep(_TICK)
-            if process.resident > self._config.worker_bytes:
+            if await process.is_larger():
                 process.kill("memory")

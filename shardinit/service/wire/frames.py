@@ -1,8 +1,8 @@
 """Frames: the chunks of a stream, put together and taken apart without copying.
 
-A chunk is a megabyte of data with a few bytes in front. A protobuf library copies the
-data into its message and out again, on both sides; here the few bytes are written and
-read by hand. Whatever does not look exactly like that goes through protobuf.
+A chunk is a lot of data with a few bytes in front. A protobuf library copies the data
+into its message and out again, on both sides; here the few bytes are written and read
+by hand. Whatever does not look exactly like that goes through protobuf.
 """
 
 from __future__ import annotations
@@ -31,9 +31,15 @@ class Chunk(NamedTuple):
     data: bytes | memoryview
 
 
-def write(offset: int, data: memoryview) -> bytes:
-    """A ``StreamShardsResponse`` with one chunk, serialised."""
-    crc32c = checksum(data)
+def write(offset: int, data: memoryview, crc32c: int | None = None) -> bytes:
+    """A ``StreamShardsResponse`` with one chunk, serialised.
+
+    Args:
+      offset: where its bytes begin in the window.
+      data: its bytes.
+      crc32c: of them, where that is known.
+    """
+    crc32c = checksum(data) if crc32c is None else crc32c
     head = service_pb2.ShardChunk(offset=offset, crc32c=crc32c).SerializeToString()
     inner = head + bytes((_DATA,)) + _varint(len(data))
     outer = bytes((_CHUNK,)) + _varint(len(inner) + len(data))

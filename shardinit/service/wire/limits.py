@@ -75,7 +75,7 @@ class Limits:
     request_bytes: int = 1 << 20
     response_bytes: int = 8 << 20
     program_bytes: int = 256 << 20
-    chunk_bytes: int = 1 << 20
+    chunk_bytes: int = 1 << 19
     name: int = 128
     text: int = 4096
     config_bytes: int = 64 << 10

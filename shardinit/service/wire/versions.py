@@ -6,6 +6,7 @@ producer's JAX or a newer one and never on an older.
 
 from __future__ import annotations
 
+import functools
 from importlib import metadata
 
 from shardinit.errors import ServiceError
@@ -16,6 +17,7 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["InitService"].full_name
 PROTOCOL = 1
 
 
+@functools.cache
 def jax_version() -> str:
     """Version of the installed JAX, without importing it; empty if there is none."""
     try:

@@ -1,0 +1,264 @@
+"""``shardinit client``: what a service has and does, for people at a shell.
+
+Each command is one method of `shardinit.Client`, and prints what it gives: lines for
+people, or with ``--json`` one JSON value.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+from shardinit.cli import arguments, devices, programs, serving
+from shardinit.cli.options import Rules
+from shardinit.cli.programs import ModelName, Seed
+from shardinit.cli.targets import check_target, writing
+
+if TYPE_CHECKING:
+    from shardinit.service.client.client import Client
+    from shardinit.service.client.connection import Credentials
+    from shardinit.service.wire.description import Description
+    from shardinit.service.wire.messages import Spec
+
+app = typer.Typer(help="Asks a running service.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="The name of an example such as gpt2, a config.json, JSON itself, - for "
+        "standard input, or the SHA-256 of a program that the service holds."
+    ),
+]
+
+
+class _Asked:
+    """Whom to ask, and how."""
+
+    def __init__(self, target: str, timeout: float, credentials: Credentials):
+        self.target = target
+        self.timeout = timeout
+        self.credentials = credentials
+
+    def connect(self) -> Client:
+        """A client."""
+        from shardinit.service.client.client import connect
+
+        given = vars(self.credentials)
+        return connect(self.target, timeout=self.timeout, **given)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="Host and port of the service.")
+    ] = "127.0.0.1:50051",
+    timeout: Annotated[float, typer.Option(help="Seconds that a call may take.")] = 120,
+    tls: Annotated[bool, typer.Option(help="Encrypt, by the usual authorities.")] = (
+        False
+    ),
+    ca: Annotated[
+        Path | None, typer.Option(help="Authorities to trust instead (PEM).")
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help="One's own certificate chain (PEM).")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with a bearer token.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Send the token in clear to another machine too.")
+    ] = False,
+) -> None:
+    """Asks a running service."""
+    from shardinit.service.client.connection import Credentials
+
+    credentials = Credentials(tls, ca, cert, key, token_file, insecure)
+    context.obj = _Asked(target, timeout, credentials)
+
+
+@app.command()
+def health(
+    context: typer.Context,
+    service: Annotated[str, typer.Option(help="Service to ask about.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Whether it serves; exit code 1 if it does not."""
+    asked: _Asked = context.obj
+    name = serving.ask_health(asked.target, asked.credentials, service, asked.timeout)
+    print(json.dumps({"status": name}) if as_json else name)
+    if name != "SERVING":
+        raise typer.Exit(1)
+
+
+@app.command()
+def version(context: typer.Context, as_json: AsJson = False) -> None:
+    """The versions of the service, its JAX and the protocol."""
+    with context.obj.connect() as client:
+        _show(client.version(), as_json)
+
+
+@app.command()
+def models(context: typer.Context, as_json: AsJson = False) -> None:
+    """The models that the operator installed, with their config keys."""
+    with context.obj.connect() as client:
+        found = client.models()
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    from shardinit.cli import tables
+
+    tables.print_schemas(found)
+
+
+@app.command()
+def describe(
+    context: typer.Context,
+    source: Source,
+    mesh: Annotated[
+        str | None, typer.Option(help="Axes and sizes, such as data=2,model=4.")
+    ] = None,
+    rules: Rules = None,
+    model: ModelName = "decoder",
+    as_json: AsJson = False,
+) -> None:
+    """The leaves of a model, and with a mesh where they lie."""
+    axes = None if mesh is None else arguments.parse_mesh(mesh)
+    devices.on_cpu()
+    with context.obj.connect() as client:
+        found = client.describe(
+            _spec(source, model), axes, arguments.parse_rules(rules)
+        )
+    if as_json:
+        print(json.dumps(_as_data(found), indent=1))
+        return
+    for leaf in found.leaves:
+        spec = "" if leaf.spec is None else f"\t{[list(axes) for axes in leaf.spec]}"
+        print(f"{leaf.path}\t{leaf.dtype}\t{list(leaf.shape)}{spec}")
+    print(
+        f"{len(found.leaves):,} leaves of {found.programs} programs, "
+        f"{found.total_bytes:,} bytes, {found.bytes_per_device:,} a device, "
+        f"fingerprint {found.fingerprint}"
+    )
+    for finding in found.findings:
+        print(finding)
+
+
+@app.command()
+def program(
+    context: typer.Context,
+    source: Source,
+    out: Annotated[str, typer.Option("--out", "-o", help="The program file to write.")],
+    model: ModelName = "decoder",
+    as_json: AsJson = False,
+) -> None:
+    """Fetches a model's init program into a file."""
+    check_target(out)
+    devices.on_cpu()
+    with context.obj.connect() as client:
+        made = client.program(_spec(source, model))
+    with writing(out):
+        made.save(out)
+    found = {
+        "file": out,
+        "leaves": len(made.paths),
+        "fingerprint": made.fingerprint,
+        "sha256": made.sha256,
+    }
+    _show(found, as_json)
+
+
+@app.command()
+def stream(
+    context: typer.Context,
+    source: Source,
+    path: Annotated[str, typer.Argument(help="The leaf's path.")],
+    window: Annotated[
+        str, typer.Argument(help="A numpy index, such as '0:4,::2' or '...,-1'.")
+    ] = "...",
+    seed: Seed = 0,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Write the window as a .npy file.")
+    ] = None,
+    model: ModelName = "decoder",
+    as_json: AsJson = False,
+) -> None:
+    """Has the service compute one window of one leaf, and prints or keeps it."""
+    if out is not None:
+        check_target(out)
+    index = programs.parse_window(window)
+    with context.obj.connect() as client:
+        values = client.read(_spec(source, model), seed, path, index)
+    if as_json and out is None:
+        said = {"path": path, "dtype": str(values.dtype), "shape": values.shape}
+        print(json.dumps({**said, "values": _numbers(values)}))
+        return
+    programs.show_window(values, path, window, out)
+
+
+@app.command()
+def checkpoint(
+    context: typer.Context,
+    source: Source,
+    uri: Annotated[str, typer.Argument(help="Where, on the service's storage.")],
+    seed: Seed = 0,
+    layout: Annotated[
+        Literal["safetensors", "orbax"], typer.Option("--format", help="Its format.")
+    ] = "safetensors",
+    detach: Annotated[
+        bool, typer.Option(help="The write goes on when this command ends.")
+    ] = False,
+    model: ModelName = "decoder",
+    as_json: AsJson = False,
+) -> None:
+    """Has the service write a checkpoint on its own storage."""
+    with context.obj.connect() as client:
+        spec = _spec(source, model)
+        written = client.write_checkpoint(spec, seed, uri, format=layout, detach=detach)
+    receipt = json.loads(written.receipt_json)
+    if as_json:
+        print(json.dumps({"uri": written.uri, "receipt": receipt}, indent=1))
+    else:
+        print(f"wrote {written.uri}\nroot {receipt['root']}")
+
+
+def _spec(source: str, model: str) -> Spec:
+    if re.fullmatch(r"[0-9a-f]{64}", source):
+        return source
+    return arguments.read_spec(source, model)
+
+
+def _numbers(values: np.ndarray) -> Any:
+    """What JSON has of an array; a complex number is a pair."""
+    if values.dtype.kind == "c":
+        return np.stack([np.real(values), np.imag(values)], -1).tolist()
+    narrow = values.dtype.kind not in "biuf"  # bfloat16 and its kin
+    return (values.astype(np.float32) if narrow else values).tolist()
+
+
+def _show(found: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name} {value}")
+
+
+def _as_data(found: Description) -> dict[str, Any]:
+    return {
+        "fingerprint": found.fingerprint,
+        "total_bytes": found.total_bytes,
+        "bytes_per_device": found.bytes_per_device,
+        "parameter_count": found.parameter_count,
+        "programs": found.programs,
+        "findings": [finding.as_data() for finding in found.findings],
+        "leaves": [vars(leaf) for leaf in found.leaves],
+    }

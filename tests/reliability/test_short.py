@@ -1,0 +1,43 @@
+"""The short forms of what docs/reliability.md measures."""
+
+import pytest
+
+from shardinit.models import ModelSpec
+from tests.reliability import fuzz, kills, mangle, soak
+
+pytestmark = pytest.mark.once
+
+
+def test_messages_that_are_nearly_right_are_no_fault_of_the_service():
+    codes, _ = fuzz.measure(1500)
+    assert sum(codes.values()) == 1500
+    assert not {"INTERNAL", "UNKNOWN", "UNAVAILABLE", "DEADLINE_EXCEEDED"} & set(codes)
+    assert codes["INVALID_ARGUMENT"] > 100
+
+
+def test_damaged_programs_are_read_or_refused():
+    ends = mangle.parse(1000)
+    assert sum(ends.values()) == 1000
+    assert ends["refused"] > 500
+
+
+def test_programs_that_were_sealed_anew_are_refused_or_run_by_the_service():
+    ends = mangle.execute(4)
+    assert sum(ends.values()) == 4
+    assert set(ends) <= {"executed", "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
+
+
+def test_streams_end_with_the_right_bytes_whatever_is_killed():
+    spec = ModelSpec("bench-random", {"rows": 1 << 13})
+    expected, digests, killed = kills.measure(spec, 2, most=1.0)
+    assert killed == ["front", "worker"]
+    assert digests
+    assert set(digests) == {expected}
+
+
+def test_honest_reads_are_right_beside_the_worst_clients():
+    ends, held = soak.measure(6, 1, kill_every=2.0)
+    assert ends["right"]
+    assert not ends["wrong"] + ends["stuck"]
+    assert ends["killed"]
+    assert held

@@ -1,0 +1,107 @@
+"""``shardinit client`` against a service that runs here."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import shardinit
+from shardinit import cli
+from shardinit.models import ModelSpec, build
+from shardinit.service.server.config import Config
+from shardinit.service.server.server import Server
+from tests.test_cli import TINY
+
+pytestmark = pytest.mark.once
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def server(root):
+    with Server(Config(checkpoint_roots=(root,))) as running:
+        yield running
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY))
+    return str(path)
+
+
+@pytest.fixture
+def ask(server, monkeypatch, capsys, tmp_path):
+    """Runs a command; what it printed, or said on its way out."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*args, code=0, target=server.address):
+        words = ["shardinit", "client", "--target", target, *args]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        said = capsys.readouterr()
+        assert (caught.value.code or 0) == code, said.err
+        return said.err if code else said.out
+
+    return run
+
+
+def test_health_and_version_are_told(ask):
+    assert ask("health") == "SERVING\n"
+    assert json.loads(ask("health", "--json")) == {"status": "SERVING"}
+    found = json.loads(ask("version", "--json"))
+    assert found["protocol"] == 1
+    assert found["jax"] == jax.__version__
+    assert f"jax {jax.__version__}" in ask("version")
+
+
+def test_models_are_listed_with_their_keys(ask):
+    assert "num_hidden_layers" in ask("models")
+    assert "decoder" in json.loads(ask("models", "--json"))
+
+
+def test_a_model_is_described_as_a_plan_would(ask, config):
+    plan = shardinit.plan(build(ModelSpec("decoder", TINY)))
+    found = json.loads(ask("describe", config, "--mesh", "data=2", "--json"))
+    assert found["fingerprint"] == plan.fingerprint
+    assert [leaf["path"] for leaf in found["leaves"]] == [x.path for x in plan.leaves]
+    assert f"{plan.total_bytes:,} bytes" in ask("describe", config)
+
+
+def test_a_program_is_kept_in_a_file(ask, config, tmp_path):
+    out = str(tmp_path / "program")
+    found = json.loads(ask("program", config, "--out", out, "--json"))
+    assert shardinit.load_program(out).sha256 == found["sha256"]
+
+
+def test_a_window_is_printed_or_kept(ask, config, tmp_path):
+    fn = build(ModelSpec("decoder", TINY))
+    path = next(iter(shardinit.open(fn, 3)))
+    right = shardinit.read(fn, 3, path, np.s_[:2])
+    out = str(tmp_path / "w.npy")
+    assert path in ask("stream", config, path, ":2", "--seed", "3", "--out", out)
+    assert np.load(out).tobytes() == right.tobytes()
+    found = json.loads(ask("stream", config, path, ":2", "--seed", "3", "--json"))
+    assert found["shape"] == list(right.shape)
+    assert np.array_equal(np.array(found["values"], right.dtype), right)
+    assert "no such leaf" in ask("stream", config, "nowhere", code=1)
+
+
+def test_a_checkpoint_is_written_there(ask, config, root):
+    found = json.loads(ask("checkpoint", config, str(root / "one"), "--json"))
+    assert (root / "one").exists()
+    assert found["receipt"]["root"] in ask("checkpoint", config, str(root / "one"))
+    assert "error:" in ask("checkpoint", config, "/elsewhere", code=1)
+
+
+def test_what_goes_wrong_is_one_line_and_a_code(ask, config):
+    assert "error:" in ask("models", code=1, target="127.0.0.1:1")
+    assert "error:" in ask("health", code=1, target="127.0.0.1:1")
+    ask("describe", code=2)
+    assert "'x'" in ask("describe", config, "--mesh", "x", code=1)
