@@ -24,7 +24,7 @@ from grpc_status import rpc_status
 
 import shardinit
 from shardinit.errors import ServiceError
-from shardinit.models import build
+from shardinit.models import ModelSpec, build
 from shardinit.service.server.boundary import Call, Pace
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
@@ -32,6 +32,7 @@ from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.server import SERVICE, Server, _loop
 from shardinit.service.server.store import Store
 from shardinit.service.wire.limits import Limits
+from shardinit.service.wire.messages import spec_to_proto
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2
 from tests.service.conftest import until
@@ -704,6 +705,25 @@ def test_a_call_is_a_span_of_the_caller_s_trace(client, server):
     assert span.name == "shardinit.v1.InitService/ListModels"
     assert f"{span.context.trace_id:032x}" in parent
     assert span.attributes["rpc.grpc.status_code"] == "OK"
+
+
+def test_a_worker_s_job_is_a_span_below_that_of_its_call(tmp_path):
+    pytest.importorskip("opentelemetry.sdk.trace")
+    number = "0123456789abcdef0123456789abcdef"
+    parent = (("traceparent", f"00-{number}-0123456789abcdef-01"),)
+    noted = tmp_path / "spans"
+    with (
+        Server(Config(workers=1)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        for width in (8, 9):
+            spec = ModelSpec("service-traced", {"file": str(noted), "width": width})
+            request = service_pb2.DescribeModelRequest(spec=spec_to_proto(spec))
+            call = InitServiceStub(channel).DescribeModel
+            call(request, timeout=30, metadata=parent)
+        assert until(noted.exists)
+    name, trace, _ = noted.read_text().splitlines()[-1].split()
+    assert (name, trace) == ("worker/DescribeModel", number)
 
 
 def test_a_program_is_registered_and_then_asked_for_by_digest(mesh, tmp_path):

@@ -33,7 +33,8 @@ from grpc import aio
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.auth import Caller, Tokens, folder_of
 from shardinit.service.server.config import Config
-from shardinit.service.server.telemetry import Metrics, span
+from shardinit.service.server.telemetry import Metrics
+from shardinit.service.server.tracing import span
 from shardinit.service.wire.errors import (
     REQUEST_ID,
     Refusal,
@@ -64,6 +65,7 @@ class Call:
       request_id: the caller's, or one that was made.
       caller: who calls; equal for all calls of one.
       weight, folder: of the caller.
+      trace: its span, as W3C's ``traceparent``; empty without one.
       code: how it has ended.
       received, sent: bytes of messages.
     """
@@ -72,6 +74,7 @@ class Call:
     caller: str = ""
     weight: int = 1
     folder: str = ""
+    trace: str = ""
     code: str = "UNKNOWN"
     received: int = 0
     sent: int = 0
@@ -352,11 +355,12 @@ class Boundary(aio.ServerInterceptor):
         active = self._metrics.active.labels(name)
         active.inc()
         begin = time.monotonic()
-        with span(f"{SERVICE}/{name}", context.invocation_metadata()) as told:
+        with span(f"{SERVICE}/{name}", context.invocation_metadata()) as opened:
+            call.trace = opened.trace
             try:
                 yield
             finally:
-                told(call.code)
+                opened.end(call.code)
                 seconds = time.monotonic() - begin
                 active.dec()
                 self._metrics.calls.labels(name, call.code).inc()

@@ -60,7 +60,7 @@ class Writes:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])
         data = request.SerializeToString()
         model = request.spec.SerializeToString(deterministic=True)
-        task = Task("PrepareCheckpoint", call.request_id, data)
+        task = Task("PrepareCheckpoint", call.request_id, data, call.trace)
         (answer,) = await self._pool.run(Job(task, call.caller, model, call.weight))
         prepared = Prepared.from_json(answer)
         if prepared.receipt:
