@@ -15,6 +15,8 @@ INSTALL := $(PIP) install --quiet --upgrade-strategy only-if-needed
 # Arguments for pytest and the bench, such as TESTS="tests/core -x" or BENCH=--quick.
 TESTS ?=
 BENCH ?=
+# What tests are installed with; EXTRAS=test,tpu audits for TPUs, for 684 MB.
+EXTRAS ?= test
 # Tests run in this many processes; each has its own simulated devices.
 JOBS ?= 2
 
@@ -47,12 +49,12 @@ $(BIN)/python:
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@echo "installing shardinit into $(VENV)"
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable '.[all]'
 	@touch $@
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	@echo "installing shardinit and what its tests need into $(VENV)"
-	@$(INSTALL) --editable '.[test]'
+	@$(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 Report = Callable[[int, int], None]
 """Called with (done, in all) whenever the first has grown."""
@@ -31,7 +32,8 @@ def progress(
       ...     report(1, 2)
       1/2
     """
-    if report is not None or not sys.stderr.isatty():
+    bar_wanted = report is None and sys.stderr.isatty()
+    if not bar_wanted or find_spec("rich") is None:
         yield report or (lambda done, total: None)
         return
     # 0.1 s to import, and of no use to a job without a terminal.

@@ -127,7 +127,6 @@ def test_models_of_the_operator_are_registered(tmp_path, monkeypatch):
     ("args", "message"),
     [
         (["plan", "no-such"], "no example config is named 'no-such'"),
-        (["plan", "./missing.json"], "cannot read './missing.json'"),
         (["plan", "gpt2", "--mesh", "data"], "--mesh"),
         (["plan", "gpt2", "--rules", "embed"], "--rules"),
         (["plan", "gpt2", "--model", "nope"], "no model is registered as 'nope'"),
@@ -157,7 +156,9 @@ def test_a_faulty_config_shows_every_fault(tmp_path, fails):
 def test_a_file_that_is_no_config_is_one_message(tmp_path, content, fails):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
-    assert fails("plan", str(path)).startswith("error: ")
+    assert fails("plan", str(path), code=4).startswith("error: ")
+    assert "Traceback" in fails("--debug", "plan", str(path), code=4)
+    assert "cannot read" in fails("plan", str(tmp_path / "missing.json"), code=4)
 
 
 def test_a_wrong_option_is_exit_code_2(fails):
@@ -269,7 +270,7 @@ def test_export_and_read(config, tmp_path, fails):
     assert "out of bounds" in fails("read", path, leaf, "99999")
     assert "'a' in '1,a'" in fails("read", path, leaf, "1,a")
     (tmp_path / "broken").write_bytes(b"not a program")
-    assert "init program" in fails("read", str(tmp_path / "broken"))
+    assert "init program" in fails("read", str(tmp_path / "broken"), code=4)
     shardinit("read", path, leaf, "3:9,::2", "--seed", "5", "--out", npy)  # again
     assert "File exists" in fails("read", path, leaf, "--out", npy)
 
@@ -283,3 +284,83 @@ def test_version_and_short_help():
     assert package.__version__ in said
     assert f"jax {version('jax')}" in said
     assert "Usage:" in shardinit("plan", "-h")
+
+
+def test_a_spec_is_a_name_a_file_json_or_standard_input(config, tmp_path, monkeypatch):
+    from shardinit import ModelSpec, export_plan
+    from shardinit.models import build
+
+    wanted = shardinit("plan", config)
+    assert shardinit("plan", json.dumps(TINY)) == wanted
+    program = export_plan(build(ModelSpec("decoder", TINY))).to_bytes()
+    for content in (json.dumps(TINY).encode(), program):
+        done = subprocess.run(
+            [sys.executable, "-m", "shardinit", "plan", "-"],
+            input=content,
+            capture_output=True,
+            env=environment(),
+            check=True,
+        )
+        assert done.stdout.decode() == wanted
+
+
+@pytest.mark.parametrize("command", ["export", "compile", "init", "read"])
+def test_targets_are_looked_at_before_the_model(command, tmp_path, fails):
+    leaf = ("embed/embedding",) if command == "read" else ()
+    out = tmp_path / "no" / "such" / "made"
+    said = fails(command, "no-such-model", *leaf, "--out", str(out))
+    assert f"mkdir -p {out.parent}" in said
+    (tmp_path / "file").touch()
+    inside = str(tmp_path / "file" / "made")
+    assert "Not a directory" in fails(command, "no-such-model", *leaf, "-o", inside)
+    if command != "init":
+        taken = fails(command, "no-such-model", *leaf, "-o", str(tmp_path))
+        assert "it is a folder" in taken
+
+
+def test_a_reader_that_has_enough_is_no_error(config):
+    command = f"{sys.executable} -m shardinit plan {config} --json | head -1"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, env=environment()
+    )
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="opens a pseudo-terminal")
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("plan", "gpt2", "--mesh", "data=8", "--rules", "embed=data"),
+        ("models",),
+        ("audit", "gpt2", "--topology", "cpu:2", "--select", "wte/**"),
+    ],
+)
+def test_a_table_is_no_wider_than_the_terminal(command, columns):
+    import fcntl
+    import pty
+    import re
+    import struct
+    import termios
+
+    here, there = pty.openpty()
+    fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    with subprocess.Popen(
+        [sys.executable, "-m", "shardinit", *command],
+        stdin=there,
+        stdout=there,
+        stderr=subprocess.DEVNULL,
+        env=environment() | {"COLUMNS": str(columns)},
+    ):
+        os.close(there)
+        said = b""
+        try:
+            while piece := os.read(here, 1 << 16):
+                said += piece
+        except OSError:  # the end of a terminal
+            pass
+    os.close(here)
+    shown = said.decode().replace("\r\n", "\n")
+    assert max(map(len, shown.splitlines())) <= columns
+    for number in re.findall(r"\d[\d,]*,\d{3}", shardinit(*command)):
+        assert number in shown

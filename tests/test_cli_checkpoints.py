@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -54,7 +56,7 @@ def says(monkeypatch, capsys):
             cli.main()
         assert (caught.value.code or 0) == code
         captured = capsys.readouterr()
-        if code == 1:
+        if code in (1, 3, 4):
             assert captured.err.startswith("error: ")
         return captured.out if code == 0 else captured.err
 
@@ -121,14 +123,14 @@ def test_verify_names_the_leaves_that_differ(tmp_path, config, says, capsys):
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     says("init", config, "--out", a, "--seed", "5")
     says("init", config, "--out", b, "--seed", "6")
-    said = says("verify", f"{a}.receipt.json", b, code=1)
+    said = says("verify", f"{a}.receipt.json", b, code=3)
     assert "'embed/embedding' has other values" in said
     assert "norm" not in said.split("and")[0]  # ones under every seed
 
 
 def test_what_goes_wrong_is_one_line(tmp_path, config, says):
     out = str(tmp_path / "out")
-    (tmp_path / "other").write_text("{}")
+    (tmp_path / "other").write_text("no program")
     says("init", config, "--out", out)
     before = jax.tree.map(str, sorted(os.walk(tmp_path)))
     for args, message in [
@@ -137,23 +139,30 @@ def test_what_goes_wrong_is_one_line(tmp_path, config, says):
         (["init", config, "--out", out + "2", "--mesh", "a=2"], "--mesh"),
         (["init", config, "--out", out + "2", "--max-memory", "9XB"], "--max-memory"),
         (["init", "nope", "--out", out + "2"], "no example config"),
-        (["init", str(tmp_path / "other"), "--out", out + "2"], "init program"),
         (
             ["init", config, "--out", out, "--format", "orbax", "--max-memory", "1GB"],
             "--max-memory",
         ),
         (
             ["init", config, "--out", "/dev/null/a/b", "--format", "orbax"],
-            "cannot be written (Not a directory)",
+            "there is no folder /dev/null/a",
         ),
+        (["init", config, "--out", "/dev/null/a"], "(Not a directory)"),
+    ]:
+        said = says(*args, code=1)
+        assert message in said
+        assert said.count("\n") == 1 + ("fault" in said)  # a line for each fault
+    for args, message in [
+        (["init", str(tmp_path / "other"), "--out", out + "2"], "init program"),
+        (["init", "missing.json", "--out", out + "2"], "cannot read 'missing.json'"),
         (["digest", out + "2"], "there is no such folder"),
         (["verify", out + "2.json", out], "No such file"),
         (["verify", str(tmp_path / "other"), out], "receipt"),
         (["verify", config, out], "receipt"),
     ]:
-        said = says(*args, code=1)
+        said = says(*args, code=4)
         assert message in said
-        assert said.count("\n") == 1 + ("fault" in said)  # a line for each fault
+        assert said.count("\n") == 1 + ("fault" in said)
     assert jax.tree.map(str, sorted(os.walk(tmp_path))) == before
 
 
@@ -210,3 +219,28 @@ def test_init_starts_from_executables_that_compile_wrote(tmp_path, config, says)
     said = says("init", config, "--out", out, *given, code=1)
     assert "it is no matter of --format safetensors" in said
     assert not os.path.exists(out)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path, config, says):
+    large = TINY | {"vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 24}
+    (tmp_path / "large.json").write_text(json.dumps(large))
+    out = tmp_path / "made"
+    command = [sys.executable, "-m", "shardinit", "init", str(tmp_path / "large.json")]
+    with subprocess.Popen(
+        [*command, "--out", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # a parent may have told its children to ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
+        while not list(tmp_path.glob("made.unfinished/*.safetensors")):
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        said = running.communicate(timeout=60)[1]
+    assert running.returncode == 130
+    assert f"kept in {out}.unfinished; the same command again goes on" in said
+    assert "Traceback" not in said
+    assert Path(f"{out}.unfinished").is_dir()
+    assert "wrote" in says("init", str(tmp_path / "large.json"), "--out", str(out))

@@ -1,8 +1,8 @@
 """The command line: plan a launch, serve models, see it all run once.
 
 Every command is thin: it reads its arguments, calls what Python code would call, and
-prints. Whatever goes wrong on purpose is one message on standard error and exit code
-1; a wrong option is exit code 2, Ctrl-C is 130.
+prints. Whatever goes wrong on purpose is one message on standard error; ``outcomes``
+has the exit codes.
 
 JAX reads its environment when it is first imported, so each command imports it only
 once it has said which platform it wants.
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from shardinit.cli import (
     arguments,
@@ -27,18 +28,26 @@ from shardinit.cli import (
     programs,
     serving,
 )
-from shardinit.cli.programs import ModelName, Modules
-from shardinit.errors import FindingsWarning, ShardinitError
+from shardinit.cli.outcomes import end_with_code, interruptible
+from shardinit.cli.programs import ModelName, Modules, Source
+from shardinit.errors import FindingsWarning
 from shardinit.version import __version__
 
 if TYPE_CHECKING:
     from shardinit.core.plan.plan import Plan
 
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: typer.Context) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with interruptible():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="shardinit",
     help="Sharded parameter initialisation for JAX.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -52,17 +61,20 @@ app.command()(checkpoints.digest)
 app.command()(checkpoints.verify)
 app.add_typer(client.app, name="client")
 
-Config = Annotated[
-    str,
-    typer.Argument(help="A config.json, or the name of an example such as gpt2."),
-]
-
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        versions = (f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax"))
+        versions = (f"{name} {version(name)}" for name in ("jax", "jaxlib"))
         print(f"shardinit {__version__} ({', '.join(versions)})")
         raise typer.Exit()
+
+
+_debugging = False
+
+
+def _debug(wanted: bool) -> None:
+    global _debugging
+    _debugging = wanted
 
 
 @app.callback()
@@ -76,13 +88,19 @@ def _options(
             help="The versions of shardinit and JAX.",
         ),
     ] = False,
+    _debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", callback=_debug, help="Show the traceback of an error."
+        ),
+    ] = False,
 ) -> None:
     """Sharded parameter initialisation for JAX."""
 
 
 @app.command()
 def plan(
-    config: Config,
+    source: Source,
     mesh: Annotated[
         str, typer.Option(help="Axes and sizes, such as data=2,model=4.")
     ] = "data=1",
@@ -102,7 +120,7 @@ def plan(
     from shardinit.cli import tables
 
     asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
-    made = _planned(config, model, models, arguments.parse_mesh(mesh), asked)
+    made = _planned(source, model, models, arguments.parse_mesh(mesh), asked)
     if as_json:
         print(json.dumps(tables.plan_as_data(made), indent=1))
     else:
@@ -111,7 +129,7 @@ def plan(
 
 @app.command()
 def audit(
-    config: Config,
+    source: Source,
     topology: Annotated[
         str,
         typer.Option(
@@ -142,17 +160,21 @@ def audit(
     axes = arguments.parse_mesh(mesh or f"device={chips.devices}")
     topologies.check_installed(chips)
     asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
-    made = _planned(config, model, models, axes, asked)
+    made = _planned(source, model, models, axes, asked)
+    from shardinit.cli import tables
     from shardinit.verify.audit.audit import audit as audit_plan
 
     report = audit_plan(made, topology)
-    print(json.dumps(report.to_data(), indent=1) if as_json else report)
+    if as_json:
+        print(json.dumps(report.to_data(), indent=1))
+    else:
+        tables.print_audit(report)
     if not report.ok:
         raise typer.Exit(1)
 
 
 def _planned(
-    config: str,
+    source: str,
     model: str,
     modules: list[str] | None,
     axes: dict[str, int],
@@ -160,7 +182,7 @@ def _planned(
 ) -> Plan:
     """The plan of a model on a mesh without devices."""
     devices.on_cpu()
-    made = arguments.read_model(config, model, modules)
+    made = arguments.read_source(source, model, modules)
     return options.planned(made, arguments.abstract_mesh(axes), asked)
 
 
@@ -175,9 +197,22 @@ def models(models: Modules = None) -> None:
 
 
 @app.command()
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="All of it, as JSON.")
+    ] = False,
+) -> None:
+    """Says what is installed, what of it is wrong, and the line that mends it."""
+    from shardinit.doctor import report
+
+    raise typer.Exit(report(as_json=as_json))
+
+
+@app.command()
 def demo(
     config: Annotated[
-        str, typer.Option(help="A config.json, or the name of an example.")
+        str,
+        typer.Option(help="A config.json, an example's name, JSON, or - for stdin."),
     ] = "tinyllama-1.1b",
 ) -> None:
     """Plans, serves, fetches, initialises and checks a model on 8 simulated devices."""
@@ -193,13 +228,7 @@ def _show(message: Warning | str, *where: Any) -> None:
 
 def main() -> None:
     """Runs the command line; ends the process with its exit code."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", FindingsWarning)
-            warnings.showwarning = _show
-            app()
-    except (ShardinitError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FindingsWarning)
+        warnings.showwarning = _show
+        end_with_code(app, debug=lambda: _debugging)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shardinit.errors import ShardingError, ShardinitError, SpecError
+from shardinit.cli.outcomes import UnreadableError, reading
+from shardinit.errors import ShardingError, ShardinitError
 from shardinit.models import ModelSpec, build, example_config, load_package
 
 if TYPE_CHECKING:
@@ -81,58 +84,74 @@ def parse_level(text: str) -> int:
     return getattr(logging, text.upper())
 
 
-def read_spec(config: str, model: str = "decoder") -> ModelSpec:
-    """The spec of a config file, or of an example by name.
-
-    Raises:
-      SpecError: there is no such example, or the file cannot be read or is faulty.
-    """
-    try:
-        if os.path.sep in config or config.endswith(".json") or os.path.exists(config):
-            return ModelSpec.from_file(config, model)
-        return ModelSpec(model, example_config(config))
-    except OSError as error:
-        fault = f"cannot read {config!r}: {error.strerror or error}"
-        raise SpecError(model, [("config", fault)]) from error
-    except RecursionError as error:
-        fault = f"{config!r} is nested too deeply"
-        raise SpecError(model, [("config", fault)]) from error
-
-
-def read_model(config: str, model: str, modules: list[str] | None) -> InitFn:
-    """The model of a config file, or of an example by name.
+def read_spec(source: str, model: str = "decoder") -> ModelSpec:
+    """The spec that was typed: a name, a file, JSON itself, or ``-``.
 
     Args:
-      config: a config.json or the name of an example.
+      source: the name of an example, a config.json, its text, or ``-`` for the text
+        on standard input.
       model: name of the registered model that it is for.
-      modules: modules that register models.
 
     Raises:
       SpecError: there is no such example, or the config is faulty.
+      UnreadableError: the file or the text cannot be read.
     """
-    load_modules(modules)
-    return build(read_spec(config, model))
+    if source == "-":
+        return _spec(sys.stdin.buffer.read(), model, "standard input")
+    if _is_json(source.encode()):
+        return _spec(source, model, "the config that was typed")
+    is_file = os.path.sep in source or source.endswith(".json")
+    if not is_file and not os.path.exists(source):
+        return ModelSpec(model, example_config(source))
+    return _spec(_content(source), model, source)
 
 
 def read_source(
     source: str, model: str, modules: list[str] | None
 ) -> InitFn | InitProgram:
-    """What to initialise: a program file, or the model of a config.
+    """What was typed as an init function: a spec as in ``read_spec``, or a program.
 
     Args:
-      source: a program file, a config.json or the name of an example.
+      source: a spec, or a program file; ``-`` is the content of either.
       model: name of the registered model that a config is for.
       modules: modules that register models.
 
     Raises:
       SpecError: there is no such example, or the config is faulty.
-      ProgramFormatError: the file is neither a config nor a program.
+      UnreadableError: the file is neither a config nor a program.
     """
-    if os.path.isfile(source) and not source.endswith(".json"):
-        from shardinit.core.program.program import load_program
+    if source == "-":
+        content, name = sys.stdin.buffer.read(), "standard input"
+    elif os.path.isfile(source) and not source.endswith(".json"):
+        content, name = _content(source), source
+    else:
+        load_modules(modules)
+        return build(read_spec(source, model))
+    if _is_json(content):
+        load_modules(modules)
+        return build(_spec(content, model, name))
+    from shardinit.core.program.program import InitProgram
 
-        return load_program(source)
-    return read_model(source, model, modules)
+    with reading():
+        return InitProgram.from_bytes(content)
+
+
+def _is_json(content: bytes) -> bool:
+    """Whether it is meant as JSON; no program begins so."""
+    return content.lstrip()[:1] in (b"{", b"[")
+
+
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        text = f"cannot read {file!r}: {error.strerror or error}"
+        raise UnreadableError(text) from error
+
+
+def _spec(content: str | bytes, model: str, name: str) -> ModelSpec:
+    with reading():
+        return ModelSpec.from_json(content, model, name=name)
 
 
 def load_modules(modules: Sequence[str] | None) -> None:

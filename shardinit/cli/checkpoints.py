@@ -16,7 +16,9 @@ import typer
 
 from shardinit import storage
 from shardinit.cli import arguments, devices
+from shardinit.cli.outcomes import interruptible, reading
 from shardinit.cli.programs import ModelName, Modules, Seed, Source
+from shardinit.cli.targets import check_target
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
 from shardinit.progress import counted, progress
 
@@ -29,7 +31,7 @@ Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either fo
 
 def init(
     source: Source,
-    out: Annotated[str, typer.Option(help="The checkpoint's folder.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="The checkpoint's folder.")],
     layout: Annotated[
         Literal["orbax", "safetensors"],
         typer.Option("--format", help="safetensors is written by windows."),
@@ -80,7 +82,7 @@ def init(
         raise ShardinitError(
             "--executables and --executables-sha256", "one was given", "both or neither"
         )
-    target = Path(os.path.abspath(out))
+    target = check_target(out, folder=True)
     beside = target.with_name(target.name + ".receipt.json")
     axes = {"device": 1}
     if mesh is not None:
@@ -98,12 +100,16 @@ def init(
     root = _held(plan, seed, target, beside, layout)
     if root is None and layout == "safetensors":
         sizes = (max_memory, max_shard_size)
-        root = _write_windows(plan, seed, target, beside, *sizes)
+        kept = f"What is written is kept in {target}.unfinished"
+        with interruptible(f"{kept}; the same command again goes on from there"):
+            root = _write_windows(plan, seed, target, beside, *sizes)
     elif root is None:
         if not _has_format(target, layout):
             storage.orbax.check_free(target)
         code = (executables, executables_sha256)
-        root = _write_arrays(plan, seed, target, beside, *code)
+        kept = f"The same command again makes {target} anew, or verifies it if complete"
+        with interruptible(kept):
+            root = _write_arrays(plan, seed, target, beside, *code)
     said = f"wrote {target}" if new else f"{target} is there already, and verified"
     print(f"{said}\nreceipt {beside}\nroot {root}")
 
@@ -114,7 +120,8 @@ def digest(
 ) -> None:
     """Digests a checkpoint: every leaf, and the root."""
     devices.on_cpu()
-    found = digest_folder(folder)
+    with reading():
+        found = digest_folder(folder)
     if as_json:
         print(json.dumps({"root": found.root, "leaves": found.leaves}, indent=1))
         return
@@ -127,13 +134,18 @@ def verify(
     receipt: Annotated[str, typer.Argument(help="A receipt, as init wrote it.")],
     folder: Folder,
 ) -> None:
-    """Checks that a checkpoint holds the weights of a receipt; exit code 1 if not."""
+    """Checks that a checkpoint holds the weights of a receipt; exit code 3 if not.
+
+    Exit code 4 if the receipt or the checkpoint cannot be read.
+    """
     devices.on_cpu()
     from shardinit.verify.receipt import Receipt, verify_receipt
 
-    wanted = Receipt.load(receipt)
+    with reading():
+        wanted = Receipt.load(receipt)
+        there = digest_folder(folder)
     try:
-        found = verify_receipt(wanted, digest_folder(folder))
+        found = verify_receipt(wanted, there)
     except ReceiptMismatchError as error:
         for difference in error.differences:
             print(difference)

@@ -18,6 +18,7 @@ import typer
 from shardinit.cli import arguments, devices, programs, serving
 from shardinit.cli.options import Rules
 from shardinit.cli.programs import ModelName, Seed
+from shardinit.cli.targets import check_target, writing
 
 if TYPE_CHECKING:
     from shardinit.service.client.client import Client
@@ -31,8 +32,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Source = Annotated[
     str,
     typer.Argument(
-        help="A config.json, the name of an example such as gpt2, or the SHA-256 of a "
-        "program that the service holds."
+        help="The name of an example such as gpt2, a config.json, JSON itself, - for "
+        "standard input, or the SHA-256 of a program that the service holds."
     ),
 ]
 
@@ -160,10 +161,11 @@ def program(
     as_json: AsJson = False,
 ) -> None:
     """Fetches a model's init program into a file."""
+    check_target(out)
     devices.on_cpu()
     with context.obj.connect() as client:
         made = client.program(_spec(source, model))
-    with programs.writing(out):
+    with writing(out):
         made.save(out)
     found = {
         "file": out,
@@ -190,6 +192,8 @@ def stream(
     as_json: AsJson = False,
 ) -> None:
     """Has the service compute one window of one leaf, and prints or keeps it."""
+    if out is not None:
+        check_target(out)
     index = programs.parse_window(window)
     with context.obj.connect() as client:
         values = client.read(_spec(source, model), seed, path, index)

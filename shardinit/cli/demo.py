@@ -8,6 +8,7 @@ spec, and ends up with sharded weights.
 
 from __future__ import annotations
 
+import json
 import os
 import selectors
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 
 from shardinit.cli import arguments, devices
 from shardinit.errors import ServiceError, ShardinitError
+from shardinit.models import ModelSpec, build
 
 MESH = {"data": 2, "model": 4}
 RULES = "vocab=model,embed=data,mlp=model,heads=model,kv_heads=model"
@@ -41,7 +43,8 @@ def run(config: str) -> None:
     devices.simulate(8)
     job = dict(os.environ)
     print(f"1. Plan {config} on 8 simulated CPU devices, data=2 x model=4", flush=True)
-    _show_plan(config)
+    spec = arguments.read_spec(config)
+    _show_plan(spec)
     print("2. Serve its init program to another process", flush=True)
     with (
         _terminable(),
@@ -50,7 +53,8 @@ def run(config: str) -> None:
     ):
         print(f"   the server listens on {address}", flush=True)
         print("3. Ask for the model by its spec, and materialise it", flush=True)
-        command = [sys.executable, "-m", "shardinit.cli.job", address, config, cache]
+        command = [sys.executable, "-m", "shardinit.cli.job", address]
+        command += [json.dumps(dict(spec.config)), cache]
         try:
             with _child(command, job) as process:
                 code = process.wait()
@@ -69,13 +73,12 @@ def demo_mesh() -> Any:
     return jax.make_mesh(tuple(MESH.values()), tuple(MESH))
 
 
-def _show_plan(config: str) -> None:
+def _show_plan(spec: ModelSpec) -> None:
     from shardinit.cli import tables
     from shardinit.core.plan.plan import plan as make_plan
 
-    model = arguments.read_model(config, "decoder", None)
     rules = arguments.parse_rules(RULES)
-    tables.print_plan(make_plan(model, mesh=demo_mesh(), rules=rules))
+    tables.print_plan(make_plan(build(spec), mesh=demo_mesh(), rules=rules))
 
 
 @contextmanager

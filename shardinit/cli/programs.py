@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shardinit.cli import arguments, devices, options
+from shardinit.cli.targets import check_target, writing
 from shardinit.errors import ProgramFormatError, ShardinitError
 from shardinit.files import write_file
 
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 Source = Annotated[
     str,
     typer.Argument(
-        help="A config.json, the name of an example such as gpt2, or a program file."
+        help="The name of an example such as gpt2, a config.json, a program file, JSON "
+        "itself, or - for the content of such a file on standard input."
     ),
 ]
 ModelName = Annotated[
@@ -46,6 +46,7 @@ def export(
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
 ) -> None:
     """Writes a model's initial weights as one small program."""
+    check_target(out)
     devices.on_cpu()
     from shardinit.core.program.program import export_plan, load_program
 
@@ -96,6 +97,7 @@ def compile_for_here(
     models: Modules = None,
 ) -> None:
     """Writes executables for init --executables, on a machine just like this one."""
+    check_target(out)
     axes = arguments.parse_mesh(mesh)
     devices.simulate_where_asked(axes)
     from shardinit.storage.executables import save_executables
@@ -127,6 +129,8 @@ def read(
     models: Modules = None,
 ) -> None:
     """Prints one window of one leaf, computed alone."""
+    if out is not None:
+        check_target(out)
     devices.on_cpu()
     import numpy as np
 
@@ -167,15 +171,6 @@ def show_window(values: np.ndarray, path: str, window: str, out: str | None) -> 
         if not (os.path.isfile(out) and Path(out).read_bytes() == made.getvalue()):
             write_file(out, made.getvalue(), replace=False)
     print(f"{out}: {path} [{window}] {values.dtype}{list(values.shape)}")
-
-
-@contextmanager
-def writing(out: str) -> Iterator[None]:
-    """What the system says against the file is said of the option."""
-    try:
-        yield
-    except OSError as error:
-        raise ShardinitError(f"--out {out}", error.strerror or str(error)) from error
 
 
 def parse_window(text: str) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ import typer
 
 from shardinit.cli import arguments, devices
 from shardinit.errors import ServiceError, ShardinitError
+from shardinit.extras import needs
 from shardinit.service.server.config import Config, Listen, Setting
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ def serve(
     settings = Settings(**given)
     settings.check()  # before the slow imports
     _log(arguments.parse_level(settings.log_level), settings.log_format)
-    from shardinit.service.server import server
+    with needs("grpc", "shardinit[service]"):
+        from shardinit.service.server import server
 
     def announce(running: server.Server) -> None:
         for what, address in (
@@ -188,8 +190,9 @@ def ask_health(
     Raises:
       ServiceError: nothing.
     """
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    with needs("grpc", "shardinit[service]"):
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     with credentials.channel(target, ()) as channel:
         request = health_pb2.HealthCheckRequest(service=service)

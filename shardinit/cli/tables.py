@@ -1,40 +1,49 @@
-"""Tables: plans and models for people on a terminal, plain text for everything else."""
+"""Tables: plans, audits and models, as wide as the terminal they are printed on."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
+from shardinit.core.plan import tables
 from shardinit.core.plan.entries import mesh_axes
+from shardinit.core.plan.text_table import fitted, wrapped
 
-_RIGHT = ("program", "leaves", "bytes a device")
+_LEAST = 40  # columns: narrower terminals wrap by themselves
+
+
+def columns() -> int | None:
+    """Columns of the terminal that is printed on; None for a file or a pipe."""
+    if not sys.stdout.isatty():
+        return None
+    return max(_LEAST, shutil.get_terminal_size().columns)
 
 
 def print_plan(plan: Any) -> None:
-    """Prints a plan: one row for each program and shape, then its totals."""
-    if not sys.stdout.isatty():
+    """Prints a plan: its totals, one row for the leaves of all layers, its findings."""
+    width = columns()
+    if width is None:
         print(plan)
         return
-    from shardinit.core.plan.tables import HEADER
+    rows, more = plan.screen()
+    print(wrapped(plan.summary(), width))
+    print(fitted(tables.HEADER, rows, width, tables.PATH))
+    for said in filter(None, (more, *map(str, plan.findings))):
+        print(wrapped(said, width))
 
-    rows = plan.rows()
-    last = -1 if any(row[-1] for row in rows) else len(HEADER) - 1
-    shown = HEADER[:last] if last != -1 else HEADER
-    table = Table(caption=Text(plan.summary()), caption_justify="left")
-    for name in shown:
-        justify = "right" if name in _RIGHT else "left"
-        table.add_column(name, justify=justify, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row[: len(shown)]))
-    console = Console()
-    console.print(table)
-    for found in plan.findings:
-        console.print(Text(str(found)))
+
+def print_audit(report: Any) -> None:
+    """Prints an audit: a row for each program, its sums and the verdict."""
+    width = columns()
+    if width is None:
+        print(report)
+        return
+    path = report.HEADER.index("first path")
+    print(fitted(report.HEADER, report.table(), width, path))
+    for line in report.summary():
+        print(wrapped(line, width))
 
 
 def plan_as_data(plan: Any) -> dict[str, Any]:
@@ -82,24 +91,20 @@ def print_models() -> None:
 
 def print_schemas(found: Mapping[str, Mapping[str, Any] | str]) -> None:
     """Prints models by name with their config keys, or why they have none."""
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    width = columns() or 88
     for name, schema in found.items():
         if isinstance(schema, str):
-            console.print(Text(f"{name}: {schema}"))
+            print(wrapped(f"{name}: {schema}", width))
             continue
         required = set(schema.get("required", ()))
-        table = Table(title=Text(name), title_justify="left", box=None, pad_edge=False)
-        for column in ("key", "type", "default", "meaning"):
-            table.add_column(column, overflow="fold")
+        print(name)
         for key, about in schema.get("properties", {}).items():
             default = "required" if key in required else about.get("default")
-            table.add_row(
-                Text(key),
-                Text(_type(about.get("type", ""))),
-                Text("" if default is None else str(default)),
-                Text(str(about.get("description", ""))),
-            )
-        console.print(table)
+            kind = _type(about.get("type", ""))
+            said = kind if default is None else f"{kind}, {default}"
+            print(wrapped(f"  {key}: {said}", width))
+            meaning = str(about.get("description", ""))
+            print(wrapped(f"      {meaning}", width, hang=6))
 
 
 def _type(kind: Any) -> str:

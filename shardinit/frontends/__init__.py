@@ -14,35 +14,41 @@ module of this package, which nothing else imports; the modules do not know each
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from shardinit.errors import MissingFrameworkError
+from shardinit.errors import InitFnError
 
 
-@contextmanager
-def needs(framework: str, package: str) -> Iterator[None]:
-    """Imports of a framework: where it is missing, the error says how to get it.
+def check_arguments(
+    where: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Holds arguments against what a model's own code takes, before that runs.
 
     Args:
-      framework: the name that is imported.
-      package: the name under which it is installed.
+      where: the front end's call, for the error.
+      call: the constructor or method.
+      args: its positional arguments.
+      kwargs: its keyword arguments.
 
     Raises:
-      MissingFrameworkError: (an ``ImportError``) the framework is not installed.
+      InitFnError: it does not take them.
 
     Example:
-      >>> from shardinit.frontends import needs
-      >>> with needs("jax", "jax"):
-      ...     import jax
+      >>> from shardinit.frontends import check_arguments
+      >>> check_arguments("here", lambda width, *, rngs: width, (8,), {"rngs": 0})
     """
     try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != framework:
-            raise
-        raise MissingFrameworkError(
-            f"the front end for {framework}",
-            f"{framework} is not installed",
-            remedy=f"pip install {package}",
-        ) from error
+        if isinstance(call, type):  # its metaclass may take anything, as Flax's does
+            call = functools.partial(call.__init__, None)
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InitFnError(
+            where, str(error), f"arguments that fit {signature}"
+        ) from None

@@ -28,7 +28,8 @@ from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.paths import path_str
 from shardinit.errors import InitFnError
-from shardinit.frontends import needs
+from shardinit.extras import needs
+from shardinit.frontends import check_arguments
 
 with needs("equinox", "equinox"):
     import equinox as eqx
@@ -91,6 +92,19 @@ def _paths(tree: Any) -> list[str]:
     return [path_str(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+def _check(model: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuses what makes no model, and arguments that it does not take."""
+    where = f"equinox.init_fn({name}, ...)"
+    if not callable(model) or "key" in kwargs:
+        raise InitFnError(
+            where,
+            "a key was given" if callable(model) else f"got {name}",
+            "a class or a function, with its arguments but for the key",
+            f"shardinit.init({where}, key)",
+        )
+    check_arguments(where, model, args, {**kwargs, "key": None})
+
+
 def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
     """Makes an `InitFn` of the constructor of an Equinox model.
 
@@ -125,6 +139,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
       ((64, 3), 2)
     """
     name = getattr(model, "__name__", type(model).__name__)
+    _check(model, name, args, kwargs)
     found: dict[str, Any] = {}
 
     def fn(key: jax.Array) -> Any:

@@ -16,7 +16,8 @@ import jax
 from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.examples import Examples
-from shardinit.frontends import needs
+from shardinit.errors import InitFnError
+from shardinit.extras import needs
 
 with needs("haiku", "dm-haiku"):
     import haiku as hk
@@ -43,7 +44,8 @@ def init_fn(
       **kwargs: keyword arguments of the function, arrays treated likewise.
 
     Raises:
-      InitFnError: an array depends on the value of an input of which only the shape is
+      InitFnError: the function is not transformed, a shape stands in the place of an
+        input, or an array depends on the value of an input of which only the shape is
         given.
 
     Example:
@@ -57,6 +59,14 @@ def init_fn(
       >>> shardinit.init(fn, 42)["mlp/~/linear_0"]["w"].shape
       (3, 64)
     """
+    if not hasattr(transformed, "init"):
+        name = getattr(transformed, "__name__", type(transformed).__name__)
+        raise InitFnError(
+            "haiku.init_fn",
+            f"got {name}",
+            "what hk.transform or one of its kin returns",
+            f"haiku.init_fn(hk.transform({name}), *inputs)",
+        )
     name = type(transformed).__name__
     examples = Examples(inputs, kwargs)
 

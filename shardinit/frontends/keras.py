@@ -33,7 +33,7 @@ from shardinit.errors import (
     MissingFrameworkError,
     StructureMismatchError,
 )
-from shardinit.frontends import needs
+from shardinit.extras import needs
 
 _OTHER_BACKENDS = ("tensorflow", "torch", "openvino")
 

@@ -14,16 +14,24 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
-from flax import linen as nn
-from flax.core import meta
-from flax.core.spmd import get_logical_axis_rules
-from flax.linen import partitioning
 
 from shardinit.core.host_state import watched
 from shardinit.core.init_fn import AxisNames, InitFn, Name, check_structure
 from shardinit.core.ir.examples import Examples
 from shardinit.core.paths import path_str
 from shardinit.core.plan.carried import box_axes
+from shardinit.errors import InitFnError
+from shardinit.extras import needs
+from shardinit.frontends import check_arguments
+
+with needs("flax", "shardinit[flax]"):
+    from flax import linen as nn
+    from flax.core import meta
+    from flax.core.spmd import get_logical_axis_rules
+    from flax.linen import partitioning
+
+# keyword arguments of Module.init that are not the method's
+_OF_INIT = ("method", "mutable", "capture_intermediates")
 
 
 def _is_box(x: Any) -> bool:
@@ -92,6 +100,32 @@ def _without_eager_sharding() -> AbstractContextManager[Any]:
     return nullcontext() if nnx is None else nnx.use_eager_sharding(False)
 
 
+def _check(module: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Refuses what is no Linen module, and inputs that it does not take."""
+    name = getattr(module, "__name__", type(module).__name__)
+    nnx = sys.modules.get("flax.nnx")
+    if not isinstance(module, nn.Module):
+        got = f"got {name}"
+        remedy = f"linen.init_fn({name}(...), *inputs)"
+        if isinstance(module, type) and issubclass(module, nn.Module):
+            got = f"got the class {name}"
+        elif nnx is not None and isinstance(module, nnx.Module):
+            got += ", an nnx module"
+            remedy = f"shardinit.frontends.nnx.init_fn({name}, ...)"
+        else:
+            remedy = "A function of the key needs no front end: shardinit.init(fn, key)"
+        raise InitFnError("linen.init_fn", got, "a Linen module", remedy)
+    method = kwargs.get("method") or getattr(module, "__call__", None)  # noqa: B004
+    if isinstance(method, str):
+        method = getattr(module, method, None)
+    if method is not None:
+        own = () if hasattr(method, "__self__") else (module,)
+        options = {k: v for k, v in kwargs.items() if k not in _OF_INIT}
+        check_arguments(
+            f"linen.init_fn({name}(...), ...)", method, (*own, *inputs), options
+        )
+
+
 def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
     """Makes an `InitFn` of a Linen module and the shapes of its inputs.
 
@@ -108,8 +142,9 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
       **kwargs: keyword arguments of ``module.init``, arrays treated likewise.
 
     Raises:
-      InitFnError: a variable depends on the value of an input of which only the shape
-        is given, or ``rebuild`` is given the arrays of another module.
+      InitFnError: it is no Linen module, does not take these inputs, or a shape stands
+        in the place of one; a variable depends on the value of an input of which only
+        the shape is given; ``rebuild`` is given the arrays of another module.
 
     Example:
       >>> import jax
@@ -121,6 +156,7 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
       >>> shardinit.init(fn, 42)["params"]["kernel"].shape
       (3, 8)
     """
+    _check(module, inputs, kwargs)
     name = module.name or type(module).__name__
     examples = Examples(inputs, kwargs)
 

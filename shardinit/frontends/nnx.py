@@ -19,20 +19,26 @@ linear in the size of the model.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from flax.core.spmd import get_logical_axis_rules
 
 from shardinit.core.host_state import watched
 from shardinit.core.init_fn import AxisNames, InitFn, check_structure
 from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.core.paths import nested
 from shardinit.core.plan.carried import box_axes
+from shardinit.errors import InitFnError
+from shardinit.extras import needs
+from shardinit.frontends import check_arguments
+
+with needs("flax", "shardinit[flax]"):
+    from flax import nnx
+    from flax.core.spmd import get_logical_axis_rules
 
 # inlined: the same one equation in a trace, without the checks of its arguments
 _fold_in = jax.jit(jax.random.fold_in, inline=True)
@@ -107,6 +113,29 @@ def _axes(entry: Any) -> Any:
     return names
 
 
+def _check(model: Any, name: str, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Refuses what makes no NNX module, and arguments that it does not take."""
+    where, wanted = "nnx.init_fn", "an nnx.Module class, or a function that makes one"
+    linen = sys.modules.get("flax.linen")
+    kind = model if isinstance(model, type) else type(model)
+    if linen is not None and issubclass(kind, linen.Module):
+        remedy = f"shardinit.frontends.linen.init_fn({name}(...), *inputs)"
+        raise InitFnError(where, f"got {name}, a Linen module", wanted, remedy)
+    if isinstance(model, nnx.Module):
+        remedy = f"nnx.init_fn({name}, ...), with the arguments of its constructor"
+        raise InitFnError(where, f"got a {name} that is made", wanted, remedy)
+    if not callable(model):
+        raise InitFnError(where, f"got {name}", wanted)
+    if "rngs" in kwargs or any(isinstance(x, nnx.Rngs) for x in args):
+        raise InitFnError(
+            where,
+            "rngs were given",
+            "the other arguments: rngs are made of the key at each init",
+            f"shardinit.init(nnx.init_fn({name}, ...), key)",
+        )
+    check_arguments(f"nnx.init_fn({name}, ...)", model, args, {**kwargs, "rngs": None})
+
+
 def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
     """Makes an `InitFn` of the constructor of a Flax NNX model.
 
@@ -132,7 +161,8 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
       bit for bit.
 
     Raises:
-      InitFnError: ``rebuild`` is given the arrays of another model.
+      InitFnError: ``model`` is something else or does not take the arguments, or
+        ``rebuild`` is given the arrays of another model.
 
     Example:
       >>> import shardinit
@@ -143,6 +173,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
       (3, 8)
     """
     name = getattr(model, "__name__", type(model).__name__)
+    _check(model, name, args, kwargs)
     found: dict[str, Any] = {}
 
     def fn(key: jax.Array) -> dict:

@@ -32,7 +32,7 @@ from shardinit.core.paths import keys_of, nested, path_str
 from shardinit.core.prng import names
 from shardinit.core.systems import PENZAI, refuse_others
 from shardinit.errors import StructureMismatchError
-from shardinit.frontends import needs
+from shardinit.extras import needs
 
 with needs("penzai", "penzai"):
     from penzai.core import named_axes, shapecheck, variables

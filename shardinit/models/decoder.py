@@ -17,14 +17,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from shardinit.core.init_fn import InitFn
+from shardinit.extras import needs
 from shardinit.frontends import nnx as frontend
 from shardinit.models.config import DecoderConfig, Experts, Latent
 from shardinit.models.keys import schema
 from shardinit.models.parameters import Dims, Param, Parameters, Stacked, Tree
 from shardinit.models.registry import register
+
+with needs("flax", "shardinit[flax]"):
+    from flax import nnx
 
 
 class RouterBias(nnx.Variable):

@@ -110,11 +110,33 @@ class ModelSpec:
           OSError: the file cannot be read.
         """
         with open(path, "rb") as file:
-            content = file.read()
+            return cls.from_json(file.read(), model, name=str(path))
+
+    @classmethod
+    def from_json(
+        cls, content: str | bytes, model: str = "decoder", *, name: str = "the text"
+    ) -> ModelSpec:
+        """Reads the configuration from JSON text.
+
+        Args:
+          content: the text of a ``config.json``.
+          model: name of the registered model that it configures.
+          name: where the text comes from, for errors.
+
+        Raises:
+          SpecError: it is not JSON, or not a JSON object.
+
+        Example:
+          >>> ModelSpec.from_json('{"model_type": "gpt2"}').config["model_type"]
+          'gpt2'
+        """
         try:
             config = json.loads(content)
         except ValueError as error:  # not UTF-8, or not JSON
-            fault = f"{path} is not JSON: {error}"
+            fault = f"{name} is not JSON: {error}"
+            raise SpecError(model, [("config", fault)]) from error
+        except RecursionError as error:
+            fault = f"{name} is nested too deeply"
             raise SpecError(model, [("config", fault)]) from error
         return cls(model, config)
 

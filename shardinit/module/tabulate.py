@@ -11,12 +11,10 @@ import math
 from typing import Any
 
 import jax
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from shardinit.core.paths import path_str
 from shardinit.core.plan.leaves import itemsize
+from shardinit.extras import needs
 from shardinit.module import context, walk
 from shardinit.module.fields import MISSING, Initializer, is_array
 from shardinit.module.initialise import Initialisation
@@ -103,6 +101,10 @@ def _render(
     called: bool,
     depth: int,
 ) -> str:
+    with needs("rich", "shardinit[cli]"):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
     table = Table(show_footer=True, title=type(found[-1][1]).__name__)
     titles = ["path", "module", "fields", *(["inputs", "outputs"] if called else [])]
     for title in titles[:-1]:

@@ -21,8 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
-import tensorstore
 
 from shardinit.core.ir.jaxpr import is_key, setting
 from shardinit.core.paths import path_str
@@ -34,6 +32,7 @@ from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike
 from shardinit.core.run.completion import Allowed, restore_into
 from shardinit.errors import CheckpointError
+from shardinit.extras import needs
 from shardinit.storage.orbax_tree import (
     METADATA,
     OURS,
@@ -45,6 +44,10 @@ from shardinit.storage.orbax_tree import (
     tuples_of,
     with_tuples,
 )
+
+with needs("orbax", "shardinit[checkpoint]"):
+    import orbax.checkpoint as ocp
+    import tensorstore
 
 
 def save(folder: str | os.PathLike[str], tree: Any) -> None:

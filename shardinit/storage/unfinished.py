@@ -19,9 +19,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import crc32c
-
 from shardinit.errors import CheckpointError
+from shardinit.extras import needs
+
+with needs("crc32c", "shardinit[checkpoint]"):
+    import crc32c
 
 _JOURNAL = "journal.jsonl"
 

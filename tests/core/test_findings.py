@@ -32,9 +32,16 @@ def findings(fn, rules=None, mesh=MESH, **options):
     return shardinit.plan(fn, mesh=mesh, rules=rules, **options).findings
 
 
+def others(found):
+    """Without what is said of all models that are as small as those of a test."""
+    return [x for x in found if x.kind not in ("nothing-sharded", "no-mesh")]
+
+
 def only(fn, kind, rules=None, **options):
     """The one finding, which is of that kind; its text says kind, leaves, remedy."""
     found = findings(fn, rules, **options)
+    if kind not in ("nothing-sharded", "no-mesh"):
+        found = others(found)
     assert [x.kind for x in found] == [kind], found
     text = str(found[0])
     assert kind in text
@@ -48,7 +55,11 @@ def test_a_plan_that_is_as_it_should_be_says_nothing():
     assert findings(named(("embed", "mlp")), rules) == ()
     assert findings(kernel, shardinit.fsdp()) == ()
     assert findings(kernel) == ()
-    assert shardinit.plan(kernel).findings == ()
+    whole = shardinit.PathRules([(".*", P())])  # plain data parallelism
+    assert findings(kernel, whole) == ()
+    assert shardinit.plan(kernel, mesh=MESH, out_shardings=P()).findings == ()
+    one = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,))
+    assert findings(kernel, mesh=one) == ()
 
 
 @pytest.mark.parametrize(
@@ -113,6 +124,51 @@ def test_rules_that_match_nothing():
     assert "matches no path" in none.reason
 
 
+def small(key):
+    return {"up": {"kernel": jax.random.normal(key, (8, 64))}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "reason"),
+    [
+        (None, "no rules were given"),
+        (shardinit.fsdp("data", min_bytes=1 << 40), "min_bytes=1,099,511,627,776"),
+    ],
+)
+def test_a_plan_that_shards_nothing(rules, reason):
+    found = only(small, "nothing-sharded", rules)
+    assert found.severity == "note"
+    assert "no leaf is sharded: each of 8 devices holds them all" in found.reason
+    assert reason in found.reason
+    remedy = found.remedy.removeprefix("rules=")
+    assert findings(small, eval(remedy, {"shardinit": shardinit})) == ()
+
+
+def test_a_large_plan_that_shards_nothing_is_a_warning():
+    def many(key):
+        keys = jax.random.split(key, 64)
+        return [jax.random.normal(k, (60, 100)) for k in keys]
+
+    assert findings(lambda key: many(key)[:1])[0].severity == "note"
+    with pytest.warns(FindingsWarning, match="no leaf is sharded"):
+        (found,) = findings(many, shardinit.fsdp())
+    assert found.severity == "warning"
+
+
+def test_rules_for_mesh_axes_of_one_device_shard_nothing():
+    mesh = AbstractMesh((8, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    fn, rules = named(("embed", "mlp")), AXIS([("embed", None), ("mlp", "model")])
+    found = only(fn, "nothing-sharded", rules, mesh=mesh)
+    assert "have size 1" in found.reason
+
+
+def test_several_devices_and_no_mesh():
+    found = only(kernel, "no-mesh", mesh=None)
+    assert found.severity == "note"
+    mesh = eval(found.remedy.removeprefix("mesh="), {"jax": jax})
+    assert findings(kernel, mesh=mesh) == ()
+
+
 def test_leaves_that_every_device_computes_in_full():
     found = only(lambda key: jax.random.gamma(key, 2.0, (64,)), "computed-in-full")
     assert found.severity == "warning"
@@ -171,7 +227,7 @@ def test_leaves_that_share_a_draw_on_purpose_are_no_finding():
             "tied": params,
         }
 
-    assert findings(fn) == ()
+    assert others(findings(fn)) == []
 
 
 def test_a_key_that_reaches_no_leaf():
@@ -221,7 +277,7 @@ def test_what_depends_on_the_process():
         return {"w": jax.random.normal(key, (8, 64))}
 
     before = jax.process_index
-    assert shardinit.plan(asks).findings == ()
+    assert others(shardinit.plan(asks).findings) == []
     assert jax.process_index is before
 
 

@@ -27,9 +27,13 @@ class Examples:
       args: any pytrees of arrays or `jax.ShapeDtypeStruct`; other leaves, typed keys
         among them, are passed on as they are.
       kwargs: likewise.
+
+    Raises:
+      InitFnError: no argument is an array, and one is a tuple of numbers as a shape is.
     """
 
     def __init__(self, args: Sequence[Tree], kwargs: dict[str, Tree]):
+        _refuse_shapes(args, kwargs)
         self._leaves, self._structure = jax.tree.flatten((tuple(args), kwargs))
         self._places = [i for i, x in enumerate(self._leaves) if _is_array(x)]
         given = [self._leaves[i] for i in self._places]
@@ -68,6 +72,28 @@ class Examples:
                     "variables that depend on the shapes alone",
                     "Pass arrays instead of jax.ShapeDtypeStruct",
                 )
+
+
+def _refuse_shapes(args: Sequence[Tree], kwargs: dict[str, Tree]) -> None:
+    """Refuses shapes in the place of inputs: taken as numbers, they have other shapes.
+
+    A shape beside an array is an argument of its own, and so is one by keyword.
+    """
+    if any(map(_is_array, jax.tree.leaves((args, kwargs)))):
+        return
+    for given in args:
+        is_shape = isinstance(given, tuple | list) and all(
+            isinstance(size, int) and not isinstance(size, bool) for size in given
+        )
+        if is_shape and given:
+            shape = tuple(given)
+            raise InitFnError(
+                "inputs",
+                f"got {given}, numbers in the place of an input",
+                "an array or its shape and dtype",
+                f"Pass jax.ShapeDtypeStruct({shape}, jnp.float32); a static argument "
+                "that is a tuple is given by keyword",
+            )
 
 
 def _is_array(x: Any) -> bool:

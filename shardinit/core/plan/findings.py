@@ -28,12 +28,17 @@ KINDS: Final = {
     "host-random": "warning",
     "by-process": "warning",
     "overruled": "warning",
+    "nothing-sharded": "warning",
     "unmatched-rule": "note",
     "short-names": "note",
     "narrow-draw": "note",
     "explicit-mesh": "note",
+    "no-mesh": "note",
 }
-"""Every kind with its severity; ``replicated`` of small leaves is a note."""
+"""Every kind with its severity.
+
+Of small leaves ``replicated`` is a note, of small models ``nothing-sharded`` is one.
+"""
 
 WARN_BYTES: Final = 1 << 20
 _SHOWN = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 from jax.sharding import Mesh, NamedSharding
 
 from shardinit.core.cut.cut import Cut
@@ -14,7 +15,7 @@ from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.leaves import leaf_infos
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions
-from shardinit.core.plan.placing import Placed, placing
+from shardinit.core.plan.placing import Placed, placing, unplaced
 from shardinit.core.plan.rules import AxisRules, Rules
 from shardinit.errors import ShardingError
 
@@ -45,7 +46,8 @@ def place(
             raise ShardingError("rules", "given without a mesh", "mesh=...")
         mesh = mesh or _own_mesh(infos)
         if mesh is None:
-            return None, [None] * len(infos), []
+            found = unplaced(jax.device_count(), len(infos))
+            return None, [None] * len(infos), list(found)
         opt_rules, indivisible = options.opt_rules, options.indivisible
         chosen = sh.choose(infos, mesh, rules, indivisible, opt_rules)
     placed = [

@@ -8,8 +8,9 @@ from typing import Final
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from shardinit.core.plan.entries import mesh_axes, mesh_axes_of
-from shardinit.core.plan.findings import Finding, finding
+from shardinit.core.plan.entries import mesh_axes, mesh_axes_of, parts
+from shardinit.core.plan.findings import WARN_BYTES, Finding, finding
+from shardinit.core.plan.fsdp import Fsdp
 from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.rules import AxisRules, DefaultRules, PathRules, Rules
@@ -54,10 +55,64 @@ def placing(
         yield _unnamed(made, rules)
     else:
         yield from _replicated(made)
+    yield from _nothing_sharded(made, mesh, rules)
     if isinstance(rules, AxisRules):
         yield from _unmatched_names(placed, rules)
     if isinstance(rules, PathRules):
         yield from _unmatched_paths(placed, rules)
+
+
+def unplaced(devices: int, leaf_count: int) -> Iterator[Finding]:
+    """What is to say of a plan that has no mesh.
+
+    Args:
+      devices: how many there are.
+      leaf_count: how many leaves it has.
+    """
+    if devices > 1 and leaf_count:
+        yield finding(
+            "no-mesh",
+            (),
+            f"there are {devices} devices and the plan has no mesh: one device makes "
+            "all of it",
+            f'mesh=jax.make_mesh(({devices},), ("data",), '
+            "axis_types=(jax.sharding.AxisType.Auto,))",
+        )
+
+
+def _nothing_sharded(
+    placed: Sequence[Placed], mesh: AnyMesh, rules: Rules | None
+) -> Iterator[Finding]:
+    """What no other finding names: leaves left whole without a rule that wants that.
+
+    Where a rule was chosen that keeps a leaf whole, it is meant so (plain data
+    parallelism); where an axis could not be cut, `_replicated` has said so.
+    """
+    left = [x for x in placed if not x.choice.reasons and not _meant_whole(x)]
+    ways = {parts(entry, mesh.shape) for x in placed for entry in x.sharding.spec}
+    if not left or ways - {1}:
+        return
+    size = sum(x.leaf.nbytes for x in left)
+    axes = ", ".join(map(repr, mesh.axis_names))
+    remedy = f"rules=shardinit.fsdp({axes}, min_bytes=0)"
+    if not all(x.whole for x in left):
+        why = "the mesh axes that were chosen for them have size 1"
+    elif isinstance(rules, Fsdp):
+        why = f"each is smaller than min_bytes={rules.min_bytes:,}"
+    else:
+        why = f"no rules were given, and fsdp() leaves what is under {LARGE:,} bytes"
+    yield finding(
+        "nothing-sharded",
+        [x.leaf.path for x in left],
+        f"no leaf is sharded: each of {mesh.size} devices holds them all, "
+        f"{size:,} bytes, since {why}",
+        remedy,
+        severity=None if size >= WARN_BYTES else "note",
+    )
+
+
+def _meant_whole(x: Placed) -> bool:
+    return x.whole and (bool(x.choice.rules) or x.leaf.stated is not None)
 
 
 def _explicit_mesh(mesh: AnyMesh) -> Iterator[Finding]:

@@ -45,6 +45,8 @@ from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
 from shardinit.core.types import DType, Init, Tree
 from shardinit.errors import InitFnError, UnsupportedConfigError
 
+_SCREEN = 30  # rows
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -166,8 +168,27 @@ class Plan:
         return tuple(x for x in self.leaves if x.whole and x.selected)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The plan as a table: one row for each program and shape, with an example."""
+        """The plan as a table: one row for the leaves of all layers, folded."""
         return plan_table.rows(self.leaves)
+
+    def table(self) -> str:
+        """The plan as text with a row for each leaf; ``print(plan)`` folds layers.
+
+        Example:
+          >>> import jax, shardinit
+          >>> init = lambda key: [jax.numpy.ones((8, 32)), jax.random.normal(key)]
+          >>> print(shardinit.plan(init).table())
+          program  leaves  path  shape   dtype    sharding  bytes a device
+          host     1       0     8x32    float32  -         1,024
+          0        1       1     scalar  float32  -         4
+        """
+        return _as_text(plan_table.every(self.leaves))
+
+    def screen(self) -> tuple[list[tuple[str, ...]], str]:
+        """The largest of ``rows()``, as many as a screen has, and what to say of it."""
+        rows, more = plan_table.largest(self.rows(), _SCREEN)
+        said = f"… and {more:,} smaller rows: plan.table() has every leaf"
+        return rows, said if more else ""
 
     def summary(self) -> str:
         """One line: counts and bytes."""
@@ -184,14 +205,22 @@ class Plan:
         return f"<Plan of {self.summary()}>"
 
     def __str__(self) -> str:
-        shown = f"{self.summary()}\n{table.as_text(plan_table.HEADER, self.rows())}"
-        return "\n".join(filter(None, (shown, as_text(self.findings))))
+        rows, more = self.screen()
+        parts = (self.summary(), _as_text(rows), more, as_text(self.findings))
+        return "\n".join(filter(None, parts))
 
     def _repr_html_(self) -> str:
-        body = table.as_html(plan_table.HEADER, self.rows())
+        rows, more = self.screen()
+        body = table.as_html(plan_table.HEADER, rows)
         said = "".join(f"<li>{html.escape(str(x))}</li>" for x in self.findings)
-        shown = f"<p>{html.escape(self.summary())}</p>{body}"
+        shown = f"<p>{html.escape(self.summary())}</p>{body}{html.escape(more)}"
         return f"{shown}<ul>{said}</ul>" if said else shown
+
+
+def _as_text(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table without the last column, which is seldom filled, where it is empty."""
+    last = None if any(row[-1] for row in rows) else -1
+    return table.as_text(plan_table.HEADER[:last], [row[:last] for row in rows])
 
 
 def plan(

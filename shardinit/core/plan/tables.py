@@ -1,43 +1,67 @@
-"""A plan as a table: one row for each program and shape, with an example."""
+"""A plan as a table: one row for the leaves of all layers, or one for each leaf."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from shardinit.core.plan.folded import folded, template
 
 HEADER = (
     "program",
     "leaves",
-    "first path",
+    "path",
     "shape",
     "dtype",
     "sharding",
     "bytes a device",
     "whole because of",
 )
+PATH = HEADER.index("path")
+
+Row = tuple[str, ...]
 
 
-def rows(leaves: Iterable[Any]) -> list[tuple[str, ...]]:
-    """One row for each program and shape among the selected leaves of a plan."""
+def rows(leaves: Iterable[Any]) -> list[Row]:
+    """A row for the selected leaves that differ in the numbers of their paths alone."""
     groups: dict[Any, list[Any]] = {}
     for leaf in leaves:
         if leaf.selected:
-            spec = str(leaf.sharding.spec) if leaf.sharding is not None else "-"
-            kind = (leaf.program, leaf.shape, str(leaf.dtype), spec)
-            groups.setdefault(kind, []).append(leaf)
-    table = []
-    for (program, shape, dtype, spec), alike in groups.items():
-        size = alike[0].bytes_per_device
-        table.append(
-            (
-                str(program) if program >= 0 else "host",
-                str(len(alike)),
-                alike[0].path + (" …" if len(alike) > 1 else ""),
-                "x".join(map(str, shape)) or "scalar",
-                dtype,
-                spec.replace("PartitionSpec", "P"),
-                f"{size * len(alike):,}",
-                alike[0].whole,
-            )
-        )
-    return table
+            alike = (leaf.program, leaf.shape, str(leaf.dtype), _spec(leaf))
+            groups.setdefault((*alike, template(leaf.path)), []).append(leaf)
+    return [_row(alike) for alike in groups.values()]
+
+
+def every(leaves: Iterable[Any]) -> list[Row]:
+    """A row for each selected leaf."""
+    return [_row([leaf]) for leaf in leaves if leaf.selected]
+
+
+def largest(found: Sequence[Row], most: int) -> tuple[list[Row], int]:
+    """At most so many rows, those of the most bytes, and how many are left out."""
+    if len(found) <= most:
+        return list(found), 0
+    size = HEADER.index("bytes a device")
+    order = sorted(found, key=lambda row: -int(row[size].replace(",", "")))
+    kept = set(order[:most])
+    return [row for row in found if row in kept], len(found) - most
+
+
+def _spec(leaf: Any) -> str:
+    if leaf.sharding is None:
+        return "-"
+    return str(leaf.sharding.spec).replace("PartitionSpec", "P")
+
+
+def _row(alike: Sequence[Any]) -> Row:
+    leaf = alike[0]
+    return (
+        str(leaf.program) if leaf.program >= 0 else "host",
+        str(len(alike)),
+        folded([x.path for x in alike]),
+        "x".join(map(str, leaf.shape)) or "scalar",
+        str(leaf.dtype),
+        _spec(leaf),
+        f"{leaf.bytes_per_device * len(alike):,}",
+        leaf.whole,
+    )

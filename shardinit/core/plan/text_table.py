@@ -3,20 +3,91 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 Row = Sequence[str]
+
+# Where a word that is too long may be broken: never inside of a number or its commas.
+_BREAK = re.compile(r"(?<=[/.(){}=_])(?!\d)|(?<=,)(?!\d)")
 
 
 def as_text(header: Row, body: Sequence[Row]) -> str:
     """Columns wide enough for their widest cell, two spaces apart."""
-    table = [header, *body]
-    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
-    lines = [
+    return "\n".join(_aligned([header, *body]))
+
+
+def fitted(header: Row, body: Sequence[Row], width: int, title: int) -> str:
+    """A table no wider than a terminal, which breaks no number.
+
+    Args:
+      header: names of the columns; those without any cell are left out.
+      body: the rows.
+      width: columns of the terminal.
+      title: which column gets a line of its own where not all fit beside each other.
+
+    Example:
+      >>> print(fitted(("path", "bytes"), [("layers/0/kernel", "16,384")], 20, 0))
+      path
+        bytes
+      layers/0/kernel
+        16,384
+    """
+    used = [i for i in range(len(header)) if i == title or any(row[i] for row in body)]
+    table = [[row[i] for i in used] for row in (header, *body)]
+    lines = _aligned(table)
+    if max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    place = used.index(title)
+    titles = [row.pop(place) for row in table]
+    rest = _aligned(table)
+    if max(map(len, rest)) + 2 > width:
+        rest = ["  ".join(filter(None, row)) for row in table]
+    pairs = zip(titles, rest, strict=True)
+    return "\n".join(
+        f"{wrapped(name, width)}\n  {wrapped(cells, width - 2, hang=2)}"
+        for name, cells in pairs
+    )
+
+
+def wrapped(text: str, width: int, hang: int = 4) -> str:
+    """A line as lines of at most so many columns, the further ones set in.
+
+    Words that are longer are broken, and numbers are not.
+
+    Example:
+      >>> print(wrapped("holds 54,962,159,616 bytes", 16))
+      holds
+          54,962,159,616
+          bytes
+    """
+    if len(text) <= width:
+        return text
+    lines, line = [], ""
+    for gap, piece in _pieces(text, width - hang):
+        if line.strip() and len(line) + len(gap) + len(piece) > width:
+            lines.append(line.rstrip())
+            line = " " * hang + piece
+        else:
+            line += gap + piece
+    return "\n".join([*lines, line])
+
+
+def _pieces(text: str, width: int) -> Iterable[tuple[str, str]]:
+    """What a line is made of, each with the space before it."""
+    for match in re.finditer(r"( *)([^ ]+)", text):
+        gap, word = match.groups()
+        for piece in [word] if len(word) <= width else _BREAK.split(word):
+            yield gap, piece
+            gap = ""
+
+
+def _aligned(table: Sequence[Row]) -> list[str]:
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return [
         "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
         for row in table
     ]
-    return "\n".join(lines)
 
 
 def as_html(header: Row, body: Sequence[Row]) -> str:

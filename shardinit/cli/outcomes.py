@@ -1,0 +1,82 @@
+"""How a command ends: its exit code, and one message of what went wrong.
+
+====  ==================================================================
+0     done
+1     refused or failed: the message says what, and what to do about it
+2     wrong usage: an option or an argument that there is none
+3     differs: all could be read, and values are not those of the receipt
+4     cannot be read: a file or a checkpoint is missing, or damaged
+130   interrupted by Ctrl-C: the message says what is kept
+====  ==================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from shardinit.errors import ReceiptMismatchError, ShardinitError
+
+REFUSED, DIFFERS, UNREADABLE, INTERRUPTED = 1, 3, 4, 130
+
+NOTHING_KEPT = "Nothing was written; the same command again begins anew"
+
+
+class UnreadableError(Exception):
+    """What a command was given to read cannot be read; its text says why."""
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Whatever is wrong inside is wrong with what is read: exit code 4."""
+    try:
+        yield
+    except ReceiptMismatchError:
+        raise
+    except (ShardinitError, OSError) as error:
+        raise UnreadableError(str(error)) from error
+
+
+class InterruptedByUserError(Exception):
+    """Ctrl-C, on its way through typer, which would end the process without a word."""
+
+
+@contextmanager
+def interruptible(kept: str = NOTHING_KEPT) -> Iterator[None]:
+    """Says on Ctrl-C what of the block's work is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise InterruptedByUserError(kept) from error
+
+
+def end_with_code(command: Callable[[], None], *, debug: Callable[[], bool]) -> None:
+    """Runs a command and ends the process as the table above says.
+
+    Args:
+      command: what to run.
+      debug: whether a traceback is wanted, asked when something went wrong.
+    """
+    try:
+        command()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(REFUSED)
+    except (UnreadableError, ShardinitError, OSError) as error:
+        if debug():
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(_code(error))
+    except (InterruptedByUserError, KeyboardInterrupt) as error:
+        print(f"interrupted. {str(error) or NOTHING_KEPT}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, ReceiptMismatchError):
+        return DIFFERS
+    return UNREADABLE if isinstance(error, UnreadableError) else REFUSED

@@ -1,0 +1,44 @@
+"""Targets: what a command is to write is looked at before its work begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shardinit.errors import ShardinitError
+
+
+def check_target(out: str, *, folder: bool = False) -> Path:
+    """The absolute path of a target that can be written.
+
+    Args:
+      out: as typed for ``--out``.
+      folder: whether a folder is written; else a file.
+
+    Raises:
+      ShardinitError: it has no folder to lie in, or nothing may be written there, or
+        a folder has the name of the file.
+    """
+    target = Path(os.path.abspath(out))
+    above, where = target.parent, f"--out {out}"
+    if not folder and target.is_dir():
+        raise ShardinitError(where, "it is a folder", "the name of a file")
+    if not above.exists():
+        remedy = f"mkdir -p {above}"
+        raise ShardinitError(where, f"there is no folder {above}", remedy=remedy)
+    if not above.is_dir():
+        raise ShardinitError(where, f"{above} cannot be written (Not a directory)")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ShardinitError(where, f"{above} cannot be written (Permission denied)")
+    return target
+
+
+@contextmanager
+def writing(out: str) -> Iterator[None]:
+    """What the system says against the file is said of the option."""
+    try:
+        yield
+    except OSError as error:
+        raise ShardinitError(f"--out {out}", error.strerror or str(error)) from error
