@@ -14,6 +14,8 @@ PUBLIC = {
     "module": ["."],
     "deferred": ["."],
     "initializers": ["."],
+    "doctor": ["."],
+    "extras": ["."],
     "files": ["."],
     "progress": ["."],
     "version": ["."],
