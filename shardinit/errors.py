@@ -250,6 +250,7 @@ class ServiceError(ShardinitError, RuntimeError):
       code: name of the gRPC status code, such as ``"INVALID_ARGUMENT"``.
       limit: name of the limit that was reached, such as ``"queue"``; may be empty.
       retry_after: seconds after which to ask again; None where that is no use.
+      request_id: of the call that failed, as the service's log has it; may be empty.
     """
 
     def __init__(
@@ -262,11 +263,13 @@ class ServiceError(ShardinitError, RuntimeError):
         *,
         limit: str = "",
         retry_after: float | None = None,
+        request_id: str = "",
     ):
         super().__init__(where, got, expected, remedy)
         self.code = code
         self.limit = limit
         self.retry_after = retry_after
+        self.request_id = request_id
 
 
 class SpecError(ShardinitError, ValueError):

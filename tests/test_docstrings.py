@@ -9,6 +9,8 @@ import pytest
 
 import shardinit
 
+pytestmark = pytest.mark.once
+
 # Where the names are that users call: what a package exports, or its modules' own.
 PUBLIC = {
     "module": ["."],

@@ -20,6 +20,8 @@ from shardinit.errors import (
     ShardinitError,
 )
 
+pytestmark = pytest.mark.once
+
 
 def fn(key):
     return {

@@ -14,7 +14,6 @@ that it is for, so that a value depends on this path alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,9 +21,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from shardinit.core.paths import path_str
+from shardinit.core.prng.names import key_for_name, words_of
 from shardinit.core.prng.root_key import as_key
 from shardinit.errors import ModuleStateError, NameClashError
 
@@ -52,22 +51,22 @@ class SequenceKeys:
 class NamedKeys:
     """Keys derived from the root key and the path that each key is for.
 
-    The n-th key for a path is ``fold_in(root, int(sha1(f"{path}:{n}")[:4]))``. Two
-    names with the same 32 bits are an error, as they would share a key.
+    The n-th key for a path is that for the name ``f"{path}:{n}"`` (see
+    ``core.prng.names``). Two names with the same 32 bits are an error, as they would
+    share a key.
     """
 
     def __init__(self, key: jax.Array):
         self._root = key
         self._taken: dict[str, int] = {}
-        self._names: dict[int, str] = {}
+        self._names: dict[tuple[int, ...], str] = {}
 
     def take(self, path: str) -> jax.Array:
         """Returns the next key for ``path``."""
         count = self._taken.get(path, 0)
         self._taken[path] = count + 1
         name = f"{path}:{count}"
-        number = int.from_bytes(hashlib.sha1(name.encode()).digest()[:4], "big")
-        other = self._names.setdefault(number, name)
+        other = self._names.setdefault(words_of(name), name)
         if other != name:
             raise NameClashError(
                 f"module {path!r}",
@@ -75,7 +74,7 @@ class NamedKeys:
                 "names that tell all keys apart",
                 "Rename one of the fields, or use key_policy='sequence'",
             )
-        return fold_in(self._root, np.uint32(number))
+        return key_for_name(self._root, name)
 
     def part(self, path: str) -> NamedKeys:
         """Returns this source, as paths are unique within the whole tree."""

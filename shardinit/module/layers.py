@@ -8,17 +8,16 @@ ported from Treex starts from the same weights.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.nn import initializers
 
+from shardinit.core.prng.names import key_for_name
 from shardinit.module.base import Module
-from shardinit.module.context import fold_in, next_key
+from shardinit.module.context import next_key
 from shardinit.module.fields import Initializer, Parameter
 
 Init = Callable[[jax.Array, Sequence[int], Any], jax.Array]
@@ -38,8 +37,7 @@ def parameter_key(key: jax.Array, number: int, within: str = "") -> jax.Array:
       number: the number of the parameter.
       within: the name of the part of the layer that has the parameter.
     """
-    digest = hashlib.sha1(within.encode() + bytes([number])).digest()
-    return fold_in(key, np.uint32(int.from_bytes(digest[:4], "big")))
+    return key_for_name(key, within + chr(number))
 
 
 def _itself(key: jax.Array) -> jax.Array:

@@ -14,21 +14,18 @@ from __future__ import annotations
 import builtins
 import hashlib
 import json
-import math
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.ir.jaxpr import is_key, key_impl
-from shardinit.core.paths import keys_of, nested, path_str
+from shardinit.core.paths import keys_of, nested
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
@@ -38,6 +35,7 @@ from shardinit.core.prng.root_key import KeyLike
 from shardinit.core.run.completion import Allowed, restore_into
 from shardinit.core.run.lazy import LazyTree
 from shardinit.errors import CheckpointError
+from shardinit.storage.filling import WORKERS, OnWindow, Writer, compare
 from shardinit.storage.layout import (
     INDEX,
     SINGLE,
@@ -48,36 +46,14 @@ from shardinit.storage.layout import (
     read_files,
     tensor_name,
 )
-from shardinit.storage.unfinished import Unfinished, check_free, unfinished
-from shardinit.storage.windows import Window, windows
+from shardinit.storage.sources import Leaf as Leaf
+from shardinit.storage.sources import leaves_of, nbytes_of
+from shardinit.storage.unfinished import check_free, unfinished
+from shardinit.storage.windows import windows
 
-_WORKERS = 2
 # Windows in memory at a time: computed or waiting to be seen, and their temporaries.
-_HELD = 4 * _WORKERS
+_HELD = 4 * WORKERS
 _LARGEST_WINDOW = 64 << 20
-
-OnWindow = Callable[[str, tuple[int, ...], np.ndarray], None]
-
-
-class Leaf(Protocol):
-    """What a leaf must be to be written: a ``LazyArray`` is one.
-
-    Example:
-      >>> import jax, shardinit
-      >>> init = lambda key: jax.random.normal(key, (8, 32))
-      >>> leaf: Leaf = shardinit.open(init, 0)[""]
-      >>> leaf.read((2, 0), (1, 32)).shape
-      (1, 32)
-    """
-
-    path: str
-    whole: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def read(self, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-        """The window of ``shape`` that begins at ``start``."""
-        ...
 
 
 def write(
@@ -124,19 +100,19 @@ def write(
     target = Path(os.path.abspath(folder))
     window_bytes = min(parse_size(max_memory, "max_memory") // _HELD, _LARGEST_WINDOW)
     shard = parse_size(max_shard_size, "max_shard_size")
-    leaves = _leaves(source)
+    leaves = leaves_of(source)
     for leaf in leaves:
-        if leaf.whole and _nbytes(leaf) > parse_size(max_memory, "max_memory"):
+        if leaf.whole and nbytes_of(leaf) > parse_size(max_memory, "max_memory"):
             raise CheckpointError(
                 f"leaf {leaf.path!r}",
                 f"any window of it needs the whole leaf ({leaf.whole}), "
-                f"{_nbytes(leaf):,} bytes",
+                f"{nbytes_of(leaf):,} bytes",
                 f"at most max_memory={max_memory}",
             )
     files = plan_files([(x.path, x.shape, x.dtype) for x in leaves], shard, name)
     by_path = {leaf.path: leaf for leaf in leaves}
     if os.path.exists(target / SINGLE) or os.path.exists(target / INDEX):
-        _compare(target, files, by_path, window_bytes, on_window)
+        compare(target, files, by_path, window_bytes, on_window)
         if before_publish is not None:
             before_publish()
         return
@@ -146,7 +122,7 @@ def write(
     try:
         with unfinished(target, what, anew=anew) as begun:
             _check_room(begun.folder, files)
-            writer = _Writer(begun, by_path, window_bytes, trusted=lazy)
+            writer = Writer(begun, by_path, window_bytes, trusted=lazy)
             for file in files:
                 writer.write(file, on_window)
             if len(files) > 1:
@@ -160,119 +136,6 @@ def write(
             f"it cannot be written ({error.strerror or error})",
             remedy="What is written so far is kept; the next call goes on",
         ) from error
-
-
-def _compare(
-    target: Path,
-    files: Sequence[File],
-    leaves: Mapping[str, Leaf],
-    window_bytes: int,
-    on_window: OnWindow | None,
-) -> None:
-    """Holds a checkpoint that is there against what would be written.
-
-    Raises:
-      CheckpointError: it is another one.
-    """
-    held = read_files(target)
-    if [(x.name, x.header) for x in held] != [(x.name, x.header) for x in files]:
-        raise CheckpointError.taken("checkpoint", target, "a model of other leaves")
-    for file in files:
-        mapped = np.memmap(target / file.name, np.uint8, "r")
-        for window in windows(file, window_bytes):
-            array = _read(leaves[window.tensor.path], window)
-            there = mapped[window.offset : window.offset + window.nbytes]
-            if not np.array_equal(array.reshape(-1).view(np.uint8), there):
-                path = window.tensor.path
-                why = f"its leaf {path!r} has other values"
-                raise CheckpointError.taken("checkpoint", target, why)
-            if on_window is not None:
-                on_window(window.tensor.path, window.start, array)
-
-
-class _Writer:
-    """Writes file after file, with a few windows under way at a time."""
-
-    def __init__(
-        self,
-        begun: Unfinished,
-        leaves: Mapping[str, Leaf],
-        window_bytes: int,
-        *,
-        trusted: bool,
-    ):
-        self._begun = begun
-        self._leaves = leaves
-        self._window_bytes = window_bytes
-        self._trusted = trusted
-
-    def write(self, file: File, on_window: OnWindow | None) -> None:
-        """Writes what is not there yet of one file, and syncs it."""
-        path = self._begun.folder / file.name
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        pending: deque[tuple[Window, Future[np.ndarray]]] = deque()
-        pool = ThreadPoolExecutor(_WORKERS)
-        try:
-            _write_at(handle, 0, memoryview(file.header))
-            os.truncate(handle, file.size)
-            for window in windows(file, self._window_bytes):
-                pending.append((window, pool.submit(self._one, handle, file, window)))
-                while len(pending) >= 2 * _WORKERS:
-                    _see(*pending.popleft(), on_window)
-            while pending:
-                _see(*pending.popleft(), on_window)
-            os.fsync(handle)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            os.close(handle)
-
-    def _one(self, handle: int, file: File, window: Window) -> np.ndarray:
-        """Writes one window if it is not there; its elements.
-
-        Of a lazy source what is there can be believed, as its values have a name.
-        """
-        tensor = window.tensor
-        if (
-            self._trusted
-            and (file.name, window.offset, window.nbytes) in self._begun.done
-        ):
-            held = bytearray(window.nbytes)
-            _read_at(handle, window.offset, memoryview(held))
-            if self._begun.holds(file.name, window.offset, memoryview(held)):
-                return np.frombuffer(held, tensor.dtype).reshape(window.shape)
-        array = _read(self._leaves[tensor.path], window)
-        data = array.reshape(-1).view(np.uint8).data
-        _write_at(handle, window.offset, data)
-        self._begun.note(file.name, window.offset, data)
-        return array
-
-
-def _see(
-    window: Window, pending: Future[np.ndarray], on_window: OnWindow | None
-) -> None:
-    array = pending.result()
-    if on_window is not None:
-        on_window(window.tensor.path, window.start, array)
-
-
-def _read(leaf: Leaf, window: Window) -> np.ndarray:
-    """A window's elements, contiguous and little-endian."""
-    array = np.ascontiguousarray(leaf.read(window.start, window.shape))
-    return array.reshape(window.shape)
-
-
-def _write_at(handle: int, offset: int, data: memoryview) -> None:
-    while data:
-        done = os.pwrite(handle, data, offset)
-        offset, data = offset + done, data[done:]
-
-
-def _read_at(handle: int, offset: int, data: memoryview) -> None:
-    while data:
-        done = os.preadv(handle, [data], offset)
-        if not done:
-            return  # shorter than it was: its checksum will say so
-        offset, data = offset + done, data[done:]
 
 
 def _write_index(folder: Path, files: Sequence[File]) -> None:
@@ -300,66 +163,6 @@ def _identity(files: Sequence[File], source: str) -> str:
     for file in files:
         hashed.update(json.dumps(file.name).encode() + file.header)
     return hashed.hexdigest()
-
-
-# ---- sources -------------------------------------------------------------------------
-
-
-class _Held:
-    """A leaf that is there as an array: windows are copied from its shards."""
-
-    whole = ""
-
-    def __init__(self, path: str, array: Any):
-        if isinstance(array, jax.Array) and is_key(array.dtype):
-            array = jax.random.key_data(array)
-        if isinstance(array, jax.ShapeDtypeStruct):
-            raise CheckpointError(
-                f"leaf {path!r}", "it has a shape and no values", "an array"
-            )
-        if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            raise CheckpointError(
-                f"leaf {path!r}",
-                "this process holds a part of it",
-                "leaves that one process can reach in full",
-                "In a job of several processes use the orbax format",
-            )
-        self.path = path
-        if isinstance(array, jax.Array):
-            parts = [s for s in array.addressable_shards if s.replica_id == 0]
-            self._parts = [(part.index, part.data) for part in parts]
-        else:
-            array = np.asarray(array)
-            self._parts = [((slice(None),) * array.ndim, array)]
-        self.shape = tuple(array.shape)
-        self.dtype = np.dtype(array.dtype).newbyteorder("=")
-
-    def read(self, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-        """The window of ``shape`` that begins at ``start``."""
-        window = np.empty(tuple(shape), self.dtype)
-        for index, data in self._parts:
-            inner, outer = [], []
-            for part, size, first, count in zip(
-                index, self.shape, start, shape, strict=True
-            ):
-                low, high, _ = part.indices(size)
-                begin, end = max(low, first), min(high, first + count)
-                inner.append(slice(begin - low, max(end, begin) - low))
-                outer.append(slice(begin - first, max(end, begin) - first))
-            if all(s.stop > s.start for s in outer):
-                window[tuple(outer)] = np.asarray(data)[tuple(inner)]
-        return window
-
-
-def _leaves(source: Any) -> list[Leaf]:
-    if isinstance(source, LazyTree):
-        return list(source.values())
-    named = jax.tree_util.tree_leaves_with_path(source)
-    return [_Held(path_str(path), leaf) for path, leaf in named]
-
-
-def _nbytes(leaf: Leaf) -> int:
-    return math.prod(leaf.shape) * leaf.dtype.itemsize
 
 
 # ---- reading -------------------------------------------------------------------------

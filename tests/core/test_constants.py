@@ -129,6 +129,7 @@ def test_a_table_may_not_ask_for_operands_or_stand_before_the_rest():
         shardinit.InitProgram.from_bytes(made.to_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXED)
 @pytest.mark.parametrize("size", [16, 96, 1024])
 def test_what_is_made_of_constants_and_keys_has_one_set_of_bits(name, size):

@@ -207,6 +207,7 @@ def scaled(dtype, scales):
     return fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_factor_a_layer_is_an_operand(dtype, mesh):
     """Four programs for any number of depth-scaled layers; jit's bits all the same."""

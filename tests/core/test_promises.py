@@ -79,6 +79,7 @@ def test_distributions_are_windowed_at_every_rank(name, dtype):
     assert differing(shardinit.compile_plan(plan)(key), want) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
 def test_nothing_common_is_whole(dtype):
     """Every initializer and distribution, ranks 0 to 4, in four dtypes."""

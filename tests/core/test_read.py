@@ -69,6 +69,7 @@ def test_any_window_of_any_leaf_is_that_slice_of_the_whole(data):
         assert differing(got, want[index]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loaded", [False, True])
 def test_every_kind_of_leaf(program, loaded):
     source = program if loaded else fn

@@ -42,6 +42,7 @@ def check(**options):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", KINDS, ids=str)
 def test_inside_set_mesh(kinds):
     outer = jax.make_mesh((2, 4), ("data", "model"), axis_types=kinds)

@@ -66,6 +66,13 @@ def test_what_is_installed_is_there_to_install():
             assert extra in PROJECT["optional-dependencies"]
 
 
+def test_what_is_made_is_there_to_make():
+    targets = re.findall(r"^    make (\w+)", README, flags=re.MULTILINE)
+    assert targets == ["demo", "test"]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
 def test_it_links_to_pages_that_are_there():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
@@ -73,5 +80,5 @@ def test_it_links_to_pages_that_are_there():
 
 def test_it_fits_two_screens():
     before_promises = README.split("## Promises")[0].splitlines()
-    assert len(before_promises) <= 140
+    assert len(before_promises) <= 145
     assert max(map(len, README.splitlines())) <= 95

@@ -173,6 +173,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_an_example_ends_sharded_as_its_constructor_makes_it(name, mesh):
     model, args = MODELS[name]

@@ -185,6 +185,7 @@ def zeros(inputs):  # a batch norm's averages start from those of the batch
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_ends_sharded_as_its_init_makes_it(name, mesh):
     transformed, inputs = EXAMPLES[name]
@@ -229,6 +230,7 @@ def test_depth_adds_no_program():
     assert programs(2) == programs(6)
 
 
+@pytest.mark.slow
 def test_the_sharded_parameters_are_applied(mesh):
     transformed, inputs = EXAMPLES["resnet"]
     init = frontend.init_fn(transformed, *inputs)

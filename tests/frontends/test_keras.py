@@ -166,6 +166,7 @@ def at(tree, path):
     return tree
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", EXAMPLES)
 def test_an_example_ends_sharded_with_the_values_of_jit(build, mesh):
     init = frontend.init_fn(build)
@@ -184,6 +185,7 @@ def kinds(plan):
     return {finding.kind for finding in plan.findings}
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("build", EXAMPLES)
 def test_leaves_are_the_variables_that_keras_makes(build):

@@ -93,6 +93,7 @@ def own(name):
     return jax.jit(lambda key: frozen(build(init_base_rng=key, **options)))(KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_ends_sharded_with_its_own_values_and_axis_names(name, mesh):
     build, options = MODELS[name]

@@ -86,6 +86,7 @@ def placed(mesh, spec):
     }
 
 
+@pytest.mark.slow
 def test_every_mesh_window_and_program_gives_the_same_bits(mesh):
     plain = jax.jit(model)(KEY)
     made = shardinit.init(model, KEY, out_shardings=placed(mesh, ("model", "data")))

@@ -230,6 +230,7 @@ class Mixed(tx.Module):
         return second(jax.nn.relu(first(x @ self.table)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["sequence", "name"])
 @pytest.mark.parametrize(
     "select", ["linear/**", "linear2/kernel", "table", ["table", "linear/bias"]]

@@ -54,12 +54,13 @@ class Supervised:
 
     def kill(self, number, chance):
         """Kills the front, or a worker; says which."""
-        process = psutil.Process(self._process.pid)
-        workers = process.children()
-        if number % 2 and workers:
-            chance.choice(workers).kill()
-            return "worker"
-        os.kill(process.pid, signal.SIGKILL)
+        while number % 2:  # one may have to begin first
+            workers = psutil.Process(self._process.pid).children()
+            if workers:
+                chance.choice(workers).kill()
+                return "worker"
+            time.sleep(0.05)
+        os.kill(self._process.pid, signal.SIGKILL)
         return "front"
 
     def close(self):

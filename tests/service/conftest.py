@@ -64,6 +64,27 @@ def build_waiting(config):
     return build({"width": config.get("width", 64)})
 
 
+@register("service-traced")
+def build_traced(config):
+    """Has its worker note the traces of spans that end from here on in a file."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
+
+    class Noted(SpanExporter):
+        def export(self, spans):
+            with open(config["file"], "a") as file:
+                for span in spans:
+                    parent = f"{span.parent.span_id:016x}" if span.parent else "none"
+                    name, number = span.name, f"{span.context.trace_id:032x}"
+                    file.write(f"{name} {number} {parent}\n")
+
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(Noted()))
+    trace.set_tracer_provider(provider)
+    return InitFn(lambda key: {"w": jax.random.bits(key, (config["width"],))})
+
+
 class Gate:
     """A folder between a test and the builds that wait for it."""
 

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import shardinit
 from shardinit.errors import ServiceError
 from shardinit.models import ModelSpec
+from shardinit.service.server.auth import folder_of
 from shardinit.service.server.config import Config
 from shardinit.service.server.server import SERVICE, Server
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
@@ -184,7 +185,11 @@ def test_a_named_token_has_its_roles_and_may_be_given_others(tmp_path, caplog):
                 "PERMISSION_DENIED", reader.write_checkpoint, spec, 0, root / "x"
             )
             assert "reader may not write" in text
-            assert writer.write_checkpoint(spec, 0, root / "x").uri
+            assert writer.write_checkpoint(spec, 0, root / "writer" / "x").uri
+            for elsewhere in ("x", "writer", "reader/x", "writer2/x", "Writer/x"):
+                write = writer.write_checkpoint
+                refused("PERMISSION_DENIED", write, spec, 0, root / elsewhere)
+            assert [path.name for path in root.iterdir()] == ["writer"]
             refused("PERMISSION_DENIED", writer.upload, program)
             path.write_text(f"reader read,upload {ONE}\n")
             assert reader.upload(program) == program.sha256
@@ -192,6 +197,36 @@ def test_a_named_token_has_its_roles_and_may_be_given_others(tmp_path, caplog):
         counted = server.metrics.refused
         assert counted.labels("role")._value.get() == 2
         assert counted.labels("unauthenticated")._value.get() == 1
+
+
+def test_a_certificate_has_the_roles_that_the_file_gives_its_name(pki, tmp_path):
+    path, root = tmp_path / "who", tmp_path / "root"
+    path.write_text(f"host read cert:localhost\nother read {ONE}\n")
+    ca, spec = pki / "ca.pem", ModelSpec("service-test", {"width": 64})
+    config = secured(pki, client_ca=ca, token_file=path, checkpoint_roots=(root,))
+    own = {"ca": ca, "cert": pki / "client.pem", "key": pki / "client.key"}
+    with Server(config) as server:
+        assert models(server, tmp_path, **own)
+        with pytest.raises(ServiceError) as caught:
+            models(server, tmp_path, **own, token=TWO)
+        assert caught.value.code == "UNAUTHENTICATED"
+        with shardinit.connect(server.address, cache_dir=tmp_path, **own) as client:
+            with pytest.raises(ServiceError, match="host may not write"):
+                client.write_checkpoint(spec, 0, root / "host" / "x")
+            path.write_text("host read,write cert:localhost 3\n")
+            assert client.write_checkpoint(spec, 0, root / "host" / "x").uri
+            path.write_text("host read cert:elsewhere\n")
+            with pytest.raises(ServiceError) as caught:
+                client.models()
+            assert caught.value.code == "UNAUTHENTICATED"
+
+
+def test_a_folder_of_a_caller_is_one_component_that_means_no_other():
+    names = ["a", "..", ".", "a/b", "a%2Fb", "spiffe://x/y", ".a", "%2Ea", "ä b"]
+    folders = [folder_of(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert folders[0] == "a"
+    assert all("/" not in f and not f.startswith(".") for f in folders)
 
 
 def test_every_call_is_a_line_that_says_who_what_and_how_much(tokens, caplog):

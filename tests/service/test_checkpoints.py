@@ -15,7 +15,7 @@ import shardinit
 from shardinit.core.init_fn import InitFn
 from shardinit.errors import ServiceError, SpecError
 from shardinit.models import ModelSpec, build, register
-from shardinit.service.server import checkpoints
+from shardinit.service.server import checkpoints, writes
 from shardinit.service.server.config import Config
 from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.server import Server
@@ -101,6 +101,18 @@ def test_a_checkpoint_holds_the_weights_and_comes_with_its_receipt(
     assert seen[-1] == (8 * 16 * 64 * 4,) * 2
     again = writer.write_checkpoint(SPEC, 3, f"file://{path}", format=format)
     assert again.receipt_json == written.receipt_json
+
+
+def test_a_write_that_has_no_room_is_not_begun(writer, root, monkeypatch):
+    size = 8 * 16 * 64 * 4
+    monkeypatch.setattr(writes, "room", lambda target: size - 1)
+    with pytest.raises(ServiceError, match="are free") as caught:
+        writer.write_checkpoint(SPEC, 3, root / "model")
+    assert (caught.value.code, caught.value.limit) == ("RESOURCE_EXHAUSTED", "disk")
+    assert caught.value.request_id
+    assert not list(root.iterdir())
+    monkeypatch.setattr(writes, "room", lambda target: size)
+    assert writer.write_checkpoint(SPEC, 3, root / "model").uri
 
 
 @pytest.mark.parametrize(

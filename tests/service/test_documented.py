@@ -1,5 +1,6 @@
 """What the documentation says of limits and metrics is what the server has."""
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import xxhash
 
 from shardinit.service.server.config import Config
-from shardinit.service.server.telemetry import Metrics
+from shardinit.service.server.server import Server
 from shardinit.service.wire import frames
 from shardinit.service.wire.errors import _DETAILS
 from shardinit.service.wire.limits import DEFAULTS
@@ -92,18 +93,45 @@ def test_the_codes_and_details_of_the_protocol_are_those_there_are():
     assert told == {kind.DESCRIPTOR.name for kind in _DETAILS}
 
 
-def test_every_metric_is_told():
-    metrics = Metrics()
-    metrics.watch("workers", "", int)
-    metrics.watch("queue_waiting", "", int)
-    metrics.watch("cache_bytes", "", int)
-    told = set(re.findall(r"`(shardinit_\w+)`", TEXT))
-    ours = {
-        family.name + "_total" * (family.type == "counter")
-        for family in metrics.registry.collect()
-        if family.name.startswith("shardinit_")
+@pytest.fixture(scope="module")
+def exported():
+    """Metrics by name, with the labels that they have."""
+    with Server() as server:
+        server.metrics.refused.labels("streams")
+        server.metrics.killed.labels("died")
+        server.metrics.calls.labels("GetVersion", "OK")
+        server.metrics.active.labels("GetVersion")
+        for histogram in (server.metrics.seconds, server.metrics.built):
+            histogram.labels("GetVersion")
+        families = list(server.metrics.registry.collect())
+    return {
+        family.name + "_total" * (family.type == "counter"): {
+            label for sample in family.samples for label in sample.labels
+        }
+        for family in families
     }
-    assert told == ours
+
+
+def test_every_metric_is_told(exported):
+    told = set(re.findall(r"`(shardinit_\w+)`", TEXT))
+    assert told == {name for name in exported if name.startswith("shardinit_")}
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_are_exported(exported):
+    board = json.loads((ROOT / "deploy" / "dashboard.json").read_text())
+    shown = set()
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            words = re.findall(r"(?:shardinit|process)_\w+", target["expr"])
+            assert words, target
+            by = re.findall(r"by \(([^)]*)\)", target["expr"])
+            for word in words:
+                name = word.removesuffix("_bucket")
+                labels = {label.strip() for label in ",".join(by).split(",")} - {""}
+                assert labels <= exported[name] | {"instance"}, target
+                shown.add(name)
+    assert {name for name in exported if name.startswith("shardinit_")} <= shown
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
 def test_each_promise_of_the_threat_model_is_held_by_a_test_that_is_there():

@@ -19,6 +19,8 @@ from shardinit.models import ModelSpec, build
 from shardinit.service.server.config import Config
 from shardinit.service.server.server import Server
 
+pytestmark = pytest.mark.once
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "multihost.py"
 SPEC = ModelSpec("decoder", runpy.run_path(str(EXAMPLE))["TINY"])
 

@@ -24,13 +24,15 @@ from grpc_status import rpc_status
 
 import shardinit
 from shardinit.errors import ServiceError
-from shardinit.models import build
+from shardinit.models import ModelSpec, build
+from shardinit.service.server.boundary import Call, Pace
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
 from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.server import SERVICE, Server, _loop
 from shardinit.service.server.store import Store
 from shardinit.service.wire.limits import Limits
+from shardinit.service.wire.messages import spec_to_proto
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2
 from tests.service.conftest import until
@@ -498,6 +500,90 @@ def test_a_caller_has_so_many_calls_and_another_is_served(gate, tokens):
             future.result()
 
 
+def test_callers_share_the_workers_by_weight(gate, tmp_path):
+    """While both wait, one of weight 3 has three builds for each one of the other."""
+    path = tmp_path / "tokens"
+    path.write_text(
+        "light read the-light-token-of-two\nheavy read the-heavy-one-of-two 3"
+    )
+    order = []
+    with (
+        Server(Config(workers=1, token_file=path)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = InitServiceStub(channel).DescribeModel
+        pool, asked = server._pool, []
+        pool._charge = lambda job, seconds: type(pool)._charge(pool, job, 1.0 / 2)
+
+        def ask(token, width):
+            bearer = (("authorization", f"Bearer {token}"),)
+            asked.append(call.future(gate.request(width), timeout=60, metadata=bearer))
+            asked[-1].add_done_callback(lambda _: order.append(token))
+
+        ask("the-light-token-of-two", 8)
+        assert until(lambda: gate.begun)
+        for i in range(8):
+            ask("the-light-token-of-two", 9 + i)
+            ask("the-heavy-one-of-two", 99 + i)
+        assert until(lambda: pool.waiting == 16)
+        gate.open()
+        for future in asked:
+            future.result()
+        assert until(lambda: len(order) == 17)
+    assert order[1:9].count("the-heavy-one-of-two") == 6
+
+
+def test_an_address_has_so_many_connections_and_another_call_waits(gate):
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with (
+        Server(Config(peer_connections=1)) as server,
+        grpc.insecure_channel(server.address, options) as first,
+        grpc.insecure_channel(server.address, options) as second,
+    ):
+        running = InitServiceStub(first).DescribeModel.future(gate.request())
+        assert until(lambda: gate.begun)
+        ask = service_pb2.GetVersionRequest(min=1, max=1)
+        assert InitServiceStub(first).GetVersion(ask, timeout=10).version == 1
+        with pytest.raises(grpc.RpcError) as caught:
+            InitServiceStub(second).GetVersion(ask, timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert {"QuotaFailure", "RetryInfo"} <= set(details(caught.value))
+        gate.open()
+        running.result()
+        stub = InitServiceStub(second)
+        assert until(lambda: not server._boundary._connections)
+        assert stub.GetVersion(ask, timeout=10).version == 1
+
+
+def test_a_caller_waits_who_has_had_its_bytes_of_a_second(monkeypatch):
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(round(seconds))
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+
+    async def send(call):
+        for _ in range(4):
+            await pace.wait(call, 10_000)
+
+    pace = Pace(1000)
+    asyncio.run(send(Call("", "one")))
+    asyncio.run(send(Call("", "ten", 10)))
+    assert waits == [0, 9, 19, 29, 0, 0, 1, 2]
+
+
+def test_a_connection_that_is_idle_or_old_ends_and_calls_go_on(spec, tmp_path):
+    config = Config(idle_seconds=1, connection_seconds=1, ping_seconds=0.5)
+    with (
+        Server(config) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path) as client,
+    ):
+        for _ in range(3):
+            assert client.read(spec, 0, "bias").shape == (64,)
+            time.sleep(0.7)
+
+
 def test_a_message_that_does_not_come_ends_its_call():
     stop = threading.Event()
 
@@ -619,6 +705,25 @@ def test_a_call_is_a_span_of_the_caller_s_trace(client, server):
     assert span.name == "shardinit.v1.InitService/ListModels"
     assert f"{span.context.trace_id:032x}" in parent
     assert span.attributes["rpc.grpc.status_code"] == "OK"
+
+
+def test_a_worker_s_job_is_a_span_below_that_of_its_call(tmp_path):
+    pytest.importorskip("opentelemetry.sdk.trace")
+    number = "0123456789abcdef0123456789abcdef"
+    parent = (("traceparent", f"00-{number}-0123456789abcdef-01"),)
+    noted = tmp_path / "spans"
+    with (
+        Server(Config(workers=1)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        for width in (8, 9):
+            spec = ModelSpec("service-traced", {"file": str(noted), "width": width})
+            request = service_pb2.DescribeModelRequest(spec=spec_to_proto(spec))
+            call = InitServiceStub(channel).DescribeModel
+            call(request, timeout=30, metadata=parent)
+        assert until(noted.exists)
+    name, trace, _ = noted.read_text().splitlines()[-1].split()
+    assert (name, trace) == ("worker/DescribeModel", number)
 
 
 def test_a_program_is_registered_and_then_asked_for_by_digest(mesh, tmp_path):

@@ -24,6 +24,8 @@ from shardinit.service.wire.limits import Limits
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2, spec_pb2
 
+pytestmark = pytest.mark.once
+
 SMALL = Config(block_bytes=4096, limits=Limits(chunk_bytes=1000))
 
 

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import shardinit
 from shardinit.errors import CheckpointError
 from shardinit.frontends.optax import with_optimizer
-from shardinit.storage import layout
+from shardinit.storage import filling, layout
 from shardinit.storage import safetensors as st
 from shardinit.storage.windows import windows
 from shardinit.verify.digest.host import Digester
@@ -303,13 +303,13 @@ def test_what_is_there_is_not_computed_again(tmp_path, monkeypatch):
     options = {"max_memory": 8 * 512}
     stopped(tmp_path / "out", lazy(3), 40, **options)
     reads = []
-    real = st._read
+    real = filling.read_window
 
     def read(leaf, window):
         reads.append(window.offset)
         return real(leaf, window)
 
-    monkeypatch.setattr(st, "_read", read)
+    monkeypatch.setattr(filling, "read_window", read)
     source = lazy(3)
     st.write(tmp_path / "out", source, **options)
     (file,) = layout.plan_files([(p, x.shape, x.dtype) for p, x in source.items()], 1e9)

@@ -78,6 +78,7 @@ def rows_with_faults(report):
     return {row.paths: row.faults for row in report.rows if not row.ok}
 
 
+@pytest.mark.slow
 @on_chips
 def test_every_chip_holds_its_shard_of_405b_parameters_and_nothing_else(name, sizes):
     init = llama()
@@ -112,6 +113,7 @@ def test_every_chip_holds_its_shard_of_405b_parameters_and_nothing_else(name, si
     assert report.seconds > 0
 
 
+@pytest.mark.slow
 @FAILS
 @on_chips
 def test_a_full_size_temporary_is_caught_and_named(name, sizes):
@@ -132,6 +134,7 @@ def test_a_full_size_temporary_is_caught_and_named(name, sizes):
     assert report.largest_temporary > 16384 * 53248 * 2
 
 
+@pytest.mark.slow
 @FAILS
 @on_chips
 def test_an_all_gather_and_a_forgotten_sharding_are_each_caught_and_named(name, sizes):
@@ -229,6 +232,7 @@ def test_only_what_was_selected_is_compiled():
     assert report.leaves == 1
 
 
+@pytest.mark.slow
 def test_a_program_can_be_audited_as_well_as_a_function():
     program = shardinit.export_plan(shardinit.plan(small))
     mine = shardinit.audit(shardinit.plan(small, mesh=abstract((8,))), "cpu:8")

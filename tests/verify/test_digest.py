@@ -91,6 +91,7 @@ def test_any_shape(shape, dtype):
     assert shardinit.digest({"x": jnp.asarray(array)}) == of(array)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8,), (3, 5, 70), (16, 2049)])
 @pytest.mark.parametrize("dtype", [*DTYPES, "int64", "float64", "complex128"])
 def test_what_accelerators_run_gives_the_same(shape, dtype):

@@ -20,6 +20,8 @@ from shardinit.frontends import linen as from_linen
 from shardinit.frontends import nnx as from_nnx
 from shardinit.verify.receipt import Receipt
 
+pytestmark = pytest.mark.once
+
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
@@ -195,6 +197,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_digest", [False, True])
 @pytest.mark.parametrize("other", OTHERS)
 def test_other_weights_get_no_receipt(made, other, as_digest):

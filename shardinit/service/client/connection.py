@@ -107,7 +107,8 @@ class Credentials:
                 raise ServiceError(
                     str(token), str(error), text, code="FAILED_PRECONDITION"
                 ) from error
-            token = found[0].token.decode() if found else ""
+            bearers = [one for one in found if not one.is_certificate]
+            token = bearers[0].token.decode() if bearers else ""
         return (("authorization", f"Bearer {token.strip()}"),)
 
 

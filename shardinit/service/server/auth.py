@@ -17,9 +17,10 @@ import hashlib
 import hmac
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import quote
 
 import grpc
 
@@ -88,17 +89,27 @@ class Caller(NamedTuple):
     Attributes:
       name: equal for all calls of one; says nothing that is secret.
       roles: what it may do.
+      weight: its share of the workers, against that of others.
+      folder: the folder of its own below a root of checkpoints; empty for the root.
     """
 
     name: str
     roles: frozenset[str] = ROLES
+    weight: int = 1
+    folder: str = ""
+
+
+def folder_of(name: str) -> str:
+    """A name as that of a folder: one component, and none that means another."""
+    quoted = quote(name, safe="")
+    return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
 class Tokens:
-    """Bearer tokens from a file, with whose they are and what their holders may do.
+    """Who may call, from a file: holders of bearer tokens and of certificates.
 
     Raises:
-      ServiceError: the file cannot be read, or holds no token.
+      ServiceError: the file cannot be read, or names nobody.
     """
 
     def __init__(self, path: Path):
@@ -110,22 +121,40 @@ class Tokens:
         scheme, _, token = header.partition(" ")
         given = hashlib.sha256(token.strip().encode()).digest()
         found = None
-        for known, caller in self._file.value.items():
+        for known, caller in self._file.value.tokens.items():
             if hmac.compare_digest(known, given):
                 found = caller
         return found if scheme.lower() == "bearer" else None
 
+    def of_certificate(self, identities: Iterable[bytes]) -> Caller | None:
+        """Whose certificate it is that proved ``identities``; None for nobody's."""
+        self._file.refresh()
+        known = self._file.value.certificates
+        return next((known[name] for name in identities if name in known), None)
 
-def _callers(contents: list[bytes]) -> dict[bytes, Caller]:
-    """Callers by the SHA-256 of their token."""
-    tokens = read_tokens(contents[0])
-    if not tokens or any(len(one.token) < 16 for one in tokens):
+
+class _Callers(NamedTuple):
+    """Callers by the SHA-256 of their token, and by what their certificate proves."""
+
+    tokens: dict[bytes, Caller]
+    certificates: dict[bytes, Caller]
+
+
+def _callers(contents: list[bytes]) -> _Callers:
+    lines = read_tokens(contents[0])
+    short = any(len(one.token) < 16 and not one.is_certificate for one in lines)
+    if not lines or short:
         raise ValueError("expected tokens of 16 characters or more, one a line")
-    found = {}
-    for one in tokens:
+    found = _Callers({}, {})
+    for one in lines:
         digest = hashlib.sha256(one.token)
         name = one.name or f"token {digest.hexdigest()[:12]}"
-        found[digest.digest()] = Caller(name, one.roles)
+        folder = folder_of(one.name)
+        caller = Caller(name, one.roles, one.weight, folder)
+        if one.is_certificate:
+            found.certificates[one.token] = caller
+        else:
+            found.tokens[digest.digest()] = caller
     return found
 
 

@@ -31,9 +31,10 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from shardinit.errors import ServiceError, SpecError
-from shardinit.service.server.auth import Caller, Tokens
+from shardinit.service.server.auth import Caller, Tokens, folder_of
 from shardinit.service.server.config import Config
-from shardinit.service.server.telemetry import Metrics, span
+from shardinit.service.server.telemetry import Metrics
+from shardinit.service.server.tracing import span
 from shardinit.service.wire.errors import (
     REQUEST_ID,
     Refusal,
@@ -48,6 +49,7 @@ log = logging.getLogger("shardinit.service")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEALTH = "/grpc.health.v1.Health/"
 _LARGE = 32 << 10  # bytes of a request that is read beside the event loop
+_CALLERS = 4096  # callers whose pace is remembered, beside those that wait
 _AGAIN = 1.0  # seconds after which a caller with too many calls may ask again
 
 
@@ -62,15 +64,49 @@ class Call:
     Attributes:
       request_id: the caller's, or one that was made.
       caller: who calls; equal for all calls of one.
+      weight, folder: of the caller.
+      trace: its span, as W3C's ``traceparent``; empty without one.
       code: how it has ended.
       received, sent: bytes of messages.
     """
 
     request_id: str
     caller: str = ""
+    weight: int = 1
+    folder: str = ""
+    trace: str = ""
     code: str = "UNKNOWN"
     received: int = 0
     sent: int = 0
+
+
+class Pace:
+    """Bytes a second of each caller: who has had more waits before the next message.
+
+    Args:
+      rate: bytes a second for a weight of 1; 0 for no bound.
+    """
+
+    def __init__(self, rate: int):
+        self._rate = rate
+        self._until: dict[str, float] = {}
+
+    async def wait(self, call: Call, size: int) -> None:
+        """Returns when the caller may have more, beyond a second's worth at once."""
+        if not self._rate:
+            return
+        now = time.monotonic()
+        begin = max(self._until.get(call.caller, 0.0), now)
+        self._until[call.caller] = begin + size / (self._rate * call.weight)
+        if len(self._until) > _CALLERS:
+            self._until = {k: end for k, end in self._until.items() if end > now}
+        await asyncio.sleep(max(0.0, begin - now - 1.0))
+
+
+def _take_back(counts: Counter[str], name: str) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
 
 
 class Boundary(aio.ServerInterceptor):
@@ -87,6 +123,10 @@ class Boundary(aio.ServerInterceptor):
         self._metrics = metrics
         self._tokens = tokens
         self._calls: Counter[str] = Counter()
+        # By address, the calls of each of its ports: a connection that has none is
+        # seen by gRPC alone, and ends when it is idle.
+        self._connections: dict[str, Counter[str]] = {}
+        self._pace = Pace(config.caller_rate)
         # One, since threads that compute hold up the event loop, each as much again.
         self._large = ThreadPoolExecutor(1, "shardinit-large")
 
@@ -216,6 +256,7 @@ class Boundary(aio.ServerInterceptor):
                     limit="stall-seconds",
                 ) from None
             call.sent += len(data)
+            await self._pace.wait(call, len(data))
 
         return write
 
@@ -244,7 +285,7 @@ class Boundary(aio.ServerInterceptor):
         Raises:
           ServiceError: without a token or the role, or with too many calls already.
         """
-        name, roles = self._caller(method, context)
+        name, roles, call.weight, call.folder = self._caller(method, context)
         caller = call.caller = name
         role = _ROLES.get(method, "read")
         if role not in roles:
@@ -255,36 +296,47 @@ class Boundary(aio.ServerInterceptor):
                 f"a token with the role {role!r}",
                 code="PERMISSION_DENIED",
             )
+        peer, _, port = context.peer().rpartition(":")
+        ports = self._connections.setdefault(peer, Counter())
         if self._calls[caller] >= self._config.caller_calls:
-            self._metrics.refused.labels("caller-calls").inc()
-            raise ServiceError(
-                "",
-                "its caller has too many calls already",
-                f"at most {self._config.caller_calls:,}",
-                code="RESOURCE_EXHAUSTED",
-                limit="caller-calls",
-                retry_after=_AGAIN,
-            )
+            raise self._too_many("caller-calls", self._config.caller_calls)
+        if port not in ports and len(ports) >= self._config.peer_connections:
+            raise self._too_many("peer-connections", self._config.peer_connections)
         self._calls[caller] += 1
+        ports[port] += 1
         try:
             yield
         finally:
-            self._calls[caller] -= 1
-            if not self._calls[caller]:
-                del self._calls[caller]
+            _take_back(self._calls, caller)
+            _take_back(ports, port)
+            if not ports:
+                self._connections.pop(peer, None)
+
+    def _too_many(self, limit: str, most: int) -> ServiceError:
+        self._metrics.refused.labels(limit).inc()
+        return ServiceError(
+            "",
+            f"its caller has too many {limit.partition('-')[2]} already",
+            f"at most {most:,}",
+            code="RESOURCE_EXHAUSTED",
+            limit=limit,
+            retry_after=_AGAIN,
+        )
 
     def _caller(self, method: str, context: aio.ServicerContext) -> Caller:
+        identities = list(context.peer_identities() or ())
         if self._tokens is not None and not method.startswith(_HEALTH):
-            header = dict(context.invocation_metadata() or ()).get("authorization", "")
-            caller = self._tokens.find(header) if isinstance(header, str) else None
+            header = dict(context.invocation_metadata() or ()).get("authorization")
+            caller = self._tokens.of_certificate(identities) if header is None else None
+            if isinstance(header, str):
+                caller = self._tokens.find(header)
             if caller is None:
                 self._metrics.refused.labels("unauthenticated").inc()
                 raise ServiceError("", "no valid bearer token", code="UNAUTHENTICATED")
             return caller
-        identities = context.peer_identities()
         if identities:
             names = b" ".join(identities).decode(errors="replace")
-            return Caller(f"certificate {names}")
+            return Caller(f"certificate {names}", folder=folder_of(names))
         return Caller(context.peer().rpartition(":")[0])  # without its port
 
     @contextmanager
@@ -303,11 +355,12 @@ class Boundary(aio.ServerInterceptor):
         active = self._metrics.active.labels(name)
         active.inc()
         begin = time.monotonic()
-        with span(f"{SERVICE}/{name}", context.invocation_metadata()) as told:
+        with span(f"{SERVICE}/{name}", context.invocation_metadata()) as opened:
+            call.trace = opened.trace
             try:
                 yield
             finally:
-                told(call.code)
+                opened.end(call.code)
                 seconds = time.monotonic() - begin
                 active.dec()
                 self._metrics.calls.labels(name, call.code).inc()

@@ -63,7 +63,8 @@ class Config:
         Path | None, Setting("Authorities of client certificates (PEM): mutual TLS.")
     ] = None
     token_file: Annotated[
-        Path | None, Setting("Bearer tokens, one a line: TOKEN, or NAME ROLES TOKEN.")
+        Path | None,
+        Setting("Who may call, one a line: TOKEN, or NAME ROLES TOKEN [WEIGHT]."),
     ] = None
     insecure: Annotated[
         bool, Setting("Let other machines in without TLS or without credentials.")
@@ -92,6 +93,23 @@ class Config:
     connection_calls: Annotated[
         int, Setting("Calls on one connection at a time; more wait there.", least=1)
     ] = 256
+    peer_connections: Annotated[
+        int, Setting("Connections of one address that have calls.", least=1)
+    ] = 1024
+    caller_rate: Annotated[
+        int,
+        Setting("Bytes a second to one caller, times its weight; 0: any.", least=0),
+    ] = 0
+    idle_seconds: Annotated[
+        float, Setting("Seconds until a connection without calls ends.", least=1)
+    ] = 3600.0
+    connection_seconds: Annotated[
+        float,
+        Setting("Seconds until a connection takes no new calls, and ends.", least=1),
+    ] = 86400.0
+    ping_seconds: Annotated[
+        float, Setting("Least seconds between a client's pings.", least=0)
+    ] = 10.0
     message_seconds: Annotated[
         float, Setting("Seconds in which a caller's message must come.", least=0.1)
     ] = 10.0

@@ -162,7 +162,8 @@ class Front:
         if found is None:
             data = await self._taken(requests, header.size)
             chunk = service_pb2.ProgramChunk(data=data).SerializeToString()
-            job = Job(Task("UploadProgram", call.request_id, chunk), call.caller)
+            task = Task("UploadProgram", call.request_id, chunk, call.trace)
+            job = Job(task, call.caller, weight=call.weight)
             (answer,) = await self._pool.run(job)
             found = service_pb2.ProgramHeader.FromString(answer)
             if found.sha256 != header.sha256:
@@ -199,7 +200,8 @@ class Front:
     def _job(self, name: str, data: bytes, request: Message, call: Call) -> Job:
         spec = getattr(request, "spec", None)
         model = b"" if spec is None else spec.SerializeToString(deterministic=True)
-        return Job(Task(name, call.request_id, data), call.caller, model)
+        task = Task(name, call.request_id, data, call.trace)
+        return Job(task, call.caller, model, call.weight)
 
     async def _built(self, spec: spec_pb2.ModelSpec, call: Call) -> Program:
         """The program of a registered model; built once, then found by its digest."""

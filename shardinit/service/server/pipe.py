@@ -49,23 +49,25 @@ class Task(NamedTuple):
       method: name of the worker's method.
       request_id: of the call that asks.
       request: the serialised message.
+      trace: of the span that asks, as W3C's ``traceparent``; empty without one.
     """
 
     method: str
     request_id: str
     request: bytes
+    trace: str = ""
 
     def pack(self) -> bytes:
         """As the bytes of a frame."""
-        head = json.dumps([self.method, self.request_id]).encode()
+        head = json.dumps([self.method, self.request_id, self.trace]).encode()
         return struct.pack("<I", len(head)) + head + self.request
 
     @classmethod
     def unpack(cls, data: bytes) -> Task:
         """Of the bytes of a frame."""
         (size,) = struct.unpack_from("<I", data)
-        method, request_id = json.loads(data[4 : 4 + size])
-        return cls(method, request_id, data[4 + size :])
+        method, request_id, trace = json.loads(data[4 : 4 + size])
+        return cls(method, request_id, data[4 + size :], trace)
 
 
 class Piece(NamedTuple):

@@ -8,6 +8,7 @@ else; it is never expanded, and a folder outside is never even looked at.
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from shardinit.errors import ServiceError
 from shardinit.v1 import service_pb2
 
 
-def resolve(uri: str, roots: Sequence[Path]) -> Path:
+def resolve(uri: str, roots: Sequence[Path], folder: str = "") -> Path:
     """The place that a URI names; only looks, makes nothing.
 
     Args:
       uri: an absolute path, or a ``file://`` URI.
       roots: the folders that the operator allows.
+      folder: the caller's own, below a root; empty for all of the root.
 
     Raises:
       ServiceError: a client may not write there.
@@ -43,10 +45,19 @@ def resolve(uri: str, roots: Sequence[Path]) -> Path:
     path = Path(text)
     for root in roots:
         base = Path(os.path.abspath(root))
+        own = base / folder
         if path != base and path.is_relative_to(base):
+            if path == own or not path.is_relative_to(own):
+                raise _refused(uri, f"it is not below {str(own)!r}, the caller's own")
             _look(uri, base, path.relative_to(base).parts)
             return path
     raise _refused(uri, "it is below no folder that the operator allows")
+
+
+def room(target: Path) -> int:
+    """Bytes that are free where a checkpoint is to be."""
+    there = next(folder for folder in target.parents if folder.exists())
+    return shutil.disk_usage(there).free
 
 
 def _look(uri: str, base: Path, parts: tuple[str, ...]) -> None:

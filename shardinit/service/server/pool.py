@@ -1,6 +1,8 @@
 """Pool: the workers, which job is whose, and when a worker is killed.
 
-Callers take turns: of those that wait, the one who was served longest ago comes next.
+Callers take turns: of those that wait, the one whose jobs have taken the least of the
+workers' time comes next, in proportion to its weight. Who comes anew is on a par with
+who has had least.
 A job that asks for what a worker holds already goes to that worker; all others, which
 trace or build, leave one worker free for such quick jobs where there are two or more.
 
@@ -33,6 +35,8 @@ _START = 300.0  # seconds in which a worker must be ready
 _TICK = 0.25  # seconds between two looks at the workers
 _LINGER = 1.0  # seconds that a job nobody waits for may take to end by itself
 _KNOWN = 64  # models that a worker is thought to hold
+_CALLERS = 4096  # whose time is remembered
+_JOB = 0.001  # seconds that any job counts for, at its begin
 _AGAIN = 1.0  # seconds after which to ask a busy server again
 
 
@@ -42,7 +46,7 @@ class Job:
 
     Attributes:
       task: what it is asked.
-      caller: who asks, for fairness.
+      caller, weight: who asks, and its share of the workers, for fairness.
       model: what it is about; a worker that holds it is quicker.
       quick: whether a worker that holds the model is done in no time.
       piece: called with each piece, whose bytes are another's afterwards.
@@ -52,6 +56,7 @@ class Job:
     task: Task
     caller: str = ""
     model: bytes = b""
+    weight: int = 1
     quick: bool = False
     piece: Callable[[Piece], None] = lambda piece: None
     answers: list[bytes] = field(default_factory=list)
@@ -102,6 +107,8 @@ class Pool:
         self._metrics = metrics
         self._changed = asyncio.Condition()
         self._waiting: OrderedDict[str, list[Job]] = OrderedDict()
+        self._taken: dict[str, float] = {}  # seconds over weight, by caller
+        self._least = 0.0  # what whoever was served last had taken
         self._slots = [_Slot()]
         self.models: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.up = False
@@ -247,8 +254,9 @@ class Pool:
                     slot.hold(job.model)
                 _end(job)
             finally:
+                taken = time.monotonic() - slot.begun
+                self._charge(job, taken)
                 if slot.building:
-                    taken = time.monotonic() - slot.begun
                     self._metrics.built.labels(job.task.method).observe(taken)
                 slot.job, slot.building = None, False
                 await self._notify()
@@ -263,13 +271,26 @@ class Pool:
             while True:
                 if not process.alive:
                     raise DiedError
-                for caller, jobs in self._waiting.items():
+                for caller in sorted(self._waiting, key=self._taken_by):
+                    jobs = self._waiting[caller]
                     found = next((j for j in jobs if self._suits(slot, j)), None)
                     if found is not None:
+                        self._least = self._taken_by(caller)
                         self._waiting.move_to_end(caller)  # the others come first now
                         self._forget(found)
+                        self._charge(found, _JOB)
                         return found
                 await self._changed.wait()
+
+    def _taken_by(self, caller: str) -> float:
+        return max(self._taken.get(caller, 0.0), self._least)
+
+    def _charge(self, job: Job, seconds: float) -> None:
+        """Notes what a caller has taken of the workers' time."""
+        self._taken[job.caller] = self._taken_by(job.caller) + seconds / job.weight
+        if len(self._taken) > _CALLERS:
+            least = self._least
+            self._taken = {k: had for k, had in self._taken.items() if had > least}
 
     def _suits(self, slot: _Slot, job: Job) -> bool:
         """Whether a worker that is free should do a job, or leave it to another."""

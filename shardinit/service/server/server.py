@@ -50,6 +50,7 @@ Result = TypeVar("Result")
 Make = Callable[[Config, Metrics, Pool, Store], Front]
 
 _PENDING = 10_000  # calls that have come and that the event loop has not taken up
+_MOST_MS = (1 << 31) - 2  # gRPC's options are ints
 _SWITCH = 0.0005  # seconds between two threads that compute
 _HAND_BACK = 0.2  # part of the grace that is left to say goodbye
 _CHANNELZ = channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name
@@ -141,7 +142,7 @@ class Server:
 
     async def _open(self, tokens: auth.Tokens | None, front: Make) -> None:
         """Makes what needs an event loop."""
-        boundary = Boundary(self._config, self.metrics, tokens)
+        boundary = self._boundary = Boundary(self._config, self.metrics, tokens)
         self._server = aio.server(
             interceptors=[boundary],
             options=(
@@ -159,7 +160,13 @@ class Server:
                 # A client pings every 30 s. By default that may be done every 5 minutes
                 # and hardly between calls; else the connection is ended, as
                 # "too_many_pings": https://github.com/grpc/grpc/issues/33661
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                (
+                    "grpc.http2.min_ping_interval_without_data_ms",
+                    round(self._config.ping_seconds * 1000),
+                ),
+                ("grpc.max_connection_idle_ms", _ms(self._config.idle_seconds)),
+                # Calls that run go on; the client opens another for the next.
+                ("grpc.max_connection_age_ms", _ms(self._config.connection_seconds)),
                 ("grpc.keepalive_permit_without_calls", 1),
             ),
         )
@@ -279,6 +286,10 @@ def _refuse_live_socket(listen: str) -> None:
         "Stop the other server, or choose another path",
         code="UNAVAILABLE",
     )
+
+
+def _ms(seconds: float) -> int:
+    return min(round(seconds * 1000), _MOST_MS)
 
 
 async def _bind(

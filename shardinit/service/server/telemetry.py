@@ -1,9 +1,8 @@
-"""Telemetry: what operators see of a server: metrics, log lines, spans.
+"""Telemetry: what operators see of a server: metrics and log lines.
 
-One call is one line in the log, one count in the metrics and, where OpenTelemetry is
-installed and configured by the operator, one span that continues the caller's trace.
-Nothing is sent anywhere unless the operator asks for it, and nothing of a request's
-content is recorded: the method, the code, the time, the request id.
+One call is one line in the log and one count in the metrics; its span is made by
+`tracing`. Nothing is sent anywhere unless the operator asks for it, and nothing of a
+request's content is recorded: the method, the code, the time, the request id.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from prometheus_client import (
@@ -28,12 +26,6 @@ from shardinit.errors import ServiceError
 from shardinit.service.wire.access import split_address
 from shardinit.service.wire.versions import PROTOCOL, jax_version
 from shardinit.version import __version__
-
-try:
-    from opentelemetry import propagate as _propagate
-    from opentelemetry import trace as _trace
-except ImportError:  # an optional package
-    _trace = _propagate = None
 
 Metric = TypeVar("Metric", Counter, Gauge)
 _BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)  # seconds
@@ -140,42 +132,3 @@ class JsonFormatter(logging.Formatter):
         elif record.exc_text:  # a worker's
             line["error"] = record.exc_text
         return json.dumps(line, default=str)
-
-
-@contextmanager
-def span(
-    method: str, metadata: Iterable[tuple[str, str | bytes]] | None
-) -> Iterator[Callable[[str], None]]:
-    """A server span that continues the caller's trace; nothing without OpenTelemetry.
-
-    Args:
-      method: full name of the method.
-      metadata: the call's pairs of key and value.
-
-    Yields:
-      what to call with the name of the status code.
-    """
-    if _trace is None or _propagate is None:
-        yield lambda code: None
-        return
-    carrier = {key: value for key, value in metadata or () if isinstance(value, str)}
-    tracer = _trace.get_tracer("shardinit.service")
-    opened = tracer.start_span(
-        method,
-        context=_propagate.extract(carrier),
-        kind=_trace.SpanKind.SERVER,
-        attributes={"rpc.system": "grpc", "rpc.method": method},
-    )
-
-    failed = _trace.StatusCode.ERROR
-
-    def end(code: str) -> None:
-        opened.set_attribute("rpc.grpc.status_code", code)
-        if code in ("INTERNAL", "UNKNOWN", "DATA_LOSS"):
-            opened.set_status(failed)
-
-    # Not made the current span: a stream's generator is resumed by whichever thread.
-    try:
-        yield end
-    finally:
-        opened.end()

@@ -28,6 +28,7 @@ from shardinit.errors import ServiceError
 from shardinit.models import load_package
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import COUNTS, Frames, Kind, Piece, Task, map_memory
+from shardinit.service.server.tracing import span
 from shardinit.service.wire.errors import code_of, to_status
 from shardinit.v1 import service_pb2
 
@@ -67,7 +68,13 @@ class _Forward(logging.Handler):
 
 
 def answer(frames: Frames, memory: memoryview, servicer: Servicer, task: Task) -> None:
-    """Does one job and sends what comes of it."""
+    """Does one job, in a span of its own, and sends what comes of it."""
+    with span(f"worker/{task.method}", [("traceparent", task.trace)]) as opened:
+        opened.end(_answer(frames, memory, servicer, task))
+
+
+def _answer(frames: Frames, memory: memoryview, servicer: Servicer, task: Task) -> str:
+    """Does a job; returns the name of the status code that it ended with."""
     try:
         request = _REQUESTS[task.method].FromString(task.request)
         used = 0
@@ -86,8 +93,9 @@ def answer(frames: Frames, memory: memoryview, servicer: Servicer, task: Task) -
             log.error(text, task.method, task.request_id, exc_info=error)
         status = to_status(error, task.request_id)
         frames.send(Kind.FAILED, status.SerializeToString())
-    else:
-        frames.send(Kind.DONE)
+        return code_of(error).name
+    frames.send(Kind.DONE)
+    return "OK"
 
 
 def _items(made: Any) -> Iterable[Any]:

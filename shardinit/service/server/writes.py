@@ -18,7 +18,7 @@ from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.boundary import Call
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import Kind, Prepared, Task
-from shardinit.service.server.places import receipt_of, resolve, taken
+from shardinit.service.server.places import receipt_of, resolve, room, taken
 from shardinit.service.server.pool import Job, Pool
 from shardinit.service.server.process import DiedError, Process
 from shardinit.v1 import service_pb2
@@ -55,13 +55,13 @@ class Writes:
           ServiceError: no folder is allowed, the place is not, or is taken; too many
             writes run; the model is too large for the format.
         """
-        target = resolve(request.uri, self._config.checkpoint_roots)
+        target = resolve(request.uri, self._config.checkpoint_roots, call.folder)
         if request.format not in _FORMATS:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])
         data = request.SerializeToString()
         model = request.spec.SerializeToString(deterministic=True)
-        task = Task("PrepareCheckpoint", call.request_id, data)
-        (answer,) = await self._pool.run(Job(task, call.caller, model))
+        task = Task("PrepareCheckpoint", call.request_id, data, call.trace)
+        (answer,) = await self._pool.run(Job(task, call.caller, model, call.weight))
         prepared = Prepared.from_json(answer)
         if prepared.receipt:
             for message in _complete(target, prepared):
@@ -104,6 +104,7 @@ class Writes:
                     limit="" if self._stopping else "writes",
                     retry_after=None if self._stopping else _AGAIN,
                 )
+            self._reserve(target, prepared)
             task = task._replace(method="WriteCheckpoint")
             write = self._running[target] = _Write(self._config, target, prepared, task)
             write.task.add_done_callback(lambda _: self._running.pop(target))
@@ -112,6 +113,29 @@ class Writes:
         if write.stopped:
             raise write.told_to_stop()
         return write
+
+    def _reserve(self, target: Path, prepared: Prepared) -> None:
+        """Refuses a write that has no room beside those that run.
+
+        Raises:
+          ServiceError: it has none.
+        """
+        left = sum(write.left for write in self._running.values())
+        free = room(target) - left
+        begun = sum(
+            file.stat().st_size
+            for file in target.parent.glob(f"{target.name}.unfinished/**/*")
+            if file.is_file()
+        )
+        if prepared.total_bytes - begun > free:
+            raise ServiceError(
+                f"checkpoint {str(target)!r}",
+                f"{prepared.total_bytes:,} bytes, and {max(free, 0):,} are free",
+                "room for the whole checkpoint",
+                "Ask again when there is room",
+                code="RESOURCE_EXHAUSTED",
+                limit="disk",
+            )
 
 
 def _complete(
@@ -151,6 +175,12 @@ class _Write:
         self._process: Process | None = None
         self.task = asyncio.create_task(self._run(task))
         self.task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    @property
+    def left(self) -> int:
+        """Bytes that are still to be written."""
+        said = service_pb2.WriteCheckpointResponse.FromString(self._progress)
+        return self.prepared.total_bytes - said.progress.bytes_done
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
         """What the worker says: of its progress the newest, and all of the end.

@@ -47,24 +47,32 @@ def is_local(listen: str) -> bool:
 ROLES = frozenset({"read", "upload", "write"})
 
 
+_CERTIFICATE = b"cert:"
+
+
 class Token(NamedTuple):
     """A line of a file of tokens.
 
     Attributes:
-      token: the token.
+      token: the token; of a certificate, the identity that it proves.
       name: whose it is; empty if the line does not say.
       roles: what its holder may do.
+      weight: its share of the workers, against that of others.
+      is_certificate: whether the line is of a certificate.
     """
 
     token: bytes
-    name: str
-    roles: frozenset[str]
+    name: str = ""
+    roles: frozenset[str] = ROLES
+    weight: int = 1
+    is_certificate: bool = False
 
 
 def read_tokens(content: bytes) -> list[Token]:
-    """The tokens of a file, one a line: ``TOKEN``, or ``NAME ROLES TOKEN``.
+    """The tokens of a file, one a line: ``TOKEN``, or ``NAME ROLES TOKEN [WEIGHT]``.
 
-    Roles are joined by commas; a token alone has all of them. Empty lines and those
+    Roles are joined by commas; a token alone has all of them. ``cert:IDENTITY`` in the
+    place of a token is whoever has a certificate of that name. Empty lines and those
     with # are skipped.
 
     Raises:
@@ -79,15 +87,29 @@ def read_tokens(content: bytes) -> list[Token]:
         words = line.split()
         if not words or words[0].startswith(b"#"):
             continue
-        if len(words) == 1:
-            found.append(Token(words[0], "", ROLES))
+        if len(words) == 1 and not words[0].startswith(_CERTIFICATE):
+            found.append(Token(words[0]))
             continue
-        roles = frozenset(words[1].decode(errors="replace").split(","))
-        if len(words) != 3 or not roles <= ROLES:
+        named = _named(words)
+        if named is None:
             known = ", ".join(sorted(ROLES))
             raise ValueError(
-                f"line {number}: expected TOKEN, or NAME ROLES TOKEN with roles of "
-                f"{known}"
+                f"line {number}: expected TOKEN, or NAME ROLES TOKEN [WEIGHT] with "
+                f"roles of {known} and a weight of 1 to 1000"
             )
-        found.append(Token(words[2], words[0].decode(errors="replace"), roles))
+        found.append(named)
     return found
+
+
+def _named(words: list[bytes]) -> Token | None:
+    """The token of a line that has a name; None if it is wrong."""
+    if len(words) not in (3, 4):
+        return None
+    name, listed, token, *rest = words
+    roles = frozenset(listed.decode(errors="replace").split(","))
+    weight = int(rest[0]) if rest and rest[0].isdigit() else 1 - len(rest)
+    if not roles <= ROLES or not 1 <= weight <= 1000:
+        return None
+    is_certificate = token.startswith(_CERTIFICATE)
+    token = token.removeprefix(_CERTIFICATE) if is_certificate else token
+    return Token(token, name.decode(errors="replace"), roles, weight, is_certificate)

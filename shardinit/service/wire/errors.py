@@ -184,7 +184,14 @@ def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
         limit = "".join(v.subject for v in found["QuotaFailure"].violations[:1])
     if "RetryInfo" in found:
         after = found["RetryInfo"].retry_delay.ToNanoseconds() / 1e9
-    return errors.ServiceError(**parts, code=code.name, limit=limit, retry_after=after)
+    request_id = found["RequestInfo"].request_id if "RequestInfo" in found else ""
+    return errors.ServiceError(
+        **parts,
+        code=code.name,
+        limit=limit,
+        retry_after=after,
+        request_id=request_id,
+    )
 
 
 def _details(call: grpc.Call) -> dict[str, Any]:
