@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from shardinit.version import __version__
 
 _FOR_PEOPLE = ("flax", "checkpoint", "service", "cli", "torch", "tpu", "cuda12")
+_ABOUT = "Says what is installed, what of it is wrong, and the line that mends it."
 _SHOWN = ("jax", "jaxlib", "numpy", "ml_dtypes", "flax", "orbax-checkpoint", "grpcio")
 
 
@@ -206,13 +207,21 @@ def main(arguments: Sequence[str]) -> int:
       >>> json.loads(said.getvalue())["versions"]["shardinit"] == __version__
       True
     """
-    parser = argparse.ArgumentParser("shardinit doctor", description=report.__doc__)
+    parser = argparse.ArgumentParser("shardinit doctor", description=_ABOUT)
     parser.add_argument("--json", action="store_true", help="All of it, as JSON.")
     return report(as_json=parser.parse_args(arguments).json)
 
 
 def report(*, as_json: bool) -> int:
-    """Says what is installed, what of it is wrong, and the line that mends it."""
+    """Says what is installed, what of it is wrong, and the line that mends it.
+
+    Example:
+      >>> import contextlib, io
+      >>> with contextlib.redirect_stdout(io.StringIO()) as said:
+      ...     code = report(as_json=False)
+      >>> said.getvalue().splitlines()[0]
+      'versions'
+    """
     found = examine()
     print(json.dumps({"ok": found.ok, **asdict(found)}, indent=1) if as_json else found)
     sys.stdout.flush()

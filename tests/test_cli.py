@@ -333,7 +333,7 @@ def test_a_reader_that_has_enough_is_no_error(config):
     [
         ("plan", "gpt2", "--mesh", "data=8", "--rules", "embed=data"),
         ("models",),
-        ("audit", "gpt2", "--topology", "cpu:2", "--select", "wte/**"),
+        ("audit", "gpt2", "--topology", "cpu:2", "--select", "embed/**"),
     ],
 )
 def test_a_table_is_no_wider_than_the_terminal(command, columns):

@@ -226,13 +226,16 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path, config,
     large = TINY | {"vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 24}
     (tmp_path / "large.json").write_text(json.dumps(large))
     out = tmp_path / "made"
-    command = [sys.executable, "-m", "shardinit", "init", str(tmp_path / "large.json")]
+    # Python does not listen where a parent told its children to ignore SIGINT.
+    listening = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from shardinit.__main__ import main\n"
+        "main()"
+    )
+    command = ["init", str(tmp_path / "large.json"), "--out", str(out)]
     with subprocess.Popen(
-        [*command, "--out", str(out)],
-        stderr=subprocess.PIPE,
-        text=True,
-        # a parent may have told its children to ignore it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", listening, *command], stderr=subprocess.PIPE, text=True
     ) as running:
         while not list(tmp_path.glob("made.unfinished/*.safetensors")):
             assert running.poll() is None
@@ -243,4 +246,4 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path, config,
     assert f"kept in {out}.unfinished; the same command again goes on" in said
     assert "Traceback" not in said
     assert Path(f"{out}.unfinished").is_dir()
-    assert "wrote" in says("init", str(tmp_path / "large.json"), "--out", str(out))
+    assert "wrote" in says(*command)

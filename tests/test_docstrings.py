@@ -16,6 +16,8 @@ PUBLIC = {
     "module": ["."],
     "deferred": ["."],
     "initializers": ["."],
+    "doctor": ["."],
+    "extras": ["."],
     "files": ["."],
     "progress": ["."],
     "version": ["."],

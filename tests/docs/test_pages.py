@@ -1,13 +1,16 @@
-"""Every block of the pages on front ends and on migration runs, as it is written."""
+"""Every block of Python and of shell in the pages runs, as it is written."""
 
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = ["frontends", "migrate/flax", "migrate/maxtext", "migrate/levanter"]
-PAGES += ["migrate/orbax"]
+PAGES += ["migrate/orbax", "aot", "deferred", "modules"]
+COMMANDS = ["aot"]
 
 # of Haliax, and of treescope when Penzai is imported first
 pytestmark = [
@@ -17,17 +20,38 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_block_of_a_page_runs(page):
+def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if page.endswith("levanter"):
         pytest.importorskip("haliax")
     text = (DOCS / f"{page}.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
-    assert len(blocks) >= 3
+    assert blocks
     names = {"__name__": f"docs.{page}"}
     for number, block in enumerate(blocks):
         exec(compile(block, f"docs/{page}.md, block {number}", "exec"), names)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("page", COMMANDS)
+def test_every_command_of_a_page_runs(page, tmp_path):
+    text = (DOCS / f"{page}.md").read_text("utf-8")
+    (script,) = re.findall(r"```sh\n(.*?)```", text, flags=re.S)
+    command = f'shardinit() {{ "{sys.executable}" -m shardinit "$@"; }}\n{script}'
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_page_is_left_out():
-    found = {p.relative_to(DOCS).with_suffix("").as_posix() for p in DOCS.rglob("*.md")}
-    assert {p for p in found if p.startswith("migrate/")} | {"frontends"} == set(PAGES)
+    blocks = {}
+    for file in DOCS.rglob("*.md"):
+        page = file.relative_to(DOCS).with_suffix("").as_posix()
+        blocks[page] = re.findall(r"^```(\w+)", file.read_text("utf-8"), flags=re.M)
+    assert {page for page, found in blocks.items() if "python" in found} == set(PAGES)
+    assert {page for page, found in blocks.items() if "sh" in found} == set(COMMANDS)

@@ -179,8 +179,8 @@ class Plan:
           >>> init = lambda key: [jax.numpy.ones((8, 32)), jax.random.normal(key)]
           >>> print(shardinit.plan(init).table())
           program  leaves  path  shape   dtype    sharding  bytes a device
-          host     1       0     8x32    float32  -         1,024
-          0        1       1     scalar  float32  -         4
+          0        1       0     8x32    float32  -         1,024
+          1        1       1     scalar  float32  -         4
         """
         return _as_text(plan_table.every(self.leaves))
 
