@@ -101,5 +101,6 @@ def test_depth_adds_no_program(layers, mesh):
         def __init__(self, rngs):
             self.blocks = nnx.List([Block(rngs) for _ in range(layers)])
 
+    fn, rules = from_nnx.init_fn(Deep), shardinit.fsdp("data", min_bytes=0)
     # One for all constants of a shape: whether zeros or ones is a number it is given.
-    assert len(shardinit.plan(from_nnx.init_fn(Deep), mesh=mesh).programs) == 9
+    assert len(shardinit.plan(fn, mesh=mesh, rules=rules).programs) == 9
