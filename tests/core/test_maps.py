@@ -86,3 +86,26 @@ def test_a_map_over_values_that_are_not_keys_is_whole():
     assert plan.whole_leaves
     made = shardinit.compile_plan(plan)(KEY)
     assert np.array_equal(made, jax.jit(fn)(KEY))
+
+
+# Each has other last places in a loop than outside of one, on one of the two versions.
+IN_LOOPS_ALONE = {
+    "tan": (lambda k: jnp.tan(jax.random.uniform(k, (4, 96))), "float32"),
+    "cbrt": (lambda k: jnp.cbrt(jax.random.uniform(k, (4, 96))), "float32"),
+    "cauchy": (lambda k: jax.random.cauchy(k, (4, 96)) * 0.1, "float32"),
+    "gumbel": (lambda k: jax.random.gumbel(k, (4, 96), "float16"), "float16"),
+    "exponential": (lambda k: jax.random.exponential(k, (4, 96), "float16"), "float16"),
+}
+
+
+@pytest.mark.parametrize("name", IN_LOOPS_ALONE)
+def test_what_loops_compute_otherwise_is_computed_in_a_loop(mesh, name):
+    step, dtype = IN_LOOPS_ALONE[name]
+    fn = by_map(step)
+    plan = shardinit.plan(
+        fn, out_shardings=NamedSharding(mesh, PartitionSpec("data", None, "model"))
+    )
+    assert not plan.whole_leaves
+    made = np.asarray(shardinit.compile_plan(plan)(KEY))
+    assert made.dtype == dtype
+    assert made.tobytes() == np.asarray(jax.jit(fn)(KEY)).tobytes()

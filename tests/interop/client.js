@@ -1,7 +1,7 @@
-// A client that is not ours: reads health, describes a model, streams one window, and
-// checks every chunk. Prints what it found as JSON.
+// A client that is not ours: reads health, describes a model, streams its leaves, and goes
+// on where a stream broke. Prints what it found as JSON.
 //
-//     node client.js ADDRESS MODEL PATH
+//     node client.js ADDRESS MODEL PATH [OTHER ADDRESSES]
 
 import { createHash } from "node:crypto";
 import { dirname, join } from "node:path";
@@ -10,21 +10,14 @@ import { fileURLToPath } from "node:url";
 import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
 
+import { windows } from "./stream.js";
+
 const here = dirname(fileURLToPath(import.meta.url));
 const options = { longs: Number, enums: String, oneofs: true, defaults: true };
 
 function load(folder, name) {
   const definition = loader.loadSync(name, { ...options, includeDirs: [folder] });
   return grpc.loadPackageDefinition(definition);
-}
-
-function crc32c(data) {
-  let crc = 0xffffffff;
-  for (const byte of data) {
-    crc ^= byte;
-    for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0x82f63b78 : 0);
-  }
-  return (crc ^ 0xffffffff) >>> 0;
 }
 
 function unary(client, method, request) {
@@ -36,7 +29,7 @@ function unary(client, method, request) {
   });
 }
 
-const [address, model, path] = process.argv.slice(2);
+const [address, model, path, ...others] = process.argv.slice(2);
 const { shardinit } = load(join(here, "../../protos"), "shardinit/v1/service.proto");
 const standard = load(here, "health.proto");
 const open = grpc.credentials.createInsecure();
@@ -45,25 +38,28 @@ const health = new standard.grpc.health.v1.Health(address, open);
 const spec = { named: { model, config: { fields: {} } } };
 
 const found = { parts: "" };
-const asked = { service: "shardinit.v1.InitService" };
-found.health = (await unary(health, "Check", asked)).status;
+const about = { service: "shardinit.v1.InitService" };
+found.health = (await unary(health, "Check", about)).status;
 found.leaves = (await unary(service, "DescribeModel", { spec })).leaves.map((x) => x.path);
 
-const sha256 = createHash("sha256");
-const windows = [{ path, start: [1, 0], shape: [40, 96] }];
-let next = 0;
-for await (const message of service.StreamShards({ spec, key: { seed: 7 }, windows })) {
+// The grammar of one stream, as it comes.
+const wanted = [{ path, start: [1, 0], shape: [40, 96] }];
+const key = { seed: 7 };
+for await (const message of service.StreamShards({ spec, key, windows: wanted })) {
   found.parts += message.part[0];
   if (message.part === "header") found.header = message.header;
-  if (message.part !== "chunk") continue;
-  const { offset, data } = message.chunk;
-  if (offset !== next) throw new Error(`a chunk at ${offset}, expected ${next}`);
-  if (crc32c(data) !== message.chunk.crc32c) throw new Error(`damaged at ${offset}`);
-  sha256.update(data);
-  next += data.length;
 }
-found.bytes = next;
-found.sha256 = sha256.digest("hex");
+
+// All leaves, from all addresses in turns, whatever breaks.
+const services = [address, ...others].map((at) => new shardinit.v1.InitService(at, open));
+const request = { spec, key, windows: found.leaves.map((leaf) => ({ path: leaf })) };
+found.resumed = [];
+found.sha256 = [];
+const resumed = (place) => found.resumed.push([place.window, place.offset]);
+for await (const data of windows(services, request, resumed)) {
+  found.sha256.push(createHash("sha256").update(data).digest("hex"));
+}
+for (const each of services) each.close();
 
 try {
   await unary(service, "DescribeModel", { spec: { named: { model: "no-such" } } });

@@ -3,7 +3,7 @@
 import pytest
 
 from shardinit.models import ModelSpec
-from tests.reliability import fuzz, kills, mangle, soak
+from tests.reliability import crowd, fuzz, kills, mangle, soak
 
 pytestmark = pytest.mark.once
 
@@ -41,3 +41,8 @@ def test_honest_reads_are_right_beside_the_worst_clients():
     assert not ends["wrong"] + ends["stuck"]
     assert ends["killed"]
     assert held
+
+
+def test_a_crowd_that_asks_for_one_model_is_served_by_its_one_build():
+    ends, _ = crowd.measure(100, 2.0, processes=2)
+    assert ends == {"OK": 100}

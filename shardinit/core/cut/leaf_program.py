@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from shardinit.core.cut.fences import fence
+from shardinit.core.cut.fences import fence, looped
 from shardinit.core.cut.scalars import from_word
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.builder import Builder
@@ -187,8 +187,9 @@ def _operand_words(value: Value) -> int:
 def flatten(outs: list[Value], operands: list[Value]) -> Subgraph:
     """A leaf program's graph with every call inlined and every map vmapped.
 
-    A map whose steps no rule covers stays: it is windowed by the step. Short loops over
-    integers (``choice`` searches its table in one) are unrolled.
+    A map whose steps no rule covers stays, as one whose bits are those of a loop alone:
+    it is windowed by the step. Short loops over integers (``choice`` searches its table
+    in one) are unrolled.
     """
     inliner = Builder(fold=True, opaque=False)
 
@@ -200,7 +201,7 @@ def flatten(outs: list[Value], operands: list[Value]) -> Subgraph:
             body, consts = jx.opened(_vmapped(node))
             flat = inliner.read(body, consts, inputs)
             # Under jit a loop's results are in memory before anything is made of them.
-            return fence(flat) if _ruled(flat, inputs) else None
+            return fence(flat) if _ruled(flat, inputs) and not looped(flat) else None
         if node.name == "scan":
             parts = jx.scan_parts(node, node.inputs, node.outputs)
             return inliner.unrolled(parts, inputs, len(node.outputs))

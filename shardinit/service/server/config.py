@@ -95,7 +95,7 @@ class Config:
     ] = 256
     peer_connections: Annotated[
         int, Setting("Connections of one address that have calls.", least=1)
-    ] = 1024
+    ] = 4096
     caller_rate: Annotated[
         int,
         Setting("Bytes a second to one caller, times its weight; 0: any.", least=0),

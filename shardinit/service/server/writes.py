@@ -124,7 +124,7 @@ class Writes:
         free = room(target) - left
         begun = sum(
             file.stat().st_size
-            for file in target.parent.glob(f"{target.name}.unfinished/**/*")
+            for file in target.with_name(f"{target.name}.unfinished").rglob("*")
             if file.is_file()
         )
         if prepared.total_bytes - begun > free:
