@@ -118,6 +118,8 @@ def test_models_of_the_operator_are_registered(tmp_path, monkeypatch):
     )
     paths = [str(tmp_path), os.getcwd()]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    found = json.loads(shardinit("models", "--models", "our_models", "--json"))
+    assert found["ours"]["properties"]["width"] == {"type": "integer"}
     text = shardinit("models", "--models", "our_models")
     assert "ours" in text
     assert "width" in text

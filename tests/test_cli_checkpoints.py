@@ -126,6 +126,9 @@ def test_verify_names_the_leaves_that_differ(tmp_path, config, says, capsys):
     said = says("verify", f"{a}.receipt.json", b, code=3)
     assert "'embed/embedding' has other values" in said
     assert "norm" not in said.split("and")[0]  # ones under every seed
+    same = json.loads(says("verify", f"{a}.receipt.json", a, "--json"))
+    root = json.loads(Path(f"{a}.receipt.json").read_text())["root"]
+    assert same == {"ok": True, "differences": [], "root": root}
 
 
 def test_what_goes_wrong_is_one_line(tmp_path, config, says):

@@ -187,13 +187,20 @@ def _planned(
 
 
 @app.command()
-def models(models: Modules = None) -> None:
+def models(
+    models: Modules = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
     """Lists the installed models with their config keys."""
     devices.on_cpu()
     from shardinit.cli import tables
 
     arguments.load_modules(models)
-    tables.print_models()
+    found = tables.schemas()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        tables.print_schemas(found)
 
 
 @app.command()

@@ -133,6 +133,7 @@ def digest(
 def verify(
     receipt: Annotated[str, typer.Argument(help="A receipt, as init wrote it.")],
     folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
     """Checks that a checkpoint holds the weights of a receipt; exit code 3 if not.
 
@@ -147,9 +148,13 @@ def verify(
     try:
         found = verify_receipt(wanted, there)
     except ReceiptMismatchError as error:
-        for difference in error.differences:
-            print(difference)
+        differences = list(map(str, error.differences))
+        said = json.dumps({"ok": False, "differences": differences}, indent=1)
+        print(said if as_json else "\n".join(differences))
         raise
+    if as_json:
+        print(json.dumps({"ok": True, "differences": [], "root": found.root}, indent=1))
+        return
     print(f"{len(found.leaves)} leaves are those of {wanted.name}, root {found.root}")
 
 

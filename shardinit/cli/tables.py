@@ -76,8 +76,8 @@ def plan_as_data(plan: Any) -> dict[str, Any]:
     }
 
 
-def print_models() -> None:
-    """Prints every registered model with its config keys."""
+def schemas() -> dict[str, Mapping[str, Any] | str]:
+    """The config keys of every registered model, or why it has none."""
     from shardinit.models import builder, model_names
 
     found: dict[str, Mapping[str, Any] | str] = {}
@@ -86,7 +86,7 @@ def print_models() -> None:
             found[name] = builder(name).schema
         except ImportError as error:
             found[name] = f"cannot be imported: {error}"
-    print_schemas(found)
+    return found
 
 
 def print_schemas(found: Mapping[str, Mapping[str, Any] | str]) -> None:
