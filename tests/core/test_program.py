@@ -158,17 +158,28 @@ def envelope(program):
     return pb.InitProgram.FromString(program.to_bytes())
 
 
-def test_damage_is_refused(program):
+@pytest.mark.parametrize("mask", [1, 0x80, 0xFF])
+def test_damage_to_any_byte_is_refused_or_harmless(program, mask):
     data = bytearray(program.to_bytes())
-    for place in np.linspace(0, len(data) - 1, 40).astype(int):
-        damaged = (
-            bytes(data[:place]) + bytes([data[place] ^ 1]) + bytes(data[place + 1 :])
-        )
-        with pytest.raises(ProgramFormatError):
-            shardinit.InitProgram.from_bytes(damaged)
+    harmless = 0
+    for place in range(len(data)):
+        data[place] ^= mask
+        try:
+            loaded = shardinit.InitProgram.from_bytes(bytes(data))
+        except ProgramFormatError:
+            pass
+        else:  # another way to compress the very same content
+            assert loaded.sha256 == program.sha256
+            harmless += 1
+        data[place] ^= mask
+    assert harmless < len(data) / 100
+
+
+def test_a_part_of_a_program_is_refused(program):
+    data = program.to_bytes()
     for length in (0, 1, len(data) // 2, len(data) - 1):
         with pytest.raises(ProgramFormatError):
-            shardinit.InitProgram.from_bytes(bytes(data[:length]))
+            shardinit.InitProgram.from_bytes(data[:length])
 
 
 def test_other_formats_and_versions_are_refused(program):
