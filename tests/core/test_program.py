@@ -208,10 +208,10 @@ def test_files_of_format_1_load_with_the_values_they_had(version, mesh):
     exact = {"key", "norm", "scale", "tokens"}  # no last place of another version's
     if version == jax.__version__:
         exact = set(kept["leaves"])
-        assert digest.root == kept["root"]
     assert {path: digest.leaves[path] for path in exact} == {
         path: kept["leaves"][path] for path in exact
     }
+    assert version != jax.__version__ or digest.root == kept["root"]
     again = shardinit.InitProgram.from_bytes(program.to_bytes())
     assert (again.format, again.sha256) == (1, program.sha256)
 

@@ -721,7 +721,7 @@ def test_a_worker_s_job_is_a_span_below_that_of_its_call(tmp_path):
             request = service_pb2.DescribeModelRequest(spec=spec_to_proto(spec))
             call = InitServiceStub(channel).DescribeModel
             call(request, timeout=30, metadata=parent)
-        assert until(noted.exists)
+        assert until(lambda: noted.exists() and noted.read_text().endswith("\n"))
     name, trace, _ = noted.read_text().splitlines()[-1].split()
     assert (name, trace) == ("worker/DescribeModel", number)
 
