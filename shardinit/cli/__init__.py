@@ -29,7 +29,7 @@ from shardinit.cli import (
     serving,
 )
 from shardinit.cli.outcomes import end_with_code, interruptible
-from shardinit.cli.programs import ModelName, Modules, Source
+from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.errors import FindingsWarning
 from shardinit.version import __version__
 
@@ -112,9 +112,7 @@ def plan(
     prng: options.Prng = None,
     model: ModelName = "decoder",
     models: Modules = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Every leaf, as JSON.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Shows where each leaf of a model would lie; needs no devices."""
     from shardinit.cli import tables
@@ -149,9 +147,7 @@ def audit(
     prng: options.Prng = None,
     model: ModelName = "decoder",
     models: Modules = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The whole report, as JSON.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compiles a model for chips that are not there; exit code 1 if it fails."""
     from shardinit.verify.audit import topology as topologies
@@ -189,7 +185,7 @@ def _planned(
 @app.command()
 def models(
     models: Modules = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Lists the installed models with their config keys."""
     devices.on_cpu()
@@ -204,11 +200,7 @@ def models(
 
 
 @app.command()
-def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="All of it, as JSON.")
-    ] = False,
-) -> None:
+def doctor(as_json: AsJson = False) -> None:
     """Says what is installed, what of it is wrong, and the line that mends it."""
     from shardinit.doctor import report
 

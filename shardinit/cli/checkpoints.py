@@ -17,7 +17,7 @@ import typer
 from shardinit import storage
 from shardinit.cli import arguments, devices
 from shardinit.cli.outcomes import interruptible, reading
-from shardinit.cli.programs import ModelName, Modules, Seed, Source
+from shardinit.cli.programs import AsJson, ModelName, Modules, Seed, Source
 from shardinit.cli.targets import check_target
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
 from shardinit.progress import counted, progress
@@ -116,7 +116,7 @@ def init(
 
 def digest(
     folder: Folder,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Digests a checkpoint: every leaf, and the root."""
     devices.on_cpu()
@@ -133,7 +133,7 @@ def digest(
 def verify(
     receipt: Annotated[str, typer.Argument(help="A receipt, as init wrote it.")],
     folder: Folder,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Checks that a checkpoint holds the weights of a receipt; exit code 3 if not.
 

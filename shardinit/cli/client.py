@@ -17,7 +17,7 @@ import typer
 
 from shardinit.cli import arguments, devices, programs, serving
 from shardinit.cli.options import Rules
-from shardinit.cli.programs import ModelName, Seed
+from shardinit.cli.programs import AsJson, ModelName, Seed, WindowFile, WindowIndex
 from shardinit.cli.targets import check_target, writing
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Asks a running service.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 Source = Annotated[
     str,
     typer.Argument(
@@ -181,13 +180,9 @@ def stream(
     context: typer.Context,
     source: Source,
     path: Annotated[str, typer.Argument(help="The leaf's path.")],
-    window: Annotated[
-        str, typer.Argument(help="A numpy index, such as '0:4,::2' or '...,-1'.")
-    ] = "...",
+    window: WindowIndex = "...",
     seed: Seed = 0,
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Write the window as a .npy file.")
-    ] = None,
+    out: WindowFile = None,
     model: ModelName = "decoder",
     as_json: AsJson = False,
 ) -> None:

@@ -33,6 +33,13 @@ Modules = Annotated[
 ]
 
 _INT64 = 1 << 63  # what jax.random.key takes
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+WindowIndex = Annotated[
+    str, typer.Argument(help="A numpy index, such as '0:4,::2' or '...,-1'.")
+]
+WindowFile = Annotated[
+    str | None, typer.Option("--out", "-o", help="Write the window as a .npy file.")
+]
 Seed = Annotated[
     int, typer.Option(min=-_INT64, max=_INT64 - 1, help="Seed of the root key.")
 ]
@@ -115,13 +122,9 @@ def read(
     path: Annotated[
         str | None, typer.Argument(help="The leaf's path; none lists all.")
     ] = None,
-    window: Annotated[
-        str, typer.Argument(help="A numpy index, such as '0:4,::2' or '...,-1'.")
-    ] = "...",
+    window: WindowIndex = "...",
     seed: Seed = 0,
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Write the window as a .npy file.")
-    ] = None,
+    out: WindowFile = None,
     limit: Annotated[
         int, typer.Option(help="Bytes that a leaf may take that must be made whole.")
     ] = 1 << 32,

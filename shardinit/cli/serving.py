@@ -188,7 +188,7 @@ def ask_health(
     """What a server says of the health of one of its services.
 
     Raises:
-      ServiceError: nothing.
+      ServiceError: it gives no answer in time.
     """
     with needs("grpc", "shardinit[service]"):
         import grpc

@@ -37,7 +37,8 @@ _FAMILIES = {"mul": "factor", "div": "factor", "add": "shift", "sub": "shift"}
 # What XLA's CPU compiler expands in other ways in a loop than outside of one (JAX
 # 0.12.0.1: up to a third of the elements differ in the last place).
 _LOOPED = frozenset("atan cbrt tan".split())
-# Of float16 since 0.12; on 0.10.2 a scan of them has the bits that they have outside.
+# Of float16 on 0.12.0.1 (0.11 was not tried); on 0.10.2 a scan of them has the bits
+# that they have outside of one.
 _LOOPED_HALF = frozenset("acosh asinh atanh log1p rsqrt".split())
 _HALF_TOO = release(jax.__version__) >= (0, 11)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -30,10 +31,7 @@ def folded(paths: Sequence[str]) -> str:
     """
     pieces = [_NUMBER.split(path) for path in paths]
     numbers = [dict.fromkeys(column) for column in zip(*pieces, strict=True)]
-    count = 1
-    for column in numbers:
-        count *= len(column)
-    if count != len(paths):
+    if math.prod(map(len, numbers)) != len(paths):
         return f"{paths[0]} …"
     return "".join(
         next(iter(column)) if len(column) == 1 else f"{{{_ranges(column)}}}"
