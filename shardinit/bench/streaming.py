@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from shardinit.bench.case import Bench, Figures, Job, Row, Target, register, sample
 from shardinit.bench.server import memory, processor_seconds, server
+from shardinit.core.region import Region
 
 _ROW_BYTES = 4096 * 4
 _MIB = 1 << 20
@@ -120,7 +121,7 @@ def stream(mebibytes: int, model: str) -> Figures:
         (leaf,) = client.describe(spec).leaves
         width = leaf.shape[1]
         pieces = [
-            Piece(leaf.path, (first, 0), (step, width), np.dtype(leaf.dtype))
+            Piece(leaf.path, Region((first, 0), (step, width)), np.dtype(leaf.dtype))
             for first in range(0, rows, step)
         ]
         for _ in client.receive(spec, 0, pieces[:1]):  # compiles the block
@@ -141,7 +142,7 @@ def windows(mebibytes: int) -> Figures:
 
     fn = serving_models.build_random({"rows": mebibytes * _MIB // _ROW_BYTES})
     leaf = open_lazily(fn, 0)["w"]
-    window = Wanted(leaf, (0, 0), leaf.shape)
+    window = Wanted(leaf, Region.whole(leaf.shape))
     done = begun = len(window.from_byte(0, 4 * _MIB))  # compiles it
     taken = _Taken()
     while done < window.nbytes:

@@ -1,18 +1,75 @@
-"""Numpy's basic indexing as one contiguous window and what is left to do inside it."""
+"""A region: the rectangle of a leaf that is asked for, sent, written or digested."""
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-Window = tuple[tuple[int, ...], tuple[int, ...], tuple[slice | int | None, ...]]
 Index = object
 """Ints, slices, ``...`` and None, alone or in a tuple; anything else is refused."""
 
 
-def covering(index: Index, shape: Sequence[int], where: str) -> Window:
-    """The smallest window that holds everything an index names.
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A rectangle of an array.
+
+    Attributes:
+      start: its first index along each axis.
+      shape: its size along each axis; 0 is a size.
+
+    Example:
+      >>> region = Region((2, 0), (2, 8))
+      >>> region.inside((4, 8)), region.size, region.slices
+      (True, 16, (slice(2, 4, None), slice(0, 8, None)))
+    """
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Region:
+        """All of an array of that shape."""
+        return cls((0,) * len(shape), tuple(shape))
+
+    @classmethod
+    def of_slices(cls, index: Sequence[slice], shape: Sequence[int]) -> Region:
+        """What slices of step 1, as a shard's ``index``, take of an array."""
+        bounds = [s.indices(n)[:2] for s, n in zip(index, shape, strict=True)]
+        start = tuple(low for low, _ in bounds)
+        return cls(start, tuple(high - low for low, high in bounds))
+
+    @property
+    def size(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The index that takes it out of an array."""
+        return tuple(
+            slice(s, s + n) for s, n in zip(self.start, self.shape, strict=True)
+        )
+
+    def inside(self, shape: Sequence[int]) -> bool:
+        """Whether an array of that shape has all of it."""
+        return len(self.start) == len(self.shape) == len(shape) and all(
+            min(s, n) >= 0 and s + n <= size
+            for s, n, size in zip(self.start, self.shape, shape, strict=True)
+        )
+
+    def within(self, other: Region) -> Region:
+        """This region of what ``other`` is, as a region of the array itself."""
+        start = tuple(a + b for a, b in zip(other.start, self.start, strict=True))
+        return Region(start, self.shape)
+
+
+def covering(
+    index: Index, shape: Sequence[int], where: str
+) -> tuple[Region, tuple[slice | int | None, ...]]:
+    """The smallest region that holds everything an index names.
 
     Args:
       index: ints, slices of any step, ``...`` and ``None``, as numpy takes them.
@@ -20,7 +77,7 @@ def covering(index: Index, shape: Sequence[int], where: str) -> Window:
       where: what errors call that array.
 
     Returns:
-      The window's start and shape, and the index that remains to be applied to it.
+      The region, and the index that remains to be applied to it.
 
     Raises:
       IndexError: too many indices, or one out of bounds.
@@ -44,7 +101,7 @@ def covering(index: Index, shape: Sequence[int], where: str) -> Window:
             starts.append(place)
             sizes.append(1)
             rest.append(0)
-    return tuple(starts), tuple(sizes), tuple(rest)
+    return Region(tuple(starts), tuple(sizes)), tuple(rest)
 
 
 def _expanded(index: Index, rank: int, where: str) -> list[object]:

@@ -46,7 +46,7 @@ def compare(
                 why = f"its leaf {path!r} has other values"
                 raise CheckpointError.taken("checkpoint", target, why)
             if on_window is not None:
-                on_window(window.tensor.path, window.start, array)
+                on_window(window.tensor.path, window.region.start, array)
 
 
 class Writer:
@@ -98,7 +98,7 @@ class Writer:
             held = bytearray(window.nbytes)
             _read_at(handle, window.offset, memoryview(held))
             if self._begun.holds(file.name, window.offset, memoryview(held)):
-                return np.frombuffer(held, tensor.dtype).reshape(window.shape)
+                return np.frombuffer(held, tensor.dtype).reshape(window.region.shape)
         array = read_window(self._leaves[tensor.path], window)
         data = array.reshape(-1).view(np.uint8).data
         _write_at(handle, window.offset, data)
@@ -111,13 +111,13 @@ def _see(
 ) -> None:
     array = pending.result()
     if on_window is not None:
-        on_window(window.tensor.path, window.start, array)
+        on_window(window.tensor.path, window.region.start, array)
 
 
 def read_window(leaf: Leaf, window: Window) -> np.ndarray:
     """A window's elements, contiguous and little-endian."""
-    array = np.ascontiguousarray(leaf.read(window.start, window.shape))
-    return array.reshape(window.shape)
+    array = np.ascontiguousarray(leaf.read(window.region.start, window.region.shape))
+    return array.reshape(window.region.shape)
 
 
 def _write_at(handle: int, offset: int, data: memoryview) -> None:

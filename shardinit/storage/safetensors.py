@@ -213,9 +213,8 @@ def read_windows(
     arrays = open(folder)
     for file in read_files(folder):
         for window in windows(file, max_bytes):
-            box = zip(window.start, window.shape, strict=True)
-            part = arrays[window.tensor.path][tuple(slice(a, a + n) for a, n in box)]
-            yield window.tensor.path, window.start, part
+            part = arrays[window.tensor.path][window.region.slices]
+            yield window.tensor.path, window.region.start, part
 
 
 def load(

@@ -7,28 +7,27 @@ one executable, whether they are computed or digested.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from shardinit.core.region import Region
 from shardinit.storage.layout import File, Tensor
 
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a tensor that is one run of bytes in its file."""
+    """A region of a tensor that is one run of bytes in its file."""
 
     tensor: Tensor
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
+    region: Region
     offset: int
 
     @property
     def nbytes(self) -> int:
         """Bytes of the window."""
-        return math.prod(self.shape) * self.tensor.dtype.itemsize
+        return self.region.size * self.tensor.dtype.itemsize
 
 
 def windows(file: File, most: int) -> Iterator[Window]:
@@ -51,7 +50,7 @@ def windows(file: File, most: int) -> Iterator[Window]:
                 middle = ((row,), (count,)) if axis else ((), ())
                 start = (*map(int, outer), *middle[0], *[0] * len(tail))
                 shape = (*[1] * len(outer), *middle[1], *tail)
-                yield Window(tensor, start, shape, offset)
+                yield Window(tensor, Region(start, shape), offset)
                 offset += count * run
 
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from shardinit.v1 import spec_pb2 as shardinit_dot_v1_dot_spec__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashardinit/v1/program.proto\x12\x0cshardinit.v1\x1a\x17shardinit/v1/spec.proto\"\x84\x01\n\x0bInitProgram\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12.\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x19.shardinit.v1.Compression\x12\x14\n\x0c\x63ontent_size\x18\x05 \x01(\x04\"\xb6\x02\n\x12InitProgramContent\x12\x13\n\x0bjax_version\x18\x01 \x01(\t\x12\x10\n\x08key_impl\x18\x02 \x01(\t\x12\x11\n\ttyped_key\x18\x03 \x01(\x08\x12\x0b\n\x03x64\x18\x04 \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12!\n\x05nodes\x18\x07 \x03(\x0b\x32\x12.shardinit.v1.Node\x12\"\n\x06leaves\x18\x08 \x03(\x0b\x32\x12.shardinit.v1.Leaf\x12(\n\tkey_nodes\x18\t \x03(\x0b\x32\x15.shardinit.v1.KeyNode\x12)\n\tfunctions\x18\n \x03(\x0b\x32\x16.shardinit.v1.Function\x12\x1a\n\x12\x63\x61lling_convention\x18\x0b \x01(\r\"\xce\x01\n\x04Node\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.shardinit.v1.Node.Kind\x12#\n\x04keys\x18\x02 \x03(\x0b\x32\x15.shardinit.v1.NodeKey\x12\x10\n\x08\x63hildren\x18\x03 \x01(\r\"h\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_DICT\x10\x01\x12\r\n\tKIND_LIST\x10\x02\x12\x0e\n\nKIND_TUPLE\x10\x03\x12\r\n\tKIND_NONE\x10\x04\x12\r\n\tKIND_LEAF\x10\x05\"2\n\x07NodeKey\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x12H\x00\x42\x05\n\x03key\"\xa8\x02\n\x04Leaf\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x10\n\x08has_axes\x18\x04 \x01(\x08\x12\x0c\n\x04\x61xes\x18\x05 \x03(\t\x12\x12\n\x08\x66unction\x18\x06 \x01(\rH\x00\x12%\n\x04host\x18\x07 \x01(\x0b\x32\x15.shardinit.v1.OperandH\x00\x12\'\n\x08operands\x18\x08 \x03(\x0b\x32\x15.shardinit.v1.Operand\x12\x10\n\x08key_impl\x18\t \x01(\t\x12\x0e\n\x06result\x18\n \x01(\r\x12\x11\n\tweak_type\x18\x0b \x01(\x08\x12\x31\n\raxis_metadata\x18\x0c \x01(\x0b\x32\x1a.shardinit.v1.AxisMetadataB\x08\n\x06source\"}\n\x0c\x41xisMetadata\x12\r\n\x05named\x18\x01 \x01(\r\x12\x0e\n\x06passes\x18\x02 \x01(\x08\x12%\n\x05rules\x18\x03 \x03(\x0b\x32\x16.shardinit.v1.AxisRule\x12\'\n\x06groups\x18\x04 \x03(\x0b\x32\x17.shardinit.v1.AxisGroup\"1\n\tAxisGroup\x12\x11\n\tdimension\x18\x01 \x01(\r\x12\x11\n\tmesh_axes\x18\x02 \x03(\t\"R\n\x07Operand\x12\x12\n\x08key_node\x18\x01 \x01(\rH\x00\x12*\n\x08\x63onstant\x18\x02 \x01(\x0b\x32\x16.shardinit.v1.ConstantH\x00\x42\x07\n\x05value\"6\n\x08\x43onstant\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xb3\x04\n\x07KeyNode\x12*\n\x04root\x18\x01 \x01(\x0b\x32\x1a.shardinit.v1.KeyNode.RootH\x00\x12/\n\x07\x66old_in\x18\x02 \x01(\x0b\x32\x1c.shardinit.v1.KeyNode.FoldInH\x00\x12,\n\x05split\x18\x03 \x01(\x0b\x32\x1b.shardinit.v1.KeyNode.SplitH\x00\x12*\n\x04take\x18\x04 \x01(\x0b\x32\x1a.shardinit.v1.KeyNode.TakeH\x00\x12,\n\x05words\x18\x05 \x01(\x0b\x32\x1b.shardinit.v1.KeyNode.WordsH\x00\x1a\x06\n\x04Root\x1a\x35\n\x06\x46oldIn\x12\x0e\n\x06parent\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x03(\r\x12\r\n\x05shape\x18\x03 \x03(\x03\x1a&\n\x05Split\x12\x0e\n\x06parent\x18\x01 \x01(\r\x12\r\n\x05shape\x18\x02 \x03(\x03\x1a\x95\x01\n\x04Take\x12\x0f\n\x07parents\x18\x01 \x03(\r\x12\r\n\x05shape\x18\x02 \x03(\x03\x12&\n\x04list\x18\x03 \x01(\x0b\x32\x16.shardinit.v1.WordListH\x00\x12(\n\x05range\x18\x04 \x01(\x0b\x32\x17.shardinit.v1.WordRangeH\x00\x12\x10\n\x08key_impl\x18\x05 \x01(\tB\t\n\x07indices\x1a\x36\n\x05Words\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x10\n\x08key_impl\x18\x03 \x01(\tB\x0c\n\nderivation\"\x19\n\x08WordList\x12\r\n\x05words\x18\x01 \x03(\r\")\n\tWordRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\xa3\x02\n\x08\x46unction\x12\x0e\n\x06module\x18\x01 \x01(\x0c\x12\x10\n\x08windowed\x18\x02 \x01(\x08\x12\r\n\x05whole\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x11\n\tplatforms\x18\x07 \x03(\t\x12)\n\x04kind\x18\x08 \x01(\x0e\x32\x1b.shardinit.v1.Function.Kind\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x15\n\rmodule_sha256\x18\n \x01(\x0c\"T\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x11\n\rKIND_WINDOWED\x10\x01\x12\x13\n\x0fKIND_REPLICATED\x10\x02\x12\x0e\n\nKIND_TABLE\x10\x03*V\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_ZLIB\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashardinit/v1/program.proto\x12\x0cshardinit.v1\x1a\x17shardinit/v1/spec.proto\"\x84\x01\n\x0bInitProgram\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\x12.\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x19.shardinit.v1.Compression\x12\x14\n\x0c\x63ontent_size\x18\x05 \x01(\x04\"\xb6\x02\n\x12InitProgramContent\x12\x13\n\x0bjax_version\x18\x01 \x01(\t\x12\x10\n\x08key_impl\x18\x02 \x01(\t\x12\x11\n\ttyped_key\x18\x03 \x01(\x08\x12\x0b\n\x03x64\x18\x04 \x01(\x08\x12\x13\n\x0b\x66ingerprint\x18\x05 \x01(\t\x12\x0c\n\x04name\x18\x06 \x01(\t\x12!\n\x05nodes\x18\x07 \x03(\x0b\x32\x12.shardinit.v1.Node\x12\"\n\x06leaves\x18\x08 \x03(\x0b\x32\x12.shardinit.v1.Leaf\x12(\n\tkey_nodes\x18\t \x03(\x0b\x32\x15.shardinit.v1.KeyNode\x12)\n\tfunctions\x18\n \x03(\x0b\x32\x16.shardinit.v1.Function\x12\x1a\n\x12\x63\x61lling_convention\x18\x0b \x01(\r\"\xce\x01\n\x04Node\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.shardinit.v1.Node.Kind\x12#\n\x04keys\x18\x02 \x03(\x0b\x32\x15.shardinit.v1.NodeKey\x12\x10\n\x08\x63hildren\x18\x03 \x01(\r\"h\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_DICT\x10\x01\x12\r\n\tKIND_LIST\x10\x02\x12\x0e\n\nKIND_TUPLE\x10\x03\x12\r\n\tKIND_NONE\x10\x04\x12\r\n\tKIND_LEAF\x10\x05\"2\n\x07NodeKey\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x12H\x00\x42\x05\n\x03key\"\xe9\x02\n\x04Leaf\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x10\n\x08has_axes\x18\x04 \x01(\x08\x12\x0c\n\x04\x61xes\x18\x05 \x03(\t\x12\x12\n\x08\x66unction\x18\x06 \x01(\rH\x00\x12%\n\x04host\x18\x07 \x01(\x0b\x32\x15.shardinit.v1.OperandH\x00\x12\'\n\x08operands\x18\x08 \x03(\x0b\x32\x15.shardinit.v1.Operand\x12\x10\n\x08key_impl\x18\t \x01(\t\x12\x0e\n\x06result\x18\n \x01(\r\x12\x11\n\tweak_type\x18\x0b \x01(\x08\x12\x31\n\raxis_metadata\x18\x0c \x01(\x0b\x32\x1a.shardinit.v1.AxisMetadata\x12,\n\x06stated\x18\r \x01(\x0b\x32\x1c.shardinit.v1.StatedSharding\x12\x11\n\toptimizer\x18\x0e \x01(\x08\x42\x08\n\x06source\"x\n\x0eStatedSharding\x12$\n\x04mesh\x18\x01 \x01(\x0b\x32\x16.shardinit.v1.MeshSpec\x12+\n\ndimensions\x18\x02 \x03(\x0b\x32\x17.shardinit.v1.AxisGroup\x12\x13\n\x0bmemory_kind\x18\x03 \x01(\t\"}\n\x0c\x41xisMetadata\x12\r\n\x05named\x18\x01 \x01(\r\x12\x0e\n\x06passes\x18\x02 \x01(\x08\x12%\n\x05rules\x18\x03 \x03(\x0b\x32\x16.shardinit.v1.AxisRule\x12\'\n\x06groups\x18\x04 \x03(\x0b\x32\x17.shardinit.v1.AxisGroup\"1\n\tAxisGroup\x12\x11\n\tdimension\x18\x01 \x01(\r\x12\x11\n\tmesh_axes\x18\x02 \x03(\t\"R\n\x07Operand\x12\x12\n\x08key_node\x18\x01 \x01(\rH\x00\x12*\n\x08\x63onstant\x18\x02 \x01(\x0b\x32\x16.shardinit.v1.ConstantH\x00\x42\x07\n\x05value\"6\n\x08\x43onstant\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\xb3\x04\n\x07KeyNode\x12*\n\x04root\x18\x01 \x01(\x0b\x32\x1a.shardinit.v1.KeyNode.RootH\x00\x12/\n\x07\x66old_in\x18\x02 \x01(\x0b\x32\x1c.shardinit.v1.KeyNode.FoldInH\x00\x12,\n\x05split\x18\x03 \x01(\x0b\x32\x1b.shardinit.v1.KeyNode.SplitH\x00\x12*\n\x04take\x18\x04 \x01(\x0b\x32\x1a.shardinit.v1.KeyNode.TakeH\x00\x12,\n\x05words\x18\x05 \x01(\x0b\x32\x1b.shardinit.v1.KeyNode.WordsH\x00\x1a\x06\n\x04Root\x1a\x35\n\x06\x46oldIn\x12\x0e\n\x06parent\x18\x01 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x03(\r\x12\r\n\x05shape\x18\x03 \x03(\x03\x1a&\n\x05Split\x12\x0e\n\x06parent\x18\x01 \x01(\r\x12\r\n\x05shape\x18\x02 \x03(\x03\x1a\x95\x01\n\x04Take\x12\x0f\n\x07parents\x18\x01 \x03(\r\x12\r\n\x05shape\x18\x02 \x03(\x03\x12&\n\x04list\x18\x03 \x01(\x0b\x32\x16.shardinit.v1.WordListH\x00\x12(\n\x05range\x18\x04 \x01(\x0b\x32\x17.shardinit.v1.WordRangeH\x00\x12\x10\n\x08key_impl\x18\x05 \x01(\tB\t\n\x07indices\x1a\x36\n\x05Words\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x10\n\x08key_impl\x18\x03 \x01(\tB\x0c\n\nderivation\"\x19\n\x08WordList\x12\r\n\x05words\x18\x01 \x03(\r\")\n\tWordRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\xa3\x02\n\x08\x46unction\x12\x0e\n\x06module\x18\x01 \x01(\x0c\x12\x10\n\x08windowed\x18\x02 \x01(\x08\x12\r\n\x05whole\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0c\n\x04rank\x18\x05 \x01(\r\x12\x0e\n\x06\x64igest\x18\x06 \x01(\x0c\x12\x11\n\tplatforms\x18\x07 \x03(\t\x12)\n\x04kind\x18\x08 \x01(\x0e\x32\x1b.shardinit.v1.Function.Kind\x12\x0e\n\x06reason\x18\t \x01(\t\x12\x15\n\rmodule_sha256\x18\n \x01(\x0c\"T\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x11\n\rKIND_WINDOWED\x10\x01\x12\x13\n\x0fKIND_REPLICATED\x10\x02\x12\x0e\n\nKIND_TABLE\x10\x03*V\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_NONE\x10\x01\x12\x14\n\x10\x43OMPRESSION_ZLIB\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shardinit.v1.program_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMPRESSION']._serialized_start=2325
-  _globals['_COMPRESSION']._serialized_end=2411
+  _globals['_COMPRESSION']._serialized_start=2512
+  _globals['_COMPRESSION']._serialized_end=2598
   _globals['_INITPROGRAM']._serialized_start=70
   _globals['_INITPROGRAM']._serialized_end=202
   _globals['_INITPROGRAMCONTENT']._serialized_start=205
@@ -45,33 +45,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODEKEY']._serialized_start=726
   _globals['_NODEKEY']._serialized_end=776
   _globals['_LEAF']._serialized_start=779
-  _globals['_LEAF']._serialized_end=1075
-  _globals['_AXISMETADATA']._serialized_start=1077
-  _globals['_AXISMETADATA']._serialized_end=1202
-  _globals['_AXISGROUP']._serialized_start=1204
-  _globals['_AXISGROUP']._serialized_end=1253
-  _globals['_OPERAND']._serialized_start=1255
-  _globals['_OPERAND']._serialized_end=1337
-  _globals['_CONSTANT']._serialized_start=1339
-  _globals['_CONSTANT']._serialized_end=1393
-  _globals['_KEYNODE']._serialized_start=1396
-  _globals['_KEYNODE']._serialized_end=1959
-  _globals['_KEYNODE_ROOT']._serialized_start=1636
-  _globals['_KEYNODE_ROOT']._serialized_end=1642
-  _globals['_KEYNODE_FOLDIN']._serialized_start=1644
-  _globals['_KEYNODE_FOLDIN']._serialized_end=1697
-  _globals['_KEYNODE_SPLIT']._serialized_start=1699
-  _globals['_KEYNODE_SPLIT']._serialized_end=1737
-  _globals['_KEYNODE_TAKE']._serialized_start=1740
-  _globals['_KEYNODE_TAKE']._serialized_end=1889
-  _globals['_KEYNODE_WORDS']._serialized_start=1891
-  _globals['_KEYNODE_WORDS']._serialized_end=1945
-  _globals['_WORDLIST']._serialized_start=1961
-  _globals['_WORDLIST']._serialized_end=1986
-  _globals['_WORDRANGE']._serialized_start=1988
-  _globals['_WORDRANGE']._serialized_end=2029
-  _globals['_FUNCTION']._serialized_start=2032
-  _globals['_FUNCTION']._serialized_end=2323
-  _globals['_FUNCTION_KIND']._serialized_start=2239
-  _globals['_FUNCTION_KIND']._serialized_end=2323
+  _globals['_LEAF']._serialized_end=1140
+  _globals['_STATEDSHARDING']._serialized_start=1142
+  _globals['_STATEDSHARDING']._serialized_end=1262
+  _globals['_AXISMETADATA']._serialized_start=1264
+  _globals['_AXISMETADATA']._serialized_end=1389
+  _globals['_AXISGROUP']._serialized_start=1391
+  _globals['_AXISGROUP']._serialized_end=1440
+  _globals['_OPERAND']._serialized_start=1442
+  _globals['_OPERAND']._serialized_end=1524
+  _globals['_CONSTANT']._serialized_start=1526
+  _globals['_CONSTANT']._serialized_end=1580
+  _globals['_KEYNODE']._serialized_start=1583
+  _globals['_KEYNODE']._serialized_end=2146
+  _globals['_KEYNODE_ROOT']._serialized_start=1823
+  _globals['_KEYNODE_ROOT']._serialized_end=1829
+  _globals['_KEYNODE_FOLDIN']._serialized_start=1831
+  _globals['_KEYNODE_FOLDIN']._serialized_end=1884
+  _globals['_KEYNODE_SPLIT']._serialized_start=1886
+  _globals['_KEYNODE_SPLIT']._serialized_end=1924
+  _globals['_KEYNODE_TAKE']._serialized_start=1927
+  _globals['_KEYNODE_TAKE']._serialized_end=2076
+  _globals['_KEYNODE_WORDS']._serialized_start=2078
+  _globals['_KEYNODE_WORDS']._serialized_end=2132
+  _globals['_WORDLIST']._serialized_start=2148
+  _globals['_WORDLIST']._serialized_end=2173
+  _globals['_WORDRANGE']._serialized_start=2175
+  _globals['_WORDRANGE']._serialized_end=2216
+  _globals['_FUNCTION']._serialized_start=2219
+  _globals['_FUNCTION']._serialized_end=2510
+  _globals['_FUNCTION_KIND']._serialized_start=2426
+  _globals['_FUNCTION_KIND']._serialized_end=2510
 # @@protoc_insertion_point(module_scope)

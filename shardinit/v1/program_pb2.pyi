@@ -90,7 +90,7 @@ class NodeKey(_message.Message):
     def __init__(self, text: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Leaf(_message.Message):
-    __slots__ = ("path", "shape", "dtype", "has_axes", "axes", "function", "host", "operands", "key_impl", "result", "weak_type", "axis_metadata")
+    __slots__ = ("path", "shape", "dtype", "has_axes", "axes", "function", "host", "operands", "key_impl", "result", "weak_type", "axis_metadata", "stated", "optimizer")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,8 @@ class Leaf(_message.Message):
     RESULT_FIELD_NUMBER: _ClassVar[int]
     WEAK_TYPE_FIELD_NUMBER: _ClassVar[int]
     AXIS_METADATA_FIELD_NUMBER: _ClassVar[int]
+    STATED_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     path: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
@@ -115,7 +117,19 @@ class Leaf(_message.Message):
     result: int
     weak_type: bool
     axis_metadata: AxisMetadata
-    def __init__(self, path: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., has_axes: bool = ..., axes: _Optional[_Iterable[str]] = ..., function: _Optional[int] = ..., host: _Optional[_Union[Operand, _Mapping]] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., key_impl: _Optional[str] = ..., result: _Optional[int] = ..., weak_type: bool = ..., axis_metadata: _Optional[_Union[AxisMetadata, _Mapping]] = ...) -> None: ...
+    stated: StatedSharding
+    optimizer: bool
+    def __init__(self, path: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., has_axes: bool = ..., axes: _Optional[_Iterable[str]] = ..., function: _Optional[int] = ..., host: _Optional[_Union[Operand, _Mapping]] = ..., operands: _Optional[_Iterable[_Union[Operand, _Mapping]]] = ..., key_impl: _Optional[str] = ..., result: _Optional[int] = ..., weak_type: bool = ..., axis_metadata: _Optional[_Union[AxisMetadata, _Mapping]] = ..., stated: _Optional[_Union[StatedSharding, _Mapping]] = ..., optimizer: bool = ...) -> None: ...
+
+class StatedSharding(_message.Message):
+    __slots__ = ("mesh", "dimensions", "memory_kind")
+    MESH_FIELD_NUMBER: _ClassVar[int]
+    DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_KIND_FIELD_NUMBER: _ClassVar[int]
+    mesh: _spec_pb2.MeshSpec
+    dimensions: _containers.RepeatedCompositeFieldContainer[AxisGroup]
+    memory_kind: str
+    def __init__(self, mesh: _Optional[_Union[_spec_pb2.MeshSpec, _Mapping]] = ..., dimensions: _Optional[_Iterable[_Union[AxisGroup, _Mapping]]] = ..., memory_kind: _Optional[str] = ...) -> None: ...
 
 class AxisMetadata(_message.Message):
     __slots__ = ("named", "passes", "rules", "groups")

@@ -14,6 +14,7 @@ import numpy as np
 
 from shardinit.core.plan.mesh import alone_on, one_device
 from shardinit.core.plan.plan import Plan
+from shardinit.core.region import Region
 from shardinit.core.run.lazy import LazyArray, LazyTree
 from shardinit.core.run.lazy import open as open_lazily
 from shardinit.errors import ReceiptMismatchError
@@ -104,8 +105,8 @@ def _digest_differs(leaf: LazyArray, found: Digest) -> bool:
 
 def _windows_differ(leaf: LazyArray, value: Any) -> bool:
     return any(
-        _bytes(window) != _bytes(leaf.read(start, window.shape))
-        for start, window in _windows(as_array(leaf.path, value))
+        _bytes(window) != _bytes(leaf.read(region.start, region.shape))
+        for region, window in _windows(as_array(leaf.path, value))
     )
 
 
@@ -113,22 +114,22 @@ def _bytes(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array).tobytes()
 
 
-def _windows(array: Any) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+def _windows(array: Any) -> Iterator[tuple[Region, np.ndarray]]:
     """The first and the last corner of what this process holds of an array."""
     if not array.size:
         return
     if isinstance(array, np.ndarray):
-        shards = [((0,) * array.ndim, array)]
+        shards = [(Region.whole(array.shape), array)]
     else:
         shards = [
-            (tuple(index.start or 0 for index in shard.index), shard.data)
+            (Region.of_slices(shard.index, array.shape), shard.data)
             for shard in array.addressable_shards
         ]
     sides = _sides(shards[0][1].shape)
-    yield _window(*shards[0], (0,) * array.ndim, sides)
-    origin, data = shards[-1]
+    yield _window(*shards[0], Region((0,) * array.ndim, sides))
+    shard, data = shards[-1]
     last = tuple(n - side for n, side in zip(data.shape, sides, strict=True))
-    yield _window(origin, data, last, sides)
+    yield _window(shard, data, Region(last, sides))
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -137,13 +138,10 @@ def _sides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(min(n, WINDOW if rank - i <= 2 else 1) for i, n in enumerate(shape))
 
 
-def _window(
-    origin: tuple[int, ...], data: Any, start: tuple[int, ...], sides: tuple[int, ...]
-) -> tuple[tuple[int, ...], np.ndarray]:
-    """Where a window of a shard begins in the whole array, and its elements."""
-    index = tuple(slice(s, s + n) for s, n in zip(start, sides, strict=True))
-    place = tuple(o + s for o, s in zip(origin, start, strict=True))
+def _window(shard: Region, data: Any, part: Region) -> tuple[Region, np.ndarray]:
+    """Where a part of a shard lies in the whole array, and its elements."""
+    place = part.within(shard)
     if isinstance(data, np.ndarray):
-        return place, data[index]
+        return place, data[part.slices]
     with alone_on(one_device(next(iter(data.devices())))):
-        return place, np.asarray(data[index])
+        return place, np.asarray(data[part.slices])

@@ -6,8 +6,8 @@ platform, the chip or the CPU's feature set, the version of the compiler. With t
 receipt says how to make the same weights again; with the digest of every leaf it says
 whether some weights are them.
 
-Receipts are JSON, for people and other programs alike. The root covers the leaves and
-the seal all other statements with the root, so that none can be changed unnoticed. That
+Receipts are JSON, for people and other programs alike. The root covers the
+leaves' values and the seal all statements, so that none can be changed unnoticed. That
 finds mistakes and damage; it is no signature.
 """
 

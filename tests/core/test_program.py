@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import shardinit
 from shardinit.core.init_fn import AxisNames
@@ -422,3 +424,54 @@ def test_a_program_lies_where_its_function_lies(names, passes, own, rules):
     model = shardinit.InitFn(fn, axes=axes, name="model")
     data = shardinit.export_plan(model).to_bytes()
     assert lies(shardinit.InitProgram.from_bytes(data)) == lies(model)
+
+
+def through_bytes(program):
+    return shardinit.InitProgram.from_bytes(program.to_bytes())
+
+
+def test_what_a_function_states_is_kept_in_its_program():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    places = {
+        "w": NamedSharding(mesh, P(None, "data")),
+        "b": NamedSharding(mesh, P(("data", "model")), memory_kind="pinned_host"),
+    }
+
+    def fn(key):
+        drawn = {
+            "w": jax.random.normal(key, (64, 64)),
+            "b": jax.random.uniform(key, (64,)),
+        }
+        return jax.lax.with_sharding_constraint(drawn, places)
+
+    program = through_bytes(shardinit.export_plan(shardinit.plan(fn)))
+    plan = shardinit.plan(program, mesh=mesh)
+    assert {x.path: x.sharding for x in plan.leaves} == places
+    params = shardinit.compile_plan(plan)(0)
+    assert {path: x.sharding for path, x in params.items()} == places
+    again = through_bytes(shardinit.export_plan(plan))
+    assert again.to_bytes() == program.to_bytes()
+    other = shardinit.plan(program, mesh=mesh, rules=shardinit.PathRules([]))
+    found = [x for x in other.findings if x.kind == "overruled"]
+    assert sorted(path for x in found for path in x.leaves) == ["b", "w"]
+    small = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    assert shardinit.plan(program, mesh=small).leaves[1].sharding.mesh == small
+
+
+def test_a_program_knows_its_optimizer_state():
+    optax = pytest.importorskip("optax")
+
+    def fn(key):
+        params = {"w": jax.random.normal(key, (64, 64))}
+        return {"params": params, "opt_state": optax.adam(1e-3).init(params)}
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    options = {
+        "mesh": mesh,
+        "rules": shardinit.PathRules([]),
+        "opt_rules": shardinit.fsdp("data", min_bytes=0),
+    }
+    program = through_bytes(shardinit.export_plan(shardinit.plan(fn)))
+    want = [x.sharding for x in shardinit.plan(fn, **options).leaves]
+    assert [x.sharding for x in shardinit.plan(program, **options).leaves] == want
+    assert any(place.spec == P("data", None) for place in want), want

@@ -490,12 +490,11 @@ def test_blocks_cover_a_window_in_order_and_once(shape, elements):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape)
     out, shapes = [], set()
     while len(out) < array.size:
-        start, size, first = windows.block_of(shape, elements, len(out))
-        place = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
-        assert array[place].shape == size
-        assert array[place].size <= elements
-        out += array[place].reshape(-1)[len(out) - first :].tolist()
-        shapes.add(size)
+        block, first = windows.block_of(shape, elements, len(out))
+        assert array[block.slices].shape == block.shape
+        assert block.size <= elements
+        out += array[block.slices].reshape(-1)[len(out) - first :].tolist()
+        shapes.add(block.shape)
     assert out == array.reshape(-1).tolist()
     assert len(shapes) == 1
 
@@ -505,6 +504,5 @@ def test_blocks_cover_a_window_in_order_and_once(shape, elements):
 def test_every_element_lies_in_its_block(shape, elements):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape)
     for at in range(array.size):
-        start, size, first = windows.block_of(shape, elements, at)
-        place = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
-        assert array[place].reshape(-1)[at - first] == at
+        block, first = windows.block_of(shape, elements, at)
+        assert array[block.slices].reshape(-1)[at - first] == at

@@ -182,13 +182,9 @@ def test_windows_cover_each_tensor_once_in_order_of_its_bytes(most):
         data = b""
         for window in windows(file, most):
             if window.tensor is tensor:
-                box = [
-                    slice(a, a + n)
-                    for a, n in zip(window.start, window.shape, strict=True)
-                ]
                 assert window.offset == tensor.offset + len(data)
                 assert window.nbytes <= max(most, 2)
-                data += array[tuple(box)].tobytes()
+                data += array[window.region.slices].tobytes()
         assert data == array.tobytes()
 
 

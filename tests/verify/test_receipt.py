@@ -171,6 +171,23 @@ def test_what_is_no_receipt_is_refused(made, change, message):
         Receipt.from_json(change(made[2].to_json()))
 
 
+def test_any_byte_of_a_receipt_may_be_changed():
+    plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (2, 3))})
+    receipt = shardinit.receipt(plan, 7, shardinit.compile_plan(plan)(7))
+    text = receipt.to_json().encode()
+    unnoticed = []
+    for place in range(len(text)):
+        for bit in range(8):
+            damaged = bytearray(text)
+            damaged[place] ^= 1 << bit
+            try:
+                if Receipt.from_json(bytes(damaged)) != receipt:
+                    unnoticed.append((place, bit, chr(damaged[place])))
+            except ReceiptFormatError:
+                pass
+    assert not unnoticed
+
+
 def test_a_receipt_of_format_1_is_read_and_is_unsealed():
     path = FIXTURES / "format-1.receipt.json"
     receipt = Receipt.load(path)

@@ -26,7 +26,7 @@ from shardinit.core.cut.sources import (
 from shardinit.core.ir.jaxpr import is_key, key_impl, setting
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.prng import derivation as keys
-from shardinit.core.program.axes import write_axes
+from shardinit.core.program.axes import read_stated, write_axes, write_stated
 from shardinit.core.program.exported import (
     ExportedProgram,
     current_convention,
@@ -126,6 +126,9 @@ def _write_leaf(
     if is_key(leaf.dtype):
         out.key_impl = key_impl(leaf.dtype)
     write_axes(info, out)
+    out.optimizer = info.optimizer
+    if info.stated is not None:
+        write_stated(info.stated, out.stated)
     match leaf.source:
         case Windowed() | Replicated() as run:
             out.function, out.result = run.program, run.result
@@ -186,12 +189,14 @@ def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
     if len({leaf.path for leaf in leaves}) != len(leaves):
         raise ValueError("two leaves have one path")
     tree, order = read_tree(content.nodes, len(leaves))
+    stated = [read_stated(leaf) for leaf in content.leaves]
     cut = slicing.Cut(
         tuple(leaves[i] for i in order),
         programs,
         tree,
         content.key_impl,
         content.typed_key,
+        tuple(stated[i] for i in order),
     )
     if cut.fingerprint != content.fingerprint:
         raise ValueError("its fingerprint is not that of its functions")

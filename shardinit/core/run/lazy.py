@@ -30,7 +30,7 @@ from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.plan import make_plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
-from shardinit.core.region import Index, covering
+from shardinit.core.region import Index, Region, covering
 from shardinit.core.run import arguments as operands
 from shardinit.core.types import Device, DType, Tree, Values, Words
 from shardinit.errors import SelectError, WholeLeafError
@@ -92,23 +92,20 @@ class LazyArray:
           IndexError: the window does not lie inside the leaf.
           WholeLeafError: the leaf must be evaluated whole, beyond the memory limit.
         """
-        inside = len(start) == len(shape) == self.ndim and all(
-            min(s, n) >= 0 and s + n <= size
-            for s, n, size in zip(start, shape, self.shape, strict=True)
-        )
-        if not inside:
+        region = Region(tuple(start), tuple(shape))
+        if not region.inside(self.shape):
             raise IndexError(
-                f"leaf {self.path!r}: got a window from {tuple(start)} of shape "
-                f"{tuple(shape)}; expected one inside its shape {self.shape}"
+                f"leaf {self.path!r}: got a window from {region.start} of shape "
+                f"{region.shape}; expected one inside its shape {self.shape}"
             )
-        if 0 in shape:
-            return np.zeros(tuple(shape), self.dtype)
+        if not region.size:
+            return np.zeros(region.shape, self.dtype)
         with alone_on(one_device(self._tree._device)):
-            return self._tree._read(self._number, tuple(start), tuple(shape))
+            return self._tree._read(self._number, region)
 
     def __getitem__(self, index: Index) -> np.ndarray | np.generic:
-        start, shape, rest = covering(index, self.shape, f"leaf {self.path!r}")
-        return self.read(start, shape)[rest]
+        region, rest = covering(index, self.shape, f"leaf {self.path!r}")
+        return self.read(region.start, region.shape)[rest]
 
     def __array__(self, dtype: DType = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
@@ -188,21 +185,19 @@ class LazyTree(Mapping[str, LazyArray]):
     def __repr__(self) -> str:
         return f"LazyTree({len(self):,} leaves, {self.nbytes:,} bytes)"
 
-    def _read(
-        self, number: int, start: tuple[int, ...], shape: tuple[int, ...]
-    ) -> np.ndarray:
+    def _read(self, number: int, region: Region) -> np.ndarray:
         leaf = self.cut.leaves[number]
-        place = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
         (words,) = operands.operand_words([leaf.operands], self._key_words)
         if isinstance(leaf.source, Hosted):
             array = leaf.source.on_host(leaf.shape, words, self._device)
-            return np.array(array[place])
+            return np.array(array[region.slices])
         program = self.cut.programs[leaf.source.program]
         if isinstance(leaf.source, Replicated):
             group = self._groups[number]
-            return np.array(self._evaluate_whole(group, program, words, number)[place])
-        run = executable(program, (shape,), self._device)
-        (out,) = run(words, np.asarray(start, np.uint32))
+            whole = self._evaluate_whole(group, program, words, number)
+            return np.array(whole[region.slices])
+        run = executable(program, (region.shape,), self._device)
+        (out,) = run(words, np.asarray(region.start, np.uint32))
         return _to_numpy(out)
 
     def _evaluate_whole(

@@ -23,6 +23,7 @@ from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
 from shardinit.core.plan.options import Select
 from shardinit.core.program.treedef import read_tree
+from shardinit.core.region import Region
 from shardinit.core.run.processes import assert_same
 from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
@@ -105,14 +106,11 @@ def _words(leaf: LeafDescription, sharding: NamedSharding) -> NamedSharding:
 def _pieces(leaf: LeafDescription, sharding: NamedSharding) -> dict[Piece, list[Any]]:
     """The distinct windows of this process's devices, and the devices of each."""
     full = whole(leaf)
-    where = _words(leaf, sharding).addressable_devices_indices_map(full.shape)
+    shape = full.region.shape
+    where = _words(leaf, sharding).addressable_devices_indices_map(shape)
     found: dict[Piece, list[Any]] = {}
     for device, index in where.items():
-        axes = zip(index or (), full.shape, strict=True)
-        bounds = [s.indices(n)[:2] for s, n in axes]
-        start = tuple(low for low, _ in bounds)
-        size = tuple(high - low for low, high in bounds)
-        piece = replace(full, start=start, shape=size)
+        piece = replace(full, region=Region.of_slices(index or (), shape))
         found.setdefault(piece, []).append(device)
     return found
 
@@ -130,7 +128,7 @@ def _assemble(
             # A copy for each device: its new owner may donate it.
             shards.append(jax.device_put(block.copy(), device))
     array = jax.make_array_from_single_device_arrays(
-        whole(leaf).shape, _words(leaf, sharding), shards
+        whole(leaf).region.shape, _words(leaf, sharding), shards
     )
     if leaf.dtype not in KEY_TYPES:
         return array

@@ -290,8 +290,8 @@ class Client:
           IndexError: the window does not lie inside the leaf.
         """
         whole = transfer.whole(self.describe(spec).leaf(path))
-        start, size, rest = covering(window, whole.shape, f"leaf {path!r}")
-        (array,) = self.receive(spec, key, [replace(whole, start=start, shape=size)])
+        region, rest = covering(window, whole.region.shape, f"leaf {path!r}")
+        (array,) = self.receive(spec, key, [replace(whole, region=region)])
         return np.asarray(array[rest])
 
     def write_checkpoint(

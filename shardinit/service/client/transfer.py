@@ -9,7 +9,6 @@ tells whether both ends of it came from the same computation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import crc32c
 import numpy as np
 import xxhash
 
+from shardinit.core.region import Region
 from shardinit.errors import ServiceError
 from shardinit.service.client.connection import Connection
 from shardinit.service.client.retrying import attempts
@@ -34,25 +34,26 @@ class Piece:
 
     Attributes:
       path: of its leaf.
-      start: first index along each axis.
-      shape: number of indices along each axis.
+      region: of that leaf.
       dtype: element type.
     """
 
     path: str
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
+    region: Region
     dtype: np.dtype
 
     @property
     def nbytes(self) -> int:
         """Bytes of the window."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.region.size * self.dtype.itemsize
 
     @property
     def window(self) -> service_pb2.Window:
         """As it is asked for."""
-        return service_pb2.Window(path=self.path, start=self.start, shape=self.shape)
+        region = self.region
+        return service_pb2.Window(
+            path=self.path, start=region.start, shape=region.shape
+        )
 
 
 def receive(
@@ -156,7 +157,7 @@ class _Incoming:
         if kind == "header":
             header = message.header
             said = (header.window, tuple(header.shape), header.dtype, header.offset)
-            expected = (self._at, piece.shape, str(piece.dtype), self._offset)
+            expected = (self._at, piece.region.shape, str(piece.dtype), self._offset)
             if said != expected or header.size != piece.nbytes:
                 raise self._damaged(f"a header {said}, expected {expected}")
             if self._buffer is None:
@@ -170,7 +171,7 @@ class _Incoming:
         if not same:
             raise self._damaged("the digest of a window differs")
         self._at += 1
-        return buffer.view(piece.dtype).reshape(piece.shape)
+        return buffer.view(piece.dtype).reshape(piece.region.shape)
 
     def _chunk(self, chunk: frames.Chunk) -> None:
         data, buffer = chunk.data, self._buffer
@@ -209,4 +210,4 @@ def whole(leaf: LeafDescription) -> Piece:
     except TypeError as error:
         text = f"the element type {name!r} is unknown here"
         raise ServiceError("StreamShards", text, code="DATA_LOSS") from error
-    return Piece(leaf.path, (0,) * len(shape), shape, dtype)
+    return Piece(leaf.path, Region.whole(shape), dtype)

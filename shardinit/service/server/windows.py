@@ -9,7 +9,6 @@ stream: a reader that is slow or asleep costs it nothing.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
+from shardinit.core.region import Region
 from shardinit.core.run.lazy import LazyArray, LazyTree
 from shardinit.errors import SelectError, SpecError
 from shardinit.service.server.pipe import Piece
@@ -33,22 +33,21 @@ class Wanted:
 
     Attributes:
       leaf: the ``LazyArray``.
-      start, shape: of the window.
+      region: the window's.
     """
 
     leaf: LazyArray
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
+    region: Region
 
     @property
     def nbytes(self) -> int:
         """Bytes of the window."""
-        return math.prod(self.shape) * self.leaf.dtype.itemsize
+        return self.region.size * self.leaf.dtype.itemsize
 
     @cached_property
     def element(self) -> memoryview:
         """The bytes of any element of a uniform leaf."""
-        return _bytes(self.leaf.read(self.start, (1,) * len(self.shape)))
+        return _bytes(self.leaf.read(self.region.start, (1,) * self.leaf.ndim))
 
     def from_byte(self, offset: int, most: int) -> memoryview:
         """The bytes that begin at ``offset``: one block, or what is left of it.
@@ -58,9 +57,9 @@ class Wanted:
           most: bytes of a block.
         """
         size = self.leaf.dtype.itemsize
-        start, shape, first = block_of(self.shape, most // size, offset // size)
-        place = [a + b for a, b in zip(self.start, start, strict=True)]
-        return _bytes(self.leaf.read(place, shape))[offset - first * size :]
+        block, first = block_of(self.region.shape, most // size, offset // size)
+        block = block.within(self.region)
+        return _bytes(self.leaf.read(block.start, block.shape))[offset - first * size :]
 
 
 def read(request: service_pb2.StreamShardsRequest, tree: LazyTree) -> list[Wanted]:
@@ -80,14 +79,12 @@ def read(request: service_pb2.StreamShardsRequest, tree: LazyTree) -> list[Wante
         start = tuple(window.start) or (0,) * len(leaf.shape)
         rest = tuple(n - s for n, s in zip(leaf.shape, start, strict=False))
         shape = tuple(window.shape) or rest
-        inside = len(start) == len(shape) == len(leaf.shape) and all(
-            s + n <= size for s, n, size in zip(start, shape, leaf.shape, strict=True)
-        )
-        if not inside or min(shape, default=0) < 0:
+        region = Region(start, shape)
+        if not region.inside(leaf.shape):
             text = f"from {start} of shape {shape}; the leaf has {leaf.shape}"
             faults.append((f"windows[{i}]", text))
             continue
-        found.append(Wanted(leaf, start, shape))
+        found.append(Wanted(leaf, region))
     if faults:
         raise SpecError("windows", faults)
     return found
@@ -133,7 +130,7 @@ def pieces(
             data = wanted.from_byte(offset, most)
         header = service_pb2.ShardHeader(
             window=window,
-            shape=wanted.shape,
+            shape=wanted.region.shape,
             dtype=str(wanted.leaf.dtype),
             size=wanted.nbytes,
             offset=offset,
@@ -145,9 +142,7 @@ def pieces(
         window, offset = window + 1, 0
 
 
-def block_of(
-    shape: Sequence[int], elements: int, at: int
-) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def block_of(shape: Sequence[int], elements: int, at: int) -> tuple[Region, int]:
     """The block of a window that an element lies in; all blocks are of one shape.
 
     Args:
@@ -156,14 +151,14 @@ def block_of(
       at: number of the element in the window.
 
     Returns:
-      start and shape of the block, and the number of its first element in the window.
+      the block, and the number of its first element in the window.
     """
     axis, row = len(shape), 1  # `row`: elements of one index along `axis` - 1
     while axis and row * shape[axis - 1] <= elements:
         axis -= 1
         row *= shape[axis]
     if not axis:
-        return (0,) * len(shape), tuple(shape), 0
+        return Region.whole(shape), 0
     axis -= 1
     rows = shape[axis]
     step = -(-rows // -(-rows // max(elements // row, 1)))  # as even as it can be
@@ -172,7 +167,7 @@ def block_of(
     places = np.unravel_index(lead, shape[:axis]) if axis else ()
     start = (*map(int, places), first, *(0,) * (len(shape) - axis - 1))
     size = (1,) * axis + (step, *shape[axis + 1 :])
-    return start, size, (lead * rows + first) * row
+    return Region(start, size), (lead * rows + first) * row
 
 
 def _bytes(array: np.ndarray) -> memoryview:

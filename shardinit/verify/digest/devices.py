@@ -33,6 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.paths import path_str
 from shardinit.core.plan.mesh import alone_on
+from shardinit.core.region import Region
 from shardinit.errors import DigestError
 from shardinit.verify.digest import host
 from shardinit.verify.digest.host import (
@@ -155,7 +156,7 @@ def _device_sums(array: jax.Array) -> jax.Array | np.ndarray:
         return _NOTHING
     if not array.ndim:
         return window_sums(np.asarray(shards[0].data), ())[None]
-    starts = [[index.start or 0 for index in shard.index] for shard in shards]
+    starts = [Region.of_slices(s.index, array.shape).start for s in shards]
     return _run([shard.data for shard in shards], starts)
 
 

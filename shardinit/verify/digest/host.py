@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
+from shardinit.core.region import Region
 from shardinit.errors import DigestError
 
 if TYPE_CHECKING:
@@ -329,11 +330,7 @@ class Digester:
                 f"a window of dtype {window.dtype}",
                 f"{self._dtypes[path]}",
             )
-        inside = len(start) == window.ndim == len(shape) and all(
-            s >= 0 and s + n <= whole
-            for s, n, whole in zip(start, window.shape, shape, strict=True)
-        )
-        if not inside:
+        if not Region(tuple(start), window.shape).inside(shape):
             raise DigestError(
                 f"leaf {path!r}",
                 f"a window of shape {window.shape} at {tuple(start)}",
