@@ -75,11 +75,7 @@ def init_fn(
         return transformed.init(key, *args, **options)
 
     with watched() as host:
-        examples.look(init, name)
-
-    def fn(key: jax.Array) -> Any:
-        return init(key, examples.values())
-
+        fn = examples.bound(init, name)
     return InitFn(
         fn,
         name=name,

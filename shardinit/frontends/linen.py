@@ -160,26 +160,21 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
     name = module.name or type(module).__name__
     examples = Examples(inputs, kwargs)
 
+    found: dict[str, Any] = {}
+
     def init(key: jax.Array, values: Sequence[Any]) -> Any:
         args, options = examples.arguments(values)
         with _without_eager_sharding():
-            return module.init(key, *args, **options)
-
-    found: dict[str, Any] = {}
-
-    def describe(key: jax.Array, given: list[Any]) -> Any:
-        boxed = init(key, given)
-        found["axes"], found["treedef"] = _names(boxed), jax.tree.structure(boxed)
+            boxed = module.init(key, *args, **options)
         variables = _unbox(boxed)
-        found["unboxed"] = jax.tree.structure(variables)
+        if not found:
+            found["axes"], found["treedef"] = _names(boxed), jax.tree.structure(boxed)
+            found["unboxed"] = jax.tree.structure(variables)
         return variables
 
     with watched() as host:
-        examples.look(describe, name)
+        fn = examples.bound(init, name)
     axes, treedef, unboxed = found["axes"], found["treedef"], found["unboxed"]
-
-    def fn(key: jax.Array) -> Any:
-        return _unbox(init(key, examples.values()))
 
     def rebuild(tree: Any) -> Any:
         check_structure(tree, unboxed, name)

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 import shardinit
 from shardinit.core.init_fn import AxisNames
+from shardinit.core.platform import processor
 from shardinit.core.program import trial
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
@@ -207,13 +208,16 @@ def test_files_of_format_1_load_with_the_values_they_had(version, mesh):
         "replicated",
     ]
     digest = shardinit.digest(shardinit.init(program, 0, mesh=mesh))
-    exact = {"key", "norm", "scale", "tokens"}  # no last place of another version's
-    if version == jax.__version__:
+    exact = {"key", "norm", "scale", "tokens"}  # the same on every platform
+    # One platform is one JAX and one set of CPU features: LAPACK and the compiler
+    # choose their code by those.
+    same = version == jax.__version__ and kept["processor"] == [*processor("cpu")]
+    if same:
         exact = set(kept["leaves"])
     assert {path: digest.leaves[path] for path in exact} == {
         path: kept["leaves"][path] for path in exact
     }
-    assert version != jax.__version__ or digest.root == kept["root"]
+    assert not same or digest.root == kept["root"]
     again = shardinit.InitProgram.from_bytes(program.to_bytes())
     assert (again.format, again.sha256) == (1, program.sha256)
 

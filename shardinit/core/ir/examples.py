@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.dependencies import Traced, stand_in
-from shardinit.core.types import Tree, Values
+from shardinit.core.types import Init, Tree, Values
 from shardinit.errors import InitFnError
 
 
@@ -47,12 +48,12 @@ class Examples:
             filled[place] = value
         return jax.tree.unflatten(self._structure, filled)
 
-    def values(self) -> list[Values]:
-        """What stands for the arrays: those that matter, and zeros for the others."""
-        return [self._kept.get(i, stand_in(x)) for i, x in enumerate(self._shapes)]
+    def bound(self, fn: Callable[[Any, list[Any]], Tree], name: str) -> Init:
+        """The init function of the key alone: keeps the arrays that matter to it.
 
-    def look(self, fn: Callable[[Any, list[Any]], Tree], name: str) -> None:
-        """Traces the init function and keeps the arrays that its result depends on.
+        The user's code runs once, here; the function that is returned runs what was
+        traced. It runs the code anew for a key of another kind, and where 64-bit types
+        were switched since.
 
         Args:
           fn: from a key and the values of the arrays to a pytree of arrays.
@@ -61,7 +62,23 @@ class Examples:
         Raises:
           InitFnError: a leaf depends on an array of which only the shape is known.
         """
-        traced = Traced(fn, jax.eval_shape(jax.random.key, 0), self._shapes)
+        key_aval, x64 = jax.eval_shape(jax.random.key, 0), jx.setting("jax_enable_x64")
+        traced = Traced(fn, key_aval, self._shapes)
+        self._keep(traced, name)
+
+        def init(key: Values) -> Tree:
+            # Zeros for the others are made in here, where nothing reads them.
+            values = [
+                self._kept.get(i, stand_in(x)) for i, x in enumerate(self._shapes)
+            ]
+            kind = (key.dtype, key.shape, jx.setting("jax_enable_x64"))
+            if kind == (key_aval.dtype, key_aval.shape, x64):
+                return traced(key, values)
+            return fn(key, values)
+
+        return init
+
+    def _keep(self, traced: Traced, name: str) -> None:
         for number, path in traced.dependencies().items():
             self._kept[number] = self._leaves[self._places[number]]
             if isinstance(self._kept[number], jax.ShapeDtypeStruct):
