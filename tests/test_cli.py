@@ -277,6 +277,30 @@ def test_export_and_read(config, tmp_path, fails):
     assert "File exists" in fails("read", path, leaf, "--out", npy)
 
 
+def test_export_compile_and_read_say_the_same_as_json(config, tmp_path):
+    path, code = str(tmp_path / "model.program"), str(tmp_path / "code")
+    wrote = json.loads(shardinit("export", config, "--out", path, "--json"))
+    assert (wrote["out"], wrote["bytes"]) == (path, os.path.getsize(path))
+    assert wrote["written"]
+    again = json.loads(shardinit("export", config, "--out", path, "--json"))
+    assert again == {**wrote, "written": False}
+    leaves = json.loads(shardinit("read", path, "--json"))
+    assert len(leaves) == wrote["leaves"]
+    assert leaves[0]["shape"] == [256, 64]
+    leaf, index = leaves[0]["path"], "3:9,::32"
+    window = json.loads(shardinit("read", path, leaf, index, "--json"))
+    from shardinit import load_program, open
+
+    want = open(load_program(path), 0)[leaf][3:9, ::32]
+    assert window["values"] == want.astype(float).tolist()
+    npy = str(tmp_path / "window.npy")
+    said = json.loads(shardinit("read", path, leaf, index, "-o", npy, "--json"))
+    assert said == {"path": leaf, "dtype": window["dtype"], "shape": [6, 2], "out": npy}
+    made = json.loads(shardinit("compile", path, "--out", code, "--json"))
+    assert made["bytes"] == os.path.getsize(code)
+    assert set(made) == {"out", "bytes", "programs", "sha256"}
+
+
 def test_version_and_short_help():
     from importlib.metadata import version
 

@@ -184,6 +184,8 @@ def test_the_same_command_again_verifies_and_ends_well(tmp_path, config, says, l
     again = says(*command)
     assert "is there already, and verified" in again
     assert again.split()[-1] == first.split()[-1]
+    facts = json.loads(says(*command, "--json"))
+    assert (facts["root"], facts["written"]) == (first.split()[-1], False)
     assert state() == before
     os.unlink(out + ".receipt.json")  # as if it had ended before the receipt
     assert "is there already, and verified" in says(*command)

@@ -63,6 +63,7 @@ def init(
     ] = None,
     model: ModelName = "decoder",
     models: Modules = None,
+    as_json: AsJson = False,
 ) -> None:
     """Initialises a model into a checkpoint, with its receipt beside it."""
     windowed = {"--max-memory": max_memory, "--max-shard-size": max_shard_size}
@@ -110,6 +111,10 @@ def init(
         kept = f"The same command again makes {target} anew, or verifies it if complete"
         with interruptible(kept):
             root = _write_arrays(plan, seed, target, beside, *code)
+    if as_json:
+        facts = {"checkpoint": str(target), "receipt": str(beside), "root": root}
+        print(json.dumps({**facts, "written": new}))
+        return
     said = f"wrote {target}" if new else f"{target} is there already, and verified"
     print(f"{said}\nreceipt {beside}\nroot {root}")
 

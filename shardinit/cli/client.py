@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
 
 from shardinit.cli import arguments, devices, programs, serving
@@ -192,11 +191,7 @@ def stream(
     index = programs.parse_window(window)
     with context.obj.connect() as client:
         values = client.read(_spec(source, model), seed, path, index)
-    if as_json and out is None:
-        said = {"path": path, "dtype": str(values.dtype), "shape": values.shape}
-        print(json.dumps({**said, "values": _numbers(values)}))
-        return
-    programs.show_window(values, path, window, out)
+    programs.show_window(values, path, window, out, as_json)
 
 
 @app.command()
@@ -229,14 +224,6 @@ def _spec(source: str, model: str) -> Spec:
     if re.fullmatch(r"[0-9a-f]{64}", source):
         return source
     return arguments.read_spec(source, model)
-
-
-def _numbers(values: np.ndarray) -> Any:
-    """What JSON has of an array; a complex number is a pair."""
-    if values.dtype.kind == "c":
-        return np.stack([np.real(values), np.imag(values)], -1).tolist()
-    narrow = values.dtype.kind not in "biuf"  # bfloat16 and its kin
-    return (values.astype(np.float32) if narrow else values).tolist()
 
 
 def _show(found: Mapping[str, Any], as_json: bool) -> None:

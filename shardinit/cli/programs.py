@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +52,7 @@ def export(
     model: ModelName = "decoder",
     models: Modules = None,
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Writes a model's initial weights as one small program."""
     check_target(out)
@@ -70,9 +72,15 @@ def export(
     elif there.fingerprint != program.fingerprint:
         raise _exists(out)
     else:
-        print(f"{out} is there already, and is the program of this model")
+        if not as_json:
+            print(f"{out} is there already, and is the program of this model")
         program = there
     size = os.path.getsize(out)
+    if as_json:
+        facts = {"out": out, "bytes": size, "leaves": len(program.paths)}
+        names = {"fingerprint": program.fingerprint, "sha256": program.sha256}
+        print(json.dumps({**facts, **names, "written": program is not there}))
+        return
     print(
         f"{out}: {len(program.paths):,} leaves, {size:,} bytes, "
         f"fingerprint {program.fingerprint}, sha256 {program.sha256}"
@@ -102,6 +110,7 @@ def compile_for_here(
     prng: options.Prng = None,
     model: ModelName = "decoder",
     models: Modules = None,
+    as_json: AsJson = False,
 ) -> None:
     """Writes executables for init --executables, on a machine just like this one."""
     check_target(out)
@@ -113,7 +122,12 @@ def compile_for_here(
     asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
     plan = options.planned(fn, devices.real_mesh(axes), asked)
     digest = save_executables(plan, out)
-    print(f"{out}: {len(plan.programs)} programs, {os.path.getsize(out):,} bytes")
+    size, count = os.path.getsize(out), len(plan.programs)
+    if as_json:
+        facts = {"out": out, "bytes": size, "programs": count, "sha256": digest}
+        print(json.dumps(facts))
+        return
+    print(f"{out}: {count} programs, {size:,} bytes")
     print(f"sha256 {digest}")
 
 
@@ -130,6 +144,7 @@ def read(
     ] = 1 << 32,
     model: ModelName = "decoder",
     models: Modules = None,
+    as_json: AsJson = False,
 ) -> None:
     """Prints one window of one leaf, computed alone."""
     if out is not None:
@@ -143,17 +158,24 @@ def read(
     fn = arguments.read_source(source, model, models)
     lazy = open_lazily(fn, seed, memory_limit=limit)
     if path is None:
-        for leaf in lazy.values():
-            print(f"{leaf.path}\t{leaf.dtype}\t{list(leaf.shape)}")
+        found = [(x.path, str(x.dtype), list(x.shape)) for x in lazy.values()]
+        if as_json:
+            names = ("path", "dtype", "shape")
+            print(json.dumps([dict(zip(names, x, strict=True)) for x in found]))
+            return
+        for leaf in found:
+            print("\t".join(map(str, leaf)))
         return
     try:
         values = np.asarray(lazy[path][index])
     except IndexError as error:
         raise ShardinitError("window", str(error)) from error
-    show_window(values, path, window, out)
+    show_window(values, path, window, out, as_json)
 
 
-def show_window(values: np.ndarray, path: str, window: str, out: str | None) -> None:
+def show_window(
+    values: np.ndarray, path: str, window: str, out: str | None, as_json: bool
+) -> None:
     """Prints a window, or writes it into a file.
 
     Raises:
@@ -161,9 +183,13 @@ def show_window(values: np.ndarray, path: str, window: str, out: str | None) -> 
     """
     import numpy as np
 
+    said = {"path": path, "dtype": str(values.dtype), "shape": values.shape}
+    text = f"{path} [{window}] {values.dtype}{list(values.shape)}"
+    if out is None and as_json:
+        print(json.dumps({**said, "values": _numbers(values)}))
+        return
     if out is None:
-        print(f"{path} [{window}] {values.dtype}{list(values.shape)}")
-        print(np.array2string(values, threshold=200))
+        print(f"{text}\n{np.array2string(values, threshold=200)}")
         return
     # numpy's format has no name for bfloat16 and its kin: their bytes as ints.
     plain = values.dtype.kind in "biufc"
@@ -173,7 +199,17 @@ def show_window(values: np.ndarray, path: str, window: str, out: str | None) -> 
     with writing(out):
         if not (os.path.isfile(out) and Path(out).read_bytes() == made.getvalue()):
             write_file(out, made.getvalue(), replace=False)
-    print(f"{out}: {path} [{window}] {values.dtype}{list(values.shape)}")
+    print(json.dumps({**said, "out": out}) if as_json else f"{out}: {text}")
+
+
+def _numbers(values: np.ndarray) -> Any:
+    """What JSON has of an array; a complex number is a pair."""
+    import numpy as np
+
+    if values.dtype.kind == "c":
+        return np.stack([np.real(values), np.imag(values)], -1).tolist()
+    narrow = values.dtype.kind not in "biuf"  # bfloat16 and its kin
+    return (values.astype(np.float32) if narrow else values).tolist()
 
 
 def parse_window(text: str) -> tuple[Any, ...]:
