@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from shardinit.storage.executables import save_executables as save_executables
     from shardinit.verify.audit.audit import audit as audit
     from shardinit.verify.digest.devices import digest as digest
+    from shardinit.verify.inspect.inspect import inspect as inspect
     from shardinit.verify.receipt import receipt as receipt
     from shardinit.verify.receipt import verify_receipt as verify_receipt
 
@@ -62,6 +63,7 @@ _HOMES = {
     "errors": "errors",
     "frontends": "frontends",
     "initializers": "initializers",
+    "inspect": "verify.inspect.inspect",
     "models": "models",
     "verify": "verify",
     "digest": "verify.digest.devices",

@@ -24,6 +24,7 @@ from shardinit.cli import (
     checkpoints,
     client,
     devices,
+    looking,
     options,
     programs,
     serving,
@@ -56,6 +57,7 @@ app.command()(serving.health)
 app.command()(programs.export)
 app.command("compile")(programs.compile_for_here)
 app.command()(programs.read)
+app.command()(looking.inspect)
 app.command()(checkpoints.init)
 app.command()(checkpoints.digest)
 app.command()(checkpoints.verify)
