@@ -35,7 +35,7 @@ def print_plan(plan: Any) -> None:
 
 
 def print_inspection(found: Any) -> None:
-    """Prints an inspection: a row for the leaves of all layers, gains, what stands out."""
+    """Prints an inspection: its rows, layers folded, gains, what stands out."""
     width = columns()
     if width is None:
         print(found)

@@ -27,7 +27,7 @@ def law_of(fn):
 
 
 @pytest.mark.parametrize(
-    "draw, family, scale",
+    ("draw", "family", "scale"),
     [
         (lambda k: jax.random.normal(k, (64, 64)), "normal", 1.0),
         (lambda k: 3 - 0.5 * jax.random.normal(k, (64, 64)), "normal", 0.5),
@@ -61,7 +61,9 @@ def test_the_law_is_read_from_the_function(draw, family, scale, dtype):
 
 def test_stacked_joined_and_transposed_draws_keep_their_law():
     def stacked(key):
-        return jax.vmap(lambda k: jax.random.normal(k, (8, 64)))(jax.random.split(key, 3))
+        return jax.vmap(lambda k: jax.random.normal(k, (8, 64)))(
+            jax.random.split(key, 3)
+        )
 
     def joined(key):
         a, b = jax.random.split(key)
@@ -87,14 +89,19 @@ def test_the_deviation_of_a_law_is_that_of_its_numbers():
 
 def test_sums_of_small_leaves_are_those_of_the_weights():
     def fn(key):
-        return {"w": jax.random.normal(key, (300, 70)), "n": jnp.arange(5), "z": jnp.eye(8)}
+        return {
+            "w": jax.random.normal(key, (300, 70)),
+            "n": jnp.arange(5),
+            "z": jnp.eye(8),
+        }
 
     made = shardinit.inspect(fn, 3)
     params = jax.jit(fn)(jax.random.key(3))
     for leaf in made.leaves:
         values = np.asarray(params[leaf.path], np.float64)
         found = leaf.moments
-        assert leaf.exact and leaf.windows == 1
+        assert leaf.exact
+        assert leaf.windows == 1
         assert (found.mean_error, found.std_error) == (0, 0)
         assert found.mean == pytest.approx(values.mean(), abs=1e-7)
         assert found.std == pytest.approx(values.std(), rel=1e-5)
@@ -111,7 +118,9 @@ def test_windows_of_a_large_leaf_estimate_its_moments_within_their_errors():
     (leaf,) = shardinit.inspect(fn, 1).leaves
     values = np.asarray(jax.jit(fn)(jax.random.key(1)), np.float64)
     found = leaf.moments
-    assert not leaf.exact and leaf.windows == 64 and leaf.law.family == "unknown"
+    assert not leaf.exact
+    assert leaf.windows == 64
+    assert leaf.law.family == "unknown"
     assert 0 < found.std_error < 0.2
     assert abs(found.mean - values.mean()) < 5 * found.mean_error
     assert abs(found.std - values.std()) < 5 * found.std_error
@@ -121,21 +130,27 @@ def test_every_layer_and_every_end_of_a_leaf_is_in_a_stratum():
     place = layout((2048, 4096))
     assert len(place.starts) == 64
     sides = [place.starts[:, a] + place.shape[a] for a in range(2)]
-    assert all((side.max() > 0.85 * n) for side, n in zip(sides, (2048, 4096)))
-    assert (sides[0] <= 2048).all() and (sides[1] <= 4096).all()
+    assert all(
+        (side.max() > 0.85 * n) for side, n in zip(sides, (2048, 4096), strict=False)
+    )
+    assert (sides[0] <= 2048).all()
+    assert (sides[1] <= 4096).all()
     stack = layout((100, 512, 512), depth=0)
     assert sorted(set(stack.starts[:, 0])) == list(range(100))
 
 
 def test_leaves_of_one_program_are_looked_at_each_with_its_own_key():
     def fn(key):
-        return [0.02 * jax.random.normal(k, (1024, 512)) for k in jax.random.split(key, 5)]
+        return [
+            0.02 * jax.random.normal(k, (1024, 512)) for k in jax.random.split(key, 5)
+        ]
 
     made = shardinit.inspect(fn, 0)
     assert len({leaf.moments.mean for leaf in made.leaves}) == 5
     for number, leaf in enumerate(made.leaves):
         window = shardinit.read(fn, 0, str(number), np.s_[:])
-        assert leaf.moments.min >= window.min() and leaf.moments.max <= window.max()
+        assert leaf.moments.min >= window.min()
+        assert leaf.moments.max <= window.max()
 
 
 def test_a_loaded_program_has_the_same_moments_and_an_unknown_law():
@@ -166,7 +181,9 @@ def test_the_layer_unlike_its_sisters_is_named():
     assert "its std is 0.19" in found.reason or "its std is 0.20" in found.reason
     ((path, extent, bars),) = made.chart()
     assert path == "layers_{0..11}/kernel"
-    assert extent.startswith("0.15") and bars[7] == "█" and len(bars) == 12
+    assert extent.startswith("0.15")
+    assert bars[7] == "█"
+    assert len(bars) == 12
 
 
 @pytest.mark.parametrize(
@@ -178,8 +195,16 @@ def test_the_layer_unlike_its_sisters_is_named():
         lambda i: 0.02 * 0.9**i,
     ],
 )
-def test_scales_that_follow_the_depth_are_no_outliers(scale):
-    assert shardinit.inspect(layered(scale), 0).findings == ()
+@pytest.mark.parametrize("depth", [4, 12, 126, 1000])
+def test_scales_that_follow_the_depth_are_no_outliers(scale, depth):
+    noise = np.random.default_rng(depth).normal(1, 0.002, depth)
+    values = [scale(i) * x for i, x in enumerate(noise)]
+    errors = [0.002 * x for x in values]
+    assert unlike(range(depth), values, errors) == []
+    values[depth // 2] *= 1.5
+    ((found, expected),) = unlike(range(depth), values, errors)
+    assert found == depth // 2
+    assert expected == pytest.approx(values[found] / 1.5, rel=0.05)
 
 
 def test_a_layer_of_another_family_is_named():
@@ -189,19 +214,24 @@ def test_a_layer_of_another_family_is_named():
         return [draw(k, (64, 64)) for draw, k in zip(draws, keys, strict=True)]
 
     (found,) = shardinit.inspect(fn, 0).findings
-    assert found.leaves == ("7",) and "uniform" in found.reason
+    assert found.leaves == ("7",)
+    assert "uniform" in found.reason
 
 
 def test_layers_of_a_stack_are_charted_and_the_odd_one_is_named():
     def fn(key):
         keys = jax.random.split(key, 8)
         scale = jnp.ones(8).at[5].set(3.0)[:, None, None]
-        return {"kernel": jax.vmap(lambda k: jax.random.normal(k, (256, 256)))(keys) * scale}
+        return {
+            "kernel": jax.vmap(lambda k: jax.random.normal(k, (256, 256)))(keys) * scale
+        }
 
     axes = {"kernel": ("layers", "embed", "mlp")}
     made = shardinit.inspect(shardinit.InitFn(fn, axes=axes), 0)
     (leaf,) = made.leaves
-    assert len(leaf.layers) == 8 and leaf.fan_in == 256 and not leaf.exact
+    assert len(leaf.layers) == 8
+    assert leaf.fan_in == 256
+    assert not leaf.exact
     (found,) = made.findings
     assert found.leaves == ("kernel[5]",)
     assert made.chart()[0][2][5] == "█"
@@ -230,11 +260,13 @@ def test_leaves_that_must_be_made_whole_are_looked_at_below_the_limit_only():
         return {"q": inits.orthogonal()(key, (64, 64)), "key": jax.random.key(0)}
 
     made = {leaf.path: leaf for leaf in shardinit.inspect(fn, 0).leaves}
-    assert made["q"].exact and made["q"].moments.std == pytest.approx(1 / 8, rel=0.05)
+    assert made["q"].exact
+    assert made["q"].moments.std == pytest.approx(1 / 8, rel=0.05)
     assert made["key"].unread == "keys are no numbers"
     few = shardinit.inspect(fn, 0, memory_limit=1 << 10)
     (unread,) = (leaf for leaf in few.leaves if leaf.path == "q")
-    assert "needs the whole leaf" in unread.unread and unread.windows == 0
+    assert "needs the whole leaf" in unread.unread
+    assert unread.windows == 0
     assert "2 not looked at" in str(few)
 
 

@@ -1,4 +1,4 @@
-"""Moments of a leaf: sums over all of it, or over windows with their standard errors."""
+"""Moments of a leaf: sums over all of it, or over windows with standard errors."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ class LeafStatistics:
       moments: of the numbers that were looked at.
       windows: how many windows they are from; 0 where nothing was looked at.
       exact: whether they are all of the leaf.
+      stacked: whether layers lie along its first axis.
       fan_in: inputs that reach one output; 0 for what is no kernel.
       layers: of a leaf that stacks layers the standard deviation in each of them.
       unread: why nothing was looked at; empty if something was.
@@ -50,6 +52,7 @@ class LeafStatistics:
     moments: Moments
     windows: int
     exact: bool
+    stacked: bool = False
     fan_in: int = 0
     layers: tuple[float, ...] = ()
     unread: str = ""
@@ -149,9 +152,7 @@ class Inspection:
         exact = sum(leaf.exact for leaf in self.leaves)
         sampled = [x for x in self.leaves if x.windows and not x.exact]
         unread = [leaf for leaf in self.leaves if leaf.unread]
-        lines = [
-            f"{self.name}: {len(self.leaves):,} leaves; {exact:,} of them summed exactly"
-        ]
+        lines = [f"{self.name}: {len(self.leaves):,} leaves; {exact:,} summed exactly"]
         if sampled:
             count = sampled[0].windows
             worst = max(x.moments.std_error / (x.moments.std or 1) for x in sampled)
@@ -251,7 +252,7 @@ def _line(points: Sequence[tuple[float, float]]) -> str:
     means = [sum(values) / len(values) for values in by_depth.values()]
     if len(means) > _CHART:
         edges = [round(i * len(means) / _CHART) for i in range(_CHART + 1)]
-        pairs = zip(edges[:-1], edges[1:], strict=True)
+        pairs = itertools.pairwise(edges)
         # The farthest from the middle: one layer that stands out is to be seen.
         middle = sorted(means)[len(means) // 2]
         means = [max(means[a:b], key=lambda x: abs(x - middle)) for a, b in pairs]

@@ -20,6 +20,7 @@ import numpy as np
 from shardinit.core.cut.leaf_program import Program
 from shardinit.core.plan.mesh import alone_on, one_device
 from shardinit.core.types import Device, Values, Words
+from shardinit.verify.digest.host import mix
 
 EXACT = 1 << 18  # elements of a leaf that is read whole
 STRATA = 64  # windows of one that is not
@@ -62,10 +63,11 @@ def layout(shape: Sequence[int], *, depth: int | None = None) -> Layout:
     counts = _strata(shape, window, depth)
     grid = np.stack(np.meshgrid(*map(np.arange, counts), indexing="ij"), -1)
     cells = grid.reshape(-1, len(shape))
-    sizes = np.array(shape) / np.array(counts)
-    room = np.maximum(sizes - np.array(window), 0)
-    offsets = np.random.default_rng(0).random(cells.shape) * room
-    starts = np.minimum(cells * sizes + offsets, np.array(shape) - np.array(window))
+    edges = [n // c for n, c in zip(shape, counts, strict=True)]
+    room = np.array(edges) - np.array(window) + 1
+    # The same on all machines: files say what some windows held.
+    places = mix(np.arange(cells.size, dtype=np.uint32)).reshape(cells.shape)
+    starts = cells * np.array(edges) + places % np.maximum(room, 1)
     return Layout(window, starts.astype(np.uint32), False)
 
 
