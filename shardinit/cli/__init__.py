@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 from shardinit.cli import (
     arguments,
+    changes,
     checkpoints,
     client,
     devices,
@@ -58,6 +59,8 @@ app.command()(programs.export)
 app.command("compile")(programs.compile_for_here)
 app.command()(programs.read)
 app.command()(looking.inspect)
+app.command()(changes.diff)
+app.command()(changes.pin)
 app.command()(checkpoints.init)
 app.command()(checkpoints.digest)
 app.command()(checkpoints.verify)
