@@ -1,13 +1,18 @@
-"""``shardinit inspect``: what the weights will be like, before any is made."""
+"""``shardinit inspect`` and ``plan --html``: a look at weights that are not there yet."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shardinit.cli import arguments, devices, options
 from shardinit.cli.programs import AsJson, ModelName, Modules, Seed, Source
+from shardinit.cli.targets import writing
+from shardinit.files import write_file
+
+if TYPE_CHECKING:
+    from shardinit.core.plan.plan import Plan
 
 MemoryLimit = Annotated[
     str,
@@ -37,3 +42,22 @@ def inspect(
         print(found.to_json())
     else:
         tables.print_inspection(found)
+
+
+def write_page(plan: Plan, file: str, seed: int | None) -> None:
+    """Writes a plan as one page of HTML.
+
+    Args:
+      plan: what is shown.
+      file: where to; replaced if it is there.
+      seed: of the statistics; None for none.
+    """
+    from shardinit.cli.page.page import page
+    from shardinit.verify.inspect.inspect import inspect as look
+
+    found = None
+    if seed is not None:
+        found = look(plan, seed, select=[x.path for x in plan.leaves if x.selected])
+    with writing(file):
+        write_file(file, page(plan, found).encode())
+    print(f"{file}: {plan.summary()}")
