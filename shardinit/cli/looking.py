@@ -1,4 +1,4 @@
-"""``shardinit inspect`` and ``plan --html``: a look at weights that are not there yet."""
+"""``shardinit inspect`` and ``plan --html``: weights looked at before they exist."""
 
 from __future__ import annotations
 

@@ -60,7 +60,9 @@ def write(folder, scale, name="mlp"):
 def test_inspect_prints_a_row_for_the_leaves_of_all_layers(run):
     code, out, err = run("inspect", "tiny.json")
     assert (code, err) == (0, "")
-    (row,) = (line for line in out.splitlines() if "mlp/down" in line and "normal" in line)
+    (row,) = (
+        line for line in out.splitlines() if "mlp/down" in line and "normal" in line
+    )
     assert "layers/{0,1}/mlp/down/kernel" in row
     assert "normal 0.02" in row
     code, out, _ = run("inspect", "tiny.json", "--json", "--select", "**/mlp/*/kernel")

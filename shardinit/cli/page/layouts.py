@@ -17,8 +17,8 @@ def layout_svg(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
     """A leaf in its pieces beside the devices of the mesh, each in its piece's colour.
 
     Devices of one colour hold the same. The two dimensions that are cut most are
-    drawn, or the last two; of a mesh the first two axes of more than one device, the
-    others stand in the same cell. More than 16 along a side are drawn as 16.
+    drawn, or the last two; of a mesh two axes, those that cut the leaf first; the others
+    stand in the same cell. More than 16 along a side are drawn as 16.
 
     Args:
       mesh: size of each mesh axis, in order.
@@ -32,12 +32,12 @@ def layout_svg(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
     entries = [mesh_axes(spec[i]) if i < len(spec) else () for i in range(rank)]
     parts = [math.prod(mesh[a] for a in names) for names in entries]
     dims = _drawn(parts)
-    axes = [name for name, size in mesh.items() if size > 1][:2]
+    axes = _axes(mesh, [name for names in entries for name in names])
     left = _leaf(parts, dims, rank)
     right = _devices(mesh, axes, entries, parts, dims)
     label = f"{_parts_text(parts)}; each on {_copies(mesh, parts):,} device(s)"
     return (
-        f'<svg viewBox="0 0 400 190" role="img" aria-label="{html.escape(label)}">'
+        f'<svg viewBox="0 0 400 176" role="img" aria-label="{html.escape(label)}">'
         f"{left}{right}</svg>"
     )
 
@@ -54,7 +54,7 @@ def described(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
 
 
 def _parts_text(parts: Sequence[int]) -> str:
-    shown = " × ".join(f"{n:,}" for n in parts) or "1"
+    shown = " x ".join(f"{n:,}" for n in parts) or "1"
     return f"{math.prod(parts):,} pieces ({shown})"
 
 
@@ -66,6 +66,13 @@ def _drawn(parts: Sequence[int]) -> list[int]:
     """Which dimensions are drawn: those cut most, else the last; at most two."""
     order = sorted(range(len(parts)), key=lambda i: (-parts[i], -i))
     return sorted(order[:2])
+
+
+def _axes(mesh: Mapping[str, int], used: Sequence[str]) -> list[str]:
+    """Which mesh axes are drawn: two of more than one device, those that cut first."""
+    many = [name for name, size in mesh.items() if size > 1]
+    first = sorted(many, key=lambda name: name not in used)[:2]
+    return [name for name in many if name in first]
 
 
 def _colour(piece: Sequence[int], parts: Sequence[int]) -> str:
@@ -139,9 +146,9 @@ def _devices(
         return _colour(piece, [parts[d] for d in dims])
 
     colours = [[colour(r, c) for c in range(shown[1])] for r in range(shown[0])]
-    named = " × ".join(f"{html.escape(a)} {mesh[a]:,}" for a in axes) or "one device"
+    named = " x ".join(f"{html.escape(a)} {mesh[a]:,}" for a in axes) or "one device"
     rest = math.prod(mesh.values()) // max(math.prod(sizes), 1)
-    more = f" (× {rest:,} more in each cell)" if rest > 1 else ""
+    more = f" (x {rest:,} more in each cell)" if rest > 1 else ""
     fewer = " · drawn coarser" if max(rows, columns) > _MOST else ""
     return (
         f'<text x="220" y="14">devices: {named}</text>'

@@ -52,6 +52,7 @@ def page(plan: Any, statistics: Any = None) -> str:
             *_layouts(plan),
             *_by_layer(plan),
             *_programs(plan),
+            *_gains(statistics),
             *_leaves(plan, statistics),
         ]
     )
@@ -73,6 +74,11 @@ def _size(count: float) -> str:
     return f"{count:,.1f} TiB" if count < 1024 else f"{count / 1024:,.1f} PiB"
 
 
+def _held(leaves: Iterable[Any]) -> int:
+    """Bytes of some leaves on one device."""
+    return sum(leaf.bytes_per_device for leaf in leaves)
+
+
 def _spec(leaf: Any) -> str:
     if leaf.sharding is None:
         return "-"
@@ -80,7 +86,7 @@ def _spec(leaf: Any) -> str:
 
 
 def _head(plan: Any) -> Iterator[str]:
-    mesh = " × ".join(f"{name} {n:,}" for name, n in plan.mesh_shape.items())
+    mesh = " x ".join(f"{name} {n:,}" for name, n in plan.mesh_shape.items())
     tiles = [
         ("parameters", f"{plan.parameter_count:,}"),
         ("leaves", f"{len(plan.leaves):,}"),
@@ -131,12 +137,10 @@ def _layouts(plan: Any) -> Iterator[str]:
     if not groups:
         return
     yield f'<h2>Layouts ({len(groups):,})</h2><div class="layouts">'
-    order = sorted(
-        groups.items(), key=lambda item: -sum(x.bytes_per_device for x in item[1])
-    )
+    order = sorted(groups.items(), key=lambda item: -_held(item[1]))
     for (spec, rank), leaves in order:
         entries = tuple(leaves[0].sharding.spec)
-        held = sum(leaf.bytes_per_device for leaf in leaves)
+        held = _held(leaves)
         names = list(dict.fromkeys(template(leaf.path) for leaf in leaves))
         shown = ", ".join(f"<code>{_esc(n)}</code>" for n in names[:3])
         more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
@@ -170,7 +174,7 @@ def _by_layer(plan: Any) -> Iterator[str]:
         width = 100 * held / most
         yield (
             f'<tr><td class="path">{_esc(folded(names))}</td><td class="n">{count:,}'
-            f"{f' × {len(names):,}' if len(names) > 1 else ''}</td>"
+            f"{f' &times; {len(names):,}' if len(names) > 1 else ''}</td>"
             f'<td class="n">{_size(total * len(names))}</td>'
             f'<td class="n">{_size(held)}</td><td style="width:30%">'
             f'<span class="bar" style="width:{width:.1f}%"></span></td></tr>'
@@ -218,6 +222,21 @@ def _folded(leaves: Iterable[Any]) -> list[str]:
     return said + ([f"{more:,} more"] if more > 0 else [])
 
 
+def _gains(statistics: Any) -> Iterator[str]:
+    chart = [] if statistics is None else statistics.chart()
+    if not chart:
+        return
+    yield '<h2>Gain by depth</h2><p class="soft">Standard deviation times the root of '
+    yield "the fan-in, layers from left to right.</p>"
+    yield '<div class="scroll"><table class="charts"><tbody>'
+    for path, gain, line in chart:
+        yield (
+            f'<tr><td class="path">{_path(path)}</td><td class="nb">{_esc(gain)}</td>'
+            f'<td class="line">{_esc(line)}</td></tr>'
+        )
+    yield "</tbody></table></div>"
+
+
 # ---- leaves --------------------------------------------------------------------------
 
 
@@ -245,8 +264,8 @@ def _leaves(plan: Any, statistics: Any) -> Iterator[str]:
         text = " ".join([folded([x.path for x in leaves]), dtype, spec])
         fold = '<button class="fold" aria-expanded="false" title="each leaf">▸</button>'
         many = len(leaves) > 1
-        name = _esc(folded([x.path for x in leaves])) or "(the leaf)"
-        times = f' <span class="soft">× {len(leaves):,}</span>' if many else ""
+        name = _path(folded([x.path for x in leaves]))
+        times = f' <span class="soft">&times; {len(leaves):,}</span>' if many else ""
         yield (
             f'<tr class="group" data-group="{number}" data-dtype="{_esc(dtype)}" '
             f'data-sharding="{_esc(spec)}" data-program="{program}" '
@@ -261,10 +280,15 @@ def _leaves(plan: Any, statistics: Any) -> Iterator[str]:
                 yield (
                     f'<tr class="leaf" data-group="{number}" hidden '
                     f'data-text="{_esc(leaf.path.lower())}"><td class="path">'
-                    f"{_esc(leaf.path)}</td><td></td><td></td><td></td><td></td>"
+                    f"{_path(leaf.path)}</td><td></td><td></td><td></td><td></td>"
                     f"{_cells([leaf], seen)}</tr>"
                 )
     yield "</tbody></table></div>"
+
+
+def _path(path: str) -> str:
+    """A path that may break after its slashes."""
+    return _esc(path).replace("/", "/<wbr>") or "(the leaf)"
 
 
 def _filters(groups: Iterable[Any]) -> Iterator[str]:
@@ -284,7 +308,7 @@ def _filters(groups: Iterable[Any]) -> Iterator[str]:
 
 
 def _cells(leaves: Sequence[Any], seen: dict[str, Any]) -> str:
-    size = _size(sum(leaf.bytes_per_device for leaf in leaves))
+    size = _size(_held(leaves))
     cells = f'<td class="n">{size}</td>'
     if not seen:
         return cells

@@ -241,7 +241,8 @@ def _extent(values: Sequence[float], error: float = 0.0) -> str:
     low, high = min(values), max(values)
     if not high - low > max(8 * error, 5e-3 * abs(high)):
         return f"{sum(values) / len(values):.3g}"
-    return f"{low:.3g} to {high:.3g}"
+    first, last = f"{low:.3g}", f"{high:.3g}"
+    return first if first == last else f"{first} to {last}"
 
 
 def _line(points: Sequence[tuple[float, float]]) -> str:
