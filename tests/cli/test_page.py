@@ -3,10 +3,12 @@
 import html
 import html.parser
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,14 @@ from shardinit.cli.page.layouts import layout_svg
 from shardinit.cli.page.page import page
 
 MESH = AbstractMesh((2, 4), ("data", "model"))
+TINY = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 EVIL = "<script>alert(1)</script>&\"'"
 
 
@@ -129,15 +139,7 @@ def test_devices_of_one_colour_hold_the_same():
 def test_the_command_writes_the_page_and_refuses_what_makes_none(
     tmp_path, monkeypatch, capsys
 ):
-    config = {
-        "model_type": "llama",
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    (tmp_path / "tiny.json").write_text(json.dumps(config))
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY))
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
@@ -163,13 +165,9 @@ browser = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
 def dom(file, width, anchor=""):
     """The page's DOM after its script ran, in a window of that width."""
     words = "--headless=new --no-sandbox --disable-gpu --virtual-time-budget=3000"
-    done = subprocess.run(
-        [BROWSER, *words.split(), f"--window-size={width},900", "--dump-dom"]
-        + [f"{file.as_uri()}{anchor}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    size, page = f"--window-size={width},900", f"{file.as_uri()}{anchor}"
+    command = [BROWSER, *words.split(), size, "--dump-dom", page]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-500:]
     return done.stdout
 
@@ -182,8 +180,9 @@ def probed(plan, tmp_path, width):
     file.write_text(text)
     outer = tmp_path / "frame.html"
     outer.write_text(
-        f'<iframe id=f style="width:{width}px;height:900px" srcdoc="{html.escape(text)}">'
-        "</iframe><script>onload = () => { const d = f.contentDocument.documentElement;"
+        f'<iframe id=f style="width:{width}px;height:900px" '
+        f'srcdoc="{html.escape(text)}"></iframe>'
+        "<script>onload = () => { const d = f.contentDocument.documentElement;"
         "document.title = `${d.scrollWidth} of ${d.clientWidth}` }</script>"
     )
     wide, held = re.search(r"<title>(\d+) of (\d+)</title>", dom(outer, 1400)).groups()
@@ -199,20 +198,20 @@ def test_the_page_is_no_wider_than_a_screen_or_a_phone(tmp_path, width):
 
 @browser
 def test_search_and_filters_find_leaves_among_two_thousand(tmp_path):
-    plan = plan_of(667)
-    assert len(plan.leaves) == 2002
-    file = tmp_path / "page.html"
-    file.write_text(page(plan))
+    (tmp_path / "deep.json").write_text(json.dumps({**TINY, "num_hidden_layers": 220}))
+    words = "plan deep.json --mesh data=8 --html page.html".split()
+    command = [sys.executable, "-m", "shardinit", *words]
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
 
     def count(anchor):
-        found = re.search(r'id="count"[^>]*>([\d,]+) leaves', dom(file, 1280, anchor))
-        return found[1]
+        shown = dom(tmp_path / "page.html", 1280, anchor)
+        return re.search(r'id="count"[^>]*>([\d,]+) leaves', shown)[1]
 
-    assert count("") == "2,002"
-    assert count("#q=layers_66/") == "3"
-    assert count("#q=up+bfloat16") == "667"
-    assert count("#dtype=bfloat16") == "667"
-    assert count("#q=nothing") == "0"
+    assert count("") == "1,983"
+    assert count("#q=layers/66/+kernel") == "7"
+    assert count("#q=up&program=0") == "0"
 
 
 @browser

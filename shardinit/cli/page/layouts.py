@@ -14,7 +14,7 @@ _SIZE = 150.0  # points
 
 
 def layout_svg(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
-    """A leaf in its pieces beside the devices of the mesh, each in its piece's colour.
+    """A leaf in its pieces beside the devices of the mesh, in their pieces' colours.
 
     Devices of one colour hold the same. The two dimensions that are cut most are
     drawn, or the last two; of a mesh two axes, those that cut the leaf first; the others

@@ -121,7 +121,8 @@ def _findings(found: Sequence[Any]) -> Iterator[str]:
         yield (
             f'<div class="finding {_esc(one.severity)}"><p><span class="kind">'
             f"{_esc(one.severity)}: {_esc(one.kind)}</span> {_esc(one.reason)}"
-            f"{f' ({rules})' if rules else ''}</p>{about}<p>→ {_esc(one.remedy)}</p></div>"
+            f"{f' ({rules})' if rules else ''}</p>{about}"
+            f"<p>→ {_esc(one.remedy)}</p></div>"
         )
 
 
@@ -258,7 +259,8 @@ def _leaves(plan: Any, statistics: Any) -> Iterator[str]:
     if seen:
         named += ["drawn", "mean", "std", "range", "zeros", "histogram"]
     head = "".join(f"<th>{name}</th>" for name in named)
-    yield f'<div class="scroll"><table class="leaves"><thead><tr>{head}</tr></thead><tbody>'
+    yield '<div class="scroll"><table class="leaves">'
+    yield f"<thead><tr>{head}</tr></thead><tbody>"
     for number, ((_, shape, dtype, spec, program), leaves) in enumerate(groups.items()):
         cells = _cells(leaves, seen)
         text = " ".join([folded([x.path for x in leaves]), dtype, spec])
@@ -273,7 +275,8 @@ def _leaves(plan: Any, statistics: Any) -> Iterator[str]:
             f'<td class="path">{fold if many else ""}{name}{times}</td>'
             f'<td class="nb">{"x".join(map(str, shape)) or "scalar"}</td>'
             f'<td>{_esc(dtype)}</td><td class="spec">{_esc(spec)}</td>'
-            f'<td data-name="program">{program if program >= 0 else "host"}</td>{cells}</tr>'
+            f'<td data-name="program">{program if program >= 0 else "host"}</td>'
+            f"{cells}</tr>"
         )
         if many:
             for leaf in leaves:
