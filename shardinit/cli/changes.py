@@ -199,9 +199,10 @@ def _has_windows(known: list[Snapshot]) -> bool:
 def _key(pinned: Snapshot) -> Any:
     """The key of a pin, as it was given."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
-    words = np.array(pinned.key, np.uint32)
+    words = jnp.asarray(np.array(pinned.key, np.uint32))
     with reading():
         try:
             return jax.random.wrap_key_data(words, impl=pinned.impl)

@@ -14,7 +14,7 @@ _SIZE = 150.0  # points
 
 
 def layout_svg(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
-    """A leaf in its pieces beside the devices of the mesh, in their pieces' colours.
+    """A leaf in its pieces beside the devices that hold them, in one colour each.
 
     Devices of one colour hold the same. The two dimensions that are cut most are
     drawn, or the last two; of a mesh two axes, those that cut the leaf first; the others
@@ -87,7 +87,8 @@ def _colour(piece: Sequence[int], parts: Sequence[int]) -> str:
     return f"hsl({20 + 300 * row / rows:.0f} 55% {light:.0f}%)"
 
 
-def _grid(x: float, rows: int, columns: int, colours: Sequence[Sequence[str]]) -> str:
+def _grid(x: float, colours: Sequence[Sequence[str]]) -> str:
+    rows, columns = len(colours), len(colours[0])
     wide, high = _SIZE / columns, _SIZE * 0.8 / rows
     return "".join(
         f'<rect class="cell" x="{x + c * wide:.1f}" y="{30 + r * high:.1f}" '
@@ -118,7 +119,7 @@ def _leaf(parts: Sequence[int], dims: Sequence[int], rank: int) -> str:
     text = axis or "not cut"
     return (
         f'<text x="10" y="14">a leaf of rank {rank}</text>'
-        f'<text x="10" y="170">{text}</text>' + _grid(10, *shown, colours)
+        f'<text x="10" y="170">{text}</text>' + _grid(10, colours)
     )
 
 
@@ -153,5 +154,5 @@ def _devices(
     return (
         f'<text x="220" y="14">devices: {named}</text>'
         f'<text x="220" y="170">{more or "one colour, one piece"}{fewer}</text>'
-        + _grid(220, *shown, colours)
+        + _grid(220, colours)
     )

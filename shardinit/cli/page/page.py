@@ -35,7 +35,7 @@ def page(plan: Any, statistics: Any = None) -> str:
       >>> "&lt;w&gt;" in page(plan), "<w>" in page(plan)
       (True, False)
     """
-    here = files(__package__)
+    here = files("shardinit.cli.page")
     css = (here / "page.css").read_text("utf-8")
     js = (here / "page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()

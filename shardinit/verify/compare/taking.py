@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from shardinit.core import platform as machine
@@ -280,7 +281,7 @@ def _random_bits(cut: Cut, reader: Reader, numbers: Sequence[int]) -> dict[int, 
     if not found:
         return {}
     together = jax.random.wrap_key_data(
-        np.concatenate(list(found.values())), impl=keys.THREEFRY
+        jnp.asarray(np.concatenate(list(found.values()))), impl=keys.THREEFRY
     )
     drawn = np.asarray(jax.vmap(lambda key: jax.random.bits(key, (4,)))(together))
     ends = np.cumsum([len(x) for x in found.values()])

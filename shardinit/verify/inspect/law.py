@@ -202,7 +202,7 @@ _MOVES: Final = frozenset(
     "broadcast_in_dim copy dynamic_slice expand_dims gather reduce_precision reshape "
     "rev slice squeeze transpose".split()
 )
-_FUNCTIONS: Final[dict[str, Callable[..., float]]] = {
+_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "abs": abs,
     "add": lambda x, y: x + y,
     "div": lambda x, y: x / y,

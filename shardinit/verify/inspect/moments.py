@@ -88,7 +88,7 @@ def moments(windows: np.ndarray, *, exact: bool) -> Moments:
 def _as_floats(windows: np.ndarray) -> np.ndarray:
     """At least as wide as float32, so that sums of squares neither overflow."""
     if windows.dtype.kind == "c":
-        windows = np.stack([windows.real, windows.imag], axis=-1)
+        windows = np.stack([np.real(windows), np.imag(windows)], axis=-1)
         windows = windows.reshape(len(windows), -1)
     wide = windows.dtype in (np.float64, np.int64, np.uint64, np.int32, np.uint32)
     return windows.astype(np.float64 if wide else np.float32)
