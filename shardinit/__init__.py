@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from shardinit.storage.executables import load_executables as load_executables
     from shardinit.storage.executables import save_executables as save_executables
     from shardinit.verify.audit.audit import audit as audit
+    from shardinit.verify.compare.diff import diff as diff
     from shardinit.verify.digest.devices import digest as digest
+    from shardinit.verify.inspect.inspect import inspect as inspect
     from shardinit.verify.receipt import receipt as receipt
     from shardinit.verify.receipt import verify_receipt as verify_receipt
 
@@ -62,8 +64,10 @@ _HOMES = {
     "errors": "errors",
     "frontends": "frontends",
     "initializers": "initializers",
+    "inspect": "verify.inspect.inspect",
     "models": "models",
     "verify": "verify",
+    "diff": "verify.compare.diff",
     "digest": "verify.digest.devices",
     "export_plan": "core.program.program",
     "fsdp": "core.plan.fsdp",

@@ -21,16 +21,19 @@ from typer.core import TyperGroup
 
 from shardinit.cli import (
     arguments,
+    changes,
     checkpoints,
     client,
     devices,
+    looking,
     options,
     programs,
     serving,
 )
 from shardinit.cli.outcomes import end_with_code, interruptible
 from shardinit.cli.programs import AsJson, ModelName, Modules, Source
-from shardinit.errors import FindingsWarning
+from shardinit.cli.targets import check_target
+from shardinit.errors import FindingsWarning, ShardinitError
 from shardinit.version import __version__
 
 if TYPE_CHECKING:
@@ -56,6 +59,9 @@ app.command()(serving.health)
 app.command()(programs.export)
 app.command("compile")(programs.compile_for_here)
 app.command()(programs.read)
+app.command()(looking.inspect)
+app.command()(changes.diff)
+app.command()(changes.pin)
 app.command()(checkpoints.init)
 app.command()(checkpoints.digest)
 app.command()(checkpoints.verify)
@@ -113,13 +119,29 @@ def plan(
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: AsJson = False,
+    html: Annotated[
+        str | None, typer.Option(help="Write it as one page of HTML into this file.")
+    ] = None,
+    statistics: Annotated[
+        bool, typer.Option(help="With --html: statistics of every leaf, by windows.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the statistics.")] = 0,
 ) -> None:
     """Shows where each leaf of a model would lie; needs no devices."""
     from shardinit.cli import tables
 
+    if html is not None:
+        check_target(html)
+    elif statistics:
+        raise ShardinitError(
+            "--statistics", "there is no --html", "--html FILE with it"
+        )
+
     asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
     made = _planned(source, model, models, arguments.parse_mesh(mesh), asked)
-    if as_json:
+    if html is not None:
+        looking.write_page(made, html, seed if statistics else None)
+    elif as_json:
         print(json.dumps(tables.plan_as_data(made), indent=1))
     else:
         tables.print_plan(made)

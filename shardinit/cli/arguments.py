@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from shardinit.core.init_fn import InitFn
     from shardinit.core.plan.rules import AxisRules
     from shardinit.core.program.program import InitProgram
+
+_LOCAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -112,7 +117,8 @@ def read_source(
     """What was typed as an init function: a spec as in ``read_spec``, or a program.
 
     Args:
-      source: a spec, or a program file; ``-`` is the content of either.
+      source: a spec, a program file, or ``module:function``; ``-`` is the content of
+        either of the first two.
       model: name of the registered model that a config is for.
       modules: modules that register models.
 
@@ -120,6 +126,8 @@ def read_source(
       SpecError: there is no such example, or the config is faulty.
       UnreadableError: the file is neither a config nor a program.
     """
+    if _LOCAL.fullmatch(source) and not os.path.exists(source):
+        return local_function(source)
     if source == "-":
         content, name = sys.stdin.buffer.read(), "standard input"
     elif os.path.isfile(source) and not source.endswith(".json"):
@@ -134,6 +142,35 @@ def read_source(
 
     with reading():
         return InitProgram.from_bytes(content)
+
+
+def local_function(source: str) -> Any:
+    """The init function ``module:function``, from here or from what is installed.
+
+    Args:
+      source: a dotted module and a name in it: a function of a key, an ``InitFn`` or a
+        plan, or a function without arguments that returns one of these.
+
+    Raises:
+      ShardinitError: there is none of that name.
+    """
+    module, _, name = source.partition(":")
+    if os.getcwd() not in sys.path:  # as `python -m` has it, and a console script not
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        if inspect.isroutine(found) and not inspect.signature(found).parameters:
+            found = found()
+    except Exception as error:  # whatever a user's module raises
+        text = f"{type(error).__name__}: {error}"
+        raise ShardinitError(
+            source,
+            " ".join(text.split()),
+            "module:function, an init function, an InitFn, or what returns one",
+        ) from error
+    return found
 
 
 def _is_json(content: bytes) -> bool:

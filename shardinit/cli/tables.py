@@ -34,6 +34,24 @@ def print_plan(plan: Any) -> None:
         print(wrapped(said, width))
 
 
+def print_inspection(found: Any) -> None:
+    """Prints an inspection: its rows, layers folded, gains, what stands out."""
+    width = columns()
+    if width is None:
+        print(found)
+        return
+    rows, more = found.screen()
+    for line in found.summary():
+        print(wrapped(line, width))
+    print(fitted(found.HEADER, rows, width, found.HEADER.index("path")))
+    if more:
+        print(wrapped(more, width))
+    if chart := found.chart():
+        print(fitted(found.CHART_HEADER, chart, width, 0))
+    for said in found.findings:
+        print(wrapped(str(said), width))
+
+
 def print_audit(report: Any) -> None:
     """Prints an audit: a row for each program, its sums and the verdict."""
     width = columns()

@@ -9,8 +9,8 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = ["frontends", "migrate/flax", "migrate/maxtext", "migrate/levanter"]
-PAGES += ["migrate/orbax", "aot", "deferred", "modules"]
-COMMANDS = ["aot"]
+PAGES += ["migrate/orbax", "aot", "deferred", "modules", "inspect", "pin"]
+COMMANDS = ["aot", "inspect", "pin"]
 
 # of Haliax, and of treescope when Penzai is imported first
 pytestmark = [

@@ -1,0 +1,1 @@
+"""What changed between two initialisations, and one pinned in a file."""

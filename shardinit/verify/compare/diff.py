@@ -1,0 +1,375 @@
+"""Diff: what changed between two initialisations, and how.
+
+Leaves are held against each other by path, those of renamed modules by both of theirs.
+Of each pair all is compared that both sides know: shape, dtype, sharding, the
+distribution, how its keys are derived, its random bits, its values. Values are compared
+only where one platform made both: elsewhere a last place may differ with nothing wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shardinit.core.plan import text_table as table
+from shardinit.core.plan.folded import folded, template
+from shardinit.core.prng.root_key import KeyLike
+from shardinit.verify.compare.renames import renamed
+from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
+from shardinit.verify.compare.taking import of_arrays, of_digest, of_receipt, snapshot
+from shardinit.verify.digest.devices import named_leaves
+from shardinit.verify.digest.host import Digest
+
+KINDS: Final = (
+    "removed",
+    "added",
+    "renamed",
+    "shape",
+    "dtype",
+    "sharding",
+    "distribution",
+    "keys",
+    "bits",
+    "values",
+    "seed",
+    "note",
+)
+_MACHINE = ("platform", "device", "processor", "flags", "jax")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is otherwise.
+
+    Attributes:
+      kind: one of ``KINDS``; a ``note`` changes no value.
+      leaves: paths that it is about, those of the second side where it has them.
+      before: as it was; after: as it is.
+
+    Example:
+      >>> str(Change("dtype", ("w",), "float32", "bfloat16"))
+      'dtype: w: float32 -> bfloat16'
+    """
+
+    kind: str
+    leaves: tuple[str, ...]
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        where = f" {_folded(self.leaves)}:" if self.leaves else ""
+        arrow = " -> " if self.before and self.after else ""
+        return f"{self.kind}:{where} {self.before}{arrow}{self.after}"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All that is otherwise between two initialisations.
+
+    Attributes:
+      before: name of the first; after: of the second.
+      changes: in the order of ``KINDS``.
+      leaves: how many leaves both have; other_values: paths of those among them whose
+        values are others, or that are new.
+
+    Example:
+      >>> import jax, shardinit
+      >>> one = lambda key: {"w": jax.random.normal(key, (8, 32))}
+      >>> two = lambda key: {"w": 0.02 * jax.random.normal(key, (8, 32))}
+      >>> print(shardinit.diff(one, two).changes[0])
+      distribution: w: normal 1 -> normal 0.02
+      >>> shardinit.diff(one, one).same
+      True
+    """
+
+    before: str
+    after: str
+    changes: tuple[Change, ...]
+    leaves: int
+    other_values: tuple[str, ...]
+
+    HEADER = ("changed", "leaves", "path", "before", "after")
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs; notes do not count."""
+        return all(change.kind == "note" for change in self.changes)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row for each change."""
+        return [
+            (x.kind, str(len(x.leaves) or ""), _folded(x.leaves), x.before, x.after)
+            for x in self.changes
+        ]
+
+    def table(self) -> str:
+        """The changes as text, a row for each."""
+        return table.as_text(self.HEADER, self.rows())
+
+    def summary(self) -> str:
+        """One line: whether it is the same, and how many leaves have other values."""
+        if self.same:
+            return f"the same: {self.leaves:,} leaves of {self.after}"
+        return (
+            f"differs: {len(self.other_values):,} leaves of {self.after} have other "
+            f"values, {self.leaves:,} are in both"
+        )
+
+    def to_data(self) -> dict[str, Any]:
+        """The changes as plain data."""
+        return {
+            "same": self.same,
+            "before": self.before,
+            "after": self.after,
+            "leaves": self.leaves,
+            "other_values": list(self.other_values),
+            "changes": [
+                {
+                    "kind": x.kind,
+                    "leaves": list(x.leaves),
+                    "before": x.before,
+                    "after": x.after,
+                }
+                for x in self.changes
+            ],
+        }
+
+    def to_json(self) -> str:
+        """The changes as JSON."""
+        return json.dumps(self.to_data(), indent=1)
+
+    def __repr__(self) -> str:
+        return f"<Changes: {self.summary()}>"
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.changes), self.summary()])
+
+
+def diff(a: object, b: object, *, key: KeyLike = 0, values: bool = False) -> Changes:
+    """What changed from one initialisation to another.
+
+    Args:
+      a: before. A function, an ``InitFn``, a ``Plan``, an ``InitProgram``, a
+        ``Receipt``, a ``Digest``, a ``Snapshot`` (as ``shardinit pin`` writes them), or
+        a tree of arrays, such as a restored checkpoint.
+      b: after; of any of these, and of another than ``a`` if you like.
+      key: the key at which functions are compared.
+      values: compute windows of functions and compare them as well. Functions that are
+        equal, at equal keys, have equal values without a look.
+
+    Raises:
+      InitFnError: a function that cannot be cut.
+
+    Example:
+      >>> import jax, shardinit
+      >>> old = lambda key: {"mlp": {"w": jax.random.normal(key, (8, 32))}}
+      >>> new = lambda key: {"ffn": {"w": jax.random.normal(key, (8, 32))}}
+      >>> print(shardinit.diff(old, new).changes[0])
+      renamed: ffn/w: mlp -> ffn; keys and values are as before
+    """
+    arrays = any(not _is_function(x) and not isinstance(x, Snapshot) for x in (a, b))
+    one, two = (as_snapshot(x, key, values=values or arrays) for x in (a, b))
+    return compare(one, two)
+
+
+def _is_function(x: object) -> bool:
+    return callable(x) or hasattr(x, "as_cut") or hasattr(x, "rebuild")
+
+
+def as_snapshot(x: Any, key: KeyLike = 0, *, values: bool = False) -> Snapshot:
+    """A snapshot of whatever ``diff`` takes."""
+    if isinstance(x, Snapshot):
+        return x
+    if isinstance(x, Digest):
+        return of_digest(x)
+    if hasattr(x, "seal"):
+        return of_receipt(x)
+    if _is_function(x):
+        return snapshot(x, key, values=values)
+    return of_arrays(dict(named_leaves(x)), "arrays")
+
+
+def compare(a: Snapshot, b: Snapshot) -> Changes:
+    """What changed from one snapshot to another (see ``diff``)."""
+    before = {leaf.path: leaf for leaf in a.leaves}
+    after = {leaf.path: leaf for leaf in b.leaves}
+    gone = {path: leaf for path, leaf in before.items() if path not in after}
+    new = {path: leaf for path, leaf in after.items() if path not in before}
+    moves = renamed(gone, new)
+    pairs = [(before[path], after[path]) for path in after if path in before]
+    found = _Found(a, b)
+    for leaf, other in pairs:
+        found.pair(leaf, other)
+    for (old, there), moved in moves.items():
+        found.rename(old, there, [(gone[p], new[q]) for p, q in moved])
+        for p, q in moved:
+            del gone[p], new[q]
+            pairs.append((before[p], after[q]))
+    for kind, leaves in (("removed", gone), ("added", new)):
+        for leaf in leaves.values():
+            text = f"{_shape(leaf)} {leaf.dtype}" + (
+                f", {leaf.law}" if leaf.law else ""
+            )
+            sides = (text, "") if kind == "removed" else ("", text)
+            found.add(kind, leaf.path, *sides)
+    found.others.update(new)
+    found.whole()
+    order = [leaf.path for leaf in b.leaves if leaf.path in found.others]
+    return Changes(a.name, b.name, found.changes(), len(pairs), tuple(order))
+
+
+class _Found:
+    """Changes as they are found, leaves that changed alike together."""
+
+    def __init__(self, a: Snapshot, b: Snapshot):
+        self._a, self._b = a, b
+        self._leaves: dict[tuple[str, str, str], list[str]] = {}
+        self.others: set[str] = set()
+        self._one_jax = a.made_by.get("jax") == b.made_by.get("jax")
+        known = bool(a.made_by) and bool(b.made_by)
+        self._one_machine = not known or all(
+            a.made_by.get(name) == b.made_by.get(name) for name in _MACHINE
+        )
+        self._one_key = None in (a.key, b.key) or (a.key, a.impl) == (b.key, b.impl)
+
+    def add(self, kind: str, path: str | None, before: str, after: str) -> None:
+        """Notes a change of a leaf, or of all."""
+        paths = self._leaves.setdefault((kind, before, after), [])
+        if path is not None:
+            paths.append(path)
+
+    def pair(self, a: LeafSnapshot, b: LeafSnapshot) -> None:
+        """All that is otherwise about one leaf, its path aside."""
+        kinds = dict(self._differences(a, b))
+        for kind, sides in kinds.items():
+            self.add(kind, b.path, *sides)
+        if set(kinds) - {"sharding", "note"}:
+            self.others.add(b.path)
+
+    def rename(
+        self, old: str, new: str, moved: list[tuple[LeafSnapshot, LeafSnapshot]]
+    ) -> None:
+        """Leaves of a module of another name: their keys may come from its name."""
+        for a, b in moved:
+            kinds = dict(self._differences(a, b))
+            drawn = {k: v for k, v in kinds.items() if k not in ("keys", "bits")}
+            rekeyed = set(kinds) & {"keys", "bits", "values"}
+            said = "keys and values are as before"
+            if rekeyed:
+                said = "with the name their keys, so every value is another"
+                drawn.pop("values", None)
+            elif a.keys is None or b.keys is None:
+                said = "no keys are known"
+            sides = old or "(no level)", f"{new or '(no level)'}; {said}"
+            self.add("renamed", b.path, *sides)
+            for kind, each in drawn.items():
+                self.add(kind, b.path, *each)
+            if rekeyed or set(drawn) - {"sharding", "note"}:
+                self.others.add(b.path)
+
+    def _differences(
+        self, a: LeafSnapshot, b: LeafSnapshot
+    ) -> Iterator[tuple[str, tuple[str, str]]]:
+        if a.shape != b.shape:
+            yield "shape", (_shape(a), _shape(b))
+        if a.dtype != b.dtype:
+            yield "dtype", (a.dtype, b.dtype)
+        if _known(a.sharding, b.sharding) and a.sharding != b.sharding:
+            yield "sharding", (str(a.sharding), str(b.sharding))
+        same_kind = (a.shape, a.dtype) == (b.shape, b.dtype)
+        values = self._values(a, b)
+        yield from self._drawn(a, b, same_kind, values)
+        if not self._one_key:
+            return
+        if _known(a.keys, b.keys) and a.keys != b.keys:
+            yield "keys", (a.derived or "", b.derived or "")
+        elif _known(a.bits, b.bits) and a.bits != b.bits:
+            yield "bits", ("random bits", "other random bits of the same keys")
+        elif values is False and same_kind:
+            yield "values", ("values", "other values")
+
+    def _drawn(
+        self, a: LeafSnapshot, b: LeafSnapshot, same_kind: bool, values: bool | None
+    ) -> Iterator[tuple[str, tuple[str, str]]]:
+        if _known(a.law, b.law) and a.law != b.law:
+            yield "distribution", (str(a.law), str(b.law))
+        elif same_kind and self._one_jax and _known(a.function, b.function):
+            if a.function == b.function:
+                return
+            if values:
+                yield "note", ("another function", "its values are the same")
+            else:
+                law = f"{b.law or 'unknown law'}, function "
+                yield (
+                    "distribution",
+                    (law + str(a.function)[:8], law + str(b.function)[:8]),
+                )
+
+    def _values(self, a: LeafSnapshot, b: LeafSnapshot) -> bool | None:
+        """Whether the values are the same; None where that cannot be said."""
+        both = set(a.values) & set(b.values)
+        if not both or not (self._one_machine and self._one_key):
+            return None
+        return all(a.values[kind] == b.values[kind] for kind in both)
+
+    def whole(self) -> None:
+        """What is otherwise about all leaves."""
+        a, b = self._a, self._b
+        if not self._one_key:
+            self.add("seed", None, f"{a.impl} {a.key}", f"{b.impl} {b.key}")
+            self.others.update(leaf.path for leaf in b.leaves)
+        if a.mesh and b.mesh and a.mesh != b.mesh:
+            self.add("note", None, f"mesh {a.mesh}", f"mesh {b.mesh}")
+        alone = not any(leaf.function for s in (a, b) for leaf in s.leaves)
+        prints = (a.fingerprint, b.fingerprint)
+        if alone and None not in prints and prints[0] != prints[1]:
+            before, after = (f"fingerprint {text}"[:20] for text in prints)
+            self.add("note", None, before, after)
+        if not self._one_machine:
+            names = [n for n in _MACHINE if a.made_by.get(n) != b.made_by.get(n)]
+            sides = [
+                "; ".join(x.made_by.get(n, "?")[:40] for n in names) for x in (a, b)
+            ]
+            after = f"{sides[1]}: values are not compared"
+            if not self._one_jax:
+                after += ", functions by their distribution only"
+            self.add("note", None, sides[0], after)
+
+    def changes(self) -> tuple[Change, ...]:
+        """All changes, leaves of one template together, in the order of ``KINDS``."""
+        found = [
+            Change(kind, tuple(paths), before, after)
+            for (kind, before, after), paths in self._merged().items()
+        ]
+        return tuple(sorted(found, key=lambda change: KINDS.index(change.kind)))
+
+    def _merged(self) -> Mapping[tuple[str, str, str], list[str]]:
+        """Keys differ leaf by leaf: those of sisters are one change."""
+        merged: dict[tuple[str, str, str], list[str]] = {}
+        for (kind, before, after), paths in self._leaves.items():
+            if kind != "keys":
+                merged[kind, before, after] = paths
+                continue
+            key = (kind, template(before), template(after))
+            merged.setdefault(key, []).extend(paths)
+        return merged
+
+
+def _known(a: object, b: object) -> bool:
+    return a is not None and b is not None
+
+
+def _shape(leaf: LeafSnapshot) -> str:
+    return "x".join(map(str, leaf.shape)) or "scalar"
+
+
+def _folded(paths: tuple[str, ...]) -> str:
+    """Paths as text, layers folded; three templates at most."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(template(path), []).append(path)
+    said = [folded(group) for group in list(groups.values())[:3]]
+    more = len(groups) - len(said)
+    return ", ".join(said) + (f" and {more:,} more" if more > 0 else "")

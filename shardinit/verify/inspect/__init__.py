@@ -1,0 +1,1 @@
+"""Weights looked at before they exist: their statistics, from windows."""

@@ -1,0 +1,374 @@
+"""The law of a leaf: which distribution its elements have, read from its program.
+
+A leaf program is followed from its random bits to its result, and what is known of the
+elements is carried along: bits become a uniform number as JAX makes it (bits as the
+mantissa of a number in [1, 2)), ``erf_inv`` of one in (-1, 1) a normal one, and of one
+in a narrower range a truncated one; scalars scale, shift and bound. Whatever else is
+done to random numbers makes the law unknown: nothing is guessed from the values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+from typing import Any, Final
+
+import jax.numpy as jnp
+import numpy as np
+
+from shardinit.core.cut.leaf_program import LeafProgram
+from shardinit.core.ir.graph import Node, Subgraph, Value, topological
+from shardinit.core.types import DType
+
+_STANDARD: Final = NormalDist()
+_FEW: Final = 1 << 16  # elements of a captured array that are held against each other
+
+
+@dataclass(frozen=True)
+class Law:
+    """A distribution of numbers.
+
+    Attributes:
+      family: ``"normal"``, ``"truncated normal"``, ``"uniform"``, ``"constant"`` or
+        ``"unknown"``.
+      center: mean of the normal that is drawn from, or the constant.
+      scale: its standard deviation (before it is truncated); of a uniform half of its
+        width; 0 for a constant, NaN for an unknown law.
+      low: least number that it gives; high: the largest.
+
+    Example:
+      >>> law = Law("truncated normal", 0.0, 1.0, -2.0, 2.0)
+      >>> str(law), round(law.std, 4)
+      ('truncated normal 1 at ±2', 0.8796)
+    """
+
+    family: str = "unknown"
+    center: float = math.nan
+    scale: float = math.nan
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the numbers; NaN for an unknown law.
+
+        Of a truncated normal by Johnson, Kotz and Balakrishnan, *Continuous Univariate
+        Distributions* 1, section 10.1.
+        """
+        if self.family == "uniform":
+            return self.scale / math.sqrt(3)
+        if self.family != "truncated normal":
+            return self.scale
+        a, b = ((x - self.center) / self.scale for x in (self.low, self.high))
+        mass = _STANDARD.cdf(b) - _STANDARD.cdf(a)
+        at_a, at_b = _STANDARD.pdf(a), _STANDARD.pdf(b)
+        a, b = (0.0 if math.isinf(x) else x for x in (a, b))
+        tilt = (a * at_a - b * at_b) / mass
+        return self.scale * math.sqrt(1 + tilt - ((at_a - at_b) / mass) ** 2)
+
+    def __str__(self) -> str:
+        if self.family == "unknown":
+            return self.family
+        if self.family == "constant":
+            return f"constant {self.center:.4g}"
+        if self.family == "uniform":
+            return f"uniform {_range(self.low, self.high)}"
+        center = f" around {self.center:.4g}" if self.center else ""
+        text = f"{self.family} {self.scale:.4g}{center}"
+        if self.family == "normal":
+            return text
+        return f"{text} at {_range(self.low, self.high)}"
+
+    @property
+    def short(self) -> str:
+        """A family and its scale, as they fit a column."""
+        if self.family in ("unknown", "constant"):
+            return str(self)
+        if self.family == "uniform":
+            return f"uniform {_range(self.low, self.high, 3)}"
+        name = self.family.removesuffix(" normal")
+        center = f" {self.center:+.3g}" if self.center else ""
+        return f"{name} {self.scale:.3g}{center}"
+
+
+UNKNOWN: Final = Law()
+
+
+def _range(low: float, high: float, digits: int = 4) -> str:
+    if math.isclose(low, -high, rel_tol=1e-2):
+        return f"±{high:.{digits}g}"
+    return f"{low:.{digits}g} to {high:.{digits}g}"
+
+
+def _constant(value: float) -> Law:
+    return Law("constant", value, 0.0, value, value)
+
+
+def _uniform(low: float, high: float) -> Law:
+    low, high = min(low, high), max(low, high)
+    return Law("uniform", (low + high) / 2, (high - low) / 2, low, high)
+
+
+@dataclass(frozen=True)
+class _Bits:
+    """Random bits; ``exponent`` what was put above them, None as they were drawn."""
+
+    exponent: float | None = None
+
+
+_Known = Law | _Bits
+
+
+def read_law(program: object, words: np.ndarray, result: int = 0) -> Law:
+    """The law of a leaf.
+
+    Args:
+      program: its leaf program; of a loaded program file nothing can be read.
+      words: uint32 vector of the program's operands, as ``operand_words`` gives it.
+      result: which result of the program the leaf is.
+
+    Example:
+      >>> import jax, shardinit
+      >>> cut = shardinit.plan(lambda key: 2 * jax.random.normal(key, (8, 32))).cut
+      >>> read_law(cut.programs[0], np.array([0, 0, 0x40000000], np.uint32)).family
+      'normal'
+    """
+    if not isinstance(program, LeafProgram):
+        return UNKNOWN
+    out = program.graph.outs[result]
+    if not jnp.issubdtype(out.dtype, np.floating):
+        return UNKNOWN
+    known = _inputs(program.graph, words)
+
+    def get(value: Value) -> _Known:
+        if value not in known:
+            known[value] = _of_const(value.const)
+        return known[value]
+
+    for node in topological([out]):
+        laws = [get(value) for value in node.inputs]
+        found = _after(node, laws)
+        known.update(zip(node.outputs, found, strict=True))
+    law = get(out)
+    return law if isinstance(law, Law) else UNKNOWN
+
+
+def _inputs(graph: Subgraph, words: np.ndarray) -> dict[Value, _Known]:
+    """Laws of the operands: scalars are known, keys are none."""
+    known: dict[Value, _Known] = {}
+    end = words.size
+    for value in reversed(graph.inputs):  # scalars come last
+        if not jnp.issubdtype(value.dtype, np.floating) or value.size != 1:
+            known[value] = UNKNOWN
+            continue
+        word = words[end - 1 : end]
+        end -= 1
+        width = np.dtype(value.dtype).itemsize
+        bits = word if width == 4 else word.astype(np.uint16)
+        known[value] = _constant(float(bits.view(value.dtype)[0]))
+    return known
+
+
+def _of_const(const: Any) -> Law:
+    """The law of what is known while tracing: a constant if all of it is one number."""
+    if const is None or not hasattr(const, "dtype"):
+        return UNKNOWN
+    if jnp.issubdtype(const.dtype, np.complexfloating) or not jnp.issubdtype(
+        const.dtype, np.number
+    ):
+        return UNKNOWN
+    if not 0 < const.size <= _FEW:
+        return UNKNOWN
+    array = np.asarray(const).ravel()
+    return _constant(float(array[0])) if (array == array[0]).all() else UNKNOWN
+
+
+def _after(node: Node, laws: Sequence[_Known]) -> list[_Known]:
+    """The laws of a node's results."""
+    if node.name in ("fence", "optimization_barrier"):
+        return list(laws)
+    if node.name in _MOVES and laws:
+        return [laws[0]]
+    rule = _RULES.get(node.name)
+    found = UNKNOWN if rule is None else rule(node, laws)
+    return [found] * len(node.outputs)
+
+
+# ---- rules ---------------------------------------------------------------------------
+
+_MOVES: Final = frozenset(
+    "broadcast_in_dim copy dynamic_slice expand_dims gather reduce_precision reshape "
+    "rev slice squeeze transpose".split()
+)
+_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
+    "abs": abs,
+    "add": lambda x, y: x + y,
+    "div": lambda x, y: x / y,
+    "erf": math.erf,
+    "exp": math.exp,
+    "integer_pow": lambda x, y: x**y,
+    "log": math.log,
+    "max": max,
+    "min": min,
+    "mul": lambda x, y: x * y,
+    "nextafter": lambda x, y: x,
+    "pow": pow,
+    "rsqrt": lambda x: 1 / math.sqrt(x),
+    "sqrt": math.sqrt,
+    "sub": lambda x, y: x - y,
+}
+
+
+def _arithmetic(node: Node, laws: Sequence[_Known]) -> Law:
+    """Of constants alone the number; of one law and a constant the law moved."""
+    if not all(isinstance(law, Law) for law in laws):
+        return UNKNOWN
+    given = [law for law in laws if isinstance(law, Law)]
+    if all(law.family == "constant" for law in given):
+        numbers = [law.center for law in given]
+        if node.name == "integer_pow":
+            numbers.append(node.params["y"])
+        try:
+            return _constant(float(_FUNCTIONS[node.name](*numbers)))
+        except (ArithmeticError, ValueError):
+            return UNKNOWN
+    if len(given) != 2 or node.name not in _TWO:
+        return UNKNOWN
+    one, two = given
+    if two.family == "constant":
+        return _TWO[node.name](node, one, two.center, False)
+    return _TWO[node.name](node, two, one.center, True) if _is(one) else UNKNOWN
+
+
+def _is(law: Law) -> bool:
+    return law.family == "constant"
+
+
+def _scaled(law: Law, factor: float, shift: float = 0.0) -> Law:
+    if law.family == "unknown" or factor == 0 or not math.isfinite(factor):
+        return _constant(shift) if factor == 0 else UNKNOWN
+    low, high = sorted((law.low * factor + shift, law.high * factor + shift))
+    center = law.center * factor + shift
+    return Law(law.family, center, law.scale * abs(factor), low, high)
+
+
+def _divided(_: Node, law: Law, by: float, swapped: bool) -> Law:
+    return UNKNOWN if swapped or by == 0 else _scaled(law, 1 / by)
+
+
+def _bounded(dtype: DType, law: Law, bound: float, *, below: bool) -> Law:
+    """A law that is bounded where it has no mass beyond, but for rounding."""
+    sign = 1.0 if below else -1.0
+    limit = law.low if below else law.high
+    eps = float(jnp.finfo(dtype).eps)
+    if law.family == "unknown" or sign * (bound - limit) <= 0:
+        return law
+    near = abs(bound - limit) <= 4 * eps * max(law.scale, abs(bound))
+    if law.family in ("normal", "truncated normal"):
+        beyond = _STANDARD.cdf(sign * (bound - law.center) / law.scale)
+        if near or beyond <= 4 * eps:
+            ends = {"low" if below else "high": bound}
+            return replace(law, family="truncated normal", **ends)
+    return law if near else UNKNOWN
+
+
+def _at_least(node: Node, law: Law, bound: float, _: bool) -> Law:
+    return _bounded(node.outputs[0].dtype, law, bound, below=True)
+
+
+def _at_most(node: Node, law: Law, bound: float, _: bool) -> Law:
+    return _bounded(node.outputs[0].dtype, law, bound, below=False)
+
+
+_TWO: Final[dict[str, Callable[[Node, Law, float, bool], Law]]] = {
+    "add": lambda _, law, x, swapped: _scaled(law, 1.0, x),
+    "div": _divided,
+    "max": _at_least,
+    "min": _at_most,
+    "mul": lambda _, law, x, swapped: _scaled(law, x),
+    "sub": lambda _, law, x, swapped: (
+        _scaled(law, -1.0, x) if swapped else _scaled(law, 1.0, -x)
+    ),
+}
+
+
+def _clamped(node: Node, laws: Sequence[_Known]) -> Law:
+    low, law, high = (x if isinstance(x, Law) else UNKNOWN for x in laws)
+    if not (_is(low) and _is(high)):
+        return UNKNOWN
+    return _at_most(node, _at_least(node, law, low.center, False), high.center, False)
+
+
+def _erf_inv(node: Node, laws: Sequence[_Known]) -> Law:
+    (law,) = laws
+    if not isinstance(law, Law) or law.family != "uniform":
+        return UNKNOWN
+    if law.low < -1 or law.high > 1:
+        return UNKNOWN
+    eps = float(jnp.finfo(node.outputs[0].dtype).eps)
+
+    def end(x: float) -> float:
+        if abs(x) >= 1 - eps:
+            return math.copysign(math.inf, x)
+        return _STANDARD.inv_cdf((x + 1) / 2) / math.sqrt(2)
+
+    low, high = end(law.low), end(law.high)
+    whole = math.isinf(low) and math.isinf(high)
+    family = "normal" if whole else "truncated normal"
+    return Law(family, 0.0, 1 / math.sqrt(2), low, high)
+
+
+def _converted(node: Node, laws: Sequence[_Known]) -> _Known:
+    (law,) = laws
+    if isinstance(law, _Bits) or jnp.issubdtype(node.outputs[0].dtype, np.floating):
+        return law
+    return law if isinstance(law, Law) and _is(law) else UNKNOWN
+
+
+def _shifted(_: Node, laws: Sequence[_Known]) -> _Known:
+    return laws[0] if laws[0] == _Bits() else UNKNOWN
+
+
+def _exponent(_: Node, laws: Sequence[_Known]) -> _Known:
+    """Bits below a constant exponent."""
+    for one, other in (laws, laws[::-1]):
+        if one == _Bits() and isinstance(other, Law) and _is(other):
+            return _Bits(other.center)
+    return UNKNOWN
+
+
+def _bitcast(node: Node, laws: Sequence[_Known]) -> _Known:
+    """Numbers in [1, 2), where the exponent is that of 1."""
+    (law,) = laws
+    dtype = np.dtype(node.outputs[0].dtype)
+    if not isinstance(law, _Bits) or law.exponent is None:
+        return UNKNOWN
+    one = int(np.ones((), dtype).view(f"u{dtype.itemsize}"))
+    return _uniform(1.0, 2.0) if law.exponent == one else UNKNOWN
+
+
+def _joined(_: Node, laws: Sequence[_Known]) -> _Known:
+    return laws[0] if all(law == laws[0] for law in laws) else UNKNOWN
+
+
+def _negated(_: Node, laws: Sequence[_Known]) -> Law:
+    (law,) = laws
+    return _scaled(law, -1.0) if isinstance(law, Law) else UNKNOWN
+
+
+_RULES: Final[dict[str, Callable[[Node, Sequence[_Known]], _Known]]] = {
+    **dict.fromkeys(_FUNCTIONS, _arithmetic),
+    "bitcast_convert_type": _bitcast,
+    "clamp": _clamped,
+    "concatenate": _joined,
+    "convert_element_type": _converted,
+    "erf_inv": _erf_inv,
+    "neg": _negated,
+    "or": _exponent,
+    "random_bits": lambda node, laws: _Bits(),
+    "select_n": lambda node, laws: _joined(node, laws[1:]),
+    "shift_right_logical": _shifted,
+    "stack": _joined,
+}
