@@ -77,9 +77,11 @@ def from_config(
         dtype = getattr(torch, dtype)
     chosen = {} if dtype is None else {"dtype": dtype}
 
+    make = getattr(cls, "from_config", None) or cls._from_config
+
     def build() -> torch.nn.Module:
         # eager: other attentions may be kernels, which a hub would be asked for
-        return cls._from_config(made, attn_implementation="eager", **chosen)
+        return make(made, attn_implementation="eager", **chosen)
 
     build.__name__ = cls.__name__
     with _offline(), _refused(made.model_type):
@@ -115,11 +117,23 @@ def _configuration(config: Any, transformers: Any) -> Any:
             else "",
         )
     with _offline(), _refused(kind):
-        return known[kind].from_dict(json.loads(json.dumps(dict(config))))
+        content = json.loads(json.dumps(_finite(config)))
+        return known[kind].from_dict(content)
+
+
+def _finite(tree: Any) -> Any:
+    """The content of a ``config.json``: an infinity is an object with one key there."""
+    if isinstance(tree, Mapping):
+        if set(tree) == {"__float__"}:
+            return float(tree["__float__"])
+        return {
+            name: _finite(item) for name, item in tree.items() if name != "auto_map"
+        }
+    return [_finite(item) for item in tree] if isinstance(tree, list | tuple) else tree
 
 
 def _class_of(config: Any, auto: str | None, transformers: Any) -> Any:
-    """The class of ``transformers`` that a configuration is for."""
+    """The class of ``transformers`` that a configuration is for, or an Auto class."""
     if auto is None:
         for name in config.architectures or ():
             cls = getattr(transformers, name, None)
@@ -131,15 +145,11 @@ def _class_of(config: Any, auto: str | None, transformers: Any) -> Any:
     elif auto not in transformers.models.auto.modeling_auto.__all__:
         raise InitFnError(_WHERE, f"auto is {auto!r}", "an Auto class of transformers")
     for name in (auto,) if auto else _AUTO:
-        mapping = getattr(transformers, name)._model_mapping
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            return found[0] if isinstance(found, tuple) else found
+        if type(config) in getattr(transformers, name)._model_mapping:
+            return getattr(transformers, name)
     raise InitFnError(
         _WHERE,
-        f"{auto or 'no Auto class'} knows {type(config).__name__}"
-        if not auto
-        else f"{auto} does not know {type(config).__name__}",
+        f"{auto or 'no Auto class'} knows no model of a {type(config).__name__}",
         "a configuration that an Auto class builds",
     )
 
