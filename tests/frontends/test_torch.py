@@ -152,16 +152,16 @@ def copied():
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_values_are_such_as_the_module_draws_itself(build):
     fn = frontend.init_fn(build)
-    assert faults(fn, shardinit.init(fn, 7), build) == []
+    assert faults(fn, fn.fn(jax.random.key(7)), build) == []
 
 
 def test_truncation_orthogonality_and_sparsity_are_exact():
     made = {
         k: np.asarray(v) for k, v in shardinit.init(frontend.init_fn(Inits), 1).items()
     }
-    assert -0.5 <= made["trunc"].min()
+    assert made["trunc"].min() >= -0.5
     assert made["trunc"].max() <= 2
-    assert 1.5 <= made["tail"].min()
+    assert made["tail"].min() >= 1.5
     assert made["tail"].max() <= 3
     assert abs(made["far"]).max() < 0.02 * 5.5  # none at the bounds of 100 deviations
     assert np.allclose(made["tall"].T @ made["tall"], np.eye(16), atol=1e-5)
@@ -303,7 +303,7 @@ def test_what_nothing_initialised_is_an_error_unless_zeros_are_meant():
             self.weight = nn.Parameter(torch.empty(8, 8))
             nn.init.normal_(self.weight[:3])
 
-    with pytest.raises(UninitializedParameterError, match="'weight'.*test_torch.py:"):
+    with pytest.raises(UninitializedParameterError, match=r"'weight'.*test_torch\.py:"):
         frontend.init_fn(Half)
     made = np.asarray(
         shardinit.init(frontend.init_fn(Half, assume="zeros"), 0)["weight"]

@@ -11,9 +11,14 @@ import jax.numpy as jnp
 from shardinit.frontends.torch.operations import operation
 
 
-@operation("clone", "copy", "_to_copy", "contiguous", "alias", "lift_fresh")
+@operation("clone", "_to_copy", "contiguous", "alias", "lift_fresh")
 def _clone(x: Any, **kwargs: Any) -> Any:
     return x
+
+
+@operation("copy")
+def _copy(x: Any, source: Any, non_blocking: bool = False) -> Any:
+    return source
 
 
 @operation("_unsafe_view", "view_copy", "_reshape_copy")

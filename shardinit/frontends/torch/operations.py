@@ -67,7 +67,7 @@ _UNARY: dict[str, Operation] = {
     "log10": jnp.log10,
     "log1p": jnp.log1p,
     "log2": jnp.log2,
-    "log_sigmoid_forward": lambda x: (jax.nn.log_sigmoid(x), jnp.zeros((0,))),
+    "log_sigmoid_forward": lambda x: (jax.nn.log_sigmoid(x), jnp.zeros_like(x)),
     "logical_not": jnp.logical_not,
     "neg": jnp.negative,
     "reciprocal": jnp.reciprocal,

@@ -226,8 +226,6 @@ def _rule_of(node: Call) -> Callable[..., Any] | None:
     if node.name in _FILLED:
         at = _FILLED[node.name]
         return lambda site, *args: _full(args[at], site)
-    if node.name == "copy_":
-        return lambda site, like, source, *args: source
     rule = OPERATIONS.get(node.name) or OPERATIONS.get(node.name.removesuffix("_"))
     return rule and (lambda site, *args, **kwargs: rule(*args, **kwargs))
 
