@@ -26,7 +26,7 @@ KINDS = {
     "decoder": "llama gpt2 qwen3 gemma2 falcon bloom",
     "encoder": "bert deberta-v2 albert modernbert",
     "encoder and decoder": "t5 bart pegasus",
-    "vision": "vit swin convnext dinov2 resnet",
+    "vision": "vit swin convnext deit resnet",
     "speech": "whisper wav2vec2 hubert",
     "experts": "mixtral deepseek_v3 qwen2_moe",
     "state space": "mamba mamba2 rwkv jamba",

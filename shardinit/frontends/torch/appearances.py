@@ -24,6 +24,7 @@ from shardinit.frontends.torch.record import Recorder, active, user_line
 _CPU = torch.device("cpu")
 _ANSWERS: dict[Any, Callable[..., Any]] = {}
 _Tensor: Any = torch.Tensor
+_C: Any = torch._C
 
 
 class Appearances(TorchFunctionMode):
@@ -101,7 +102,7 @@ def _deepcopy(recorder: Recorder, tensor: Any, memo: dict[int, Any]) -> Any:
             made = torch.nn.Parameter(made, tensor.requires_grad)
         else:
             made.requires_grad_(tensor.requires_grad)
-        made.__dict__.update(tensor.__dict__)
+        vars(made).update(vars(tensor))
         memo[id(tensor)] = made
     return memo[id(tensor)]
 
@@ -123,7 +124,7 @@ def _to(recorder: Recorder, tensor: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(other, torch.Tensor):
         dtype = other.dtype
     else:
-        dtype = torch._C._nn._parse_to(*args, **kwargs)[1]
+        dtype = _C._nn._parse_to(*args, **kwargs)[1]
     return _Tensor.to(tensor, dtype or tensor.dtype, copy=copy)
 
 

@@ -165,9 +165,8 @@ def _whole(dtype: Any) -> int:
 
 
 def _integers(site: Site, low: int, high: int) -> Any:
-    if high - 1 > jnp.iinfo(jnp.int32).max and not jax.config.jax_enable_x64:
-        high = jnp.iinfo(jnp.int32).max
-    dtype = jnp.int64 if jax.config.jax_enable_x64 else jnp.int32
+    dtype = jax.dtypes.canonicalize_dtype(jnp.int64)
+    high = min(high, int(jnp.iinfo(dtype).max))  # JAX's integers may be of 32 bits
     return jax.random.randint(site.key, site.shape, low, high, dtype)
 
 

@@ -56,7 +56,7 @@ def evaluate(value: Value) -> torch.Tensor:
 
     def result(wanted: Value) -> torch.Tensor:
         kept = wanted.node.known
-        return (found[id(wanted.node)] if kept is None else kept)[wanted.index]
+        return (found[id(wanted.node)] if kept is None else kept)[wanted.output]
 
     with quietly():
         for node in topological([value], lambda v: v.node.known is not None):

@@ -24,21 +24,21 @@ class Value(NamedTuple):
 
     Attributes:
       node: the call, or the reading of a storage.
-      index: which of its outputs.
+      output: which of the node's.
     """
 
     node: Call | Read
-    index: int
+    output: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
-        return self.node.outputs[self.index].shape
+        return self.node.outputs[self.output].shape
 
     @property
     def dtype(self) -> torch.dtype:
         """Its dtype."""
-        return self.node.outputs[self.index].dtype
+        return self.node.outputs[self.output].dtype
 
 
 class Like(NamedTuple):

@@ -138,7 +138,7 @@ def _class_of(config: Any, auto: str | None, transformers: Any) -> Any:
             model = isinstance(cls, type) and issubclass(
                 cls, transformers.PreTrainedModel
             )
-            if model and isinstance(config, cls.config_class or ()):
+            if model and isinstance(config, getattr(cls, "config_class", None) or ()):
                 return cls
     elif auto not in transformers.models.auto.modeling_auto.__all__:
         raise InitFnError(_WHERE, f"auto is {auto!r}", "an Auto class of transformers")

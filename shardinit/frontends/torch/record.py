@@ -186,7 +186,7 @@ class Recorder(TorchDispatchMode):
         )
         call = Call(name, func, noted, named, likes, line, name in _DRAWS)
         if name in _RETYPED:  # their memory is the argument's: it gets its own
-            made = torch.empty_like(made)
+            made = torch.empty_like(outs[0])
             outs = (made,)
         for index, out in enumerate(outs):
             if isinstance(out, torch.Tensor):

@@ -41,7 +41,7 @@ def _amin(x: Any, dim: Any = (), keepdim: bool = False) -> Any:
 
 
 def _spread(x: Any, dim: Any, correction: Any, keepdim: bool) -> Any:
-    ddof = 1 if correction is None else float(correction)
+    ddof = 1 if correction is None else int(correction)
     return jnp.var(x, _number_of(dim), ddof=ddof, keepdims=keepdim)
 
 

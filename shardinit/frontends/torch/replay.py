@@ -138,7 +138,7 @@ class Replayer:
         def token(item: Any) -> Any:
             if isinstance(item, Value):
                 if id(item.node) in numbers:
-                    return "value", numbers[id(item.node)], item.index
+                    return "value", numbers[id(item.node)], item.output
                 array = self._constant(item)
                 assert array is not None
                 if not any(array.strides):
@@ -178,7 +178,7 @@ class Replayer:
 
             def result(v: Value) -> Any:
                 if id(v.node) in results:
-                    return results[id(v.node)][v.index]
+                    return results[id(v.node)][v.output]
                 return _constant(constants[v])()
 
             for node in nodes:

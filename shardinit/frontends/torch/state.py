@@ -231,7 +231,7 @@ def _state(module: Any, recorder: Recorder) -> _State:
     buffers = dict(module.named_buffers(remove_duplicate=False))
     tensors = {**dict(module.named_parameters(remove_duplicate=False)), **buffers}
     for name, tensor in tensors.items():
-        if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        if torch.nn.parameter.is_lazy(tensor):
             raise UninitializedParameterError(
                 name,
                 "its shape is not known before the first forward pass",
