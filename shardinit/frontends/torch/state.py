@@ -35,6 +35,13 @@ class TorchInit(InitFn):
       buffers: the names of buffers; all others are parameters.
       dtypes: torch's dtype of every stored name, such as ``"int64"``, which is int32
         in JAX unless ``jax_enable_x64`` is set.
+
+    Example:
+      >>> import torch
+      >>> from shardinit.frontends import torch as frontend
+      >>> fn = frontend.init_fn(torch.nn.BatchNorm1d, 8)
+      >>> sorted(fn.buffers), fn.dtypes["num_batches_tracked"]
+      (['num_batches_tracked', 'running_mean', 'running_var'], 'int64')
     """
 
     ties: Mapping[str, str] = field(default_factory=dict)
