@@ -9,8 +9,9 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = ["frontends", "migrate/flax", "migrate/maxtext", "migrate/levanter"]
-PAGES += ["migrate/orbax", "aot", "deferred", "modules", "inspect", "pin"]
+PAGES += ["migrate/orbax", "aot", "deferred", "modules", "inspect", "pin", "torch"]
 COMMANDS = ["aot", "inspect", "pin"]
+NEEDED = {"migrate/levanter": ["haliax"], "torch": ["torch", "transformers"]}
 
 # of Haliax, and of treescope when Penzai is imported first
 pytestmark = [
@@ -22,8 +23,8 @@ pytestmark = [
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if page.endswith("levanter"):
-        pytest.importorskip("haliax")
+    for needed in NEEDED.get(page, ()):
+        pytest.importorskip(needed, reason=f"{needed} is not installed")
     text = (DOCS / f"{page}.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     assert blocks
