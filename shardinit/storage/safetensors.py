@@ -124,7 +124,7 @@ def write(
         if config is not None and names == "hf":
             given = hf.read_config(config)
             beside[hf.CONFIG] = hf.config_json(given, [leaf.dtype for leaf in leaves])
-        leaves = renamed(leaves, names, config)
+        leaves = renamed(_persistent(leaves, source, names), names, config)
         by_path = {leaf.path: leaf for leaf in leaves}
         files = _plan_renamed(leaves, shard)
     else:
@@ -158,6 +158,13 @@ def write(
             f"it cannot be written ({error.strerror or error})",
             remedy="What is written so far is kept; the next call goes on",
         ) from error
+
+
+def _persistent(leaves: list[Leaf], source: Any, names: Names) -> list[Leaf]:
+    """Without the buffers that a torch module keeps out of its ``state_dict``."""
+    init_fn = getattr(source, "init_fn", None)
+    kept = getattr(init_fn, "persistent", None) if names == "hf" else None
+    return leaves if kept is None else [leaf for leaf in leaves if leaf.path in kept]
 
 
 def _plan_renamed(leaves: Sequence[Renamed], shard: int) -> list[File]:
