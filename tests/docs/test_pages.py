@@ -9,8 +9,9 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = ["frontends", "migrate/flax", "migrate/maxtext", "migrate/levanter"]
-PAGES += ["migrate/orbax", "aot", "deferred", "modules"]
+PAGES += ["migrate/orbax", "migrate/huggingface", "aot", "deferred", "modules", "torch"]
 COMMANDS = ["aot"]
+NEEDS = {"torch": ["torch"], "migrate/huggingface": ["torch", "transformers"]}
 
 # of Haliax, and of treescope when Penzai is imported first
 pytestmark = [
@@ -24,6 +25,8 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if page.endswith("levanter"):
         pytest.importorskip("haliax")
+    for package in NEEDS.get(page, ()):
+        pytest.importorskip(package, reason=f"docs/{page}.md shows it")
     text = (DOCS / f"{page}.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
     assert blocks

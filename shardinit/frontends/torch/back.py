@@ -107,7 +107,7 @@ def _from_jax(array: jax.Array) -> torch.Tensor:
 
 def _bytes(array: jax.Array) -> Any:
     """The bytes of an array of 8-bit floats: the same memory on the host."""
-    if array.device.platform == "cpu":
+    if next(iter(array.devices())).platform == "cpu":
         return _Writable(np.asarray(array).view(np.uint8))
     return jax.lax.bitcast_convert_type(array, "uint8")
 
@@ -265,7 +265,7 @@ def _filled(
     local, boxes = old.detach(), [[(0, n)] for n in old.shape]
     if isinstance(old, DTensor):
         boxes = _boxes(tuple(old.shape), old.device_mesh, old.placements)
-        local = local.to_local()
+        local = old.to_local().detach()
         device = device or old.device_mesh.device_type
     if local.is_meta:
         local = torch.empty(local.shape, dtype=local.dtype, device=device or "cpu")
