@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 
@@ -44,6 +45,8 @@ def modules_of(name):
     for found in pkgutil.walk_packages(inside, f"{package.__name__}."):
         if found.name.endswith(".penzai"):
             pytest.importorskip("penzai")
+        if ".torch" in found.name and importlib.util.find_spec("torch") is None:
+            continue
         yield importlib.import_module(found.name)
 
 

@@ -258,7 +258,7 @@ def _check_names(
 def _filled(
     name: str, old: torch.Tensor, leaf: LazyArray, device: torch.device | str | None
 ) -> torch.Tensor:
-    """A tensor like ``old`` with the values of a leaf, of a shard those of the shard."""
+    """A tensor like ``old`` with a leaf's values; of a shard, those of the shard."""
     from torch.distributed.tensor import DTensor
 
     _check_leaf(name, old, leaf)
@@ -365,7 +365,7 @@ def _pieces(
 def _boxes(
     shape: tuple[int, ...], device_mesh: Any, placements: Sequence[Any]
 ) -> list[list[tuple[int, int]]]:
-    """The ranges of each axis that this rank holds, as torch cuts them: by ``chunk``."""
+    """The ranges of each axis that this rank holds, cut by ``chunk`` as torch does."""
     rows = [np.arange(size) for size in shape]
     place = device_mesh.get_coordinate()
     for axis, placement in enumerate(placements):

@@ -60,10 +60,10 @@ def rules_from_plan(
       >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.Linear(32, 8))
       >>> plan = {"0": "colwise", "1": "rowwise"}
       >>> for pattern, spec in rules_from_plan(model, plan=plan).rules:
-      ...     print(pattern, spec)
-      ^0\.weight$ P('tp',)
-      ^0\.bias$ P('tp',)
-      ^1\.weight$ P(None, 'tp')
+      ...     print(pattern, tuple(spec))
+      ^0\.weight$ ('tp',)
+      ^0\.bias$ ('tp',)
+      ^1\.weight$ (None, 'tp')
     """
     module = model if isinstance(model, torch.nn.Module) else _on_meta(model)
     styles = dict(plan) if plan is not None else _plan(module, "tp_plan")
@@ -159,8 +159,8 @@ def spec_from_placements(
     Example:
       >>> from torch.distributed.tensor import Replicate, Shard
       >>> from shardinit.frontends.torch import spec_from_placements
-      >>> spec_from_placements([Replicate(), Shard(1)], ("data", "model"))
-      PartitionSpec(None, 'model')
+      >>> tuple(spec_from_placements([Replicate(), Shard(1)], ("data", "model")))
+      (None, 'model')
     """
     axes: dict[int, list[str]] = {}
     for placement, name in zip(placements, names, strict=True):
