@@ -74,6 +74,11 @@ _KERAS = System(
     "a layer of Keras",
     "shardinit.frontends.keras.init_fn(model) makes an init function of it",
 )
+_TORCH = System(
+    "a module of PyTorch",
+    "shardinit.frontends.torch.init_fn(Module, *args, **kwargs) makes an init function "
+    "of its constructor",
+)
 
 _V1 = "penzai.deprecated.v1.nn.parameters"
 _CLASSES = {
@@ -89,6 +94,7 @@ _CLASSES = {
     "flax.linen.module.Module": _LINEN,
     "flax.nnx.module.Module": _NNX,
     "keras.src.layers.layer.Layer": _KERAS,
+    "torch.nn.modules.module.Module": _TORCH,
     "haiku._src.transform.Transformed": _HAIKU,
     "haiku._src.transform.TransformedWithState": _HAIKU,
 }

@@ -35,6 +35,7 @@ GROUP = "shardinit.models"
 # Provided by this package itself, also where it runs without being installed.
 _OWN = {
     "decoder": "shardinit.models.decoder",
+    "hf": "shardinit.models.hf",
 }
 
 

@@ -3,8 +3,8 @@
     python -m tests.frontends.torch_every [SUBSTRING]
 
 prints a line for each class of ``MODEL_FOR_CAUSAL_LM_MAPPING`` that transformers itself
-builds after one rule made its default configuration small (``torch_small``), and then the
-shares that record, replay and match torch.
+builds after one rule made its default configuration small (``torch_small``), and then
+the shares that record, replay and match torch.
 """
 
 import sys
@@ -31,7 +31,7 @@ def kinds():
 
 
 def smaller(kind, auto="AutoModelForCausalLM"):
-    """A small configuration and what builds its model; None if transformers does not."""
+    """A small configuration, and what builds its model if transformers does."""
     made = getattr(transformers, auto)
     why = ""
     for factor, deep in ((16, 2), (4, 2), (16, 4), (4, 4), (4, 8), (1, 2), (1, 4)):
@@ -71,7 +71,7 @@ def tried(kind, auto="AutoModelForCausalLM"):
 
 
 def main(part=""):
-    """Prints every class and the shares."""
+    """Prints every class and the shares; returns how far each got."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     stages = {}
@@ -85,18 +85,25 @@ def main(part=""):
             stage, why = "failed", f"{type(error).__name__}: {error}"[:300]
         jax.clear_caches()
         stages[kind] = stage
-        print(f"{kind:28} {stage:13} {time.perf_counter() - start:5.1f}s {why}", flush=True)
+        print(
+            f"{kind:28} {stage:13} {time.perf_counter() - start:5.1f}s {why}",
+            flush=True,
+        )
     built = [stage for stage in stages.values() if stage != "not built"]
     recorded = [s for s in built if s not in ("not recorded", "failed")]
     replayed = [s for s in recorded if s != "not replayed"]
     compared = [s for s in replayed if s != "large"]
     matched = [s for s in compared if s == "matches"]
-    for name, part, whole in (
-        ("recorded", recorded, built),
-        ("replayed", replayed, built),
-        ("match", matched, compared),
-    ):
-        print(f"{name}: {len(part)} of {len(whole)}, {len(part) / max(len(whole), 1):.1%}")
+    print(share("recorded", recorded, built))
+    print(share("replayed", replayed, built))
+    print(share("match", matched, compared))
+    return stages
+
+
+def share(name, part, whole):
+    """A line that says how many of how many."""
+    percent = len(part) / max(len(whole), 1)
+    return f"{name}: {len(part)} of {len(whole)}, {percent:.1%}"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Torch fills a module's parameters as it is built, from one generator, in an order that
 no other world size has. Here the construction runs without memory and is written down
-(``record``): what each parameter is drawn from, and what is done to it. That is replayed
-as a function of a key (``replay``), leaf by leaf. The distributions are torch's, the bits
-are shardinit's: one set on every mesh.
+(``record``): what each parameter is drawn from, and what is done to it. That is
+replayed as a function of a key (``replay``), leaf by leaf. The distributions are
+torch's, the bits are shardinit's: one set on every mesh.
 
 The result is a flat dict from the module's own names (``named_parameters`` and
 ``named_buffers``) to arrays. A tensor that has several names is there once, under the

@@ -1,9 +1,9 @@
 """Appearances: tensors without memory behave to Python code as those of a CPU do.
 
-Torch has a few functions that a mode below them never sees, since they are no operations:
-where a tensor lies, its NumPy array, a deep copy, an index in a list. They are answered
-here, above torch's functions. And two of ``torch.nn.init`` loop until random numbers
-please them, or over columns: they are recorded as one call.
+Torch has a few functions that a mode below them never sees, since they are no
+operations: where a tensor lies, its NumPy array, a deep copy, an index in a list. They
+are answered here, above torch's functions. And two of ``torch.nn.init`` loop until
+random numbers please them, or over columns: they are recorded as one call.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ _users = 0
 
 
 def _put(functions: dict[str, Any], others: dict[str, Any]) -> None:
-    """Puts functions where the others are bound: in modules, and Hugging Face's table."""
+    """Puts functions where the others are bound, in Hugging Face's table too."""
     for module in list(sys.modules.values()):
         bound = getattr(module, "__dict__", {})
         for space in (bound, bound.get("TORCH_INIT_FUNCTIONS")):

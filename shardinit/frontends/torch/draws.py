@@ -108,9 +108,7 @@ def _trunc_normal(
                 f"normal",
                 f"bounds that hold {_LEAST} of it",
             )
-        drawn = jax.random.truncated_normal(
-            site.key, low, high, site.shape, site.dtype
-        )
+        drawn = jax.random.truncated_normal(site.key, low, high, site.shape, site.dtype)
     return jnp.clip(_scaled(drawn, mean, std), least, most)
 
 
@@ -209,4 +207,3 @@ def _sparse(site: Site, like: Any, sparsity: float, std: float) -> Any:
     order = jnp.argsort(jax.random.uniform(two, site.shape), axis=0)
     ranks = jnp.argsort(order, axis=0)  # a permutation of each column's rows
     return jnp.where(ranks < math.ceil(sparsity * rows), 0, values)
-

@@ -6,6 +6,7 @@ whatever operations made them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from shardinit.errors import UnsupportedConfigError
 from shardinit.frontends.torch.graph import (
     Call,
     Like,
@@ -22,6 +24,7 @@ from shardinit.frontends.torch.graph import (
     topological,
 )
 
+_MOST = 1 << 28  # elements of a table that torch computes
 _KEPT = 1 << 16  # elements of a result that is kept for who asks again
 
 
@@ -37,6 +40,9 @@ def evaluate(value: Value) -> torch.Tensor:
 
     Args:
       value: of a graph without draws; elements never written are zeros.
+
+    Raises:
+      UnsupportedConfigError: it has more elements than fit.
 
     Example:
       >>> import torch
@@ -54,6 +60,12 @@ def evaluate(value: Value) -> torch.Tensor:
 
     with quietly():
         for node in topological([value], lambda v: v.node.known is not None):
+            if max(math.prod(like.shape) for like in node.outputs) > _MOST:
+                raise UnsupportedConfigError(
+                    f"{node.line[0]}:{node.line[1]}",
+                    f"a table of shape {node.outputs[0].shape}",
+                    f"at most {_MOST} elements where no operation of JAX computes them",
+                )
             made = _run(node, result)
             found[id(node)] = made
             if sum(out.numel() for out in made) <= _KEPT:

@@ -2,13 +2,14 @@
 
 A tensor of torch is a storage with a shape, strides and an offset. Slices, transposes,
 columns, diagonals and thirds of a fused projection are all of one form: lay the storage
-out as a grid whose strides divide each other, and the view is a rectangle of it with its
-axes in another order. JAX can cut and set such a rectangle, and shardinit any window of
-what comes out.
+out as a grid whose strides divide each other, and the view is a rectangle of it with
+its axes in another order. JAX can cut and set such a rectangle, and shardinit any
+window of what comes out.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -143,11 +144,11 @@ def _on_grid(
     chain = sorted(strides, reverse=True)
     if not set(sizes) <= strides or 0 in strides:
         return None
-    if any(long % short for long, short in zip(chain, chain[1:], strict=False)):
+    if any(long % short for long, short in itertools.pairwise(chain)):
         return None
     grid = (
         -(-length // chain[0]),
-        *(long // short for long, short in zip(chain, chain[1:], strict=False)),
+        *(long // short for long, short in itertools.pairwise(chain)),
     )
     starts = []
     for stride in chain:

@@ -195,6 +195,4 @@ def topological(
         elif id(node) not in seen:
             seen.add(id(node))
             stack.append((node, True))
-            stack.extend(
-                (v.node, False) for v in reversed(node.inputs) if not known(v)
-            )
+            stack.extend((v.node, False) for v in reversed(node.inputs) if not known(v))

@@ -1,7 +1,7 @@
 """Hugging Face: a model of ``transformers`` from its configuration alone.
 
-Whatever class of ``transformers`` a ``config.json`` names, none special-cased. Nothing is
-fetched: no weights, no code of a hub, no kernels.
+Whatever class of ``transformers`` a ``config.json`` names, none special-cased. Nothing
+is fetched: no weights, no code of a hub, no kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from shardinit.errors import InitFnError, ShardinitError
 from shardinit.extras import needs
-from shardinit.frontends.torch.state import Keys, TorchInit, init_fn
+from shardinit.frontends.torch.state import Keys, TorchInit, dtype_named, init_fn
 
 _WHERE = "torch.from_config"
 # Where a configuration names no architecture: the first of these that knows it.
@@ -73,9 +73,7 @@ def from_config(
         import transformers
     made = _configuration(config, transformers)
     cls = _class_of(made, auto, transformers)
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    chosen = {} if dtype is None else {"dtype": dtype}
+    chosen = {} if dtype is None else {"dtype": dtype_named(dtype)}
 
     make = getattr(cls, "from_config", None) or cls._from_config
 
@@ -111,7 +109,7 @@ def _configuration(config: Any, transformers: Any) -> Any:
         raise InitFnError(
             _WHERE,
             f"model_type is {kind!r}",
-            f"one of the {len(known)} that transformers {transformers.__version__} has",
+            f"one that transformers {transformers.__version__} has, such as 'llama'",
             "Code of a hub is not run: pass what builds the model to torch.init_fn"
             if "auto_map" in config
             else "",

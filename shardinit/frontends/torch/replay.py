@@ -1,8 +1,8 @@
 """Replaying: a recorded value as a function of keys, in JAX.
 
-What no random number enters is a constant, which torch computes. The rest is traced from
-``draws`` and ``operations``. Values that were recorded alike share one function, and so
-one program, however many layers there are.
+What no random number enters is a constant, which torch computes. The rest is traced
+from ``draws`` and ``operations``. Values that were recorded alike share one function,
+and so one program, however many layers there are.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from shardinit.errors import ShardinitError, UnsupportedConfigError
+from shardinit.frontends.torch import arrangements, reductions  # noqa: F401
 from shardinit.frontends.torch.draws import DRAWS, Site
 from shardinit.frontends.torch.evaluate import evaluate, quietly
-from shardinit.frontends.torch.geometry import Geometry, box
 from shardinit.frontends.torch.graph import (
     Call,
     Like,
@@ -32,6 +32,7 @@ from shardinit.frontends.torch.graph import (
     topological,
 )
 from shardinit.frontends.torch.operations import OPERATIONS
+from shardinit.frontends.torch.views import read
 
 _TABLE = 1 << 24  # elements of a constant that is kept as an array
 _INCIDENTAL = frozenset(
@@ -121,8 +122,12 @@ class Replayer:
             return None
         array = array_of(evaluate(value))
         flat = array.reshape(-1)
-        if flat.size > 1 and (flat.view(np.uint8).reshape(flat.size, -1)
-                              == flat[:1].view(np.uint8)).all():
+        if (
+            flat.size > 1
+            and (
+                flat.view(np.uint8).reshape(flat.size, -1) == flat[:1].view(np.uint8)
+            ).all()
+        ):
             return np.broadcast_to(flat[0], array.shape)
         content = repr((array.shape, array.dtype)).encode() + array.tobytes()
         return self._arrays.setdefault(hashlib.sha256(content).digest(), array)
@@ -178,13 +183,13 @@ class Replayer:
 
             for node in nodes:
                 if isinstance(node, Read):
-                    made = (_read(node, result),)
+                    made = (
+                        read(node, result, _narrowed(dtype_of(node.outputs[0].dtype))),
+                    )
                 else:
                     key = next(rest) if node.draws else None
                     made = _called(node, result, key, where)
-                results[id(node)] = tuple(
-                    _cast(out, like) for out, like in zip(made, node.outputs, strict=False)
-                )
+                results[id(node)] = tuple(map(_cast, made, node.outputs))
             return result(value)
 
         traced = jax.jit(run)
@@ -221,8 +226,6 @@ def _rule_of(node: Call) -> Callable[..., Any] | None:
     if node.name in _FILLED:
         at = _FILLED[node.name]
         return lambda site, *args: _full(args[at], site)
-    if node.name == "copy_":
-        return lambda site, like, source, *args: source
     rule = OPERATIONS.get(node.name) or OPERATIONS.get(node.name.removesuffix("_"))
     return rule and (lambda site, *args, **kwargs: rule(*args, **kwargs))
 
@@ -273,76 +276,3 @@ def _unsupported(where: str, node: Call, why: str) -> UnsupportedConfigError:
         "operations of shardinit.frontends.torch.operations and draws",
         "Register a function for it there, or initialise by functions of torch.nn.init",
     )
-
-
-def _read(node: Read, result: Callable[[Value], Any]) -> Any:
-    """What a view holds, of the pieces that its storage was written in."""
-    pieces = list(node.pieces)
-    if pieces and pieces[0][0].covers(node.length):
-        where, value = pieces.pop(0)
-        stored = _as_stored(result(value), where)
-    else:
-        whole = node.geometry.covers(node.length)
-        shape = _stored_shape(node.geometry) if whole else (node.length,)
-        stored = jnp.zeros(shape, _narrowed(dtype_of(node.outputs[0].dtype)))
-    for where, value in pieces:
-        stored = _overlaid(stored, where, _as_stored(result(value), where), node.length)
-    return _as_viewed(_cut(stored, node.geometry, node.length), node.geometry)
-
-
-def _stored_shape(view: Geometry) -> tuple[int, ...]:
-    return tuple(view.shape[axis] for axis in view.axes)
-
-
-def _as_stored(array: Any, view: Geometry) -> Any:
-    """The elements of a view in the order of their addresses."""
-    rest = [axis for axis in range(len(view.shape)) if axis not in view.axes]
-    return jnp.transpose(array, (*rest, *view.axes)).reshape(_stored_shape(view))
-
-
-def _as_viewed(stored: Any, view: Geometry) -> Any:
-    """The view, of its elements in the order of their addresses."""
-    order = view.axes
-    ranked = jnp.reshape(stored, _stored_shape(view))
-    turned = jnp.transpose(ranked, [order.index(axis) for axis in sorted(order)])
-    sizes = [view.shape[axis] if axis in order else 1 for axis in range(len(view.shape))]
-    return jnp.broadcast_to(jnp.reshape(turned, sizes), view.shape)
-
-
-def _gridded(stored: Any, grid: tuple[int, ...]) -> Any:
-    size = int(np.prod(grid))
-    if size > stored.size:
-        stored = jnp.pad(jnp.reshape(stored, -1), (0, size - stored.size))
-    return jnp.reshape(stored, grid)
-
-
-def _places(view: Geometry) -> np.ndarray:
-    """The address of every element of a view that is no rectangle, in its order."""
-    if view.size > _TABLE:
-        raise UnsupportedConfigError("a view", f"{view} is no rectangle of its storage")
-    axes = view.axes
-    steps = np.ix_(*[np.arange(view.shape[a]) * view.stride[a] for a in axes])
-    return (view.offset + sum(steps, np.zeros((), np.int64))).astype(np.int32)
-
-
-def _overlaid(stored: Any, view: Geometry, piece: Any, length: int) -> Any:
-    found = box(view, length, stored.shape)
-    if found is None:
-        flat = jnp.reshape(stored, -1).at[_places(view)].set(piece)
-        return jnp.reshape(flat, stored.shape)
-    grid = _gridded(stored, found.grid)
-    update = jnp.reshape(piece, found.sizes)
-    grid = jax.lax.dynamic_update_slice(grid, update, found.starts)
-    if grid.size == length:
-        return jnp.reshape(grid, stored.shape)
-    return jnp.reshape(jnp.reshape(grid, -1)[:length], stored.shape)
-
-
-def _cut(stored: Any, view: Geometry, length: int) -> Any:
-    if view.covers(length):
-        return stored
-    found = box(view, length, stored.shape)
-    if found is None:
-        return jnp.reshape(stored, -1)[_places(view)]
-    ends = [start + n for start, n in zip(found.starts, found.sizes, strict=True)]
-    return jax.lax.slice(_gridded(stored, found.grid), found.starts, ends)

@@ -1,9 +1,9 @@
-"""The state of a module: its names, what each holds, and the key that it is drawn from."""
+"""The state of a module: names, what each holds, and the keys of its draws."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -97,7 +97,7 @@ def init_fn(
     """
     name = getattr(module, "__name__", type(module).__name__)
     _check(module, name, args, kwargs, assume, keys)
-    with watched() as host, _default(dtype), recording() as recorder:
+    with watched() as host, _default(dtype_named(dtype)), recording() as recorder:
         built = _built(module, args, kwargs, recorder)
         _initialised(built)
     state = _state(built, recorder)
@@ -138,21 +138,37 @@ def _check(
             )
             raise InitFnError(where, f"got a {name} that holds memory", wanted, remedy)
         if args or kwargs:
-            raise InitFnError(where, f"got a {name} that is built, and arguments", wanted)
+            raise InitFnError(
+                where, f"got a {name} that is built, and arguments", wanted
+            )
     elif callable(module):
         check_arguments(f"torch.init_fn({name}, ...)", module, args, kwargs)
     else:
         raise InitFnError(where, f"got {name}", wanted)
 
 
+def dtype_named(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Torch's dtype of a name.
+
+    Raises:
+      InitFnError: there is none of that name.
+
+    Example:
+      >>> from shardinit.frontends.torch.state import dtype_named
+      >>> dtype_named("bfloat16")
+      torch.bfloat16
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not isinstance(found, torch.dtype):
+        got = f"dtype is {dtype!r}"
+        raise InitFnError("torch.init_fn", got, 'a dtype of torch, such as "bfloat16"')
+    return found
+
+
 @contextmanager
-def _default(dtype: str | torch.dtype | None) -> Any:
+def _default(dtype: torch.dtype | None) -> Iterator[None]:
     """Torch's default dtype, in the block."""
     before = torch.get_default_dtype()
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise InitFnError("torch.init_fn", "dtype is no dtype of torch")
     try:
         if dtype is not None:
             torch.set_default_dtype(dtype)
@@ -200,7 +216,7 @@ def _forget_flags(model: Any) -> None:
 def _initialised(module: Any) -> None:
     """Initialises models of transformers that were built on the meta device.
 
-    There transformers 5 skips it, and what stands in the weights is ``nn.Linear``'s own.
+    There transformers 5 skips it, and the weights hold what ``nn.Linear`` drew.
     """
     for part in module.modules():
         if _pretrained(part) and not getattr(part, "_is_hf_initialized", False):
