@@ -34,7 +34,7 @@ _BITS = {
     "float8_e5m2fnuz": torch.uint8,
     "float8_e8m0fnu": torch.uint8,
 }
-_PIECE = 64 << 20  # bytes that are computed at a time
+_PIECE = 16 << 20  # bytes that are computed at a time
 
 
 def to_torch(
