@@ -8,6 +8,8 @@ import optax
 import pytest
 
 import shardinit
+from shardinit.core.paths import path_str
+from shardinit.core.run.parts import by_leaf, read_leaf
 from shardinit.core.run.renames import renames, tensors
 from shardinit.errors import CheckpointError, SelectError, StructureMismatchError
 from shardinit.frontends.optax import with_optimizer
@@ -404,6 +406,51 @@ def test_lines_name_transpose_split_fuse_stack_and_unstack(tmp_path, mesh):
             jax.tree.leaves(again), jax.tree.leaves(params), strict=True
         ):
             assert np.array_equal(one, other)
+
+
+def test_any_window_is_read_of_windows_both_ways():
+    params = {
+        path_str(path): x for path, x in jax.tree_util.tree_leaves_with_path(own())
+    }
+    lines = OWN + "more/* -> merged.* : flatten 2, split 0".replace(
+        "merged.*", "m.*, n.*"
+    )
+    params["more/0"] = np.arange(4 * 6 * 5.0).reshape(4, 6, 5)
+    made = tensors(renames(lines), {path: x.shape for path, x in params.items()})
+    parts = by_leaf(made.values())
+    asked = []
+
+    def reader(arrays):
+        def read(name, start, shape):
+            asked.append(np.prod(shape))
+            return arrays[name][box(start, shape)]
+
+        return read
+
+    def box(start, shape):
+        return tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+
+    whole = {
+        name: tensor.read([0] * len(tensor.shape), tensor.shape, float, reader(params))
+        for name, tensor in made.items()
+    }
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        for arrays, ask in (
+            (whole, lambda n, a, s: made[n].read(a, s, float, reader(params))),
+            (params, lambda n, a, s: read_leaf(parts[n], a, s, float, reader(whole))),
+        ):
+            for name, array in arrays.items():
+                start = [int(rng.integers(n)) for n in array.shape]
+                shape = [
+                    int(rng.integers(1, n - a + 1))
+                    for n, a in zip(array.shape, start, strict=True)
+                ]
+                asked.clear()
+                got = ask(name, start, shape)
+                assert np.array_equal(got, array[box(start, shape)]), name
+                if arrays is params and name != "gate":  # exactly what was asked for
+                    assert sum(asked) == np.prod(shape)
 
 
 def fitting(leaf, spec, mesh):
