@@ -68,6 +68,12 @@ def glob(pattern: str) -> Callable[[str], bool]:
     ``layers/*/kernel`` matches ``layers/3/kernel``; ``layers/**`` matches all below
     ``layers``; ``**/bias`` matches every bias, one at the root among them.
     """
+    compiled = re.compile(glob_text(pattern))
+    return lambda path: compiled.fullmatch(path) is not None
+
+
+def glob_text(pattern: str) -> str:
+    """The regular expression of a glob, for a whole path."""
     text = ""
     rest = pattern
     while rest:
@@ -81,8 +87,7 @@ def glob(pattern: str) -> Callable[[str], bool]:
             text, rest = text + "[^/]", rest[1:]
         else:
             text, rest = text + re.escape(rest[0]), rest[1:]
-    compiled = re.compile(text)
-    return lambda path: compiled.fullmatch(path) is not None
+    return text
 
 
 def nearest(wanted: str, paths: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.ir.jaxpr import is_key, key_impl
-from shardinit.core.paths import keys_of, nested
+from shardinit.core.paths import glob, keys_of, nested
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.mesh import one_device
@@ -35,6 +35,7 @@ from shardinit.core.prng.root_key import KeyLike
 from shardinit.core.run.completion import Allowed, restore_into
 from shardinit.core.run.lazy import LazyTree
 from shardinit.errors import CheckpointError
+from shardinit.storage import hf
 from shardinit.storage.filling import WORKERS, OnWindow, Writer, compare
 from shardinit.storage.layout import (
     INDEX,
@@ -46,6 +47,7 @@ from shardinit.storage.layout import (
     read_files,
     tensor_name,
 )
+from shardinit.storage.naming import Names, Renamed, renamed, restored
 from shardinit.storage.sources import Leaf as Leaf
 from shardinit.storage.sources import leaves_of, nbytes_of
 from shardinit.storage.unfinished import check_free, unfinished
@@ -63,6 +65,8 @@ def write(
     max_shard_size: int | str = "5GB",
     max_memory: int | str = "1GiB",
     name: Callable[[str], str] = tensor_name,
+    names: Names | None = None,
+    config: Any = None,
     on_window: OnWindow | None = None,
     before_publish: Callable[[], None] | None = None,
     anew: bool = False,
@@ -78,6 +82,12 @@ def write(
       max_memory: bytes that the windows in memory may take, beyond what the process
         and ``source`` hold already.
       name: from a leaf's path to the tensor's name; default: dots between the keys.
+      names: ``"hf"`` for the names and shapes that ``transformers`` reads: of the
+        decoders of the registry, or of a flat dict with a torch module's names. Or
+        lines of ``leaf -> tensor : transpose …`` (``core.run.renames``), a file of
+        such, or a mapping. Windows then have the tensors' paths.
+      config: what describes the model: a dict as ``config.json`` has it, a
+        ``ModelSpec``, or a file; is written beside the tensors for ``names="hf"``.
       on_window: called in this thread with path, start and elements of every window,
         those of an earlier call too, such as ``Digester.add``.
       before_publish: called when all is written, before the folder gets its name.
@@ -109,16 +119,26 @@ def write(
                 f"{nbytes_of(leaf):,} bytes",
                 f"at most max_memory={max_memory}",
             )
-    files = plan_files([(x.path, x.shape, x.dtype) for x in leaves], shard, name)
-    by_path = {leaf.path: leaf for leaf in leaves}
+    beside = {}
+    if names is not None:
+        if config is not None and names == "hf":
+            given = hf.read_config(config)
+            beside[hf.CONFIG] = hf.config_json(given, [leaf.dtype for leaf in leaves])
+        leaves = renamed(_persistent(leaves, source, names), names, config)
+        by_path = {leaf.path: leaf for leaf in leaves}
+        files = _plan_renamed(leaves, shard)
+    else:
+        files = plan_files([(x.path, x.shape, x.dtype) for x in leaves], shard, name)
+        by_path = {leaf.path: leaf for leaf in leaves}
     if os.path.exists(target / SINGLE) or os.path.exists(target / INDEX):
+        _compare_beside(target, beside)
         compare(target, files, by_path, window_bytes, on_window)
         if before_publish is not None:
             before_publish()
         return
     check_free(target)
     lazy = isinstance(source, LazyTree)
-    what = _identity(files, source.identity if lazy else "arrays")
+    what = _identity(files, source.identity if lazy else "arrays", beside)
     try:
         with unfinished(target, what, anew=anew) as begun:
             _check_room(begun.folder, files)
@@ -126,7 +146,9 @@ def write(
             for file in files:
                 writer.write(file, on_window)
             if len(files) > 1:
-                _write_index(begun.folder, files)
+                beside[INDEX] = index_json(files)
+            for title, text in beside.items():
+                _write_text(begun.folder / title, text)
             if before_publish is not None:
                 before_publish()
             begun.publish()
@@ -138,11 +160,33 @@ def write(
         ) from error
 
 
-def _write_index(folder: Path, files: Sequence[File]) -> None:
-    with builtins.open(folder / INDEX, "w", encoding="utf-8") as index:
-        index.write(index_json(files))
-        index.flush()
-        os.fsync(index.fileno())
+def _persistent(leaves: list[Leaf], source: Any, names: Names) -> list[Leaf]:
+    """Without the buffers that a torch module keeps out of its ``state_dict``."""
+    init_fn = getattr(source, "init_fn", None)
+    kept = getattr(init_fn, "persistent", None) if names == "hf" else None
+    return leaves if kept is None else [leaf for leaf in leaves if leaf.path in kept]
+
+
+def _plan_renamed(leaves: Sequence[Renamed], shard: int) -> list[File]:
+    """Files of tensors with the names that they have, which say their paths."""
+    titles = {leaf.path: leaf.name for leaf in leaves}
+    specs = [(leaf.path, leaf.shape, leaf.dtype) for leaf in leaves]
+    return plan_files(specs, shard, titles.__getitem__)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with builtins.open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _compare_beside(target: Path, beside: Mapping[str, str]) -> None:
+    """Holds the small files of a checkpoint against what would be written."""
+    for title, text in beside.items():
+        path = target / title
+        if not path.is_file() or path.read_text("utf-8") != text:
+            raise CheckpointError.taken("checkpoint", target, f"another {title}")
 
 
 def _check_room(folder: Path, files: Sequence[File]) -> None:
@@ -157,9 +201,11 @@ def _check_room(folder: Path, files: Sequence[File]) -> None:
         )
 
 
-def _identity(files: Sequence[File], source: str) -> str:
+def _identity(files: Sequence[File], source: str, beside: Mapping[str, str]) -> str:
     """What is being written: the layout and, where it is known, the values."""
     hashed = hashlib.sha256(source.encode())
+    for text in beside.values():
+        hashed.update(text.encode())
     for file in files:
         hashed.update(json.dumps(file.name).encode() + file.header)
     return hashed.hexdigest()
@@ -184,13 +230,19 @@ def open(folder: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     found: dict[str, np.ndarray] = {}
     for file in read_files(folder):
-        path = os.path.join(os.fspath(folder), file.name)
-        mapped = np.memmap(path, np.uint8, "r")
-        for tensor in file.tensors:
-            data = mapped[tensor.offset : tensor.offset + tensor.nbytes]
-            if tensor.offset % tensor.dtype.itemsize:
-                data = np.array(data)  # of another writer, who did not align
-            found[tensor.path] = data.view(tensor.dtype).reshape(tensor.shape)
+        found |= _mapped(folder, file)
+    return found
+
+
+def _mapped(folder: str | os.PathLike[str], file: File) -> dict[str, np.ndarray]:
+    """The tensors of one file by path, mapped into memory."""
+    mapped = np.memmap(os.path.join(os.fspath(folder), file.name), np.uint8, "r")
+    found = {}
+    for tensor in file.tensors:
+        data = mapped[tensor.offset : tensor.offset + tensor.nbytes]
+        if tensor.offset % tensor.dtype.itemsize:
+            data = np.array(data)  # of another writer, who did not align
+        found[tensor.path] = data.view(tensor.dtype).reshape(tensor.shape)
     return found
 
 
@@ -271,6 +323,8 @@ def restore(
     plan: Plan,
     *,
     key: KeyLike | None = None,
+    names: Names | None = None,
+    config: Any = None,
     **allowed: Any,
 ) -> Any:
     """A checkpoint in the leaves of a plan; each device reads its own shard.
@@ -280,6 +334,9 @@ def restore(
       plan: where each leaf will lie, and what the checkpoint may lack: that is
         initialised, such as the optimizer of parameters that were written alone.
       key: for leaves that the checkpoint lacks; needed if one is drawn.
+      names: how the checkpoint names and shapes its tensors, as ``write`` takes it;
+        each device reads the windows of them that make its shard.
+      config: for ``names="hf"``; default the folder's ``config.json``.
       **allowed: ``missing=``, ``unexpected=``, ``grow=``, ``shrink=`` and ``cast=`` as
         for ``shardinit.plan_missing``.
 
@@ -299,7 +356,9 @@ def restore(
       ...     safetensors.restore(f"{folder}/ckpt", plan)["w"].shape
       (8, 32)
     """
-    arrays = open(folder)
+    arrays: Mapping[str, Any] = open(folder)
+    if names is not None:
+        arrays = _renamed_leaves(folder, plan, names, config)
     impls = {x.path: key_impl(x.dtype) for x in plan.leaves if is_key(x.dtype)}
     found: dict[str, Any] = {
         path: jax.ShapeDtypeStruct(array.shape, array.dtype)
@@ -320,10 +379,33 @@ def restore(
                 leaf.sharding.mesh, spec, memory_kind=leaf.sharding.memory_kind
             )
             made[path] = jax.make_array_from_callback(
-                array.shape, place, lambda index, array=array: np.array(array[index])
+                array.shape,
+                place,
+                # a copy of what is mapped: JAX would take the file's own memory
+                lambda index, array=array: np.require(array[index], None, ["O"]),
             )
             if path in impls:
                 made[path] = jax.random.wrap_key_data(made[path], impl=impls[path])
         return made
 
     return restore_into(plan, found, read, key, Allowed(**allowed))
+
+
+def _renamed_leaves(
+    folder: str | os.PathLike[str], plan: Plan, names: Names, config: Any
+) -> dict[str, Any]:
+    """The leaves of a plan as a folder of another naming has them, and what is left."""
+    tensors = {}
+    for file in read_files(folder):
+        mapped = _mapped(folder, file)
+        tensors |= {tensor.name: mapped[tensor.path] for tensor in file.tensors}
+    described = folder if config is None and names == "hf" else config
+    shapes = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
+    if any("/" in path for path in shapes) and described is not None:
+        described = hf.read_config(described)
+        passed = [glob(pattern) for pattern in hf.idle(described)]
+    else:
+        passed = []
+    found, left = restored(shapes, tensors, names, described)
+    more = {name for name in left if not any(matches(name) for matches in passed)}
+    return {**found, **{name: tensors[name] for name in more}}

@@ -11,7 +11,7 @@ import numpy as np
 
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.paths import path_str
-from shardinit.core.run.lazy import LazyTree
+from shardinit.core.run.lazy import LazyArray, LazyTree
 from shardinit.errors import CheckpointError
 
 
@@ -83,11 +83,14 @@ class Held:
 
 
 def leaves_of(source: Any) -> list[Leaf]:
-    """The leaves of a ``LazyTree`` or of a pytree of arrays."""
+    """The leaves of a ``LazyTree`` or of a pytree of arrays, lazy ones among them."""
     if isinstance(source, LazyTree):
         return list(source.values())
     named = jax.tree_util.tree_leaves_with_path(source)
-    return [Held(path_str(path), leaf) for path, leaf in named]
+    return [
+        leaf if isinstance(leaf, LazyArray) else Held(path_str(path), leaf)
+        for path, leaf in named
+    ]
 
 
 def nbytes_of(leaf: Leaf) -> int:

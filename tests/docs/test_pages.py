@@ -9,9 +9,14 @@ import pytest
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = ["frontends", "migrate/flax", "migrate/maxtext", "migrate/levanter"]
-PAGES += ["migrate/orbax", "aot", "deferred", "modules", "inspect", "pin", "torch"]
+PAGES += ["migrate/orbax", "migrate/huggingface", "aot", "deferred", "modules"]
+PAGES += ["inspect", "pin", "torch"]
 COMMANDS = ["aot", "inspect", "pin"]
-NEEDED = {"migrate/levanter": ["haliax"], "torch": ["torch", "transformers"]}
+NEEDED = {
+    "migrate/levanter": ["haliax"],
+    "migrate/huggingface": ["torch", "transformers"],
+    "torch": ["torch", "transformers"],
+}
 
 # of Haliax, and of treescope when Penzai is imported first
 pytestmark = [

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from jax.sharding import PartitionSpec
 
+from shardinit.core.paths import glob_text
 from shardinit.core.plan.entries import MeshAxes
 from shardinit.errors import ShardingError
 
@@ -110,8 +111,11 @@ def path_rule(rule: object) -> tuple[str, PartitionSpec | Placement]:
     spec = PartitionSpec(*spec)
     if not all(_is_entry(entry) for entry in spec):
         raise _wrong("PathRules", rule, _PATH_RULE)
+    pattern = str(pattern)
+    if pattern.startswith("*"):  # no expression begins so: it is a glob
+        pattern = f"^{glob_text(pattern)}$"
     try:
-        re.compile(str(pattern))
+        re.compile(pattern)
     except re.error as error:
         raise ShardingError(
             f"path rule {pattern!r}",
@@ -119,7 +123,7 @@ def path_rule(rule: object) -> tuple[str, PartitionSpec | Placement]:
             "a pattern for re.search",
         ) from error
     kind = kind_of(value)
-    return str(pattern), spec if kind is None else Placement(spec, kind)
+    return pattern, spec if kind is None else Placement(spec, kind)
 
 
 def _is_entry(entry: object) -> bool:

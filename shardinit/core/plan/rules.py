@@ -124,7 +124,8 @@ class PathRules:
     """Regular expression over the leaf path to partition spec, first match first.
 
     An expression may match anywhere in the path (``re.search``); a leaf that none
-    matches stays whole.
+    matches stays whole. A pattern that begins with ``*`` is a glob of the whole path:
+    ``*.up_proj.weight``, ``**/kernel``.
 
     Attributes:
       rules: pairs of a pattern and a ``PartitionSpec``, or a `Placement` of one.

@@ -27,7 +27,7 @@ from shardinit.core.paths import nearest
 from shardinit.core.plan.leaves import gather_results
 from shardinit.core.plan.mesh import alone_on, as_device, one_device
 from shardinit.core.plan.options import PlanOptions
-from shardinit.core.plan.plan import make_plan
+from shardinit.core.plan.plan import Plan, make_plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.region import Index, Region, covering
@@ -127,17 +127,19 @@ class LazyTree(Mapping[str, LazyArray]):
 
     Attributes:
       cut: the function taken apart.
+      init_fn: the function, with what its front end knows of it.
       fingerprint: of the function, in hex.
     """
 
     def __init__(
         self,
-        cut: slicing.Cut,
+        plan: Plan,
         key: jax.Array,
         memory_limit: int | None,
         device: Device | str | None,
     ):
-        self.cut = cut
+        self.cut = cut = plan.cut
+        self.init_fn = plan.init_fn
         self._key_words = operands.key_words(key, cut)
         self._limit = memory_limit
         self._device = as_device(device)
@@ -306,7 +308,7 @@ def open(
     with jax.transfer_guard("allow"):
         root = as_key(key)
         made = make_plan(fn, root, PlanOptions())
-        return LazyTree(made.cut, made.root_key(root), memory_limit, device)
+        return LazyTree(made, made.root_key(root), memory_limit, device)
 
 
 def read(

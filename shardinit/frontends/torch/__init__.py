@@ -24,6 +24,16 @@ from shardinit.extras import needs
 with needs("torch", "shardinit[torch]"):
     import torch as _torch  # noqa: F401
 
+from shardinit.frontends.torch.back import load_into as load_into
+from shardinit.frontends.torch.back import to_torch as to_torch
 from shardinit.frontends.torch.hf import from_config as from_config
+from shardinit.frontends.torch.rules import (
+    placements_from_spec as placements_from_spec,
+)
+from shardinit.frontends.torch.rules import rules_from_module as rules_from_module
+from shardinit.frontends.torch.rules import rules_from_plan as rules_from_plan
+from shardinit.frontends.torch.rules import (
+    spec_from_placements as spec_from_placements,
+)
 from shardinit.frontends.torch.state import TorchInit as TorchInit
 from shardinit.frontends.torch.state import init_fn as init_fn
