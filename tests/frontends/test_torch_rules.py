@@ -9,7 +9,7 @@ from shardinit.errors import ShardingError
 
 torch = pytest.importorskip("torch", reason="its placements become rules")
 
-from shardinit.frontends import torch as from_torch  # noqa: E402
+from shardinit.frontends import torch as from_torch
 
 pytestmark = pytest.mark.once
 
