@@ -17,8 +17,8 @@ def layout_svg(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
     """A leaf in its pieces beside the devices that hold them, in one colour each.
 
     Devices of one colour hold the same. The two dimensions that are cut most are
-    """A leaf in its pieces beside the devices, in the colour of the piece they hold.
-    stand in the same cell. More than 16 along a side are drawn as 16.
+    drawn, or the last two; of a mesh two axes, those that cut the leaf first; others
+    stand in one cell. More than 16 along a side are drawn as 16.
 
     Args:
       mesh: size of each mesh axis, in order.
