@@ -18,7 +18,7 @@ def layout_svg(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
 
     Devices of one colour hold the same. The two dimensions that are cut most are
     drawn, or the last two; of a mesh two axes, those that cut the leaf first; others
-    stand in the same cell. More than 16 along a side are drawn as 16.
+    stand in one cell. More than 16 along a side are drawn as 16.
 
     Args:
       mesh: size of each mesh axis, in order.

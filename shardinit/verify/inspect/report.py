@@ -239,7 +239,7 @@ def _bars(many: Sequence[Moments]) -> str:
 def _extent(values: Sequence[float], error: float = 0.0) -> str:
     """The least and the largest; one number where they differ by chance alone."""
     low, high = min(values), max(values)
-    if not high - low > max(8 * error, 5e-3 * abs(high)):
+    if not high - low > max(8 * error, 2e-2 * abs(high)):
         return f"{sum(values) / len(values):.3g}"
     first, last = f"{low:.3g}", f"{high:.3g}"
     return first if first == last else f"{first} to {last}"
