@@ -22,6 +22,7 @@ FAMILIES = (
     "training",
     "parts",
     "peers",
+    "torch",
     "deferred",
     "keeping",
     "serving",
