@@ -21,7 +21,7 @@ from shardinit.storage import safetensors
 
 torch = pytest.importorskip("torch", reason="arrays are given to torch")
 
-from shardinit.frontends import torch as from_torch  # noqa: E402
+from shardinit.frontends import torch as from_torch
 
 pytestmark = pytest.mark.once
 
