@@ -285,7 +285,7 @@ def test_parameters_alone_restore_into_a_plan_with_optimizer_state(tmp_path):
     plain = shardinit.InitFn(fn.fn, axes=fn.axes)
     _, params = arrays_of(config)
     safetensors.write(tmp_path / "made", params, names="hf", config=config)
-    plan = shardinit.plan(with_optimizer(plain, optax.adam(1e-3)))
+    plan = shardinit.plan(with_optimizer(plain, optax.sgd(0.1, momentum=0.9)))
     state = safetensors.restore(tmp_path / "made", plan, names="hf")
     for one, other in zip(
         jax.tree.leaves(state["params"]), jax.tree.leaves(params), strict=True
@@ -295,27 +295,29 @@ def test_parameters_alone_restore_into_a_plan_with_optimizer_state(tmp_path):
 
 
 def test_what_does_not_fit_is_named(tmp_path):
-    config = config_of("gpt2", n_layer=2)
+    config = config_of("gpt2", n_layer=1, tie_word_embeddings=False)
     _, params = arrays_of(config)
     safetensors.write(tmp_path / "made", params, names="hf", config=config)
     larger = shardinit.InitFn(
         build(ModelSpec("decoder", config | {"vocab_size": 168})).fn
     )
     plan = shardinit.plan(larger)
-    with pytest.raises(StructureMismatchError, match="grow='embed/embedding'"):
+    with pytest.raises(StructureMismatchError, match=r"grow='(embed|lm_head)/"):
         safetensors.restore(tmp_path / "made", plan, key=0, names="hf")
     grown = safetensors.restore(
-        tmp_path / "made", plan, key=0, names="hf", grow="embed/embedding"
+        tmp_path / "made", plan, key=0, names="hf", grow=["embed/*", "lm_head/*"]
     )
     assert np.array_equal(
         grown["embed"]["embedding"][:160], params["embed"]["embedding"]
     )
+    head = grown["lm_head"]["kernel"]  # whose tensor has the vocabulary first
+    assert np.array_equal(head[:, :160], params["lm_head"]["kernel"])
     wider = build(ModelSpec("decoder", config | {"n_embd": 128}))
     with pytest.raises(CheckpointError, match=r"c_attn.*has shape \(192,\)"):
         safetensors.restore(tmp_path / "made", shardinit.plan(wider), names="hf")
-    shallow = build(ModelSpec("decoder", config | {"n_layer": 1}))
-    with pytest.raises(StructureMismatchError, match=r"transformer\.h\.1\."):
-        safetensors.restore(tmp_path / "made", shardinit.plan(shallow), names="hf")
+    tied = build(ModelSpec("decoder", config | {"tie_word_embeddings": True}))
+    with pytest.raises(StructureMismatchError, match=r"leaf 'lm_head\.weight'"):
+        safetensors.restore(tmp_path / "made", shardinit.plan(tied), names="hf")
     with pytest.raises(CheckpointError, match="model_type 'bert'"):
         safetensors.write(
             tmp_path / "other", params, names="hf", config={"model_type": "bert"}
