@@ -20,6 +20,8 @@ from shardinit import cli
 from shardinit.cli.page.layouts import layout_svg
 from shardinit.cli.page.page import page
 
+pytestmark = pytest.mark.once
+
 MESH = AbstractMesh((2, 4), ("data", "model"))
 TINY = {
     "model_type": "llama",
