@@ -1,8 +1,8 @@
 """Torch: a Hugging Face model from its configuration to the last byte, cold.
 
-Against ``transformers`` itself on the CPU, and against the meta device, ``to_empty`` and
-its ``initialize_weights``. All take the same ``config.json`` and fill the same tensors,
-in float32. Imports do not count.
+Against ``transformers`` itself on the CPU, and against the meta device, ``to_empty``
+and its ``initialize_weights``. All take the same ``config.json`` and fill the same
+tensors, in float32. Imports do not count.
 """
 
 from __future__ import annotations
