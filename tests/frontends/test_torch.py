@@ -156,9 +156,8 @@ def test_values_are_such_as_the_module_draws_itself(build):
 
 
 def test_truncation_orthogonality_and_sparsity_are_exact():
-    made = {
-        k: np.asarray(v) for k, v in shardinit.init(frontend.init_fn(Inits), 1).items()
-    }
+    drawn = frontend.init_fn(Inits).fn(jax.random.key(1))
+    made = {name: np.asarray(array) for name, array in drawn.items()}
     assert made["trunc"].min() >= -0.5
     assert made["trunc"].max() <= 2
     assert made["tail"].min() >= 1.5
@@ -335,6 +334,18 @@ def test_what_cannot_be_replayed_names_parameter_operation_and_line():
 
     with pytest.raises(UnsupportedConfigError, match="the value of a random one"):
         frontend.init_fn(asks)
+
+
+def test_whole_numbers_that_do_not_fit_are_refused():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("number", torch.tensor([1, 2**40]))
+
+    with pytest.raises(
+        UnsupportedConfigError, match=r"number: 1 to \d+ do not fit int32"
+    ):
+        frontend.init_fn(Wide)
 
 
 def test_torch_is_as_it_was_afterwards_and_meanwhile_in_other_threads():

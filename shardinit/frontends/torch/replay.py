@@ -98,6 +98,7 @@ class Replayer:
         """
         constant = self._constant(value)
         if constant is not None:
+            _refuse_wide(constant, where)
             return Replay(_constant(constant), ())
         nodes = list(topological([value], lambda v: self._constant(v) is not None))
         for node in nodes:
@@ -172,6 +173,9 @@ class Replayer:
             if (array := self._constant(v)) is not None
         }
 
+        for array in constants.values():
+            _refuse_wide(array, where)
+
         def run(*keys: jax.Array) -> jax.Array:
             results: dict[int, tuple[Any, ...]] = {}
             rest = iter(keys)
@@ -207,6 +211,21 @@ def _constant(array: np.ndarray) -> Callable[..., Any]:
     if array.ndim and array.size and not any(array.strides):
         return filled
     return lambda: jnp.asarray(array, _narrowed(array.dtype))
+
+
+def _refuse_wide(array: np.ndarray, where: str) -> None:
+    """Refuses whole numbers that JAX's integers would wrap around."""
+    dtype = _narrowed(array.dtype)
+    if array.dtype.kind not in "iu" or dtype == array.dtype or not array.size:
+        return
+    room = np.iinfo(dtype)
+    if array.min() < room.min or array.max() > room.max:
+        raise UnsupportedConfigError(
+            where,
+            f"{array.min()} to {array.max()} do not fit {dtype.name}",
+            f"numbers of {dtype.name}, which JAX has by default",
+            "Set jax_enable_x64, with which they are int64",
+        )
 
 
 def _narrowed(dtype: Any) -> Any:

@@ -118,6 +118,9 @@ def init_fn(
         name=type(built).__name__,
         draws_on_host=host.moved,
         asks_process=host.asked,
+        again=lambda: init_fn(
+            module, *args, dtype=dtype, assume=assume, keys=keys, **kwargs
+        ),
         ties=MappingProxyType(state.ties),
         persistent=state.persistent,
         buffers=state.buffers,
