@@ -146,9 +146,9 @@ def test_what_does_not_fit_is_refused_by_name(net):
 
 
 def test_a_large_tensor_is_filled_in_pieces(monkeypatch):
-    from shardinit.frontends.torch import back
+    from shardinit.frontends.torch import back, shards
 
-    monkeypatch.setattr(back, "_PIECE", 4096)
+    monkeypatch.setattr(shards, "PIECE", 4096)
     seen = []
     read = back.LazyArray.read
     monkeypatch.setattr(

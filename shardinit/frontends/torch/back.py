@@ -7,7 +7,6 @@ and writes them into the module's memory piece by piece.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from shardinit.core.run.lazy import open as open_lazily
 from shardinit.core.types import Tree
 from shardinit.errors import ShardingError, StructureMismatchError
 from shardinit.frontends.torch.rules import placements_from_spec
+from shardinit.frontends.torch.shards import boxes_of, pieces
 
 # Floats that numpy has from ml_dtypes: torch takes their bits.
 _BITS = {
@@ -34,7 +34,6 @@ _BITS = {
     "float8_e5m2fnuz": torch.uint8,
     "float8_e8m0fnu": torch.uint8,
 }
-_PIECE = 16 << 20  # bytes that are computed at a time
 
 
 def to_torch(
@@ -147,7 +146,7 @@ def _distributed(array: jax.Array, device_mesh: Any) -> torch.Tensor:
         placements = placements_from_spec(sharding.spec, names)
     elif not array.is_fully_replicated:
         raise ShardingError(f"{sharding}", "it has no mesh axes", "a NamedSharding")
-    expected = _boxes(tuple(array.shape), device_mesh, placements)
+    expected = boxes_of(tuple(array.shape), device_mesh, placements)
     spans = [s.indices(n) for s, n in zip(shards[0].index, array.shape, strict=True)]
     if [[(a, b)] for a, b, _ in spans] != expected:
         raise ShardingError(
@@ -264,7 +263,7 @@ def _filled(
     _check_leaf(name, old, leaf)
     local, boxes = old.detach(), [[(0, n)] for n in old.shape]
     if isinstance(old, DTensor):
-        boxes = _boxes(tuple(old.shape), old.device_mesh, old.placements)
+        boxes = boxes_of(tuple(old.shape), old.device_mesh, old.placements)
         local = old.to_local().detach()
         device = device or old.device_mesh.device_type
     if local.is_meta:
@@ -313,7 +312,7 @@ def _fill(
     local: torch.Tensor, leaf: LazyArray, boxes: Sequence[Sequence[tuple[int, int]]]
 ) -> None:
     """Writes a leaf's windows into a tensor, a piece at a time."""
-    for start, shape, into in _pieces(boxes, leaf.dtype.itemsize):
+    for start, shape, into in pieces(boxes, leaf.dtype.itemsize):
         if 0 in shape:
             continue
         window = leaf.read(start, shape)
@@ -324,79 +323,6 @@ def _fill(
             _numpy(staged)[...] = _bits(window)
             with torch.no_grad():
                 local[into].copy_(staged)
-
-
-def _pieces(
-    boxes: Sequence[Sequence[tuple[int, int]]], itemsize: int
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[slice, ...]]]:
-    """The windows of a shard, and the place of each in it.
-
-    A shard is one rectangle, unless it lies in strides. It is cut along its first axis
-    into equal parts of bounded size: windows of one shape share an executable.
-    """
-    columns = []
-    for axis, runs in enumerate(boxes):
-        column, end = [], 0
-        for begin, stop in runs:
-            rows = max(stop - begin, 1)
-            if axis == 0:
-                inner = math.prod(sum(b - a for a, b in other) for other in boxes[1:])
-                parts = -(-rows * inner * itemsize // _PIECE) or 1
-                rows = -(-rows // min(parts, rows))
-            for first in range(begin, max(stop, begin + 1), rows):
-                count = min(rows, stop - first)
-                place = end + first - begin
-                column.append((first, count, slice(place, place + count)))
-            end += stop - begin
-        columns.append(column)
-    index = [0] * len(columns)
-    total = math.prod(map(len, columns))
-    for number in range(total):
-        for axis in reversed(range(len(columns))):
-            number, index[axis] = divmod(number, len(columns[axis]))
-        chosen = [column[i] for column, i in zip(columns, index, strict=True)]
-        yield (
-            tuple(first for first, _, _ in chosen),
-            tuple(count for _, count, _ in chosen),
-            tuple(place for _, _, place in chosen),
-        )
-
-
-def _boxes(
-    shape: tuple[int, ...], device_mesh: Any, placements: Sequence[Any]
-) -> list[list[tuple[int, int]]]:
-    """The ranges of each axis that this rank holds, cut by ``chunk`` as torch does."""
-    rows = [np.arange(size) for size in shape]
-    place = device_mesh.get_coordinate()
-    for axis, placement in enumerate(placements):
-        kind = type(placement).__name__
-        if kind == "Replicate":
-            continue
-        if kind not in ("Shard", "_StridedShard") or place is None:
-            raise ShardingError(
-                f"placement {placement!r}",
-                "it is no shard",
-                "Shard(dim) or Replicate()",
-            )
-        count, mine = device_mesh.size(axis), place[axis]
-        held, dim = rows[placement.dim], placement.dim
-        strides = int(getattr(placement, "split_factor", 1))
-        cut = [_chunk(_chunk(held, strides, i), count, mine) for i in range(strides)]
-        rows[dim] = np.concatenate(cut)
-    return [_runs(held) for held in rows]
-
-
-def _chunk(rows: np.ndarray, count: int, number: int) -> np.ndarray:
-    size = -(-len(rows) // count)
-    return rows[number * size : (number + 1) * size]
-
-
-def _runs(rows: np.ndarray) -> list[tuple[int, int]]:
-    """Ranges of consecutive numbers; one empty range if there are none."""
-    if not len(rows):
-        return [(0, 0)]
-    ends = np.flatnonzero(np.diff(rows) != 1) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, ends)]
 
 
 def _put(
