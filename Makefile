@@ -62,6 +62,13 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	@$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed $(VENV)/.test
 
+# PyTorch for the CPU where the index has one: PyPI's own brings CUDA, 3 GB more.
+$(VENV)/.torch: pyproject.toml | $(VENV)/.dev
+	@echo "installing PyTorch and transformers into $(VENV)"
+	@cpu=$$($(PIP) index versions torch 2>/dev/null | grep -oE '[0-9.]+\+cpu' | head -1); \
+		$(INSTALL) "torch$${cpu:+==$$cpu}" 'torch>=2.9' 'transformers>=5'
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(BIN)/shardinit demo
 
@@ -76,7 +83,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev $(VENV)/.torch
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # Contracts see packages outside as one, and ruff's ban has two exempt files.
