@@ -30,7 +30,8 @@ def ours(layers: int) -> Figures:
     """Recorded, planned, compiled and run on all devices."""
     import jax
 
-    import shardinit
+    from shardinit.core.plan.fsdp import fsdp
+    from shardinit.core.run.compile import init as init_sharded
     from shardinit.frontends import torch as frontend
 
     import_module("transformers.models.llama.modeling_llama")
@@ -41,7 +42,7 @@ def ours(layers: int) -> Figures:
     jax.block_until_ready(jax.device_put(1.0))  # the backend is up
     begin = time.perf_counter()
     fn = frontend.from_config(config)
-    params = shardinit.init(fn, 0, mesh=mesh, rules=shardinit.fsdp("model"))
+    params = init_sharded(fn, 0, mesh=mesh, rules=fsdp("model"))
     arrays = jax.block_until_ready(list(params.values()))
     size = sum(array.nbytes for array in arrays)
     return {"seconds": time.perf_counter() - begin, "bytes": size}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from shardinit.core.region import Region
 from shardinit.core.run.parts import Part, Tensor, by_leaf, read_leaf
 from shardinit.core.run.renames import Rename, renames, tensors
 from shardinit.errors import CheckpointError
@@ -151,8 +152,8 @@ class Restored:
         return len(self.shape)
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
-        spans = [s.indices(n) for s, n in zip(index, self.shape, strict=True)]
-        return self.read([a for a, _, _ in spans], [b - a for a, b, _ in spans])
+        region = Region.of_slices(index, self.shape)
+        return self.read(region.start, region.shape)
 
 
 def restored(
@@ -179,8 +180,7 @@ def restored(
     there, left = _in_file(made, arrays)
 
     def read(name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-        box = zip(start, shape, strict=True)
-        return arrays[there[name]][tuple(slice(a, a + n) for a, n in box)]
+        return arrays[there[name]][Region(start, shape).slices]
 
     found = {}
     for path, parts in by_leaf(made.values()).items():

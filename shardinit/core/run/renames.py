@@ -27,6 +27,7 @@ A leaf is renamed by the first line that matches it, and by those that say ``cop
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -235,7 +236,7 @@ def _parts(
     inner = shape[len(free) :]
     lens = _lens(line, path, len(inner))
     at = tuple(_integer(line, values[name]) for name in line.bound())
-    for lead in _indices(shape[: len(free)]):
+    for lead in itertools.product(*map(range, shape[: len(free)])):
         names = line.names(values | dict(zip(free, map(str, lead), strict=True)))
         whole = Part(path, "", lead, inner, lens, "transpose" in line.words)
         if "split" not in line.words:
@@ -246,16 +247,6 @@ def _parts(
             raise line.fault(f"leaf {path!r} makes {made}", f"{count} equal parts")
         for number, name in enumerate(names):
             yield whole.cut(name, axis, number, count), at
-
-
-def _indices(shape: Sequence[int]) -> Iterable[tuple[int, ...]]:
-    """All indices of a shape; the first of a shape without axes is ``()``."""
-    for number in range(math.prod(shape)):
-        index = []
-        for size in reversed(shape):
-            index.append(number % size)
-            number //= size
-        yield tuple(reversed(index))
 
 
 def _lens(line: Rename, path: str, rank: int) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.paths import nearest
 from shardinit.core.prng.root_key import KeyLike
+from shardinit.core.region import Region
 from shardinit.core.run.lazy import LazyArray, LazyTree
 from shardinit.core.run.lazy import open as open_lazily
 from shardinit.core.types import Tree
@@ -147,11 +148,12 @@ def _distributed(array: jax.Array, device_mesh: Any) -> torch.Tensor:
     elif not array.is_fully_replicated:
         raise ShardingError(f"{sharding}", "it has no mesh axes", "a NamedSharding")
     expected = boxes_of(tuple(array.shape), device_mesh, placements)
-    spans = [s.indices(n) for s, n in zip(shards[0].index, array.shape, strict=True)]
-    if [[(a, b)] for a, b, _ in spans] != expected:
+    held = Region.of_slices(shards[0].index, array.shape)
+    spans = [(s, s + n) for s, n in zip(held.start, held.shape, strict=True)]
+    if [[span] for span in spans] != expected:
         raise ShardingError(
             f"an array of shape {array.shape}",
-            f"this process holds {[(a, b) for a, b, _ in spans]}",
+            f"this process holds {spans}",
             f"{expected}, as its rank in the device mesh has it",
             "Order the processes of both meshes alike",
         )

@@ -19,7 +19,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shardinit.errors import UnsupportedConfigError
@@ -153,7 +152,7 @@ class Recorder(TorchDispatchMode):
         storage = self._storage(twin, line)
         if storage.copied or storage.dtype != twin.dtype:
             text = "a view of another dtype is written, which its tensor would not see"
-            raise _unsupported(str(value.node.outputs), text)
+            raise _unsupported("a write through a view", text)
         storage.write(Geometry.of(twin), value)
 
     def _functional(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -165,6 +164,7 @@ class Recorder(TorchDispatchMode):
         try:
             made = func(*args, **given)
         except (NotImplementedError, RuntimeError):
+            # torch has no kernel for the meta device, or its shape is in its values
             made = self._computed(name, func, args, kwargs, line)
         outs = made if isinstance(made, tuple | list) else (made,)
         if name in _EMPTY:
@@ -370,6 +370,3 @@ def recording() -> Iterator[Recorder]:
             yield recorder
         finally:
             _active.recorder = before
-
-
-__all__ = ["Recorder", "TorchFunctionMode", "active", "recording", "user_line"]

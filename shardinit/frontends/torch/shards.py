@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,12 +45,7 @@ def pieces(
                 column.append((first, count, slice(place, place + count)))
             end += stop - begin
         columns.append(column)
-    index = [0] * len(columns)
-    total = math.prod(map(len, columns))
-    for number in range(total):
-        for axis in reversed(range(len(columns))):
-            number, index[axis] = divmod(number, len(columns[axis]))
-        chosen = [column[i] for column, i in zip(columns, index, strict=True)]
+    for chosen in itertools.product(*columns):
         yield (
             tuple(first for first, _, _ in chosen),
             tuple(count for _, count, _ in chosen),

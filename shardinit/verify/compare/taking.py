@@ -134,15 +134,8 @@ def of_arrays(arrays: Mapping[str, Any], name: str = "checkpoint") -> Snapshot:
 def _of_array(path: str, array: Any) -> LeafSnapshot:
     if is_key(array.dtype):
         return LeafSnapshot(path, tuple(array.shape), str(array.dtype))
-    place = layout(array.shape)
-    parts = [
-        np.asarray(
-            array[
-                tuple(slice(s, s + n) for s, n in zip(start, place.shape, strict=True))
-            ]
-        )
-        for start in place.starts.tolist()
-    ]
+    windows = layout(array.shape).regions
+    parts = [np.asarray(array[window.slices]) for window in windows]
     kind = np.dtype(array.dtype).name
     return LeafSnapshot(path, tuple(array.shape), kind, values={WINDOWS: _hash(parts)})
 
@@ -157,25 +150,12 @@ def _values(plan: Plan, reader: Reader) -> dict[int, str]:
         place = layout(shape)
         size = (len(place.starts), int(np.prod(place.shape, dtype=np.int64)))
         if seen.exact and seen.windows.size == int(np.prod(shape, dtype=np.int64)):
-            parts = [
-                _windows_of(seen.windows.reshape(shape), place.starts, place.shape)
-            ]
+            array = seen.windows.reshape(shape)  # read in full
+            parts = [array[window.slices] for window in place.regions]
         else:
             parts = [np.broadcast_to(seen.windows, size)]
         found[seen.number] = _hash(parts)
     return found
-
-
-def _windows_of(
-    array: np.ndarray, starts: np.ndarray, shape: Sequence[int]
-) -> np.ndarray:
-    """The windows of an array that was read in full, as ``layout`` has them."""
-    return np.stack(
-        [
-            array[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
-            for start in starts.tolist()
-        ]
-    )
 
 
 def _hash(parts: Iterable[Any]) -> str:

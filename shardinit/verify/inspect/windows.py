@@ -19,6 +19,7 @@ import numpy as np
 
 from shardinit.core.cut.leaf_program import Program
 from shardinit.core.plan.mesh import alone_on, one_device
+from shardinit.core.region import Region
 from shardinit.core.types import Device, Values, Words
 from shardinit.verify.digest.host import mix
 
@@ -42,6 +43,11 @@ class Layout:
     shape: tuple[int, ...]
     starts: np.ndarray
     exact: bool
+
+    @property
+    def regions(self) -> list[Region]:
+        """The windows, each where it lies in the leaf."""
+        return [Region(tuple(start), self.shape) for start in self.starts.tolist()]
 
 
 def layout(shape: Sequence[int], *, depth: int | None = None) -> Layout:
