@@ -237,6 +237,21 @@ def test_an_honest_program_of_a_stranger_loads(program, tmp_path):
     assert loaded.sha256 == program.sha256
 
 
+def test_a_stranger_s_program_has_no_other_s_fingerprint_whatever_it_says(program):
+    content = pb.InitProgramContent.FromString(program.content)
+    first, second = content.functions[:2]
+    first.module, first.module_sha256 = second.module, second.module_sha256
+    forged = content.SerializeToString()
+    assert shardinit.InitProgram(forged).as_cut().fingerprint == program.fingerprint
+    honest, other = (
+        shardinit.InitProgram(content, untrusted=True)
+        for content in (program.content, forged)
+    )
+    again = shardinit.InitProgram(program.content, untrusted=True)
+    assert len({x.fingerprint for x in (program, honest, other)}) == 3
+    assert shardinit.plan(honest).fingerprint == again.fingerprint
+
+
 def test_a_damaged_module_that_was_sealed_anew_is_refused_by_its_trial(program):
     def damage(content):
         function = content.functions[0]

@@ -8,6 +8,7 @@ the functions. A contradiction is a ``ValueError`` here and one clear error outs
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -201,6 +202,25 @@ def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
     if cut.fingerprint != content.fingerprint:
         raise ValueError("its fingerprint is not that of its functions")
     return cut
+
+
+def named_by_modules(cut: slicing.Cut) -> slicing.Cut:
+    """The cut of a stranger's program: each function is known by its module's bytes.
+
+    What a file says of a function cannot be derived from its module, so whoever made
+    the file could say of any module that it is another program's.
+    """
+
+    def named(function: Any) -> ExportedProgram:
+        return replace(function, digest=function.module_sha256.hex())
+
+    leaves = [
+        replace(leaf, source=Table(named(leaf.source.program)))
+        if isinstance(leaf.source, Table)
+        else leaf
+        for leaf in cut.leaves
+    ]
+    return replace(cut, leaves=(*leaves,), programs=(*map(named, cut.programs),))
 
 
 def _read_keys(content: pb.InitProgramContent) -> list[keys.Derivation]:

@@ -28,7 +28,7 @@ from shardinit.core.plan import plan as planning
 from shardinit.core.plan.leaves import gather_results, leaf_infos
 from shardinit.core.program import format_1
 from shardinit.core.program.axes import read_axes
-from shardinit.core.program.codec import read_cut, write_cut
+from shardinit.core.program.codec import named_by_modules, read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.core.program.trial import try_in_process
 from shardinit.core.types import Tree
@@ -48,6 +48,8 @@ class InitProgram:
     Attributes:
       content: the serialised ``InitProgramContent`` message, as it was written.
       format: of that message; a program of format 1 is kept and sent as it is.
+      untrusted: whether a stranger made it. Its functions are then known by their bytes
+        and not by what it says of them: it has a fingerprint of its own.
 
     Example:
       >>> import jax, shardinit
@@ -59,6 +61,7 @@ class InitProgram:
 
     content: bytes
     format: int = FORMAT
+    untrusted: bool = False
 
     def __repr__(self) -> str:
         return f"<InitProgram of {len(self.content):,} bytes, sha256 {self.sha256}>"
@@ -83,7 +86,7 @@ class InitProgram:
     @property
     def fingerprint(self) -> str:
         """Fingerprint of the functions, equal to that of the plan it came from."""
-        return self.message.fingerprint
+        return self._cut.fingerprint if self.untrusted else self.message.fingerprint
 
     @property
     def jax_version(self) -> str:
@@ -143,7 +146,7 @@ class InitProgram:
                 "its content does not match its SHA-256: it is damaged or cut short",
                 remedy="Fetch or export it again",
             )
-        program = cls(content, envelope.format)
+        program = cls(content, envelope.format, untrusted)
         _check_version(program.jax_version)
         check_convention(program.message.calling_convention)
         _ = program._axes
@@ -164,7 +167,9 @@ class InitProgram:
     def _cut(self) -> Cut:
         try:
             message = self.message
-            return read_cut(format_1.upgrade(message) if self.format == 1 else message)
+            message = format_1.upgrade(message) if self.format == 1 else message
+            found = read_cut(message)
+            return named_by_modules(found) if self.untrusted else found
         except (IndexError, ValueError, TypeError, KeyError, OverflowError) as error:
             if isinstance(error, ProgramFormatError):
                 raise
@@ -274,7 +279,9 @@ def load_program(
       path: the file.
       untrusted: the file comes from somebody who may want harm. Its functions are
         compiled in a process of their own first, which takes some seconds: an altered
-        module can end the process that parses it, whatever its digests say.
+        module can end the process that parses it, whatever its digests say. And its
+        fingerprint is made of its modules' bytes: it is that of no other program,
+        whatever the file says, and no plan's.
 
     Raises:
       ProgramFormatError: the file is no init program that may be run here.

@@ -8,6 +8,7 @@ kept by spec, and what a stream reads from by its request.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from shardinit.core.cut.sources import Constant
@@ -112,13 +113,19 @@ class ModelCache:
 
     def _trace(self, spec: ModelSpec | str) -> Plan:
         if isinstance(spec, str):
-            data = store.read(self._store, bytes.fromhex(spec))
-            name, made = "program", InitProgram.from_bytes(data)
+            name, made = "program", self._stored(bytes.fromhex(spec))
         else:
             name, made = spec.model, build(spec)
         plan = make_plan(made)
         self._limits.check_leaves(name, [leaf.shape for leaf in plan.leaves])
         return plan
+
+    def _stored(self, sha256: bytes) -> InitProgram:
+        """A program of the store; an uploaded one has the identity of its bytes."""
+        header, data = store.read(self._store, sha256)
+        program = InitProgram.from_bytes(data)
+        uploaded = program.fingerprint != header.fingerprint
+        return replace(program, untrusted=uploaded)
 
 
 def _hold(size: int, most: int, call: str, remedy: str) -> None:

@@ -90,15 +90,11 @@ class Store:
 
     def header(self, sha256: bytes) -> service_pb2.ProgramHeader | None:
         """What is known of a program; None if it is not here."""
-        try:
-            data = (self.folder / (sha256.hex() + _HEADER)).read_bytes()
-            found = service_pb2.ProgramHeader.FromString(data)
-            os.stat(self.folder / (sha256.hex() + _PROGRAM))
-        except (OSError, DecodeError):
-            return None
-        with self._counting:
-            if sha256.hex() in self._sizes:
-                self._sizes.move_to_end(sha256.hex())
+        found = _header(self.folder, sha256)
+        if found is not None:
+            with self._counting:
+                if sha256.hex() in self._sizes:
+                    self._sizes.move_to_end(sha256.hex())
         return found
 
     def read(self, sha256: bytes) -> tuple[service_pb2.ProgramHeader, bytes]:
@@ -107,10 +103,8 @@ class Store:
         Raises:
           ServiceError: it is not here.
         """
-        header = self.header(sha256)
-        if header is None:
-            raise _none(sha256.hex())
-        return header, read(self.folder, sha256)
+        self.header(sha256)  # it was used
+        return read(self.folder, sha256)
 
     def close(self) -> None:
         """Removes the folder, if it is a temporary one."""
@@ -130,17 +124,28 @@ class Store:
                         os.unlink(self.folder / (oldest + ending))
 
 
-def read(folder: Path, sha256: bytes) -> bytes:
-    """A program of a store.
+def read(folder: Path, sha256: bytes) -> tuple[service_pb2.ProgramHeader, bytes]:
+    """A program of a store, and what is known of it.
 
     Raises:
       ServiceError: it is not there.
     """
-    name = sha256.hex()
+    header, name = _header(folder, sha256), sha256.hex()
+    if header is None:
+        raise _none(name)
     try:
-        return (folder / (name + _PROGRAM)).read_bytes()
+        return header, (folder / (name + _PROGRAM)).read_bytes()
     except OSError as error:
         raise _none(name) from error
+
+
+def _header(folder: Path, sha256: bytes) -> service_pb2.ProgramHeader | None:
+    try:
+        os.stat(folder / (sha256.hex() + _PROGRAM))
+        data = (folder / (sha256.hex() + _HEADER)).read_bytes()
+        return service_pb2.ProgramHeader.FromString(data)
+    except (OSError, DecodeError):
+        return None
 
 
 def _none(name: str) -> ServiceError:
