@@ -7,6 +7,7 @@ import pytest
 from shardinit.errors import ServiceError
 from shardinit.service.client.store import Store, digest_of
 from shardinit.service.server.cache import BuildCache, Kept
+from shardinit.service.server.objects import Objects
 from shardinit.service.server.store import Store as ProgramStore
 from shardinit.v1 import program_pb2, service_pb2
 
@@ -125,6 +126,36 @@ def test_a_store_of_programs_is_bounded_and_found_again(tmp_path):
     with pytest.raises(ServiceError, match="is held here") as caught:
         again.read(bytes(32))
     assert caught.value.code == "NOT_FOUND"
+
+
+def test_an_object_store_gives_back_what_it_was_given_or_says_that_it_fails():
+    objects = Objects("memory://programs")
+    header = service_pb2.ProgramHeader(size=3, sha256=bytes(32), fingerprint="ab")
+
+    async def there_and_back():
+        assert await objects.get(header.sha256) is None
+        await objects.put(header, b"abc")
+        return await objects.get(header.sha256)
+
+    assert asyncio.run(there_and_back()) == (header, b"abc")
+    with pytest.raises(ServiceError, match="no-such"):
+        Objects("no-such://programs")
+
+
+def test_an_object_store_that_fails_ends_uploads_and_not_builds(tmp_path, monkeypatch):
+    objects = Objects("memory://programs")
+    header = service_pb2.ProgramHeader(size=3, sha256=bytes(32))
+    store = ProgramStore(tmp_path, 1 << 20, objects)
+
+    def fail(*_):
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(objects._files, "pipe_file", fail)
+    asyncio.run(store.share(header, b"abc", built=True))
+    assert store.read(header.sha256) == (header, b"abc")
+    with pytest.raises(ServiceError, match="nobody there") as caught:
+        asyncio.run(store.share(header, b"abc"))
+    assert caught.value.code == "UNAVAILABLE"
 
 
 def test_a_store_of_programs_without_a_folder_leaves_nothing():

@@ -141,6 +141,10 @@ class Config:
         Path | None,
         Setting("Folder of programs, which replicas may share; default one's own."),
     ] = None
+    objects: Annotated[
+        str | None,
+        Setting("Object store of programs beside it, as fsspec's URL: s3://bucket/at."),
+    ] = None
     # A program is code for XLA that a worker compiles and runs: allow it only to
     # clients that you trust as much as you trust the models you installed.
     allow_upload: Annotated[bool, Setting("Clients may register programs.")] = False

@@ -13,12 +13,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Any
 
 import grpc
 from google.protobuf import message_factory
-from google.protobuf.message import Message
 
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.boundary import Call
@@ -112,6 +111,7 @@ class Front:
         """A header, then the program's bytes."""
         digest = request.spec.program_sha256
         if digest:
+            await self._store.bring(digest)
             header, data = await asyncio.to_thread(self._store.read, digest)
         else:  # before a build that helps nobody
             versions.check_jax(request.jax_version, versions.jax_version())
@@ -147,18 +147,21 @@ class Front:
             coming.add_done_callback(_forget)
             coming.cancel()
 
-    def WriteCheckpoint(
+    async def WriteCheckpoint(
         self, request: service_pb2.WriteCheckpointRequest, call: Call
     ) -> AsyncIterator[bytes]:
         """Progress, then the receipt."""
-        return self._writes.write(request, call)
+        await self._store.bring(request.spec.program_sha256)
+        async with aclosing(self._writes.write(request, call)) as messages:
+            async for message in messages:
+                yield message
 
     async def UploadProgram(
         self, requests: AsyncIterator[service_pb2.UploadProgramRequest], call: Call
     ) -> service_pb2.UploadProgramResponse:
         """Keeps a client's program under its digest, when a worker has tried it."""
         header = await self._announced(requests)
-        found = self._store.header(header.sha256)
+        found = await self._store.bring(header.sha256)
         if found is None:
             data = await self._taken(requests, header.size)
             chunk = service_pb2.ProgramChunk(data=data).SerializeToString()
@@ -169,7 +172,7 @@ class Front:
             if found.sha256 != header.sha256:
                 text = f"announced as {header.sha256.hex()}, it is {found.sha256.hex()}"
                 raise SpecError("program", [("header.sha256", text)])
-            await asyncio.to_thread(self._store.put, found, data)
+            await self._store.share(found, data)
         return service_pb2.UploadProgramResponse(
             sha256=found.sha256, fingerprint=found.fingerprint
         )
@@ -183,7 +186,8 @@ class Front:
             data = request.SerializeToString(deterministic=True)
 
             async def build() -> list[bytes]:
-                return await self._pool.run(self._job(name, data, request, call))
+                job = await self._job(name, data, request, call)
+                return await self._pool.run(job)
 
             return await self._answers.get((name, _digest(data)), build)
 
@@ -197,9 +201,11 @@ class Front:
 
         return several if stream else one
 
-    def _job(self, name: str, data: bytes, request: Message, call: Call) -> Job:
-        spec = getattr(request, "spec", None)
-        model = b"" if spec is None else spec.SerializeToString(deterministic=True)
+    async def _job(self, name: str, data: bytes, request: Any, call: Call) -> Job:
+        """A job about a model; a program is where workers find it."""
+        spec = getattr(request, "spec", spec_pb2.ModelSpec())
+        await self._store.bring(spec.program_sha256)
+        model = spec.SerializeToString(deterministic=True)
         task = Task(name, call.request_id, data, call.trace)
         return Job(task, call.caller, model, call.weight)
 
@@ -210,10 +216,10 @@ class Front:
         name = _digest(data)
 
         async def build() -> Program:
-            job = self._job("GetProgram", data, asked, call)
+            job = await self._job("GetProgram", data, asked, call)
             head, program = await self._pool.run(job)
             header = service_pb2.ProgramHeader.FromString(head)
-            await asyncio.to_thread(self._store.put, header, program)
+            await self._store.share(header, program, built=True)
             self._names.put(name, header.sha256)
             return header, program
 
@@ -233,7 +239,7 @@ class Front:
             return None
         self._check_draining()
         data = going.asked.SerializeToString()
-        job = self._job("StreamShards", data, going.asked, call)
+        job = await self._job("StreamShards", data, going.asked, call)
         job.quick, job.piece = True, going.take
         await self._pool.run(job)
         return going.messages()

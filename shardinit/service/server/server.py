@@ -37,6 +37,7 @@ from shardinit.service.server.boundary import Boundary
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
 from shardinit.service.server.health import Health
+from shardinit.service.server.objects import Objects
 from shardinit.service.server.pool import Pool
 from shardinit.service.server.store import Store
 from shardinit.service.server.telemetry import Metrics
@@ -79,7 +80,8 @@ class Server:
         config.check()
         tokens = auth.Tokens(config.token_file) if config.token_file else None
         credentials = auth.server_credentials(config)
-        self._store = Store(config.store, config.cache_bytes)
+        objects = Objects(config.objects) if config.objects is not None else None
+        self._store = Store(config.store, config.cache_bytes, objects)
         self._config = replace(config, store=self._store.folder)
         self.metrics = Metrics()
         self.address = config.listen

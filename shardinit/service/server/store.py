@@ -8,6 +8,8 @@ means anything else, and a file has its name only when it is complete.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import tempfile
 import threading
@@ -18,7 +20,10 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from shardinit.errors import ServiceError
+from shardinit.service.server.objects import Objects
 from shardinit.v1 import service_pb2
+
+log = logging.getLogger("shardinit.service")
 
 _PROGRAM, _HEADER = ".program", ".header"
 
@@ -29,6 +34,7 @@ class Store:
     Args:
       folder: where they are; default a temporary folder.
       capacity: bytes of all of them together; one that is larger is not kept.
+      objects: where to look for what is not here, and to put what comes.
 
     Attributes:
       folder: where they are.
@@ -38,8 +44,11 @@ class Store:
       ServiceError: nothing can be written there.
     """
 
-    def __init__(self, folder: Path | None, capacity: int):
+    def __init__(
+        self, folder: Path | None, capacity: int, objects: Objects | None = None
+    ):
         self._capacity = capacity
+        self._objects = objects
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._counting = threading.Lock()
         self._temporary = None
@@ -60,6 +69,43 @@ class Store:
             ) from error
         for stat, name in sorted(found, key=lambda one: one[0].st_mtime):
             self._count(name, stat.st_size)
+
+    async def bring(self, sha256: bytes) -> service_pb2.ProgramHeader | None:
+        """What is known of a program, which is fetched if others may have it.
+
+        Raises:
+          ServiceError: the object store does not answer.
+        """
+        found = self.header(sha256)
+        if found is None and sha256 and self._objects is not None:
+            stored = await self._objects.get(sha256)
+            if stored is not None:
+                await asyncio.to_thread(self.put, *stored)
+                found = self.header(sha256)
+        return found
+
+    async def share(
+        self, header: service_pb2.ProgramHeader, data: bytes, *, built: bool = False
+    ) -> None:
+        """Keeps a program, for the other replicas too; errors as for `put`.
+
+        Args:
+          header: what is known of it.
+          data: the program.
+          built: any replica can build it: that the object store fails is logged.
+
+        Raises:
+          ServiceError: the object store does not take it.
+        """
+        await asyncio.to_thread(self.put, header, data)
+        if self._objects is None:
+            return
+        try:
+            await self._objects.put(header, data)
+        except ServiceError as error:
+            if not built:
+                raise
+            log.warning("a program that was built stays here alone: %s", error)
 
     def put(self, header: service_pb2.ProgramHeader, data: bytes) -> None:
         """Keeps a program, if it fits; others go for it.
