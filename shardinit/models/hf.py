@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from shardinit.errors import ShardinitError, SpecError
+from shardinit.errors import MissingFrameworkError, ShardinitError, SpecError
 from shardinit.models.registry import register
 
 if TYPE_CHECKING:
@@ -77,5 +77,8 @@ def build(config: Mapping[str, Any]) -> InitFn:
         from shardinit.frontends import torch as frontend
 
         return frontend.from_config(content, **options)
+    except MissingFrameworkError as error:  # nothing is wrong with the config
+        text = f"where it is built, {error.where} is not installed: {error.remedy}"
+        raise SpecError("hf", [("model", text)]) from error
     except ShardinitError as error:
         raise SpecError("hf", [("config", str(error))]) from error
