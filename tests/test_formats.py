@@ -11,6 +11,7 @@ import pytest
 
 import shardinit
 from shardinit.v1 import program_pb2
+from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
 from shardinit.verify.receipt import Receipt
 
 PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
@@ -34,6 +35,13 @@ def test_every_field_of_a_program_is_documented(name):
 def test_every_field_of_a_receipt_is_documented():
     fields = [field.name for field in dataclasses.fields(Receipt)]
     assert documented("Receipt") == ["format", "algorithm", *fields]
+
+
+@pytest.mark.parametrize("kind", [Snapshot, LeafSnapshot])
+def test_every_field_of_a_pin_is_documented(kind):
+    head = ["format"] if kind is Snapshot else []
+    fields = [field.name for field in dataclasses.fields(kind)]
+    assert documented(kind.__name__) == [*head, *fields]
 
 
 def test_every_field_of_a_manifest_is_documented(tmp_path):

@@ -20,7 +20,6 @@ FAMILIES = (
     "draws",
     "planning",
     "training",
-    "large",
     "parts",
     "peers",
     "torch",

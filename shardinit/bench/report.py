@@ -96,14 +96,6 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def line(row: Row) -> str:
-    """A row as it comes, before there is a table."""
-    name, ours, against, ratio, must, _, met = _cells(row)
-    sides = f" ({ours}{', ' if against else ''}{against})" if row.baseline else ""
-    wanted = f"; must {must}: {met}" if must else ""
-    return f"{name}: {ratio}{sides}{wanted}"
-
-
 def table(rows: Sequence[Row]) -> Table:
     """The rows for the terminal."""
     made = Table(*HEADER)
@@ -149,18 +141,8 @@ def write_json(
     path: Path, about: dict[str, Any], rows: Sequence[Row], log: list[dict[str, Any]]
 ) -> None:
     """Writes environment, rows and every run to ``path``."""
-    content = {**_result(about, rows), "runs": log}
+    content = {**about, "rows": [_as_data(row) for row in rows], "runs": log}
     path.write_text(json.dumps(content, indent=1) + "\n")
-
-
-def append_history(path: Path, about: dict[str, Any], rows: Sequence[Row]) -> None:
-    """Adds environment and rows to ``path``, as one line of JSON."""
-    with path.open("a") as file:
-        file.write(json.dumps(_result(about, rows)) + "\n")
-
-
-def _result(about: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    return {**about, "rows": [_as_data(row) for row in rows]}
 
 
 def _as_data(row: Row) -> dict[str, Any]:
@@ -186,30 +168,3 @@ def _as_data(row: Row) -> dict[str, Any]:
         "met": row.met,
         "note": row.note,
     }
-
-
-def plot(path: Path, rows: Sequence[Row]) -> None:
-    """Draws every ratio on one logarithmic axis, with what it must reach."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    ratios = [row for row in rows if row.unit == "x"][::-1]
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.4 * max(len(ratios), 1)))
-    colours = {None: "tab:gray", True: "tab:green", False: "tab:red"}
-    for place, row in enumerate(ratios):
-        axes.barh(place, row.value, color=colours[row.met], height=0.6)
-        axes.annotate(f" {row.value:.3g}x", (row.value, place), va="center")
-        if row.target is not None:
-            for mark, style in ((row.target.must, "k|"), (row.target.goal, "b|")):
-                axes.plot(mark, place, style, markersize=16, markeredgewidth=2)
-    labels = [f"{row.name}\nagainst {row.against}" for row in ratios]
-    axes.set_yticks(range(len(ratios)), labels, fontsize=8)
-    axes.set_xscale("log")
-    axes.margins(x=0.15)
-    axes.axvline(1, color="tab:gray", linewidth=0.5)
-    axes.set_xlabel("ratio; black mark: must, blue mark: goal")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)

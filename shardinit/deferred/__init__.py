@@ -1,8 +1,9 @@
 """Deferred parameters: a model is built first and initialised later, sharded.
 
-Model-building code makes `UninitializedParameter`s, each with an initializer and a
-name, inside `Struct`s. `init_fn` turns such a model into an init function whose result,
-through ``shardinit.init``, is the same model with sharded `Parameter`s.
+Model-building code makes an `UninitializedParameter`, with an initializer and a name,
+for each array of its nested `Struct`. `init_fn` turns such a model into an init
+function whose result, through ``shardinit.init``, is the same model with each
+`Parameter` sharded.
 
 The names, arguments, defaults and values are those of Penzai's parameters.
 

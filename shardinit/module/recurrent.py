@@ -86,7 +86,7 @@ class GRU(Module):
         self.rng = held_key()
 
     def initialize_state(self, batch_dims: int | tuple[int, ...]) -> jax.Array:
-        """Returns a state to begin with, of shape (*batch_dims, units)."""
+        """Returns a state to begin with, of shape ``(*batch_dims, units)``."""
         batch = (batch_dims,) if isinstance(batch_dims, int) else tuple(batch_dims)
         key, self.rng = jax.random.split(self.rng)
         return self.initial_state_init(key, (*batch, self.units), jnp.float32)

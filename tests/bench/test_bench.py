@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from importlib.util import find_spec
+from xml.etree import ElementTree
 
 import pytest
 
 from shardinit.bench import case as cases
 from shardinit.bench import report
 from shardinit.bench.case import Case, Job, Options, OutOfMemory, Row, Sample, Target
+from shardinit.bench.drawing import ratios_svg
 from shardinit.bench.runner import Runner, child_environment
 
 pytestmark = pytest.mark.once
@@ -168,16 +170,22 @@ def test_the_deferred_case_times_every_step_and_how_each_grows(tmp_path):
     assert all(row["value"] > 0 for row in found["rows"])
 
 
-def test_a_plot_is_drawn_of_the_ratios(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_bars_begin_at_one_and_say_whether_a_target_is_met():
     seconds = Sample((1.0, 1.2))
     rows = [
-        Row("cold", "fast", 12.0, "x", seconds, seconds, "jit", target=Target(8, 15)),
+        Row("cold", "<fast>", 12.0, "x", seconds, seconds, "jit", target=Target(8, 15)),
         Row("cold", "slow", 0.5, "x", seconds, seconds, "jit", target=Target(8, 15)),
         Row("plan", "plan", 3.0, "s", seconds, None, ""),
     ]
-    report.plot(tmp_path / "plot.png", rows)
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    picture = ElementTree.fromstring(ratios_svg(rows))
+    fast, slow = picture.iterfind("{*}rect")
+    assert (fast.get("class"), slow.get("class")) == ("bar yes", "bar no")
+    ends = [float(slow.get("x")) + float(slow.get("width")), float(fast.get("x"))]
+    (one,) = [x for x in picture.iterfind("{*}line") if x.get("class") == "one"]
+    assert ends == pytest.approx([float(one.get("x1"))] * 2, abs=0.11)
+    said = [text.text for text in picture.iterfind("{*}text")]
+    assert {"<fast>", "12x", "0.5x"} < set(said)
+    assert "plan" not in said
 
 
 def test_a_platform_that_is_not_there_is_one_line():

@@ -1,11 +1,9 @@
 """``plan --html``: the page as text, and as a browser shows it."""
 
-import html
 import html.parser
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +17,7 @@ import shardinit
 from shardinit import cli
 from shardinit.cli.page.layouts import layout_svg
 from shardinit.cli.page.page import page
+from tests.cli import browser
 
 pytestmark = pytest.mark.once
 
@@ -160,67 +159,104 @@ def test_the_command_writes_the_page_and_refuses_what_makes_none(
 
 # ---- in a browser --------------------------------------------------------------------
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-browser = pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")
+in_a_browser = pytest.mark.skipif(
+    browser.BINARY is None, reason="no chromium is installed"
+)
+DEEP = """
+import jax, jax.numpy as jnp
+
+def init(key):
+    layer = {"up": jnp.ones((8, 8), "bfloat16"), "down": jax.random.normal(key, (8, 8))}
+    return {f"layers_{i}": layer for i in range(1000)}
+"""
+SHOWN = "[...document.querySelectorAll('tr.group, tr.leaf')].filter(r => !r.hidden)"
+PATHS = f"{SHOWN}.map(r => r.querySelector('td.path').innerText.trim())"
 
 
-def dom(file, width, anchor=""):
-    """The page's DOM after its script ran, in a window of that width."""
-    words = "--headless=new --no-sandbox --disable-gpu --virtual-time-budget=3000"
-    size, page = f"--window-size={width},900", f"{file.as_uri()}{anchor}"
-    command = [BROWSER, *words.split(), size, "--dump-dom", page]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-500:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    opened = browser.Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
 
 
-def probed(plan, tmp_path, width):
-    """Whether the page is wider than a frame of that width, told by its title."""
-    text = page(plan, shardinit.inspect(plan, 0) if len(plan.leaves) < 20 else None)
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy".*?">', "", text)
-    file = tmp_path / "page.html"
-    file.write_text(text)
-    outer = tmp_path / "frame.html"
-    outer.write_text(
-        f'<iframe id=f style="width:{width}px;height:900px" '
-        f'srcdoc="{html.escape(text)}"></iframe>'
-        "<script>onload = () => { const d = f.contentDocument.documentElement;"
-        "document.title = `${d.scrollWidth} of ${d.clientWidth}` }</script>"
-    )
-    wide, held = re.search(r"<title>(\d+) of (\d+)</title>", dom(outer, 1400)).groups()
-    return int(wide), int(held)
+def written(plan, tmp_path):
+    """The page in a file; where it is."""
+    statistics = shardinit.inspect(plan, 0) if len(plan.leaves) < 20 else None
+    (tmp_path / "page.html").write_text(page(plan, statistics))
+    return (tmp_path / "page.html").as_uri()
 
 
-@browser
+def count(shown):
+    return shown.see("document.querySelector('#count').innerText")
+
+
+@in_a_browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_is_no_wider_than_a_screen_or_a_phone(tmp_path, width):
-    wide, held = probed(plan_of(), tmp_path, width)
-    assert wide <= held
+def test_the_page_is_no_wider_than_a_screen_or_a_phone(chromium, tmp_path, width):
+    shown = chromium.open(written(plan_of(), tmp_path), width)
+    root = "document.documentElement"
+    assert shown.see(f"{root}.scrollWidth") <= shown.see(f"{root}.clientWidth") == width
 
 
-@browser
-def test_search_and_filters_find_leaves_among_two_thousand(tmp_path):
-    (tmp_path / "deep.json").write_text(json.dumps({**TINY, "num_hidden_layers": 220}))
-    words = "plan deep.json --mesh data=8 --html page.html".split()
+@in_a_browser
+def test_a_click_unfolds_a_group_of_leaves_and_another_folds_it(chromium, tmp_path):
+    shown = chromium.open(written(plan_of(), tmp_path), 1280)
+    folded = shown.see(PATHS)
+    assert not any("layers_2" in path for path in folded)
+    shown.click("tr.group button.fold")
+    opened = shown.see(PATHS)
+    assert [path for path in opened if "layers_2" in path]
+    assert shown.see("document.querySelector('button.fold').ariaExpanded") == "true"
+    shown.click("tr.group button.fold")
+    assert shown.see(PATHS) == folded
+
+
+@in_a_browser
+def test_typing_searches_and_a_choice_filters(chromium, tmp_path):
+    url = written(plan_of(), tmp_path)
+    shown = chromium.open(url, 1280)
+    assert count(shown) == "13 leaves"
+    shown.click("#search")
+    shown.type("layers_2 down")
+    assert count(shown) == "1 leaf"
+    assert any("layers_2" in path for path in shown.see(PATHS))
+    assert shown.see("location.hash") == "#q=layers_2+down"
+    again = chromium.open(url + "#q=layers_2+down", 1280)  # a view can be linked
+    assert again.see(PATHS) == shown.see(PATHS)
+    chosen = chromium.open(url, 1280)
+    chosen.see("document.querySelector('select[name=dtype]').focus()")
+    while (
+        chosen.see("document.querySelector('select[name=dtype]').value") != "bfloat16"
+    ):
+        chosen.press("ArrowDown")
+    assert count(chosen) == "4 leaves"
+    assert chosen.see("location.hash") == "#dtype=bfloat16"
+
+
+@in_a_browser
+def test_search_and_filters_find_leaves_among_two_thousand(chromium, tmp_path):
+    (tmp_path / "deep.py").write_text(DEEP)
+    words = "plan deep:init --mesh data=8 --html page.html".split()
     command = [sys.executable, "-m", "shardinit", *words]
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run(command, cwd=tmp_path, env=os.environ | path, check=True)
+    url = (tmp_path / "page.html").as_uri()
+    asked = {"": "2,000", "#q=layers_66/+up": "1", "#q=up&dtype=float32": "0"}
+    for anchor, leaves in asked.items():
+        shown = chromium.open(url + anchor, 1280)
+        assert count(shown).split()[0] == leaves
+    shown = chromium.open(url, 390)
+    shown.click("#search")
+    shown.type("layers_66/")
+    assert count(shown) == "2 leaves"
 
-    def count(anchor):
-        shown = dom(tmp_path / "page.html", 1280, anchor)
-        return re.search(r'id="count"[^>]*>([\d,]+) leaves', shown)[1]
 
-    assert count("") == "1,983"
-    assert count("#q=layers/66/+kernel") == "7"
-    assert count("#q=up&program=0") == "0"
-
-
-@browser
-def test_the_pages_own_policy_lets_its_script_run_and_no_other(tmp_path):
+@in_a_browser
+def test_the_pages_own_policy_lets_its_script_run_and_no_other(chromium, tmp_path):
     file = tmp_path / "page.html"
     text = page(plan_of())
     file.write_text(text.replace("<h1>", "<script>document.title='ran'</script><h1>"))
-    shown = dom(file, 1280)
-    assert "<title>ran" not in shown
-    assert re.search(r'id="count"[^>]*>13 leaves', shown)
+    shown = chromium.open(file.as_uri(), 1280)
+    assert shown.see("document.title") != "ran"
+    assert count(shown) == "13 leaves"

@@ -92,12 +92,14 @@ def test_flat_places_beyond_32_bits(data):
 
 def test_a_leaf_of_more_than_2_to_the_32_elements(mesh):
     """The last window of a 2**33-element leaf, against threefry on the host."""
-    from shardinit.core.cut.cutter import cut
+    from shardinit.core.cut import cut as slicing
 
     shape = (1 << 20, 1 << 13)
     key = jax.random.key(5)
-    made = cut(lambda k: jax.random.bits(k, shape), jax.ShapeDtypeStruct((), key.dtype))
-    (program,) = made.programs
+    cut = slicing.cut(
+        lambda k: jax.random.bits(k, shape), jax.ShapeDtypeStruct((), key.dtype)
+    )
+    (program,) = cut.programs
     assert program.replicated_reason is None
     start = (shape[0] - 2, shape[1] - 70)
     got = jax.jit(

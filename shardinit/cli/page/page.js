@@ -28,7 +28,7 @@
       group.row.hidden = hits === 0;
       found += hits;
     }
-    count.textContent = `${found.toLocaleString("en")} leaves`;
+    count.textContent = `${found.toLocaleString("en")} ${found === 1 ? "leaf" : "leaves"}`;
   };
   for (const group of groups) {
     if (!group.button) continue;

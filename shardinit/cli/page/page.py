@@ -142,15 +142,12 @@ def _layouts(plan: Any) -> Iterator[str]:
     for (spec, rank), leaves in order:
         entries = tuple(leaves[0].sharding.spec)
         held = _held(leaves)
-        names = list(dict.fromkeys(template(leaf.path) for leaf in leaves))
-        shown = ", ".join(f"<code>{_esc(n)}</code>" for n in names[:3])
-        more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
         yield (
             f'<div class="layout"><div class="spec">{_esc(spec)}</div>'
             f"<div>{_esc(described(plan.mesh_shape, entries, rank))}</div>"
             f"{layout_svg(plan.mesh_shape, entries, rank)}"
             f"<div>{len(leaves):,} leaves, {_size(held)} on a device</div>"
-            f'<div class="soft">{shown}{more}</div></div>'
+            f'<div class="soft path">{", ".join(_folded(leaves, 3))}</div></div>'
         )
     yield "</div>"
 
@@ -214,11 +211,11 @@ def _programs(plan: Any) -> Iterator[str]:
     yield "</tbody></table></div>"
 
 
-def _folded(leaves: Iterable[Any]) -> list[str]:
+def _folded(leaves: Iterable[Any], most: int = 6) -> list[str]:
     groups: dict[str, list[str]] = {}
     for leaf in leaves:
         groups.setdefault(template(leaf.path), []).append(leaf.path)
-    said = [_esc(folded(paths)) for paths in list(groups.values())[:6]]
+    said = [_esc(folded(paths)) for paths in list(groups.values())[:most]]
     more = len(groups) - len(said)
     return said + ([f"{more:,} more"] if more > 0 else [])
 

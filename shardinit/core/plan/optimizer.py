@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 from jax.sharding import PartitionSpec
@@ -34,9 +35,9 @@ def names_itself(rules: Rules | DefaultRules, leaf: LeafInfo, source: LeafInfo) 
     if not isinstance(rules, PathRules):
         return False
     for pattern, _ in rules.rules:
-        if rules.matches(pattern, source.path):
+        if re.search(pattern, source.path):
             return False
-        if rules.matches(pattern, leaf.path):
+        if re.search(pattern, leaf.path):
             return True
     return False
 
