@@ -20,8 +20,11 @@ EXTRAS ?= test
 # Tests run in this many processes; each has its own simulated devices.
 JOBS ?= 2
 
+# The platform that make accelerator is for, as JAX calls it: cuda, tpu or cpu.
+PLATFORM ?= cuda
+
 .PHONY: help venv demo test lint format types contracts proto-check deploy-check interop \
-	docs bench clean
+	docs bench accelerator wheels clean
 
 help:
 	@echo "make demo         plan and initialise a 1.1B model on 8 simulated devices"
@@ -35,6 +38,8 @@ help:
 	@echo "make interop      install the Node client that the tests try; needs npm"
 	@echo "make docs         the site, into build/site"
 	@echo "make bench        measure, side by side with plain jax.jit"
+	@echo "make accelerator  test and measure on the devices of this machine, without a network"
+	@echo "make wheels       fetch what such a machine lacks, to be carried there"
 	@echo "make clean        remove the virtual environment and all caches"
 
 venv: $(VENV)/.installed
@@ -116,6 +121,15 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.installed
 	$(BIN)/python -m shardinit.bench $(BENCH)
 
+# With the JAX that the machine has; benchmarks/accelerators.md says what else it needs.
+accelerator:
+	benchmarks/accelerator.sh "$(PYTHON)" "$(PLATFORM)"
+
+wheels:
+	"$(PYTHON)" -m pip download --quiet --no-deps --only-binary :all: \
+		--dest wheels --requirement benchmarks/accelerators.txt \
+		$(if $(WHEELS_FOR),--python-version $(WHEELS_FOR))
+
 clean:
-	rm -rf .venv .venv-new .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-new .venv-accelerator .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from shardinit.core.plan.fsdp import fsdp as fsdp
     from shardinit.core.plan.placement import Placement as Placement
     from shardinit.core.plan.plan import Plan as Plan
-    from shardinit.core.plan.plan import plan as plan
+    from shardinit.core.plan.planning import plan as plan
     from shardinit.core.plan.rules import AxisRules as AxisRules
     from shardinit.core.plan.rules import PathRules as PathRules
     from shardinit.core.program.program import InitProgram as InitProgram
@@ -77,7 +77,7 @@ _HOMES = {
     "load_program": "core.program.program",
     "module": "module",
     "open": "core.run.lazy",
-    "plan": "core.plan.plan",
+    "plan": "core.plan.planning",
     "plan_missing": "core.run.missing",
     "read": "core.run.lazy",
     "receipt": "verify.receipt",

@@ -1,8 +1,12 @@
-"""Eight simulated CPU devices for every test, set before JAX is imported."""
+"""Eight simulated CPU devices for every test, set before JAX is imported.
+
+``SHARDINIT_TEST_PLATFORM=cuda`` takes the devices of that platform instead, for the
+tests marked ``devices``; the others count on eight.
+"""
 
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("SHARDINIT_TEST_PLATFORM", "cpu")
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"

@@ -20,6 +20,7 @@ FAMILIES = (
     "draws",
     "planning",
     "training",
+    "large",
     "parts",
     "peers",
     "torch",

@@ -29,7 +29,7 @@ from shardinit.bench.case import (
 def _compile(layers: int, devices: int, folder: str) -> Figures:
     import jax
 
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.run.compile import compile_plan
 
     jax.config.update("jax_enable_compilation_cache", True)
@@ -57,7 +57,7 @@ def second(layers: int, devices: int, folder: str) -> Figures:
 
 def save(layers: int, devices: int, folder: str) -> Figures:
     """Writes a program and its executables, for the sides that start from them."""
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.program.program import export_plan
     from shardinit.storage.executables import save_executables
 
@@ -72,7 +72,7 @@ def save(layers: int, devices: int, folder: str) -> Figures:
 
 
 def _start(devices: int, folder: str, with_executables: bool) -> Figures:
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.program.program import load_program
     from shardinit.core.run.compile import compile_plan
     from shardinit.storage.executables import load_executables

@@ -19,6 +19,8 @@ from shardinit.bench import FAMILIES
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ENOUGH_RUNS = 3  # of a side, to say how far its runs lie apart
+
 _SCALES = {"s": 1.0, "KB": 1e-3, "GB": 1e-9, "GB/s": 1e-9}
 
 Figures = dict[str, float]

@@ -44,7 +44,7 @@ def ours(parameters: int) -> Figures:
     import jax
 
     from shardinit import deferred
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
 
     def weight(name: str) -> deferred.UninitializedParameter[jax.Array]:
         def draw(key: jax.Array) -> jax.Array:

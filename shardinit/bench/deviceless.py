@@ -37,7 +37,7 @@ def _mesh(topology: str) -> Mesh:
 def ours(topology: str, layers: int) -> Figures:
     """``shardinit.plan`` and ``compile_plan``."""
     from shardinit.core.init_fn import InitFn
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.run.compile import compile_plan
 
     mesh, rules = _mesh(topology), subjects.rules()

@@ -37,7 +37,7 @@ _ROOM = 1.2  # free bytes of the disk over those of the checkpoint
 
 def digest(layers: int, devices: int) -> Figures:
     """``shardinit.digest`` of TinyLlama in float32 and its initialisation, in turns."""
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.run.compile import compile_plan
     from shardinit.verify.digest.devices import digest as digest_of
 

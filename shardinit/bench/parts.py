@@ -41,7 +41,7 @@ def window(shape: list[int], window: list[int]) -> Figures:
     """``LazyArray.read`` of a window; the second one, at another place."""
     import jax
 
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.run.lazy import executable
     from shardinit.core.run.lazy import open as open_lazily
 
@@ -159,7 +159,7 @@ MISSING = register(
 
 def program(config: str) -> Figures:
     """``export_plan`` of an example's config."""
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.program.program import export_plan
 
     plan = make_plan(subjects.example(config))

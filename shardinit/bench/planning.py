@@ -28,7 +28,7 @@ _EXPERTS = 128  # 391 leaves a layer: 3 an expert, 7 of attention, norms and rou
 
 def ours(layers: int, experts: int) -> Figures:
     """``shardinit.models.build`` and ``shardinit.plan``."""
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
 
     config = {
         **subjects.NARROW,

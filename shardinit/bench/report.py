@@ -96,6 +96,14 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
+def line(row: Row) -> str:
+    """A row as it comes, before there is a table."""
+    name, ours, against, ratio, must, _, met = _cells(row)
+    sides = f" ({ours}{', ' if against else ''}{against})" if row.baseline else ""
+    wanted = f"; must {must}: {met}" if must else ""
+    return f"{name}: {ratio}{sides}{wanted}"
+
+
 def table(rows: Sequence[Row]) -> Table:
     """The rows for the terminal."""
     made = Table(*HEADER)
@@ -141,8 +149,18 @@ def write_json(
     path: Path, about: dict[str, Any], rows: Sequence[Row], log: list[dict[str, Any]]
 ) -> None:
     """Writes environment, rows and every run to ``path``."""
-    content = {**about, "rows": [_as_data(row) for row in rows], "runs": log}
+    content = {**_result(about, rows), "runs": log}
     path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def append_history(path: Path, about: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Adds environment and rows to ``path``, as one line of JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(_result(about, rows)) + "\n")
+
+
+def _result(about: dict[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    return {**about, "rows": [_as_data(row) for row in rows]}
 
 
 def _as_data(row: Row) -> dict[str, Any]:

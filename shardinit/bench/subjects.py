@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from shardinit.core import platform
 from shardinit.models import ModelSpec, build, example_config
 
 if TYPE_CHECKING:
@@ -81,6 +82,15 @@ def abstract_mesh() -> AbstractMesh:
     from jax.sharding import AbstractMesh
 
     return AbstractMesh((16, 4), ("data", "model"))
+
+
+def peak_bytes() -> int:
+    """The most memory that the devices have held; on simulated ones, this process."""
+    import jax
+
+    held = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.devices()]
+    known = [count for count in held if count is not None]
+    return sum(known) if len(known) == len(held) else platform.peak_bytes()
 
 
 def example(name: str, **changed: Any) -> InitFn:

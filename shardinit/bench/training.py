@@ -27,7 +27,7 @@ def _time(layers: int, devices: int, *, adam: bool) -> Figures:
     import jax
     import optax
 
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.run.compile import compile_plan
     from shardinit.frontends.optax import with_optimizer
 

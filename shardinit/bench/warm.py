@@ -1,8 +1,9 @@
 """Warm run and its memory: 1.1 billion float32 parameters, compiled beforehand.
 
 The run alone, as a job sees it that plans and compiles ahead. Peak memory is that of
-the whole process after its first run, imports and compiler included, over the bytes
-of the parameters: 1.0 would be the parameters and nothing else.
+the whole process after its first run, imports and compiler included (of the devices,
+where they keep an account), over the bytes of the parameters: 1.0 would be the
+parameters and nothing else.
 
 Plain jit holds several times the parameters while it runs. Where that does not fit
 into the machine, both sides are compared on a model of fewer layers, and the row says
@@ -28,7 +29,6 @@ from shardinit.bench.case import (
     sample,
     timed,
 )
-from shardinit.core.platform import peak_bytes
 
 _FULL_LAYERS = 22
 _LAYER_BYTES = 176_000_000  # a layer of TinyLlama in float32
@@ -45,7 +45,7 @@ def _time(
     keys = [jax.random.key(seed) for seed in (1, 2)]
     compiling, run = timed(prepare, subject)
     first, result = timed(run, keys[0])
-    peak = peak_bytes()
+    peak = subjects.peak_bytes()
     del result
     return {
         "compile_seconds": compiling,
@@ -58,7 +58,7 @@ def _time(
 
 def ours(layers: int, devices: int) -> Figures:
     """A ``CompiledPlan``, called twice."""
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.run.compile import compile_plan
 
     def prepare(subject: subjects.Subject) -> Any:
@@ -128,7 +128,9 @@ def memory_rows(bench: Bench) -> Iterator[Row]:
     note += f"; jit {jit.median / size:.2f}x; imports alone {imports:.2f} GB"
     yield MEMORY.row(
         bench,
-        "peak RSS over parameter bytes",
+        "peak RSS over parameter bytes"
+        if bench.options.platform == "cpu"
+        else "peak memory of the devices over parameter bytes",
         ours.median / size,
         ours,
         baseline=jit,

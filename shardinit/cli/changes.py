@@ -115,7 +115,7 @@ def _placed(fn: Any, mesh: str | None, rules: str | None) -> Any:
     """The function planned on a mesh without devices, where one is given."""
     if mesh is None:
         return fn
-    from shardinit.core.plan.plan import plan
+    from shardinit.core.plan.planning import plan
 
     on = arguments.abstract_mesh(arguments.parse_mesh(mesh))
     return plan(fn, mesh=on, rules=arguments.parse_rules(rules))

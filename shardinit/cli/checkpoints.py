@@ -90,7 +90,7 @@ def init(
         axes = arguments.parse_mesh(mesh)
         devices.simulate_where_asked(axes)
     fn = arguments.read_source(source, model, models)
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
 
     if layout == "safetensors":
         plan = make_plan(fn)

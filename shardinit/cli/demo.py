@@ -75,7 +75,7 @@ def demo_mesh() -> Any:
 
 def _show_plan(spec: ModelSpec) -> None:
     from shardinit.cli import tables
-    from shardinit.core.plan.plan import plan as make_plan
+    from shardinit.core.plan.planning import plan as make_plan
 
     rules = arguments.parse_rules(RULES)
     tables.print_plan(make_plan(build(spec), mesh=demo_mesh(), rules=rules))

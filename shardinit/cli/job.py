@@ -20,7 +20,7 @@ import numpy as np
 
 from shardinit.cli import arguments
 from shardinit.cli.demo import RULES, demo_mesh
-from shardinit.core.plan.plan import plan as make_plan
+from shardinit.core.plan.planning import plan as make_plan
 from shardinit.core.platform import peak_bytes
 from shardinit.core.run.compile import compile_plan
 from shardinit.errors import FingerprintMismatchError, ShardinitError

@@ -95,7 +95,7 @@ def planned(fn: object, mesh: AnyMesh, asked: Asked) -> Plan:
     """
     import jax
 
-    from shardinit.core.plan.plan import make_plan
+    from shardinit.core.plan.planning import make_plan
 
     made = make_plan(fn, jax.random.key(0), plan_options(mesh, asked))
     made.warn()

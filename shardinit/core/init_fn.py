@@ -85,6 +85,17 @@ class AxisNames(tuple[Name, ...]):
         made.mirrors, made.optimizer = mirrors, optimizer
         return made
 
+    def facts(self) -> dict[str, Any]:
+        """What is known beside the names, by the names of `LeafInfo`'s fields."""
+        return {
+            "passes": self.passes,
+            "own_rules": self.rules,
+            "own_mesh": self.mesh,
+            "named": self.named,
+            "mirrors": self.mirrors,
+            "optimizer": self.optimizer,
+        }
+
     def of_optimizer(self) -> AxisNames:
         """The same names, of a leaf that is state of an optimizer."""
         made = AxisNames(

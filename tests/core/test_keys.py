@@ -92,14 +92,12 @@ def test_flat_places_beyond_32_bits(data):
 
 def test_a_leaf_of_more_than_2_to_the_32_elements(mesh):
     """The last window of a 2**33-element leaf, against threefry on the host."""
-    from shardinit.core.cut import cut as slicing
+    from shardinit.core.cut.cutter import cut
 
     shape = (1 << 20, 1 << 13)
     key = jax.random.key(5)
-    cut = slicing.cut(
-        lambda k: jax.random.bits(k, shape), jax.ShapeDtypeStruct((), key.dtype)
-    )
-    (program,) = cut.programs
+    made = cut(lambda k: jax.random.bits(k, shape), jax.ShapeDtypeStruct((), key.dtype))
+    (program,) = made.programs
     assert program.replicated_reason is None
     start = (shape[0] - 2, shape[1] - 70)
     got = jax.jit(

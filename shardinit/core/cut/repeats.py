@@ -24,35 +24,42 @@ def repeated_draws(
       sources: where each leaf comes from.
       outs: each leaf in the traced graph.
     """
-    same = _equal_keys(sources)
+    same, drawn = _equal_keys(sources)
     groups: dict[Any, list[int]] = {}
     for number, source in enumerate(sources):
         # A constant has operands too, its number; no key reaches it.
-        if isinstance(source, (Windowed, Replicated)) and _is_drawn(source):
-            operands = tuple(same[id(d)] for d in source.operands)
+        if not isinstance(source, (Windowed, Replicated)):
+            continue
+        operands = tuple(same[id(d)] for d in source.operands)
+        if not drawn.isdisjoint(operands):
             kind = (source.program, source.result, operands)
             groups.setdefault(kind, []).append(number)
     return tuple(
-        drawn
+        apart
         for group in groups.values()
         if len(group) > 1
-        if len(drawn := _apart(group, outs)) > 1
+        if len(apart := _apart(group, outs)) > 1
     )
 
 
-def _is_drawn(source: Windowed | Replicated) -> bool:
-    return any(node.op == "root" for node in keys.topological(source.operands))
+def _equal_keys(sources: Sequence[Source]) -> tuple[dict[int, int], set[int]]:
+    """A number for each derivation, the same for those of one value.
 
-
-def _equal_keys(sources: Sequence[Source]) -> dict[int, int]:
-    """A number for each derivation, the same for those of one value."""
+    Returns:
+      The numbers by the derivations' identities, and those of them that the root key
+      reaches.
+    """
     numbers: dict[Any, int] = {}
     same: dict[int, int] = {}
+    drawn: set[int] = set()
     for node in keys.topological(d for source in sources for d in source.operands):
         parents = tuple(same[id(parent)] for parent in node.parents)
         what = (node.op, node.impl, node.words, parents, node.shape)
-        same[id(node)] = numbers.setdefault((*what, node.data.tobytes()), len(numbers))
-    return same
+        number = numbers.setdefault((*what, node.data.tobytes()), len(numbers))
+        same[id(node)] = number
+        if node.op == "root" or not drawn.isdisjoint(parents):
+            drawn.add(number)
+    return same, drawn
 
 
 def _apart(group: Sequence[int], outs: Sequence[Value]) -> tuple[int, ...]:

@@ -45,6 +45,17 @@ class LeafInfo:
     optimizer: bool = False
 
     @property
+    def kind(self) -> tuple[object, ...]:
+        """All that rules look at, beside paths.
+
+        The model's own rules count as they are written: they may hold lists.
+        """
+        rules = repr(self.own_rules) if self.own_rules else ""
+        mesh, dims = self.own_mesh, self.mirrors and self.mirrors.dims
+        named = (self.axes, self.passes, rules, mesh, self.named, dims)
+        return (self.shape, self.itemsize, self.optimizer, self.stated, *named)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the whole leaf."""
         return math.prod(self.shape) * self.itemsize

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.cut import Cut, LeafCut
+from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Replicated, Windowed
-from shardinit.core.init_fn import AxisNames
+from shardinit.core.init_fn import AxisNames, Mirror
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.types import DType, Tree
@@ -56,7 +57,7 @@ class PlanProgram:
       leaves: how many leaves (or groups of leaves with one whole program) it makes.
     """
 
-    program: slicing.Program
+    program: Program
     shapes: tuple[tuple[int, ...], ...]
     shardings: tuple[NamedSharding | None, ...]
     leaves: int
@@ -82,7 +83,7 @@ def itemsize(dtype: DType) -> int:
     return np.dtype(dtype).itemsize
 
 
-def names_of(cut: slicing.Cut, axes: Tree) -> list[Any]:
+def names_of(cut: Cut, axes: Tree) -> list[Any]:
     """The axis names of each leaf, None where none are known.
 
     In ``axes`` None also stands for a whole subtree of which no name is known.
@@ -113,23 +114,28 @@ def names_of(cut: slicing.Cut, axes: Tree) -> list[Any]:
         ) from error
 
 
-def leaf_infos(cut: slicing.Cut, axes: Tree) -> list[LeafInfo]:
+def leaf_infos(cut: Cut, axes: Tree) -> list[LeafInfo]:
     """What sharding rules look at, one for each leaf; checks the axis names."""
     names = names_of(cut, axes)
-    infos = []
     stated = cut.stated or [None] * len(cut.leaves)
-    for leaf, name, place in zip(cut.leaves, names, stated, strict=True):
-        infos.append(replace(_leaf_info(leaf, name), stated=place))
+    infos = list(map(_leaf_info, cut.leaves, names, stated))
     by_path = {info.path: info for info in infos}
-    return [_with_names(info, by_path) for info in infos]
+    return [
+        info if info.mirrors is None else _with_names(info, info.mirrors, by_path)
+        for info in infos
+    ]
 
 
-def _with_names(info: LeafInfo, by_path: Mapping[str, LeafInfo]) -> LeafInfo:
+def _with_names(
+    info: LeafInfo, mirror: Mirror, by_path: Mapping[str, LeafInfo]
+) -> LeafInfo:
     """A leaf that mirrors another one with that one's names for the axes it has."""
-    source = None if info.mirrors is None else by_path.get(info.mirrors.path)
-    if info.mirrors is None or source is None or source.axes is None:
-        return replace(info, mirrors=None) if source is None else info
-    axes = [None if dim is None else source.axes[dim] for dim in info.mirrors.dims]
+    source = by_path.get(mirror.path)
+    if source is None:
+        return replace(info, mirrors=None)
+    if source.axes is None:
+        return info
+    axes = [None if dim is None else source.axes[dim] for dim in mirror.dims]
     return replace(
         info,
         axes=tuple(axes),
@@ -140,32 +146,36 @@ def _with_names(info: LeafInfo, by_path: Mapping[str, LeafInfo]) -> LeafInfo:
     )
 
 
-def _leaf_info(leaf: slicing.LeafCut, name: Any) -> LeafInfo:
-    info = LeafInfo(leaf.path, leaf.shape, itemsize(leaf.dtype))
-    if name is None:
-        return info
-    if len(name) != len(leaf.shape):
+def _leaf_info(leaf: LeafCut, name: Any, stated: NamedSharding | None) -> LeafInfo:
+    if name is not None and len(name) != len(leaf.shape):
         raise ShardingError(
             f"leaf {leaf.path!r}",
             f"axis names {name} for the shape {leaf.shape}",
             "one name (or None) for each dimension",
         )
-    if not isinstance(name, AxisNames):
-        return replace(info, axes=tuple(name))
-    return replace(
-        info,
-        axes=tuple(name),
-        passes=name.passes,
-        own_rules=name.rules,
-        own_mesh=name.mesh,
-        named=name.named,
-        mirrors=name.mirrors,
-        optimizer=name.optimizer,
+    axes = None if name is None else tuple(name)
+    known = {} if not isinstance(name, AxisNames) else name.facts()
+    return LeafInfo(
+        leaf.path, leaf.shape, itemsize(leaf.dtype), axes, stated=stated, **known
     )
 
 
+def plan_leaves(
+    cut: Cut, shardings: Sequence[NamedSharding | None], picked: Sequence[bool]
+) -> tuple[tuple[PlanLeaf, ...], tuple[PlanProgram, ...]]:
+    """All leaves where their shardings put them, and what makes those picked."""
+    programs, numbers = group_programs(cut, shardings, picked)
+    leaves = tuple(
+        _plan_leaf(leaf, cut, sharding, number, taken)
+        for leaf, sharding, number, taken in zip(
+            cut.leaves, shardings, numbers, picked, strict=True
+        )
+    )
+    return leaves, programs
+
+
 def group_programs(
-    cut: slicing.Cut, shardings: Sequence[NamedSharding | None], picked: Sequence[bool]
+    cut: Cut, shardings: Sequence[NamedSharding | None], picked: Sequence[bool]
 ) -> tuple[tuple[PlanProgram, ...], list[int]]:
     """Leaf programs by sharding: what is compiled, and which leaf uses which.
 
@@ -190,7 +200,7 @@ def group_programs(
     return tuple(PlanProgram(*p) for p in programs), numbers
 
 
-def gather_results(cut: slicing.Cut) -> list[list[int]]:
+def gather_results(cut: Cut) -> list[list[int]]:
     """Leaves made by one run of one program together, in the order of its results."""
     groups: list[list[int]] = []
     waiting: dict[Any, list[int]] = {}
@@ -209,9 +219,9 @@ def gather_results(cut: slicing.Cut) -> list[list[int]]:
     return groups
 
 
-def plan_leaf(
-    leaf: slicing.LeafCut,
-    cut: slicing.Cut,
+def _plan_leaf(
+    leaf: LeafCut,
+    cut: Cut,
     sharding: NamedSharding | None,
     number: int,
     taken: bool,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 
 from jax.sharding import PartitionSpec
@@ -35,9 +34,9 @@ def names_itself(rules: Rules | DefaultRules, leaf: LeafInfo, source: LeafInfo) 
     if not isinstance(rules, PathRules):
         return False
     for pattern, _ in rules.rules:
-        if re.search(pattern, source.path):
+        if rules.matches(pattern, source.path):
             return False
-        if re.search(pattern, leaf.path):
+        if rules.matches(pattern, leaf.path):
             return True
     return False
 

@@ -63,21 +63,37 @@ def choose(
     if axes_of(opt_rules) is not None:
         _check_rules(axes_of(opt_rules), mesh, "opt_rules")
     chooser = DefaultRules() if rules is None else rules
+    look_at_paths = any(isinstance(r, PathRules) for r in (rules, axes_of(opt_rules)))
     by_path = {leaf.path: leaf for leaf in leaves}
+    known: dict[object, tuple[NamedSharding, Choice]] = {}
     chosen = []
     for leaf in leaves:
         source = by_path[leaf.mirrors.path] if leaf.mirrors is not None else None
-        if source is not None and not names_itself(chooser, leaf, source):
-            choice = mirrored(leaf, chooser.choose(source, mesh, indivisible))
-        else:
-            choice = chooser.choose(leaf, mesh, indivisible)
-        if leaf.optimizer:
-            choice = for_optimizer(leaf, choice, opt_rules, mesh, indivisible)
-        spec = _short(choice.spec, leaf)
-        sharding = _placed(mesh, spec, leaf, choice.memory_kind)
-        check(leaf, sharding)
-        chosen.append((sharding, choice))
+        # A model of 50,000 leaves has ten kinds of them.
+        kind = leaf.path if look_at_paths else (leaf.kind, source and source.kind)
+        if kind not in known:
+            choice = _choice(leaf, source, chooser, mesh, indivisible)
+            if leaf.optimizer:
+                choice = for_optimizer(leaf, choice, opt_rules, mesh, indivisible)
+            spec = _short(choice.spec, leaf)
+            sharding = _placed(mesh, spec, leaf, choice.memory_kind)
+            check(leaf, sharding)
+            known[kind] = sharding, choice
+        chosen.append(known[kind])
     return chosen
+
+
+def _choice(
+    leaf: LeafInfo,
+    source: LeafInfo | None,
+    chooser: Rules | DefaultRules,
+    mesh: AnyMesh,
+    indivisible: str,
+) -> Choice:
+    """What rules choose for a leaf, or for the ``source`` that it mirrors."""
+    if source is None or names_itself(chooser, leaf, source):
+        return chooser.choose(leaf, mesh, indivisible)
+    return mirrored(leaf, chooser.choose(source, mesh, indivisible))
 
 
 def _placed(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.leaf_program import Kind
 from shardinit.core.cut.sources import (
     Constant,
@@ -51,9 +51,7 @@ _KIND_OF = {number: kind for kind, number in _KINDS.items()}
 # ---- writing -----------------------------------------------------------------------
 
 
-def write_cut(
-    cut: slicing.Cut, infos: Sequence[LeafInfo], name: str
-) -> pb.InitProgramContent:
+def write_cut(cut: Cut, infos: Sequence[LeafInfo], name: str) -> pb.InitProgramContent:
     """The message of a cut function; exports each of its programs.
 
     Args:
@@ -83,7 +81,7 @@ def write_cut(
     return content
 
 
-def _write_keys(cut: slicing.Cut, content: pb.InitProgramContent) -> dict[int, int]:
+def _write_keys(cut: Cut, content: pb.InitProgramContent) -> dict[int, int]:
     numbers: dict[int, int] = {}
     for node in keys.topological(d for leaf in cut.leaves for d in leaf.operands):
         out = content.key_nodes.add()
@@ -116,7 +114,7 @@ def _write_keys(cut: slicing.Cut, content: pb.InitProgramContent) -> dict[int, i
 
 
 def _write_leaf(
-    leaf: slicing.LeafCut,
+    leaf: LeafCut,
     info: LeafInfo,
     numbers: dict[int, int],
     content: pb.InitProgramContent,
@@ -165,7 +163,7 @@ def _write_function(function: ExportedProgram, content: pb.InitProgramContent) -
 # ---- reading -----------------------------------------------------------------------
 
 
-def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
+def read_cut(content: pb.InitProgramContent) -> Cut:
     """The cut function of a message.
 
     Raises:
@@ -191,7 +189,7 @@ def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
         raise ValueError("two leaves have one path")
     tree, order = read_tree(content.nodes, len(leaves))
     stated = [read_stated(leaf) for leaf in content.leaves]
-    cut = slicing.Cut(
+    cut = Cut(
         tuple(leaves[i] for i in order),
         programs,
         tree,
@@ -204,7 +202,7 @@ def read_cut(content: pb.InitProgramContent) -> slicing.Cut:
     return cut
 
 
-def named_by_modules(cut: slicing.Cut) -> slicing.Cut:
+def named_by_modules(cut: Cut) -> Cut:
     """The cut of a stranger's program: each function is known by its module's bytes.
 
     What a file says of a function cannot be derived from its module, so whoever made
@@ -299,7 +297,7 @@ def _read_leaf(
     leaf: pb.Leaf,
     derived: Sequence[keys.Derivation],
     functions: Sequence[ExportedProgram],
-) -> slicing.LeafCut:
+) -> LeafCut:
     shape = _shape(leaf.shape)
     dtype: Any = _dtype(leaf.dtype)
     if leaf.key_impl:
@@ -309,7 +307,7 @@ def _read_leaf(
         array = source.array
         if array.shape != shape or array.dtype != dtype:
             raise ValueError(f"leaf {leaf.path!r} is not like its constant")
-    return slicing.LeafCut(leaf.path, shape, dtype, source, leaf.weak_type)
+    return LeafCut(leaf.path, shape, dtype, source, leaf.weak_type)
 
 
 def _read_source(

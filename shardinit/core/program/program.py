@@ -24,8 +24,9 @@ from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Table
 from shardinit.core.init_fn import AxisNames, InitFn
-from shardinit.core.plan import plan as planning
 from shardinit.core.plan.leaves import gather_results, leaf_infos
+from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.planning import plan
 from shardinit.core.program import format_1
 from shardinit.core.program.axes import read_axes
 from shardinit.core.program.codec import named_by_modules, read_cut, write_cut
@@ -313,7 +314,7 @@ def export_plan(fn: object) -> InitProgram:
       >>> program.paths, len(program.to_bytes()) < 1 << 15  # the weights: 256 MiB
       (('w',), True)
     """
-    made = fn if isinstance(fn, planning.Plan) else planning.plan(fn)
+    made = fn if isinstance(fn, Plan) else plan(fn)
     infos = leaf_infos(made.cut, made.init_fn.axes)
     content = write_cut(made.cut, infos, made.name)
     return InitProgram(content.SerializeToString(deterministic=True))

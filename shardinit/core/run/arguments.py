@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.cut import Cut
 from shardinit.core.ir.jaxpr import is_key, is_tracer, key_impl
 from shardinit.core.prng import derivation as keys
 
 
-def key_words(key: jax.Array, cut: slicing.Cut) -> np.ndarray:
+def key_words(key: jax.Array, cut: Cut) -> np.ndarray:
     """The uint32 words of a root key, which must be of the kind that was planned for.
 
     Args:

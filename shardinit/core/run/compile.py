@@ -21,14 +21,15 @@ import numpy as np
 from jax import lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.cut import LeafCut
 from shardinit.core.cut.sources import Hosted
 from shardinit.core.ir.jaxpr import is_key, key_impl, setting
 from shardinit.core.plan.leaves import gather_results
 from shardinit.core.plan.mesh import AnyMesh, alone_on, one_device
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.placement import Placement
-from shardinit.core.plan.plan import Plan, checked, make_plan
+from shardinit.core.plan.plan import Plan, checked
+from shardinit.core.plan.planning import make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run import arguments as operands
@@ -187,7 +188,7 @@ class CompiledPlan:
         return jax.device_put(vectors, places) if runs else []
 
 
-def _typed(leaf: slicing.LeafCut, array: jax.Array) -> jax.Array:
+def _typed(leaf: LeafCut, array: jax.Array) -> jax.Array:
     """The leaf, weakly typed where the function returned it so.
 
     A scalar of 0.07 that came back strong would widen a bfloat16 network it scales.
@@ -207,7 +208,7 @@ def _weakened(array: jax.Array) -> jax.Array:
     )
 
 
-def _of_words(sharding: NamedSharding, leaf: slicing.LeafCut) -> NamedSharding:
+def _of_words(sharding: NamedSharding, leaf: LeafCut) -> NamedSharding:
     """The sharding of what a leaf is made of: the words of a key are a last axis."""
     if not is_key(leaf.dtype):
         return sharding

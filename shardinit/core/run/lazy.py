@@ -20,14 +20,16 @@ from functools import lru_cache
 import jax
 import numpy as np
 
-from shardinit.core.cut import cut as slicing
+from shardinit.core.cut.cut import LeafCut
+from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Hosted, Replicated
 from shardinit.core.ir.jaxpr import is_key, key_impl
 from shardinit.core.paths import nearest
 from shardinit.core.plan.leaves import gather_results
 from shardinit.core.plan.mesh import alone_on, as_device, one_device
 from shardinit.core.plan.options import PlanOptions
-from shardinit.core.plan.plan import Plan, make_plan
+from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.planning import make_plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.region import Index, Region, covering
@@ -205,7 +207,7 @@ class LazyTree(Mapping[str, LazyArray]):
     def _evaluate_whole(
         self,
         group: tuple[int, ...],
-        program: slicing.Program,
+        program: Program,
         words: np.ndarray,
         number: int,
     ) -> np.ndarray:
@@ -223,7 +225,7 @@ class LazyTree(Mapping[str, LazyArray]):
                 self._held[group] = [_to_numpy(out) for out in run(words, zeros)]
             return self._held[group][group.index(number)]
 
-    def _check_limit(self, leaf: slicing.LeafCut, needed: int) -> None:
+    def _check_limit(self, leaf: LeafCut, needed: int) -> None:
         if self._limit is not None and needed > self._limit:
             why = self.cut.replicated_text(leaf)
             raise WholeLeafError(
@@ -234,7 +236,7 @@ class LazyTree(Mapping[str, LazyArray]):
             )
 
 
-def _bytes(leaf: slicing.LeafCut) -> int:
+def _bytes(leaf: LeafCut) -> int:
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
@@ -252,7 +254,7 @@ def _to_numpy(array: jax.Array) -> np.ndarray:
 
 @lru_cache(maxsize=EXECUTABLES)
 def executable(
-    program: slicing.Program, shapes: tuple[tuple[int, ...], ...], device: Device
+    program: Program, shapes: tuple[tuple[int, ...], ...], device: Device
 ) -> jax.stages.Compiled:
     """Compiled ``(words, starts) -> windows`` of the given shapes, on one device."""
     lanes = device.platform == "cpu"

@@ -18,7 +18,8 @@ from shardinit.core.paths import path_str
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.placement import Placement
-from shardinit.core.plan.plan import Plan, make_plan
+from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.planning import make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.compile import Progress

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shardinit.core.cut.sources import Constant
 from shardinit.core.plan.plan import Plan
-from shardinit.core.plan.plan import plan as make_plan
+from shardinit.core.plan.planning import plan as make_plan
 from shardinit.core.program.program import InitProgram, export_plan
 from shardinit.errors import ProgramFormatError, ServiceError, SpecError
 from shardinit.models import ModelSpec, build

@@ -22,7 +22,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.plan.leaves import PlanProgram
-from shardinit.core.plan.plan import Plan, plan
+from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.planning import plan
 from shardinit.core.program.program import load_program
 from shardinit.core.run.lower import lower
 from shardinit.errors import ShardinitError

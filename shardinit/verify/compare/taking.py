@@ -15,7 +15,8 @@ from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.sources import Constant, Keys, Table
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.plan.options import PlanOptions
-from shardinit.core.plan.plan import Plan, make_plan
+from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.planning import make_plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot

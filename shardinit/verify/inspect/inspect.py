@@ -21,7 +21,8 @@ from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.sources import Constant, Replicated, Windowed
 from shardinit.core.plan.leaves import names_of
 from shardinit.core.plan.options import PlanOptions, Select
-from shardinit.core.plan.plan import Plan, make_plan
+from shardinit.core.plan.plan import Plan
+from shardinit.core.plan.planning import make_plan
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.types import Device
 from shardinit.progress import Report, counted, progress

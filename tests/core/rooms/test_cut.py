@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shardinit.core.cut.cut import cut
+from shardinit.core.cut.cutter import cut
 from shardinit.core.cut.leaf_program import Kind
 from shardinit.core.cut.reciprocals import multiply_by_reciprocals
 from shardinit.core.cut.sources import Constant, Keys, Replicated, Table, Windowed

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from shardinit.core.cut.cut import cut
+from shardinit.core.cut.cutter import cut
 from shardinit.core.run import arguments, processes
 from shardinit.errors import UnsupportedConfigError
 

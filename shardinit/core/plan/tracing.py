@@ -1,0 +1,71 @@
+"""One trace of the user's function, and which leaves the host's state reaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+
+from shardinit.core.cut.cut import Cut
+from shardinit.core.cut.cutter import cut
+from shardinit.core.host_state import watched
+from shardinit.core.init_fn import InitFn
+from shardinit.core.ir.jaxpr import setting
+from shardinit.core.plan.drawing import HostLeaves
+from shardinit.core.types import DType, Init
+from shardinit.errors import UnsupportedConfigError
+
+
+def traced(
+    init_fn: InitFn, key: jax.Array, prng: str | None, draw_dtype: DType
+) -> tuple[Cut, HostLeaves]:
+    """The function cut, and the leaves that the host's state reaches.
+
+    Where the function took something of that state, it is traced once more, with that
+    state moved, and what came out otherwise is named.
+
+    Raises:
+      InitFnError: the function cannot be cut.
+      UnsupportedConfigError: ``jax_threefry_partitionable`` is off.
+    """
+    _check_config()
+    root = jax.ShapeDtypeStruct(key.shape, key.dtype)
+
+    def traced_once(fn: Init) -> Cut:
+        if prng is None:
+            return cut(fn, root, draw_dtype)
+        with jax.default_prng_impl("threefry2x32"):  # keys that the function makes
+            return cut(fn, root, draw_dtype)
+
+    def changed() -> list[str]:
+        fn = init_fn.fn if init_fn.again is None else init_fn.again().fn
+        # Another function: for the same one JAX gives the trace that it has kept.
+        other = traced_once(lambda key: fn(key))
+        pairs = zip(made.leaves, other.leaves, strict=True)
+        return [
+            one.path
+            for one, two in pairs
+            if replace(made, leaves=(one,)).fingerprint
+            != replace(other, leaves=(two,)).fingerprint
+        ]
+
+    with watched() as host:
+        made = traced_once(init_fn.fn)
+    random, by_process = (), ()
+    if host.moved or init_fn.draws_on_host:
+        random = changed()
+    if host.asked or init_fn.asks_process:
+        with watched(index_offset=1):
+            by_process = [path for path in changed() if path not in set(random)]
+    return made, HostLeaves(tuple(random), tuple(by_process))
+
+
+def _check_config() -> None:
+    if not setting("jax_threefry_partitionable"):
+        raise UnsupportedConfigError(
+            "jax_threefry_partitionable",
+            "it is False",
+            "True (JAX's default)",
+            "Without it a random number depends on the size of the whole array, so "
+            "no device could make its shard alone. Remove the setting",
+        )
