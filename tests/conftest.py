@@ -4,6 +4,7 @@
 tests marked ``devices``; the others count on eight.
 """
 
+import collections
 import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SHARDINIT_TEST_PLATFORM", "cpu")
@@ -34,6 +35,24 @@ hypothesis.settings.register_profile(
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 hypothesis.settings.load_profile("shardinit")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items):
+    """Of a test marked ``few(n)`` all but n sets of parameters are slow.
+
+    Those that stay are spread over the list, whose neighbours are alike.
+    """
+    families = collections.defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("few"):
+            families[item.nodeid.partition("[")[0]].append(item)
+    for family in families.values():
+        (count,) = family[0].get_closest_marker("few").args
+        kept = {number * len(family) // count for number in range(count)}
+        for number, item in enumerate(family):
+            if number not in kept:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

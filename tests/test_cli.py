@@ -242,6 +242,7 @@ def test_a_demo_of_a_faulty_config_is_one_message(tmp_path):
     assert "hidden_size" in shardinit("demo", "--config", str(path), code=1)
 
 
+@pytest.mark.slow
 def test_export_and_read(config, tmp_path, fails):
     path = str(tmp_path / "tiny.program")
     said = shardinit("export", config, "--out", path)

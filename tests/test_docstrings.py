@@ -54,6 +54,7 @@ def _has_torch():
 
 
 @pytest.mark.parametrize("name", FLOORS)
+@pytest.mark.few(8)
 def test_examples_run(name):
     for module in modules_of(name):
         result = doctest.testmod(module)

@@ -7,6 +7,8 @@ import pytest
 
 from shardinit.files import write_file
 
+pytestmark = pytest.mark.once
+
 
 def test_a_written_file_has_the_mode_that_the_umask_gives(tmp_path):
     previous = os.umask(0o027)

@@ -14,6 +14,8 @@ from shardinit.v1 import program_pb2
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
 from shardinit.verify.receipt import Receipt
 
+pytestmark = pytest.mark.once
+
 PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text()
 
 

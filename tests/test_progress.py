@@ -7,6 +7,8 @@ import pytest
 
 from shardinit.progress import progress
 
+pytestmark = pytest.mark.once
+
 
 class Terminal(io.StringIO):
     def isatty(self):

@@ -195,6 +195,7 @@ def test_a_platform_that_is_not_there_is_one_line():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_second_process_reads_what_the_first_compiled(tmp_path):
     out = tmp_path / "out.json"
     done = bench("--case", "again", "--quick", "--devices", "2", "--json", str(out))
@@ -204,6 +205,7 @@ def test_the_second_process_reads_what_the_first_compiled(tmp_path):
     assert all(row["shardinit"]["median"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_every_peer_that_is_installed_initialises_as_many_bytes(tmp_path):
     out = tmp_path / "out.json"
     words = ["--case", "peers", "--quick", "--devices", "2", "--json", str(out)]

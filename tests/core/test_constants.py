@@ -56,6 +56,7 @@ def placed(*axes):
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("length", [64, 128, 1000, 1024])
+@pytest.mark.few(8)
 def test_a_table_has_the_bits_of_jit_on_every_mesh(name, length):
     def fn(key):
         return {"table": TABLES[name](length)}
@@ -70,6 +71,7 @@ def test_a_table_has_the_bits_of_jit_on_every_mesh(name, length):
 
 
 @pytest.mark.parametrize("name", TABLES)
+@pytest.mark.few(2)
 def test_a_program_carries_its_tables(name):
     def fn(key):
         return [TABLES[name](256), jax.random.normal(key, (256,)), TABLES[name](256)]
@@ -150,6 +152,7 @@ def test_what_is_made_of_constants_and_keys_has_one_set_of_bits(name, size):
 
 
 @pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.few(1)
 def test_one_element_has_the_bits_it_has_among_others(portable):
     """The compiler treats scalars by other rules than arrays."""
 

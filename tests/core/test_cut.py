@@ -130,6 +130,7 @@ def functions(plan):
 
 
 @pytest.mark.parametrize("difference", sorted(PAIRS))
+@pytest.mark.few(5)
 def test_never_merged(difference, mesh):
     fn = pair(*PAIRS[difference])
     plan = shardinit.plan(fn, mesh=mesh)
@@ -173,7 +174,7 @@ CHANGES = st.sampled_from(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(
     CHANGES,
     st.floats(0.125, 9, width=32),

@@ -30,6 +30,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("dtype", [BF16, jnp.float16])
 @pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.few(4)
 def test_a_draw_is_the_float32_one_rounded(mesh, name, dtype):
     draw = DRAWS[name]
     got = shardinit.init(

@@ -54,6 +54,7 @@ def mutated(data, rng):
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused():
     data = shardinit.export_plan(model).to_bytes()
     content, envelope = shardinit.InitProgram.from_bytes(data).content, pb.InitProgram

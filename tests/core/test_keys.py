@@ -25,7 +25,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(STEPS, st.integers(0, 2**31 - 1), st.sampled_from(["threefry2x32", "rbg"]))
 def test_chains_equal_jax(steps, seed, impl):
     key = jax.random.key(seed, impl=impl)
@@ -73,7 +73,7 @@ def test_unrolled_bits_equal_jax(width):
         assert got.dtype == want.dtype
 
 
-@settings(max_examples=50)
+@settings(max_examples=20)
 @given(st.data())
 def test_flat_places_beyond_32_bits(data):
     """64-bit places from 32-bit parts, against Python's own integers."""

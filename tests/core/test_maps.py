@@ -45,6 +45,7 @@ def normalised(key):
 @pytest.mark.parametrize(
     ("stack", "step"), [(by_map, qr), (by_scan, normalised), (by_number, qr)]
 )
+@pytest.mark.few(2)
 def test_layers_of_any_kind_shard_over_layers_and_axes(stack, step):
     fn = stack(step)
     plain = np.asarray(jax.jit(fn)(KEY))
@@ -103,6 +104,7 @@ IN_LOOPS_ALONE = {
 
 @pytest.mark.parametrize("loop", [by_map, by_scan])
 @pytest.mark.parametrize("name", IN_LOOPS_ALONE)
+@pytest.mark.few(3)
 def test_what_loops_compute_otherwise_is_computed_in_a_loop(mesh, name, loop):
     step, dtype = IN_LOOPS_ALONE[name]
     fn = loop(step)

@@ -150,6 +150,7 @@ def test_the_account_says_what_will_become_of_each_leaf(mesh):
 
 
 @pytest.mark.parametrize("policy", ["zeros", "copy", "mean", "mean_cov", "init"])
+@pytest.mark.few(2)
 def test_what_is_new_follows_the_policy_of_its_glob(mesh, policy):
     there, bigger = restored(mesh), model(vocab=72)
     options = {"mesh": mesh, "rules": RULES, "grow": {"embed": policy}}

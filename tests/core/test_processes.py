@@ -179,6 +179,7 @@ def test_processes_with_different_rules_are_refused():
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("absent", ["0", "1"])
+@pytest.mark.few(1)
 def test_a_process_that_does_not_come_is_named(absent):
     outs = run(absent, ABSENT, wait="0.05")
     assert outs[int(absent)] == ""

@@ -57,6 +57,7 @@ def program():
     return shardinit.export_plan(fn)
 
 
+@pytest.mark.slow
 def test_same_bits_on_every_mesh(program, tmp_path):
     key = jax.random.key(12)
     want = jax.jit(fn)(key)
@@ -162,6 +163,7 @@ def envelope(program):
 
 
 @pytest.mark.parametrize("mask", [1, 0x80, 0xFF])
+@pytest.mark.few(1)
 def test_damage_to_any_byte_is_refused_or_harmless(program, mask):
     data = bytearray(program.to_bytes())
     harmless = 0
@@ -420,7 +422,7 @@ NAMES = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15)
 @given(
     names=st.lists(NAMES, max_size=2),
     passes=st.booleans(),

@@ -31,7 +31,7 @@ def make_mesh(name):
     return jax.make_mesh(shape, axes)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(data=st.data(), model=models(), seed=st.integers(0, 2**31 - 1))
 def test_equals_plain_jit_on_every_mesh(data, model, seed):
     key = jax.random.key(seed)
@@ -49,7 +49,7 @@ def test_equals_plain_jit_on_every_mesh(data, model, seed):
             assert leaf.sharding == sharding
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(data=st.data(), model=models(NARROW), seed=st.integers(0, 2**31 - 1))
 def test_narrow_leaves_have_one_set_of_bits(data, model, seed):
     """Where jit has several: two meshes and shardings, and the unsharded program."""
@@ -63,6 +63,7 @@ def test_narrow_leaves_have_one_set_of_bits(data, model, seed):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", sorted(DISTRIBUTIONS))
+@pytest.mark.few(3)
 def test_distributions_are_windowed_at_every_rank(name, dtype):
     """Ranks 0 to 4, narrow shards too: no whole-leaf program, jit's bits."""
     shapes = [(), (40,), (16, 32), (2, 4, 32), (2, 2, 8, 32)]
@@ -99,6 +100,7 @@ def test_nothing_common_is_whole(dtype):
 
 
 @pytest.mark.parametrize("name", sorted(INITIALIZERS))
+@pytest.mark.few(3)
 def test_narrow_shards_have_the_bits_of_wide_ones(name):
     """Width 1 to 16 a device on four meshes: one set of bits, where jit has several.
 
@@ -127,6 +129,7 @@ def test_narrow_shards_have_the_bits_of_wide_ones(name):
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+@pytest.mark.few(1)
 def test_other_key_implementations(impl, mesh):
     """Their bits cannot be windowed: whole leaves, named in the plan, jit's values.
 
@@ -254,6 +257,7 @@ def test_one_compiled_plan_many_seeds_and_donation(mesh):
         consume(got)  # what was handed out is the caller's to give away
 
 
+@pytest.mark.slow
 def test_whole_leaves_are_the_same_on_every_mesh():
     """Reductions, QR and shuffles: whole on every device, jit's bits on all meshes."""
 
@@ -302,6 +306,7 @@ def stacked_layers(depth):
     return fn
 
 
+@pytest.mark.slow
 def test_programs_do_not_grow_with_depth(mesh):
     rules = shardinit.fsdp("data", min_bytes=0)
     plans = [shardinit.plan(stacked_layers(n), mesh=mesh, rules=rules) for n in (2, 64)]
@@ -345,6 +350,7 @@ def test_only_its_own_shard(mesh):
 
 
 @pytest.mark.parametrize("kind", ["Explicit", "Auto"])
+@pytest.mark.few(1)
 def test_inside_a_mesh_context(kind):
     """``jax.set_mesh`` around the call changes nothing, captured arrays included."""
     types = (getattr(jax.sharding.AxisType, kind),) * 2
@@ -387,6 +393,7 @@ def test_inside_the_context_of_another_mesh(mesh, devices):
     assert differing(inside, outside) == []
 
 
+@pytest.mark.slow
 def test_products_with_a_broadcast_factor_agree_within_four_ulp(mesh):
     """XLA moves scalar factors into a row that a leaf is multiplied by, or not, from
     version to version: the exception to the first promise. Ours are one set of bits."""

@@ -19,6 +19,7 @@ def four():
 
 
 @pytest.mark.parametrize("start", range(0, 40, PART))
+@pytest.mark.few(1)
 def test_random_functions_have_the_bits_of_jit(four, start):
     outcomes = [compare(seed, four) for seed in range(start, start + PART)]
     wrong = [o for o in outcomes if o.kind != "equal"]

@@ -13,6 +13,8 @@ from shardinit.core.plan import tables
 from shardinit.core.plan.folded import folded
 from shardinit.core.plan.text_table import fitted, wrapped
 
+pytestmark = pytest.mark.once
+
 MESH = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 

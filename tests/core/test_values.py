@@ -125,12 +125,14 @@ def same_as_jit(fn, mesh):
 
 
 @pytest.mark.parametrize("name", VALUES)
+@pytest.mark.few(9)
 def test_values_are_those_of_jit(name, mesh):
     same_as_jit(VALUES[name], mesh)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("divisor", DIVISORS)
+@pytest.mark.few(8)
 def test_divisions_by_what_no_key_reaches(divisor, dtype, mesh):
     # Uniform: a normal's last factor and a table are joined by JAX 0.10.2.
     def fn(key):
@@ -141,12 +143,14 @@ def test_divisions_by_what_no_key_reaches(divisor, dtype, mesh):
 
 @pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize("move", PICKS)
+@pytest.mark.few(6)
 def test_a_pick_keeps_the_arithmetic_on_both_sides_apart(move, between, mesh):
     first, last = BETWEEN[between]
     same_as_jit(lambda key: last(PICKS[move](first(normal(key)))), mesh)
 
 
 @pytest.mark.parametrize("move", MOVES)
+@pytest.mark.few(4)
 def test_a_move_keeps_the_rounding_before_a_cast(move, mesh):
     def fn(key):
         drawn = normal(key, jnp.bfloat16) * jnp.bfloat16(0.3)

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -21,6 +23,7 @@ def run(*command, cwd):
     )
 
 
+@pytest.mark.slow
 def test_the_decoder_is_filled_in_three_ways_with_the_same_bits(tmp_path):
     done = run(str(ROOT / "examples/deferred_decoder.py"), str(tmp_path), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -54,6 +54,7 @@ def test_values_are_those_that_penzai_wrote_down(kind, seed):
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (2, 4)])
+@pytest.mark.few(1)
 def test_sharded_values_are_those_that_penzai_wrote_down(shape):
     mesh = jax.make_mesh(shape, ("data", "model"))
     for kind, draw in golden.DRAWS.items():
@@ -64,6 +65,7 @@ def test_sharded_values_are_those_that_penzai_wrote_down(shape):
 
 
 @pytest.mark.parametrize("kind", FUNCTIONS)
+@pytest.mark.few(2)
 def test_values_are_those_that_penzai_draws_here_and_now(kind, mesh):
     draw = draw_of(kind)
     theirs = model_of(pz.nn.UninitializedParameter, draw)

@@ -308,6 +308,7 @@ class Decoder(deferred.Struct):
         )
 
 
+@pytest.mark.slow
 def test_an_uninitialised_405b_decoder_holds_no_array():
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}

@@ -10,6 +10,8 @@ from shardinit import deferred
 from shardinit import module as tx
 from shardinit.errors import InitFnError, StructureMismatchError
 
+pytestmark = pytest.mark.once
+
 
 def draw(key):
     return jax.random.normal(key, (4, 64))
@@ -41,6 +43,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.few(3)
 def test_deferred_functions_refuse_what_waits_in_another_way(name):
     mine = deferred.UninitializedParameter(draw, "mine")
     with pytest.raises(InitFnError, match="at '1': Block is a module of shardinit"):

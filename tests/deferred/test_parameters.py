@@ -21,6 +21,8 @@ from shardinit.deferred import (
 from tests.core.bits import differing
 from tests.deferred.models import weight
 
+pytestmark = pytest.mark.once
+
 
 def tree_parameter():
     def draw(key):

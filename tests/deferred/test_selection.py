@@ -14,6 +14,8 @@ from shardinit.deferred import SelectionError, select
 from tests.core.bits import differing
 from tests.deferred.models import Dense, stack
 
+pytestmark = pytest.mark.once
+
 
 def tree():
     return {"a": [1, 2, {"b": 5}], "c": (), "d": None}

@@ -18,6 +18,8 @@ from shardinit import deferred
 from shardinit.deferred import PyTreeDataclassSafetyError, Struct, pytree_dataclass
 from tests.deferred.models import STATIC, Dense, stack
 
+pytestmark = pytest.mark.once
+
 
 @pytree_dataclass
 class Point(Struct):

@@ -74,6 +74,7 @@ def check(init_fn, mesh, programs):
     return plan
 
 
+@pytest.mark.slow
 def test_linen_attention_and_scanned_layers(mesh):
     tokens = jax.ShapeDtypeStruct((2, 16), jnp.int32)
     plan = check(from_linen.init_fn(LinenModel(), tokens), mesh, 24)
@@ -83,6 +84,7 @@ def test_linen_attention_and_scanned_layers(mesh):
     assert all(shape[0] == 3 for shape in stacked)
 
 
+@pytest.mark.slow
 def test_nnx_attention_and_vmapped_layers(mesh):
     plan = check(from_nnx.init_fn(NnxModel), mesh, 24)
     shapes = {leaf.path: leaf.shape for leaf in plan.leaves}
@@ -96,6 +98,7 @@ def test_nnx_comes_back_as_a_model_that_runs(mesh):
 
 
 @pytest.mark.parametrize("layers", [2, 12])
+@pytest.mark.few(1)
 def test_depth_adds_no_program(layers, mesh):
     class Deep(nnx.Module):
         def __init__(self, rngs):

@@ -206,6 +206,7 @@ def test_layers_lie_by_rules_on_their_paths(mesh):
     assert got.t1 == 10.0
 
 
+@pytest.mark.slow
 def test_depth_adds_no_program():
     def programs(blocks):
         args = (*MODELS["mixer"][1][:5], blocks, 10.0)
@@ -214,6 +215,7 @@ def test_depth_adds_no_program():
     assert programs(2) == programs(6)
 
 
+@pytest.mark.slow
 def test_the_stateful_model_trains_one_step(mesh):
     model, state = shardinit.init(frontend.init_fn(MODELS["stateful"][0]), 0)
     x = jr.normal(jr.key(1), (16, 3))

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.core.spmd import logical_axis_rules
 from flax.linen import partitioning
 from flax.linen.spmd import logical_to_mesh_axes
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -75,6 +75,7 @@ def boxed(names, wrap=nn.with_logical_partitioning, **options):
     return linen.init_fn(Model(), jnp.ones(1))
 
 
+@settings(max_examples=40)
 @given(NAMES, RULES)
 @example(("kv", "heads"), [("heads", "tensor"), ("kv", "tensor"), ("kv", "data")])
 @example(("embed", "mlp"), [("mlp", ("data", "fsdp")), ("embed", "data")])

@@ -221,6 +221,7 @@ def test_modules_lie_by_rules_on_their_paths(mesh):
     assert up.addressable_shards[0].data.shape == (64, 128)
 
 
+@pytest.mark.slow
 def test_depth_adds_no_program():
     def programs(layers):
         net = hk.transform(lambda tokens: language_model(tokens, layers))

@@ -149,6 +149,7 @@ def auto(mesh):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.few(1)
 def test_a_model_lies_where_haliax_puts_it_with_its_own_values(name, auto):
     init = frontend.init_fn(MODELS[name])
     rules = shardinit.AxisRules(list(RULES.items()))

@@ -235,6 +235,7 @@ def test_values_depend_on_key_and_path_alone():
         assert differing(at(three, path), at(other, path)) != []
 
 
+@pytest.mark.slow
 def test_depth_adds_no_program():
     def programs(depth):
         return len(shardinit.plan(frontend.init_fn(vision_transformer, depth)).programs)
@@ -242,6 +243,7 @@ def test_depth_adds_no_program():
     assert programs(2) == programs(5)
 
 
+@pytest.mark.slow
 def test_a_model_is_filled_and_trains(mesh):
     rules = shardinit.PathRules(
         [

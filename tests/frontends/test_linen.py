@@ -82,6 +82,7 @@ def same(got, want):
 
 @pytest.mark.parametrize("abstract", [False, True])
 @pytest.mark.parametrize("name", MODULES)
+@pytest.mark.few(4)
 def test_values_are_those_of_module_init(name, abstract):
     if name == "data" and abstract:
         pytest.skip("values of inputs are needed: see the test of the refusal")
@@ -103,6 +104,7 @@ def test_axes_are_the_names_of_the_boxes():
 
 
 @pytest.mark.parametrize("name", MODULES)
+@pytest.mark.few(2)
 def test_rebuild_puts_the_boxes_back(name):
     module, inputs, kwargs = MODULES[name]
     want = jax.jit(lambda k: module.init(k, *inputs, **kwargs))(KEY)

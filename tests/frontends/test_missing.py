@@ -41,6 +41,7 @@ FRONT_ENDS = {
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)
+@pytest.mark.few(1)
 def test_what_init_made_is_complete(name):
     fn = FRONT_ENDS[name]()
     made = shardinit.init(fn, 0)

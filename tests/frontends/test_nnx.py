@@ -103,6 +103,7 @@ def same(got, want):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.few(2)
 def test_values_are_those_of_the_constructor(name):
     model, args = MODELS[name]
     same(jax.jit(front.init_fn(model, *args).fn)(KEY), oracle(model, args, KEY))

@@ -100,6 +100,7 @@ def shardings_by_optax(tx, state, params):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
+@pytest.mark.few(4)
 def test_moments_lie_where_optax_says_that_their_parameters_lie(mesh, model, optimizer):
     (make, trainable), tx = MODELS[model], OPTIMIZERS[optimizer]
     fn = make()

@@ -7,6 +7,8 @@ import pytest
 
 from shardinit.errors import MissingFrameworkError
 
+pytestmark = pytest.mark.once
+
 FRAMEWORKS = {
     "equinox": ("equinox", "equinox"),
     "haiku": ("haiku", "dm-haiku"),

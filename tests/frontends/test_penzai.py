@@ -58,6 +58,7 @@ def parameters(model):
     return {parameter.name: parameter.value for parameter in found}
 
 
+@pytest.mark.slow
 def test_its_transformer_ends_sharded_with_its_own_values(transformer, own, mesh):
     key = jax.random.key(3)
     init = penzai.init_fn(transformer)

@@ -127,6 +127,7 @@ def spec(names):
 
 
 @pytest.mark.parametrize("name", ["llama", "stacked"])
+@pytest.mark.few(1)
 def test_the_sharded_model_runs(name, mesh):
     build, options = MODELS[name]
     auto = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
@@ -174,6 +175,7 @@ def test_state_of_a_model_comes_along():
     assert (calls.label, int(calls.value)) == ("calls", 7)
 
 
+@pytest.mark.slow
 def test_depth_adds_no_program():
     def programs(layers):
         return len(shardinit.plan(penzai.init_fn(llama, layers=layers)).programs)

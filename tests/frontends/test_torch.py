@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from torch import nn
@@ -150,6 +152,7 @@ def copied():
     [Fused, Tables, Inits, encoder, mixed, recurrent, attention, wrapped, copied],
 )
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.few(3)
 def test_values_are_such_as_the_module_draws_itself(build):
     fn = frontend.init_fn(build)
     assert faults(fn, fn.fn(jax.random.key(7)), build) == []
@@ -185,6 +188,7 @@ def test_every_device_computes_its_own_shard_and_no_more(mesh):
         assert plan.whole_leaves == ()
 
 
+@pytest.mark.slow
 def test_windows_are_those_of_the_whole():
     fn = frontend.init_fn(Fused)
     program = shardinit.export_plan(shardinit.plan(fn))

@@ -34,6 +34,7 @@ def bits(array):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.few(6)
 def test_a_tensor_is_the_array_s_memory(dtype):
     array = (jnp.arange(96).reshape(3, 32) % 5 + 1).astype(dtype)
     before = bits(array).copy()
@@ -191,6 +192,7 @@ def ranks(count, what, folder):
     return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
 
+@pytest.mark.slow
 def test_each_rank_of_fsdp2_computes_its_own_shards(tmp_path):
     for report in ranks(2, "fsdp", tmp_path):
         assert report["wrong"] == []

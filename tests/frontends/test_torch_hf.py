@@ -38,6 +38,7 @@ REST = [kind for kinds in KINDS.values() for kind in kinds.split()[1:]]
 
 @pytest.mark.once
 @pytest.mark.parametrize("kind", FIRST)
+@pytest.mark.few(2)
 def test_a_model_is_such_as_transformers_draws_it(kind):
     config, build, why = torch_every.smaller(kind, "AutoModel")
     assert config is not None, why
@@ -92,6 +93,7 @@ def test_the_architecture_that_a_configuration_names_is_built():
     assert "lm_head.weight" not in frontend.from_config(LLAMA, auto="AutoModel").dtypes
 
 
+@pytest.mark.slow
 def test_a_deep_model_has_the_programs_of_a_shallow_one():
     plans = [
         shardinit.plan(frontend.from_config(LLAMA | {"num_hidden_layers": depth}))

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.once
+
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from hypothesis import given, settings
@@ -208,6 +210,7 @@ DRAWN = {
 
 
 @pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.few(8)
 def test_a_draw_has_torchs_distribution(name):
     made = frontend.init_fn(Holds, DRAWN[name]).fn(jax.random.key(11))["out"]
     samples = []
@@ -262,7 +265,7 @@ def _program(draw):
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=20)
 def test_writes_through_views_are_what_torch_makes_of_them(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "_TABLE", -1)

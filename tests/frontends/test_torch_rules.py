@@ -58,6 +58,7 @@ MLA = {
         ("gpt_oss", {"num_local_experts": 4, "head_dim": 16}),
     ],
 )
+@pytest.mark.few(2)
 def test_a_plan_of_transformers_shards_as_transformers_does(family, more, device_mesh):
     transformers = pytest.importorskip("transformers", reason="its plans become rules")
     from torch.distributed.tensor import DTensor

@@ -13,6 +13,8 @@ from shardinit.errors import InitFnError
 from shardinit.frontends import equinox, haiku, linen
 from shardinit.frontends import nnx as from_nnx
 
+pytestmark = pytest.mark.once
+
 X = jax.ShapeDtypeStruct((2, 8), jnp.float32)
 LINEAR = nnx.Linear(8, 64, rngs=nnx.Rngs(0))
 

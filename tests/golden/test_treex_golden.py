@@ -21,6 +21,7 @@ def test_every_golden_model_is_compared():
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.few(5)
 def test_values_are_those_of_treex(name):
     built, inputs, exact = MODELS[name]
     mine, golden = leaves(built.init(42, inputs)), GOLDEN[name]

@@ -41,6 +41,7 @@ def error(leaf, column_axis=-1, scale=1.0):
         ((1, 1), -1),
     ],
 )
+@pytest.mark.few(3)
 def test_columns_or_rows_are_orthonormal(shape, column_axis):
     leaf = orthogonal(column_axis=column_axis)(KEY, shape)
     assert leaf.shape == shape
@@ -108,6 +109,7 @@ def test_every_mesh_window_and_program_gives_the_same_bits(mesh):
     assert np.array_equal(window, np.asarray(made["square"])[13:41, 5:9])
 
 
+@pytest.mark.slow
 def test_the_plan_offers_it_where_it_meets_the_stock_one():
     stock = {"w": jax.nn.initializers.orthogonal()}
     plan = shardinit.plan(lambda key: {"w": stock["w"](key, (64, 64))})
@@ -117,6 +119,7 @@ def test_the_plan_offers_it_where_it_meets_the_stock_one():
 
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (32768, 64)])
+@pytest.mark.few(1)
 def test_no_device_holds_the_matrix(shape):
     mesh = AbstractMesh((8,), ("data",))
     plan = shardinit.plan(lambda key: {"w": orthogonal()(key, shape)}, mesh=mesh)
@@ -129,6 +132,7 @@ def test_no_device_holds_the_matrix(shape):
     assert "made block by block: w" in str(report)
 
 
+@pytest.mark.slow
 def test_stacked_layers_shard_over_layers_and_rows(mesh):
     def stacked(key):
         return jax.vmap(lambda k: orthogonal()(k, (64, 32)))(jax.random.split(key, 4))

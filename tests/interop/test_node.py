@@ -14,6 +14,8 @@ from shardinit.service.server.server import Server
 from shardinit.service.wire.limits import Limits
 from tests.service import test_streams
 
+pytestmark = pytest.mark.once
+
 HERE = Path(__file__).parent
 CONFIG = Config(block_bytes=4096, limits=Limits(chunk_bytes=4000))
 

@@ -14,6 +14,8 @@ from shardinit.models import ModelSpec, build, example_config, example_names
 from shardinit.models.config import DecoderConfig
 from shardinit.models.decoder import Decoder, RouterBias
 
+pytestmark = pytest.mark.once
+
 PUBLISHED = {
     "gpt2": 124_439_808,
     "tinyllama-1.1b": 1_100_048_384,

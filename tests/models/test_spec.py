@@ -23,6 +23,8 @@ from shardinit.models import (
     registry,
 )
 
+pytestmark = pytest.mark.once
+
 
 def test_whole_floats_become_ints():
     config = {

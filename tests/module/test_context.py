@@ -54,6 +54,7 @@ class Fails(tx.Module):
         return x
 
 
+@pytest.mark.slow
 def test_32_threads_initialise_32_modules():
     count = 32
     barrier = threading.Barrier(count, timeout=60)

@@ -13,6 +13,8 @@ import pytest
 from shardinit import module as tx
 from tests.module.oracle import sequence, uniform
 
+pytestmark = pytest.mark.once
+
 
 class Field(tx.Module):
     a: Union[tx.Initializer, jnp.ndarray] = tx.Parameter.node()  # noqa: UP007

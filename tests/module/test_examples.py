@@ -8,10 +8,12 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_example_runs_as_a_script(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", str(ROOT / "examples/module_net.py")],

@@ -12,6 +12,8 @@ from shardinit import module as tx
 from shardinit.errors import ModuleFieldError
 from tests.core.bits import differing
 
+pytestmark = pytest.mark.once
+
 
 class Kinds(tx.Module):
     parameter: Any = tx.Parameter.node()

@@ -51,6 +51,7 @@ def close(a, b):
         (tx.BatchNorm(axis=1), nn.BatchNorm(use_running_average=False, axis=1)),
     ],
 )
+@pytest.mark.few(5)
 def test_layers_are_those_of_flax(mine, flax):
     made = mine.init(KEY, X)
     first = jax.random.split(KEY)[0]
@@ -149,6 +150,7 @@ def test_groups_that_do_not_divide_the_features_are_refused(options):
         tx.GroupNorm(**options | {"num_groups": 4, "group_size": 1})
 
 
+@pytest.mark.slow
 def test_a_gru_is_that_of_flax():
     x = X[:, 0]
     made = tx.GRU(32, return_sequences=True, return_state=True).init(KEY, x)
@@ -170,6 +172,7 @@ def test_a_gru_is_that_of_flax():
     close(back(x[:, ::-1], initial_state=start), last)
 
 
+@pytest.mark.slow
 def test_a_stateful_gru_goes_on_where_it_ended():
     x = X[:, 0]
     made = tx.GRU(32, stateful=True).init(KEY, x)

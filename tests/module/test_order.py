@@ -9,6 +9,8 @@ from shardinit import module as tx
 from tests.core.bits import differing
 from tests.module.oracle import sequence, uniform
 
+pytestmark = pytest.mark.once
+
 
 def draw(key):
     return jax.random.uniform(key, (4,))

@@ -88,7 +88,7 @@ def expect(spec, keys):
     return {path: np.asarray(value).tobytes() for path, value in found.items()}
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(MODULES, st.integers(0, 2**31))
 def test_random_trees_follow_the_documented_order(spec, seed):
     made = tx.init_fn(Node(spec)).fn(jax.random.key(seed))

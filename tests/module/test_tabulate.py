@@ -2,8 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from shardinit import module as tx
+
+pytestmark = pytest.mark.once
 
 X = jax.ShapeDtypeStruct((2, 4), jnp.float32)
 

@@ -50,6 +50,7 @@ class Counting(tx.Module):
     ],
     ids=["mean", "mean of all", "var", "times a float", "plus an int"],
 )
+@pytest.mark.few(8)
 def test_a_function_of_the_input_is_jaxs(fn, dtype):
     x = (jax.random.normal(jax.random.key(3), (512, 64)) * 3 + 5).astype(dtype)
     want = jax.jit(fn)(x)

@@ -47,6 +47,7 @@ def test_there_is_a_recipe_for_each_kind_of_addition():
 
 
 @pytest.mark.parametrize("title", RECIPES)
+@pytest.mark.few(2)
 def test_a_recipe_works_as_it_is_written(checkout, title):
     if "generate.py" in str(RECIPES[title]):
         require_grpc_tools()

@@ -35,6 +35,7 @@ def test_streams_end_with_the_right_bytes_whatever_is_killed():
     assert set(digests) == {expected}
 
 
+@pytest.mark.slow
 def test_honest_reads_are_right_beside_the_worst_clients():
     ends, held = soak.measure(6, 1, kill_every=2.0)
     assert ends["right"]

@@ -13,6 +13,7 @@ from tests.reliability import clients, worst
 pytestmark = pytest.mark.once
 
 
+@pytest.mark.slow
 def test_version_and_health_are_answered_beside_the_worst_clients():
     seen = worst.measure(5, 1)
     assert all(len(seconds) > 20 for seconds in seen["alone"].values())
@@ -21,6 +22,7 @@ def test_version_and_health_are_answered_beside_the_worst_clients():
 
 
 @pytest.mark.parametrize("way", [clients.deaf, clients.uploads, clients.large])
+@pytest.mark.few(1)
 def test_callers_who_go_are_no_fault_of_the_server(way, caplog, monkeypatch):
     monkeypatch.setattr(clients, "PATIENCE", 0.3)
     config = Config(models=("shardinit.bench.serving_models",), allow_upload=True)

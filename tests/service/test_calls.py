@@ -11,6 +11,8 @@ from shardinit.errors import FindingsError, ServiceError, WholeLeafError
 from shardinit.models import ModelSpec, build, example_config
 from shardinit.service.client import store
 
+pytestmark = pytest.mark.once
+
 MESH = {"data": 2, "model": 4}
 
 

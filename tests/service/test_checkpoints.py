@@ -26,6 +26,8 @@ from shardinit.v1 import service_pb2
 from shardinit.verify.digest.host import Digester
 from tests.service.conftest import until
 
+pytestmark = pytest.mark.once
+
 
 @register("checkpoint-test")
 def build_checkpoint_test(config):
@@ -83,6 +85,7 @@ def plain(seed=3):
 
 
 @pytest.mark.parametrize("format", ["safetensors", "orbax"])
+@pytest.mark.few(1)
 def test_a_checkpoint_holds_the_weights_and_comes_with_its_receipt(
     writer, root, format
 ):
@@ -133,6 +136,7 @@ def test_a_write_that_has_no_room_is_not_begun(writer, root, monkeypatch):
         ("{root}/" + "x" * 300, "too long"),
     ],
 )
+@pytest.mark.few(3)
 def test_nothing_is_written_anywhere_else(writer, root, tmp_path, uri, why):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -180,6 +184,7 @@ def test_a_server_without_folders_writes_nothing(client, spec, tmp_path):
     assert caught.value.code == "UNIMPLEMENTED"
 
 
+@pytest.mark.slow
 def test_a_model_too_large_for_orbax_is_refused(root, tmp_path):
     with (
         Server(Config(checkpoint_roots=(root,), model_bytes=1000)) as server,
@@ -220,6 +225,7 @@ def begin(client, spec, root, detach):
         answers.cancel()
 
 
+@pytest.mark.slow
 def test_a_detached_write_goes_on_without_its_caller(writer, root, held):
     gate, spec = held
     begin(writer, spec, root, detach=True)
@@ -236,6 +242,7 @@ def workers():
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
+@pytest.mark.slow
 def test_another_write_stops_with_its_caller_and_the_next_goes_on(writer, root, held):
     gate, spec = held
     writer.describe(spec)
@@ -263,6 +270,7 @@ def test_the_name_of_a_write_that_was_cut_off_is_free(writer, root, held):
     shardinit.verify_receipt(written.receipt, plain(4))
 
 
+@pytest.mark.slow
 def test_two_callers_watch_one_write_and_a_third_model_is_kept_out(writer, root, held):
     gate, spec = held
     got = []
@@ -284,6 +292,7 @@ def test_two_callers_watch_one_write_and_a_third_model_is_kept_out(writer, root,
     assert len(set(seen(gate))) == 1  # one process has written all
 
 
+@pytest.mark.slow
 def test_a_stopping_server_hands_a_write_to_the_next(root, tmp_path, held):
     gate, spec = held
     config = Config(checkpoint_roots=(root,))

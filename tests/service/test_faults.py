@@ -339,6 +339,7 @@ def test_an_internal_error_says_an_id_and_no_detail(client, caplog):
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "gap", "headless", "empty"])
+@pytest.mark.few(2)
 def test_a_damaged_stream_is_an_error_and_leaves_no_file(spec, tmp_path, how):
     class Damaged(Front):
         async def GetProgram(self, request, call):

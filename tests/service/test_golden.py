@@ -17,6 +17,8 @@ from shardinit.service.wire import frames
 from shardinit.v1 import service_pb2
 from tests.service import golden
 
+pytestmark = pytest.mark.once
+
 KEPT = json.loads(golden.FILE.read_text())
 
 

@@ -65,6 +65,7 @@ def served(server):
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_two_processes_without_a_server_hold_the_shards_of_one_model(tmp_path, alone):
     lines = job(2, tmp_path)
     assert {line["root"] for line in lines} == {alone[0]}
@@ -73,6 +74,7 @@ def test_two_processes_without_a_server_hold_the_shards_of_one_model(tmp_path, a
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_four_processes_are_served_by_two_replicas_and_write_one_checkpoint(
     tmp_path, alone, replicas
 ):
@@ -164,6 +166,7 @@ def pair(tmp_path, servers, mode):
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_half_the_hosts_ask_one_replica_and_half_the_other(tmp_path, alone, replicas):
     one, two, _ = replicas
     before = served(one), served(two)
@@ -190,6 +193,7 @@ def test_one_client_uses_all_replicas_in_turns(tmp_path, replicas):
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("via", ["program", "stream"])
+@pytest.mark.few(1)
 def test_a_process_that_asks_for_another_model_stops_all_before_dispatch(
     tmp_path, replicas, via
 ):
@@ -205,6 +209,7 @@ def test_a_process_that_asks_for_another_model_stops_all_before_dispatch(
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_a_process_killed_during_init_takes_the_others_down_in_time(tmp_path, replicas):
     survivor, victim = pair(tmp_path, replicas[2:] * 2, "killed")
     victim.communicate(timeout=120)

@@ -150,6 +150,7 @@ def test_stopping_says_not_serving_and_finishes_what_runs(gate):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.few(1)
 def test_a_signal_drains_the_server_and_it_exits_with_0(number, spec, tmp_path):
     command = [sys.executable, "-m", "shardinit", "serve", "--listen", "127.0.0.1:0"]
     with subprocess.Popen(
@@ -376,6 +377,7 @@ def test_a_client_asks_a_busy_server_again_within_its_time(gate, tmp_path):
             thread.join()
 
 
+@pytest.mark.slow
 def test_a_build_ends_with_the_last_who_waits_for_it(gate):
     with (
         Server(Config(workers=1)) as server,
@@ -801,6 +803,7 @@ def test_a_program_of_most_of_the_cache_is_built_once(spec, tmp_path):
         assert built(server, "GetProgram") == 1
 
 
+@pytest.mark.slow
 def test_a_store_is_shared_by_servers_and_survives_them(tmp_path):
     program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
     config = Config(store=tmp_path / "store", allow_upload=True)
@@ -836,6 +839,7 @@ def test_an_upload_is_refused_unless_the_operator_allows_it(client):
 @pytest.mark.parametrize(
     "how", ["flip", "cut", "gap", "more", "name", "headless", "size"]
 )
+@pytest.mark.few(3)
 def test_a_faulty_upload_is_refused(how):
     program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
     data, digest = bytearray(program.to_bytes()), bytes.fromhex(program.sha256)

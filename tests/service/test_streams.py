@@ -105,10 +105,12 @@ def test_numpy_gives_the_bits_of_plain_jit(reader):
         ("w", np.s_[4:4]),
     ],
 )
+@pytest.mark.few(2)
 def test_a_window_is_that_of_the_whole(reader, path, window):
     same(reader.read(SPEC, 7, path, window), plain()[path][window])
 
 
+@pytest.mark.slow
 def test_keys_of_all_kinds_mean_the_same(reader):
     words = np.array([0, 7], np.uint32)
     for key in (7, jax.random.key(7), jax.random.PRNGKey(7), words):
@@ -234,6 +236,7 @@ def test_a_request_without_windows_or_key_is_a_fault(stub, more):
 
 @pytest.mark.parametrize("path", ["w", "scale"])
 @pytest.mark.parametrize("offset", [0, 1, 999, 1000, 5001, 50 * 96 * 4])
+@pytest.mark.few(3)
 def test_a_stream_is_resumed_at_any_byte_with_the_same_digest(stub, offset, path):
     windows = [{"path": "one"}, {"path": path}]
     resume = service_pb2.ShardPosition(window=1, offset=offset)
@@ -247,6 +250,7 @@ def test_a_stream_is_resumed_at_any_byte_with_the_same_digest(stub, offset, path
     assert end.end.xxh3_128 == whole[-1].end.xxh3_128
 
 
+@pytest.mark.slow
 def test_windows_of_one_number_stand_among_others_in_order(stub):
     windows = [{"path": p} for p in ("scale", "w", "wide", "none", "scale", "rows")]
     windows[0] |= {"start": [3, 5], "shape": [7, 11]}
@@ -339,6 +343,7 @@ class Faulty:
 
 
 @pytest.mark.parametrize("how", ["break", "end", "skip", "flip"])
+@pytest.mark.few(1)
 def test_a_stream_goes_on_after_every_kind_of_break(tmp_path, how):
     # messages 0: header, 1 and 11: chunks, 25: later, whatever it is
     faulty = Faulty({1, 6, 11, 25}, how)
@@ -354,6 +359,7 @@ def test_a_stream_goes_on_after_every_kind_of_break(tmp_path, how):
     assert faulty.resumed == sorted(faulty.resumed)
 
 
+@pytest.mark.slow
 def test_a_stream_that_never_gets_further_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
 
@@ -372,6 +378,7 @@ def test_a_stream_that_never_gets_further_is_given_up(tmp_path, monkeypatch):
     assert caught.value.code == "UNAVAILABLE"
 
 
+@pytest.mark.slow
 def test_another_computation_behind_the_same_address_is_found_out(tmp_path):
     calls = []
 
@@ -501,6 +508,7 @@ def test_blocks_cover_a_window_in_order_and_once(shape, elements):
 
 @pytest.mark.parametrize("shape", [(7, 3), (2, 9, 4)])
 @pytest.mark.parametrize("elements", [1, 4, 10])
+@pytest.mark.few(2)
 def test_every_element_lies_in_its_block(shape, elements):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape)
     for at in range(array.size):

@@ -14,6 +14,8 @@ from shardinit.errors import SpecError
 from shardinit.models import ModelSpec, build
 from shardinit.service.server.server import Server
 
+pytestmark = pytest.mark.once
+
 ZOO = Path(__file__).parents[2] / "examples" / "zoo"
 
 
@@ -69,6 +71,7 @@ RULES = shardinit.AxisRules([("embed", "data"), ("mlp", "model")])
         ),
     ],
 )
+@pytest.mark.few(2)
 def test_a_model_asked_for_by_spec_arrives_sharded_with_its_values(
     client, mesh, model, config, leaves, via
 ):
@@ -91,6 +94,7 @@ def test_a_model_asked_for_by_spec_arrives_sharded_with_its_values(
 
 
 @pytest.mark.parametrize("model", ["zoo-mlp", "zoo-net"])
+@pytest.mark.few(1)
 def test_a_faulty_config_says_all_its_faults(client, model):
     with pytest.raises(SpecError) as caught:
         client.describe(ModelSpec(model, {"size": 0, "layers": "many", "depth": 1}))

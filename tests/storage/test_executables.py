@@ -294,6 +294,7 @@ def test_another_mesh_model_or_sharding_is_named(saved, mesh):
     ],
     ids=str,
 )
+@pytest.mark.few(4)
 def test_a_manifest_that_lies_is_one_error(saved, mesh, tmp_path, change):
     refused(forged(saved, tmp_path, **change), planned(mesh), "it cannot be read")
 
@@ -301,6 +302,7 @@ def test_a_manifest_that_lies_is_one_error(saved, mesh, tmp_path, change):
 @pytest.mark.parametrize(
     "data", [b"", b"{}\n", b"[]\n", b"\x80\x04.", b"[" * 100_000, b'{"a": 1'], ids=len
 )
+@pytest.mark.few(2)
 def test_what_is_no_such_file_is_one_error(mesh, tmp_path, data):
     path = tmp_path / "other"
     path.write_bytes(data)

@@ -182,6 +182,7 @@ def as_torch(array):
 
 
 @pytest.mark.parametrize("family", MODELS)
+@pytest.mark.few(2)
 def test_transformers_loads_what_we_write(family, transformers, tmp_path):
     import torch
 
@@ -205,6 +206,7 @@ def test_transformers_loads_what_we_write(family, transformers, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "deepseek_v3"])
+@pytest.mark.few(1)
 def test_a_plan_is_restored_from_what_transformers_wrote(
     family, transformers, tmp_path, mesh
 ):
@@ -237,6 +239,7 @@ def test_a_plan_is_restored_from_what_transformers_wrote(
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3"])
+@pytest.mark.slow
 def test_stacked_layers_write_the_same_files_and_are_restored_of_them(family, tmp_path):
     stacked = config_of(family, layer_layout="stacked")
     apart = config_of(family, expert_layout="unrolled")

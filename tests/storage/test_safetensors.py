@@ -26,6 +26,8 @@ from shardinit.storage.windows import windows
 from shardinit.verify.digest.host import Digester
 from tests.core.bits import raw
 
+pytestmark = pytest.mark.once
+
 
 def model(key):
     a, b = jax.random.split(key)
@@ -74,6 +76,7 @@ def assert_holds(folder, tree):
 
 @pytest.mark.parametrize("shard", ["1GB", 20_000, 1000])
 @pytest.mark.parametrize("memory", ["1GiB", 8 * 512])
+@pytest.mark.few(2)
 def test_the_official_library_reads_a_model_written_by_windows(tmp_path, shard, memory):
     source = lazy(3)
     st.write(tmp_path / "out", source, max_shard_size=shard, max_memory=memory)
@@ -410,6 +413,7 @@ for kind, rounds in (("arrays", rounds), ("lazy", 2)):
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_a_writer_killed_at_any_point_is_taken_over(tmp_path):
     environment = {"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
     environment["PYTHONPATH"] = os.environ.get("PYTHONPATH", "")

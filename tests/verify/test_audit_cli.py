@@ -45,6 +45,7 @@ def test_a_good_plan_has_exit_status_0_and_a_report_as_json(audit):
     assert len(paths) == report["leaves"] == 21
 
 
+@pytest.mark.slow
 def test_one_axis_over_all_devices_is_the_default(audit):
     code, out, _ = audit("--topology", "cpu:4")
     assert code == 0

@@ -13,6 +13,8 @@ from shardinit.verify.compare.diff import compare
 from shardinit.verify.compare.snapshot import Snapshot
 from shardinit.verify.compare.taking import of_arrays, snapshot
 
+pytestmark = pytest.mark.once
+
 
 def model(name="mlp", scale=0.02, shape=(16, 64), dtype="float32", extra=False):
     """Keys come from the names of modules, as Linen derives them."""

@@ -17,6 +17,8 @@ from shardinit.verify.inspect.inspect import law_of as read_law
 from shardinit.verify.inspect.moments import moments, sparkline
 from shardinit.verify.inspect.windows import layout
 
+pytestmark = pytest.mark.once
+
 inits = jax.nn.initializers
 
 
@@ -45,6 +47,7 @@ def law_of(fn):
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.few(10)
 def test_the_law_is_read_from_the_function(draw, family, scale, dtype):
     def fn(key):
         try:

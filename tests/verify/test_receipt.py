@@ -144,6 +144,7 @@ class Module(nnx.Module):
     [from_linen.init_fn(Boxed(), jnp.ones((1, 4))), from_nnx.init_fn(Module)],
     ids=["linen", "nnx"],
 )
+@pytest.mark.few(1)
 def test_a_model_object_has_the_digest_of_its_arrays(fn):
     plan = shardinit.plan(fn)
     receipt = shardinit.receipt(plan, 3, shardinit.init(fn, 3))
