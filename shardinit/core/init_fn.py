@@ -8,7 +8,7 @@ follows (the plan, the programs, windows, digests) knows nothing of the framewor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,8 @@ class InitFn:
     """A function from a key to a pytree of arrays, with what a front end knows of it.
 
     Attributes:
-      fn: ``key -> pytree of arrays``; pure, traceable by ``jax.make_jaxpr``.
+      fn: ``key -> pytree of arrays``; pure, traceable by ``jax.make_jaxpr``. A function
+        of several streams takes a dict of keys by their names.
       axes: a pytree shaped like ``fn``'s result, each leaf a tuple with one logical
         axis name (or None) for each dimension, `AxisNames`, or None where nothing is
         known; None when no leaf has names.
@@ -152,6 +153,8 @@ class InitFn:
         the function.
       asks_process: the function asked for ``jax.process_index`` while it was traced.
       again: makes the init function anew, from the user's own code.
+      of_streams: where its result depends on how many keys it is given: the init
+        function of keys by these names.
 
     Example:
       >>> import jax, shardinit
@@ -171,14 +174,22 @@ class InitFn:
     draws_on_host: bool = False
     asks_process: bool = False
     again: Callable[[], InitFn] | None = None
+    of_streams: Callable[[tuple[str, ...]], InitFn] | None = None
 
     def __repr__(self) -> str:
         named = "" if self.axes is None else ", with axis names"
         return f"<InitFn {self.name}{named}>"
 
-    def __call__(self, key: jax.Array) -> Tree:
+    def __call__(self, key: Any) -> Tree:
         """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""
-        return self.rebuild(self.fn(key))
+        own = self.for_key(key)
+        return own.rebuild(own.fn(key))
+
+    def for_key(self, key: Any) -> InitFn:
+        """The init function of such a key: itself, but for keys by names."""
+        if self.of_streams is None or not isinstance(key, Mapping):
+            return self
+        return self.of_streams(tuple(sorted(key)))
 
 
 def check_structure(arrays: Tree, structure: TreeDef, name: str) -> None:

@@ -133,6 +133,9 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
     for bit, without boxes: collections, then variables, as nested dicts of arrays.
     ``axes`` holds the names from the boxes and ``rebuild`` puts the boxes back.
 
+    A mapping of names to keys is a key of each stream, as ``module.init`` takes it:
+    ``key={"params": 0, "dropout": 1}``.
+
     Building the `InitFn` traces the module and allocates nothing.
 
     Args:
@@ -162,7 +165,7 @@ def init_fn(module: nn.Module, *inputs: Any, **kwargs: Any) -> InitFn:
 
     found: dict[str, Any] = {}
 
-    def init(key: jax.Array, values: Sequence[Any]) -> Any:
+    def init(key: Any, values: Sequence[Any]) -> Any:
         args, options = examples.arguments(values)
         with _without_eager_sharding():
             boxed = module.init(key, *args, **options)

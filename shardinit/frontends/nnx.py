@@ -63,11 +63,13 @@ class _CountingStream(nnx.RngStream):
         self.count.set_value(count)
 
 
-def _build(model: Callable[..., Any], args: tuple, kwargs: dict, key: jax.Array) -> Any:
+def _build(model: Callable[..., Any], args: tuple, kwargs: dict, key: Any) -> Any:
     """Returns ``model(*args, rngs=..., **kwargs)``, built without eager sharding."""
+    streams = key if isinstance(key, dict) else {"default": key}
     with nnx.use_eager_sharding(False):
-        rngs = nnx.Rngs(key)
-        setattr(rngs, "default", _CountingStream(key, tag="default"))  # noqa: B010
+        rngs = nnx.Rngs(**streams)
+        for name, one in streams.items():
+            setattr(rngs, name, _CountingStream(one, tag=name))
         return model(*args, rngs=rngs, **kwargs)
 
 
@@ -146,6 +148,9 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
     arrays in its Variables; ``axes`` holds the names that Variables carry as sharding
     metadata.
 
+    A mapping of names to keys is a key of each stream: ``key={"params": 0, "dropout":
+    1}`` builds the model with ``nnx.Rngs(params=..., dropout=...)``.
+
     Building the `InitFn` traces the constructor once and allocates nothing. Variables
     of the rebuilt model have eager sharding off: their arrays are placed already.
 
@@ -174,9 +179,20 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
     """
     name = getattr(model, "__name__", type(model).__name__)
     _check(model, name, args, kwargs)
+    return _init_fn(model, args, kwargs, name, ())
+
+
+def _init_fn(
+    model: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+    name: str,
+    streams: tuple[str, ...],
+) -> InitFn:
+    """``init_fn`` of one key, or of keys by the names of streams."""
     found: dict[str, Any] = {}
 
-    def fn(key: jax.Array) -> dict:
+    def fn(key: Any) -> dict:
         built = _build(model, args, kwargs, key)
         if found:
             return _nest(nnx.state(built), _arrays)
@@ -190,7 +206,8 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         return _nest(state, _arrays)
 
     with collector_paused(), no_mesh(), watched() as host:
-        shapes = jax.eval_shape(fn, jax.eval_shape(jax.random.key, 0))
+        one = jax.eval_shape(jax.random.key, 0)
+        shapes = jax.eval_shape(fn, dict.fromkeys(streams, one) if streams else one)
     structure = jax.tree.structure(shapes)
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
 
@@ -208,5 +225,6 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         context_rules=get_logical_axis_rules,
         draws_on_host=host.moved,
         asks_process=host.asked,
-        again=lambda: init_fn(model, *args, **kwargs),
+        again=lambda: _init_fn(model, args, kwargs, name, streams),
+        of_streams=lambda names: _init_fn(model, args, kwargs, name, names),
     )

@@ -20,11 +20,16 @@ from shardinit.core.init_fn import AxisNames, InitFn, Mirror, as_init_fn
 from shardinit.core.ir.jaxpr import collector_paused, no_mesh
 from shardinit.core.paths import path_str
 from shardinit.core.plan.mirrors import Dims, Keys, kept_axes, mirrors
+from shardinit.core.prng.root_key import KeyLike, RootKey, abstract, as_key
 from shardinit.errors import InitFnError
 
 
 def with_optimizer(
-    init_fn: Any, tx: Any, *, trainable: Callable[[Any], Any] | None = None
+    init_fn: Any,
+    tx: Any,
+    *,
+    trainable: Callable[[Any], Any] | None = None,
+    key: KeyLike | None = None,
 ) -> InitFn:
     """Makes an `InitFn` of parameters and the state of their optimizer.
 
@@ -42,6 +47,8 @@ def with_optimizer(
       trainable: of what ``init_fn`` gives (the user's own object) the part that ``tx``
         trains. Default: what the front end says (the ``params`` of Linen variables, the
         ``nnx.Param`` of an NNX model), else all of it.
+      key: a key whose type counts; default ``jax.random.key(0)``. Keys by name for a
+        function that takes nothing else.
 
     Raises:
       InitFnError: ``tx.init`` cannot take the trainable part.
@@ -54,7 +61,8 @@ def with_optimizer(
       >>> state["opt_state"][0].mu["w"].shape
       (64, 32)
     """
-    base = as_init_fn(init_fn)
+    root = as_key(0 if key is None else key)
+    base = as_init_fn(init_fn).for_key(root)
     part = base.trainable if trainable is None else trainable
 
     # jits of the same functions: JAX keeps the trace that was made of them before
@@ -65,7 +73,7 @@ def with_optimizer(
         return tx.init(part(base.rebuild(tree)))
 
     with collector_paused(), no_mesh():
-        shapes = jax.eval_shape(arrays, jax.eval_shape(jax.random.key, 0))
+        shapes = jax.eval_shape(arrays, abstract(root))
     try:
         with collector_paused(), no_mesh():
             state = jax.eval_shape(optimizer_of, shapes)
@@ -82,7 +90,7 @@ def with_optimizer(
     back = [place for _, place in sorted((n, i) for i, n in enumerate(order))]
     structure, plain_structure = jax.tree.structure(state), jax.tree.structure(plain)
 
-    def fn(key: jax.Array) -> Any:
+    def fn(key: Any) -> Any:
         tree = arrays(key)
         leaves = jax.tree.leaves(optimizer_of(tree))
         opt_state = jax.tree.unflatten(plain_structure, [leaves[n] for n in order])
@@ -117,7 +125,10 @@ def with_optimizer(
         name=base.name,
         context_rules=base.context_rules,
         draws_on_host=base.draws_on_host,
-        again=None if base.again is None else _again(base, tx, trainable),
+        again=None if base.again is None else _again(base, tx, trainable, root),
+        of_streams=lambda names: with_optimizer(
+            base, tx, trainable=trainable, key=dict.fromkeys(names, 0)
+        ),
     )
 
 
@@ -132,8 +143,8 @@ def _marks(tree: Any) -> Iterator[_Mark]:
     return map(_Mark, range(len(jax.tree.leaves(tree))))
 
 
-def _again(base: InitFn, tx: Any, trainable: Any) -> Callable[[], InitFn]:
-    return lambda: with_optimizer(base.again(), tx, trainable=trainable)  # pyright: ignore[reportOptionalCall]
+def _again(base: InitFn, tx: Any, trainable: Any, key: RootKey) -> Callable[[], InitFn]:
+    return lambda: with_optimizer(base.again(), tx, trainable=trainable, key=key)  # pyright: ignore[reportOptionalCall]
 
 
 def _plain(base: InitFn, opt_state: Any) -> Any:

@@ -59,7 +59,10 @@ class ModelSpec:
       model: name of a registered builder, such as ``"decoder"``.
       config: configuration of the model, normalised and read-only; whole numbers are
         ints however they arrived.
-      fingerprint: sha256, in hex, of the canonical JSON of model and config.
+      draw_dtype: as for ``shardinit.plan``, by name.
+      key_streams: the names of the streams, in order, of a model whose function takes
+        a key for each of several.
+      fingerprint: sha256, in hex, of the canonical JSON of all that.
 
     Raises:
       SpecError: the config holds something other than plain data; lists every place.
@@ -73,6 +76,8 @@ class ModelSpec:
 
     model: str
     config: Mapping[str, Any] = field(compare=False)
+    draw_dtype: str | None = None
+    key_streams: tuple[str, ...] = ()
     fingerprint: str = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -86,8 +91,14 @@ class ModelSpec:
             faults.append(("config", f"a {type(self.config).__name__} is no mapping"))
         if faults:
             raise SpecError(str(self.model), faults)
+        object.__setattr__(self, "key_streams", tuple(sorted(self.key_streams)))
+        facts: dict[str, Any] = {"config": config, "model": self.model}
+        if self.draw_dtype:
+            facts["draw_dtype"] = self.draw_dtype
+        if self.key_streams:
+            facts["key_streams"] = self.key_streams
         text = json.dumps(
-            {"config": config, "model": self.model},
+            facts,
             sort_keys=True,
             separators=(",", ":"),
             ensure_ascii=True,

@@ -65,14 +65,20 @@ class ModelInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., config_schema: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class DescribeModelRequest(_message.Message):
-    __slots__ = ("spec", "mesh", "rules")
+    __slots__ = ("spec", "mesh", "rules", "opt_rules", "opt_memory_kind", "opt_state")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     MESH_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    OPT_RULES_FIELD_NUMBER: _ClassVar[int]
+    OPT_MEMORY_KIND_FIELD_NUMBER: _ClassVar[int]
+    OPT_STATE_FIELD_NUMBER: _ClassVar[int]
     spec: _spec_pb2.ModelSpec
     mesh: _spec_pb2.MeshSpec
     rules: _spec_pb2.ShardingRules
-    def __init__(self, spec: _Optional[_Union[_spec_pb2.ModelSpec, _Mapping]] = ..., mesh: _Optional[_Union[_spec_pb2.MeshSpec, _Mapping]] = ..., rules: _Optional[_Union[_spec_pb2.ShardingRules, _Mapping]] = ...) -> None: ...
+    opt_rules: _spec_pb2.ShardingRules
+    opt_memory_kind: str
+    opt_state: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, spec: _Optional[_Union[_spec_pb2.ModelSpec, _Mapping]] = ..., mesh: _Optional[_Union[_spec_pb2.MeshSpec, _Mapping]] = ..., rules: _Optional[_Union[_spec_pb2.ShardingRules, _Mapping]] = ..., opt_rules: _Optional[_Union[_spec_pb2.ShardingRules, _Mapping]] = ..., opt_memory_kind: _Optional[str] = ..., opt_state: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeModelResponse(_message.Message):
     __slots__ = ("fingerprint", "total_bytes", "bytes_per_device", "parameter_count", "programs", "kinds", "leaves", "nodes", "findings")
@@ -187,12 +193,30 @@ class StreamShardsRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[_spec_pb2.ModelSpec, _Mapping]] = ..., key: _Optional[_Union[RootKey, _Mapping]] = ..., windows: _Optional[_Iterable[_Union[Window, _Mapping]]] = ..., resume: _Optional[_Union[ShardPosition, _Mapping]] = ...) -> None: ...
 
 class RootKey(_message.Message):
-    __slots__ = ("seed", "data")
+    __slots__ = ("seed", "data", "streams")
     SEED_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     seed: int
     data: KeyData
-    def __init__(self, seed: _Optional[int] = ..., data: _Optional[_Union[KeyData, _Mapping]] = ...) -> None: ...
+    streams: KeyStreams
+    def __init__(self, seed: _Optional[int] = ..., data: _Optional[_Union[KeyData, _Mapping]] = ..., streams: _Optional[_Union[KeyStreams, _Mapping]] = ...) -> None: ...
+
+class KeyStreams(_message.Message):
+    __slots__ = ("streams",)
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    streams: _containers.RepeatedCompositeFieldContainer[KeyStream]
+    def __init__(self, streams: _Optional[_Iterable[_Union[KeyStream, _Mapping]]] = ...) -> None: ...
+
+class KeyStream(_message.Message):
+    __slots__ = ("name", "seed", "data")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    seed: int
+    data: KeyData
+    def __init__(self, name: _Optional[str] = ..., seed: _Optional[int] = ..., data: _Optional[_Union[KeyData, _Mapping]] = ...) -> None: ...
 
 class KeyData(_message.Message):
     __slots__ = ("impl", "words")

@@ -8,12 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ModelSpec(_message.Message):
-    __slots__ = ("named", "program_sha256")
+    __slots__ = ("named", "program_sha256", "draw_dtype", "key_streams")
     NAMED_FIELD_NUMBER: _ClassVar[int]
     PROGRAM_SHA256_FIELD_NUMBER: _ClassVar[int]
+    DRAW_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    KEY_STREAMS_FIELD_NUMBER: _ClassVar[int]
     named: NamedModel
     program_sha256: bytes
-    def __init__(self, named: _Optional[_Union[NamedModel, _Mapping]] = ..., program_sha256: _Optional[bytes] = ...) -> None: ...
+    draw_dtype: str
+    key_streams: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, named: _Optional[_Union[NamedModel, _Mapping]] = ..., program_sha256: _Optional[bytes] = ..., draw_dtype: _Optional[str] = ..., key_streams: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class NamedModel(_message.Message):
     __slots__ = ("model", "config")

@@ -39,6 +39,7 @@ from shardinit.verify.held import hold_against
 from shardinit.verify.receipt_format import (
     FIELDS,
     FORMAT,
+    OPTIONAL,
     SINCE_2,
     head_of,
     read_fields,
@@ -72,7 +73,7 @@ class Receipt:
       name: of the model.
       fingerprint: of the init function, in hex.
       seed: the seed, if one was given instead of a key.
-      key: the words of the key.
+      key: the words of the key; of several streams those of one after the other.
       key_impl: the implementation of the key, such as ``"threefry2x32"``.
       platform: ``"cpu"``, ``"gpu"`` or ``"tpu"``.
       device: what JAX calls the chip.
@@ -85,6 +86,8 @@ class Receipt:
       leaves: every leaf, in the order of the tree.
       root: 256 bits of all leaves, in hex.
       kept: paths of leaves that were restored or given and not made by the function.
+      streams: the names of the streams that have a key each, in the order of the words;
+        none of a single key.
       seal: 256 bits of all that the receipt says, in hex; None for a receipt of format
         1, which has none.
 
@@ -111,17 +114,24 @@ class Receipt:
     leaves: tuple[LeafReceipt, ...]
     root: str
     kept: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
     seal: str | None = field(default=None, compare=False)
 
     @property
     def sealed(self) -> Receipt:
         """The receipt with its seal."""
-        facts = {**head_of(FORMAT), **dataclasses.asdict(self)}
-        return dataclasses.replace(self, seal=seal_of(facts))
+        return dataclasses.replace(
+            self, seal=seal_of({**head_of(FORMAT), **self._facts()})
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        """The fields of its JSON; optional ones only if they say something."""
+        facts = dataclasses.asdict(self)
+        return {k: v for k, v in facts.items() if v or k not in OPTIONAL}
 
     def to_json(self) -> str:
         """The receipt as JSON text, in the format that it was made or read in."""
-        facts = dataclasses.asdict(self)
+        facts = self._facts()
         if self.seal is None:
             facts = {k: v for k, v in facts.items() if k not in SINCE_2}
         head = head_of(FORMAT if self.seal is not None else 1)
@@ -148,8 +158,8 @@ class Receipt:
             raise ReceiptFormatError(
                 "receipt", "its seal does not belong to what it says: it was changed"
             )
-        facts = {name: data[name] for name in FIELDS if name in data}
-        lists = ("key", "processor", "xla_flags", "kept")
+        facts = {name: data[name] for name in (*FIELDS, *OPTIONAL) if name in data}
+        lists = ("key", "processor", "xla_flags", "kept", "streams")
         tuples = {name: tuple(facts.pop(name, ())) for name in lists}
         return cls(**{**facts, **tuples, "leaves": leaves})
 
@@ -237,6 +247,7 @@ def receipt(plan: Plan, key: KeyLike, params: Any, *, kept: Select = ()) -> Rece
         ),
         root=found.root,
         kept=tuple(path for path in found.leaves if path in given),
+        streams=plan.cut.streams,
     )
     return made.sealed
 

@@ -43,6 +43,8 @@ FIELDS: dict[str, Callable[[Any], bool]] = {
     "seal": lambda value: isinstance(value, str),
 }
 SINCE_2 = ("kept", "seal")
+# Fields that are there only if they say something.
+OPTIONAL: dict[str, Callable[[Any], bool]] = {"streams": _list_of(str)}
 _LEAF_FIELDS: dict[str, Callable[[Any], bool]] = {
     "path": lambda value: isinstance(value, str),
     "shape": _list_of(int),
@@ -84,6 +86,7 @@ def read_fields(text: str | bytes) -> dict[str, Any]:
         )
     absent = SINCE_2 if head[0] == 1 else ()
     wanted = {name: ok for name, ok in FIELDS.items() if name not in absent}
+    wanted |= {name: ok for name, ok in OPTIONAL.items() if name in data}
     _check_fields("", data, {**wanted, "format": bool, "algorithm": bool})
     for number, leaf in enumerate(data["leaves"]):
         _check_fields(f"leaves[{number}].", leaf, _LEAF_FIELDS)

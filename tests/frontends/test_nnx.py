@@ -3,11 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
+import shardinit
 from shardinit.errors import InitFnError
 from shardinit.frontends import nnx as front
+from shardinit.frontends import optax as optax_front
+from tests.core import bits
 
 
 class Mlp(nnx.Module):
@@ -257,3 +261,27 @@ def test_keys_of_any_implementation(impl):
     got = jax.jit(front.init_fn(KeepsRngs).fn)(key)
     assert got["rngs"]["default"]["key"].dtype == key.dtype
     same(got, oracle(KeepsRngs, (), key))
+
+
+class Noisy(nnx.Module):
+    def __init__(self, *, rngs):
+        self.mlp = Mlp(32, rngs=rngs)
+        self.noise = nnx.Param(jax.random.normal(rngs.noise(), (8, 32)))
+        self.rngs = rngs
+
+
+def test_streams_given_by_name_are_those_of_rngs(mesh):
+    keys = {
+        name: jax.random.key(i) for i, name in enumerate(("params", "noise", "dropout"))
+    }
+    init = front.init_fn(Noisy)
+    plan = shardinit.plan(init, key=keys, mesh=mesh)
+    model = shardinit.compile_plan(plan)(keys)
+    with nnx.use_eager_sharding(False):
+        want = jax.jit(lambda keys: nnx.state(Noisy(rngs=nnx.Rngs(**keys))))(keys)
+    assert jax.tree.map(bits.raw, nnx.state(model)) == jax.tree.map(bits.raw, want)
+    assert type(model.rngs.params) is nnx.RngStream
+    assert jax.tree.map(bits.raw, nnx.state(init(keys))) == jax.tree.map(bits.raw, want)
+    with_state = optax_front.with_optimizer(init, optax.adam(1e-3))
+    state = shardinit.init(with_state, keys)
+    assert np.array_equal(state["params"].noise, model.noise)

@@ -53,6 +53,20 @@ def build(config):
     return InitFn(init, axes=axes, name="service-test")
 
 
+@register("service-streams")
+def build_streams(config):
+    """Takes a key for each of two streams, and has a moment of its parameter."""
+
+    def init(keys):
+        return {
+            "w": jax.random.normal(keys["params"], (64, 64), jnp.bfloat16),
+            "noise": jax.random.uniform(keys["noise"], (8, 64)),
+            "moment": jnp.zeros((64, 64)),
+        }
+
+    return InitFn(init, axes=dict.fromkeys(("w", "noise", "moment"), ("in", "out")))
+
+
 @register("service-waits")
 def build_waiting(config):
     """Says in a file that it is being built, and is when another file is there."""

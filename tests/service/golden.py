@@ -145,6 +145,9 @@ def messages():
             content_size=7,
         ),
         "program-content": content,
+        "spec-drawn": spec_pb2.ModelSpec(
+            named=spec().named, draw_dtype="float32", key_streams=["dropout", "params"]
+        ),
         "version-request": s.GetVersionRequest(min=1, max=3),
         "version": s.GetVersionResponse(
             version=1, server_version="0.1.0", jax_version="0.10.2"
@@ -153,6 +156,13 @@ def messages():
         "models": s.ListModelsResponse(models=[info]),
         "describe-request": s.DescribeModelRequest(
             spec=spec(), mesh=spec_pb2.MeshSpec(axes=axes), rules=rules()
+        ),
+        "describe-optimizer": s.DescribeModelRequest(
+            spec=spec(),
+            mesh=spec_pb2.MeshSpec(axes=axes),
+            opt_rules=path_rules(),
+            opt_memory_kind="pinned_host",
+            opt_state=["opt/**"],
         ),
         "describe": described,
         "describe-findings": with_findings,
@@ -186,6 +196,17 @@ def messages():
             uri="file:///a",
             format=s.CHECKPOINT_FORMAT_ORBAX,
             detach=True,
+        ),
+        "write-streams": s.WriteCheckpointRequest(
+            spec=spec(),
+            key=s.RootKey(
+                streams=s.KeyStreams(
+                    streams=[
+                        s.KeyStream(name="dropout", seed=-1),
+                        s.KeyStream(name="params", data=key.data),
+                    ]
+                )
+            ),
         ),
         "write-progress": s.WriteCheckpointResponse(
             progress=s.CheckpointProgress(bytes_done=1, bytes_total=2)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 import shardinit
-from shardinit.errors import FindingsError, ServiceError, WholeLeafError
+from shardinit.errors import FindingsError, ServiceError, SpecError, WholeLeafError
 from shardinit.models import ModelSpec, build, example_config
 from shardinit.service.client import store
 
@@ -109,6 +109,30 @@ def test_init_gives_the_bits_of_plain_jit(client, spec):
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         assert a.dtype == b.dtype
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_streams_wide_draws_and_rules_of_the_state_reach_the_service(client, mesh):
+    spec, keys = ModelSpec("service-streams", {}), {"params": 1, "noise": 2}
+    rules = shardinit.AxisRules([("out", "model")])
+    placed = {
+        "opt_rules": shardinit.fsdp("data", min_bytes=0),
+        "opt_state": "mom*",
+        "rules": rules,
+    }
+    asked = {**placed, "mesh": mesh, "draw_dtype": "float32"}
+    local = shardinit.init(build(spec), keys, **asked)
+    for via in ("program", "stream"):
+        ours = client.init(spec, keys, **asked, via=via)
+        for path, x in ours.items():
+            assert x.sharding.spec == local[path].sharding.spec
+            assert np.asarray(x).tobytes() == np.asarray(local[path]).tobytes()
+    assert local["moment"].sharding.spec != local["w"].sharding.spec
+    narrow = client.read(spec, keys, "w", np.s_[:2])
+    assert np.array_equal(narrow, shardinit.read(build(spec), keys, "w", np.s_[:2]))
+    with pytest.raises(SpecError, match="draw_dtype"):
+        client.describe(ModelSpec("service-streams", {}, draw_dtype="int8"))
+    with pytest.raises(ValueError, match="settled"):
+        client.init("0" * 64, 0, draw_dtype="float32")
 
 
 def test_init_selects_and_reports_progress(client, spec):

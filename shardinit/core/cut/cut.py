@@ -60,6 +60,7 @@ class Cut:
       programs: the distinct programs.
       tree: the pytree structure of the result.
       impl: the key implementation; typed: whether the root key is a typed one.
+      streams: the names of the streams that have a key each; none of a single key.
       stated: the sharding that the function itself gives each leaf, or None.
       repeats: groups of leaves, by number, of one value that one key drew twice.
     """
@@ -69,6 +70,7 @@ class Cut:
     tree: TreeDef
     impl: str
     typed: bool
+    streams: tuple[str, ...] = ()
     stated: tuple[NamedSharding | None, ...] = ()
     repeats: tuple[tuple[int, ...], ...] = ()
 
@@ -123,4 +125,6 @@ def _fingerprint(cuts: Cut) -> str:
         if isinstance(source, Constant):
             sha.update(np.ascontiguousarray(source.array).tobytes())
     sha.update(repr((cuts.impl, cuts.typed, jx.setting("jax_enable_x64"))).encode())
+    if cuts.streams:
+        sha.update(repr(cuts.streams).encode())
     return sha.hexdigest()

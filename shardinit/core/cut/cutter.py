@@ -50,17 +50,19 @@ from shardinit.core.ir.graph import Node, Value, extract, topological
 from shardinit.core.ir.placements import stated_shardings
 from shardinit.core.paths import path_str
 from shardinit.core.prng import derivation as keys
-from shardinit.core.types import DType, Init
+from shardinit.core.prng.root_key import keys_of, streams_of
+from shardinit.core.types import DType, Init, Tree
 from shardinit.core.window import constants
 from shardinit.core.window.analysis import analyse
 
 
-def cut(fn: Init, key_aval: jx.Aval, draw_dtype: DType = None) -> Cut:
+def cut(fn: Init, key_aval: Tree, draw_dtype: DType = None) -> Cut:
     """Traces ``fn`` once and cuts it.
 
     Args:
       fn: ``key -> pytree of arrays``.
-      key_aval: shape and dtype of the root key, typed or raw uint32.
+      key_aval: shape and dtype of the root key, typed or raw uint32; a dict of them by
+        the names of streams.
       draw_dtype: narrower floats are drawn in this dtype and rounded.
 
     Raises:
@@ -71,19 +73,30 @@ def cut(fn: Init, key_aval: jx.Aval, draw_dtype: DType = None) -> Cut:
         with_paths, tree = jax.tree_util.tree_flatten_with_path(out_shape)
         refuse_static_tracers(out_shape, tree)
         paths = [path_str(p) for p, _ in with_paths]
-        typed = jx.is_key(key_aval.dtype)
-        impl = jx.key_impl(key_aval.dtype) if typed else _raw_impl(key_aval)
-        root = Value(key_aval.shape, key_aval.dtype, key=keys.root(impl))
+        roots = keys_of(key_aval)
+        typed = jx.is_key(roots[0].dtype)
+        impl = jx.key_impl(roots[0].dtype) if typed else _raw_impl(roots[0])
         builder = Builder(fold=True, opaque=True)
         drawn = closed if draw_dtype is None else widened(closed, draw_dtype)
-        outs = builder.read(*jx.opened(drawn), [root])
+        outs = builder.read(*jx.opened(drawn), _root_values(roots, impl))
         refuse_effects(builder.effects, outs, paths)
         refuse_no_values(outs, paths)
         weak = [aval.weak_type for aval in closed.out_avals]
         leaves, programs = _Cutter(outs, paths, weak).run()
         repeats = repeated_draws([leaf.source for leaf in leaves], outs)
         stated = tuple(stated_shardings(closed))
-        return Cut(leaves, programs, tree, impl, typed, stated, repeats)
+        streams = streams_of(key_aval)
+        return Cut(leaves, programs, tree, impl, typed, streams, stated, repeats)
+
+
+def _root_values(roots: list[Any], impl: str) -> list[Value]:
+    """What a function is called with: of each stream its part of the root."""
+    root = keys.root(impl, len(roots))
+    width = root.words // len(roots)
+    return [
+        Value(x.shape, x.dtype, key=keys.take([root], np.arange(width) + width * i))
+        for i, x in enumerate(roots)
+    ]
 
 
 def _raw_impl(key_aval: jx.Aval) -> str:

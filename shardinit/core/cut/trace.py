@@ -10,13 +10,14 @@ import numpy as np
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
+from shardinit.core.prng.root_key import keys_of, streams_of
 from shardinit.core.types import Init, Tree, TreeDef
 from shardinit.errors import InitFnError, InvalidKeyError
 
 MAX_AXIS = 1 << 32  # elements
 
 
-def trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
+def trace(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
     """Traces without a mesh, or under the caller's if the function asks for one.
 
     A ``PartitionSpec`` in ``with_sharding_constraint`` or ``out_sharding=`` means a
@@ -31,7 +32,7 @@ def trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
         return _trace(fn, key_aval)
 
 
-def _trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
+def _trace(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
     try:
         return _traced(fn, key_aval)
     except (
@@ -52,10 +53,11 @@ def _trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
             "Pass what it needs as concrete arrays",
         ) from error
     except TypeError as error:
-        if "PRNG key data" in str(error) and not jx.is_key(key_aval.dtype):
+        first = keys_of(key_aval)[0]
+        if "PRNG key data" in str(error) and not jx.is_key(first.dtype):
             raise InvalidKeyError(
                 "key",
-                f"got raw key data of shape {key_aval.shape}",
+                f"got raw key data of shape {first.shape}",
                 f"that of {jx.setting('jax_default_prng_impl')} keys, JAX's default",
                 "Pass jax.random.key(0), which says what it is",
             ) from error
@@ -63,7 +65,7 @@ def _trace(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
         raise
 
 
-def _traced(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
+def _traced(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
     # The function itself is traced, not a wrapper of it: JAX keeps the trace that a
     # front end made when it described the model.
     try:
@@ -82,14 +84,24 @@ def _traced(fn: Init, key_aval: jx.Aval) -> tuple[jx.ClosedJaxpr, Tree]:
         return closed, structure[0].unflatten(shapes)
 
 
-def _refuse_non_arrays(fn: Init, key_aval: jx.Aval) -> None:
+def _refuse_non_arrays(fn: Init, key_aval: Tree) -> None:
     """Names the first leaf of the result that is no array, if there is one."""
     leaves: list[Any] = []
 
-    def look(key: jax.Array) -> None:
+    def look(key: Any) -> None:
         leaves.extend(jax.tree_util.tree_leaves_with_path(fn(key)))
 
-    jax.eval_shape(look, key_aval)
+    try:
+        jax.eval_shape(look, key_aval)
+    except TypeError as error:
+        if streams := ", ".join(streams_of(key_aval)):
+            raise InvalidKeyError(
+                "key",
+                f"got keys by the names {streams}, and the function does not take them "
+                f"({_first_line(error)})",
+                "what the function takes: one key, or a dict of them by those names",
+            ) from error
+        raise
     for path, leaf in leaves:
         is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
         what = type(leaf).__name__

@@ -66,14 +66,15 @@ class Examples:
         traced = Traced(fn, key_aval, self._shapes)
         self._keep(traced, name)
 
-        def init(key: Values) -> Tree:
+        def init(key: Any) -> Tree:
             # Zeros for the others are made in here, where nothing reads them.
             values = [
                 self._kept.get(i, stand_in(x)) for i, x in enumerate(self._shapes)
             ]
-            kind = (key.dtype, key.shape, jx.setting("jax_enable_x64"))
-            if kind == (key_aval.dtype, key_aval.shape, x64):
-                return traced(key, values)
+            if not isinstance(key, dict):  # not keys by the names of streams
+                kind = (key.dtype, key.shape, jx.setting("jax_enable_x64"))
+                if kind == (key_aval.dtype, key_aval.shape, x64):
+                    return traced(key, values)
             return fn(key, values)
 
         return init

@@ -105,13 +105,18 @@ def _same_key(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
 
 
 def _unused_key(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
-    derived = keys.topological(d for leaf in cut.leaves for d in leaf.operands)
-    if cut.leaves and not any(node.op == "root" for node in derived):
+    read = keys.streams_read([d for leaf in cut.leaves for d in leaf.operands])
+    for number, name in enumerate(cut.streams or ("",)):
+        if not cut.leaves or number in read:
+            continue
+        which = f"the key of the stream {name!r}" if name else "the root key"
         yield finding(
             "unused-key",
             [leaf.path for leaf in leaves if leaf.selected],
-            "the root key reaches no leaf: every seed gives the same values",
-            "Draw from the key that the function is given",
+            f"{which} reaches no leaf: every seed gives the same values",
+            "Draw from the key that the function is given"
+            if not name
+            else "Leave it out, or draw from it",
         )
 
 

@@ -31,7 +31,7 @@ from shardinit.core.plan.leaves import (
 )
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import Select
-from shardinit.core.prng.root_key import as_threefry
+from shardinit.core.prng.root_key import RootKey, as_threefry
 from shardinit.errors import InitFnError
 
 _SCREEN = 30  # rows
@@ -76,7 +76,7 @@ class Plan:
         """The init function that was planned."""
         return self.init_fn
 
-    def root_key(self, key: jax.Array) -> jax.Array:
+    def root_key(self, key: RootKey) -> RootKey:
         """The key that the function gets for a root key of the user's."""
         return key if self.prng is None else as_threefry(key)
 

@@ -24,7 +24,7 @@ from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.plan.tracing import traced
-from shardinit.core.prng.root_key import KeyLike, as_key, as_threefry
+from shardinit.core.prng.root_key import KeyLike, RootKey, as_key, as_threefry
 from shardinit.core.types import DType, Tree
 from shardinit.errors import UnsupportedConfigError
 
@@ -52,7 +52,8 @@ def plan(
       fn: ``key -> pytree of arrays``, an ``InitFn``, an ``InitProgram`` or a ``Plan``
         (which is not traced again).
       key: a key whose type counts (its value does not); default
-        ``jax.random.key(0)``.
+        ``jax.random.key(0)``. A mapping of names to keys or seeds is for a function
+        that takes such a dict: one key for each of its streams.
       mesh: a ``Mesh`` or ``AbstractMesh``; None plans without shardings.
       rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``; default: axis names that
         are mesh axes, else ``fsdp()`` over all axes.
@@ -118,13 +119,13 @@ def plan(
     return made
 
 
-def make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
+def make_plan(fn: Any, key: RootKey, options: PlanOptions) -> Plan:
     """``plan`` for a key that is one and checked options; warns of nothing."""
     with collector_paused(), jax.transfer_guard("allow"):  # constants come to the host
         return _make_plan(fn, key, options)
 
 
-def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
+def _make_plan(fn: Any, key: RootKey, options: PlanOptions) -> Plan:
     _check_jit()
     cut, init_fn, prng, host = _cut(fn, key, options)
     axes = carried_axes(cut, init_fn.axes, options.opt_state)
@@ -151,11 +152,11 @@ def _make_plan(fn: Any, key: jax.Array, options: PlanOptions) -> Plan:
 
 
 def _cut(
-    fn: Any, key: jax.Array, options: PlanOptions
+    fn: Any, key: RootKey, options: PlanOptions
 ) -> tuple[Cut, InitFn, str | None, HostLeaves]:
     """A function cut; a plan's or a program's is taken as it is."""
     if not hasattr(fn, "as_cut"):
-        init_fn, prng = as_init_fn(fn), options.prng
+        init_fn, prng = as_init_fn(fn).for_key(key), options.prng
         key = as_threefry(key) if prng is not None else key
         cut, host = traced(init_fn, key, prng, options.draw_dtype)
         return cut, init_fn, prng, host

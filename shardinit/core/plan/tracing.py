@@ -12,12 +12,13 @@ from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.drawing import HostLeaves
+from shardinit.core.prng.root_key import RootKey, abstract
 from shardinit.core.types import DType, Init
 from shardinit.errors import UnsupportedConfigError
 
 
 def traced(
-    init_fn: InitFn, key: jax.Array, prng: str | None, draw_dtype: DType
+    init_fn: InitFn, key: RootKey, prng: str | None, draw_dtype: DType
 ) -> tuple[Cut, HostLeaves]:
     """The function cut, and the leaves that the host's state reaches.
 
@@ -29,7 +30,7 @@ def traced(
       UnsupportedConfigError: ``jax_threefry_partitionable`` is off.
     """
     _check_config()
-    root = jax.ShapeDtypeStruct(key.shape, key.dtype)
+    root = abstract(key)
 
     def traced_once(fn: Init) -> Cut:
         if prng is None:

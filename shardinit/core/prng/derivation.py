@@ -59,9 +59,25 @@ def words_per_key(impl: str) -> int:
     return int(np.prod(jax.random.key_data(jax.random.key(0, impl=impl)).shape))
 
 
-def root(impl: str) -> Derivation:
-    """The root key itself."""
-    return Derivation("root", impl, words_per_key(impl))
+def root(impl: str, streams: int = 1) -> Derivation:
+    """The root key itself: a key, or those of all streams one after the other."""
+    return Derivation("root", impl, streams * words_per_key(impl))
+
+
+def streams_read(wanted: Sequence[Derivation]) -> set[int]:
+    """The numbers of the streams whose words derivations read; 0 is a single key's."""
+    roots = [node for node in topological(wanted) if node.op == "root"]
+    read = [np.arange(root.words) for root in roots if root in wanted]
+    for node in topological(wanted):
+        begin = 0
+        for parent in node.parents:
+            if parent.op == "root":
+                places = node.data if node.op == "take" else np.arange(parent.words)
+                inside = (begin <= places) & (places < begin + parent.words)
+                read.append(places[inside] - begin)
+            begin += parent.words
+    per_key = words_per_key(roots[0].impl) if roots else 1
+    return {int(place) // per_key for places in read for place in np.unique(places)}
 
 
 def constant(words: np.ndarray, impl: str) -> Derivation:

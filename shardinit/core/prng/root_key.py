@@ -1,8 +1,14 @@
-"""The root key: what a caller may pass as ``key``, made one key."""
+"""The root key: what a caller may pass as ``key``, made one key or one key a stream.
+
+Some models draw from several streams, each with a key of its own: parameters, dropout,
+noise. Their init functions take a dict of keys by name, and such a dict is a root key
+like any other: its words are those of all its keys, in the order of their names.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -11,23 +17,63 @@ from shardinit.core.types import Array, DType
 from shardinit.errors import InvalidKeyError
 
 Seed = int | np.integer
-KeyLike = Seed | jax.Array | np.ndarray
+OneKey: TypeAlias = Seed | jax.Array | np.ndarray
+KeyLike: TypeAlias = OneKey | Mapping[str, OneKey]
+"""What a caller may pass as a key."""
 
+RootKey: TypeAlias = Array | dict[str, Array]
+"""What ``as_key`` makes of it: a key, or keys by the names of their streams."""
 
 _RAW = ((2,), (4,))  # of threefry and of rbg
 
 
-def as_key(key: object) -> Array:
-    """An int seed, a typed key or raw key data as a key.
+def as_key(key: object) -> RootKey:
+    """An int seed, a typed key or raw key data as a key; a mapping of them as a dict.
 
     Raises:
-      InvalidKeyError: (a ``TypeError`` and a ``ValueError``) anything else, or a seed
-        of more than 64 bits.
+      InvalidKeyError: (a ``TypeError`` and a ``ValueError``) anything else, a seed of
+        more than 64 bits, or streams of several kinds of keys.
     """
+    if not isinstance(key, Mapping):
+        return _as_one(key, "key")
+    named = sorted(key) if all(isinstance(name, str) for name in key) else []
+    if not named:
+        raise InvalidKeyError("key", f"got {key!r}", "keys by the names of streams")
+    streams = {name: _as_one(key[name], f"key[{name!r}]") for name in named}
+    kinds = {(str(x.dtype), tuple(x.shape)) for x in streams.values()}
+    if len(kinds) > 1:
+        raise InvalidKeyError(
+            "key",
+            f"got streams of {sorted(dtype for dtype, _ in kinds)}",
+            "keys of one kind",
+            "Pass jax.random.key(seed) for each, or seeds",
+        )
+    return streams
+
+
+def streams_of(key: Any) -> tuple[str, ...]:
+    """The names of a root key's streams, in order; none of a single key.
+
+    It may be abstract here and in ``keys_of``.
+    """
+    return tuple(key) if isinstance(key, dict) else ()
+
+
+def keys_of(key: Any) -> list[Any]:
+    """The key of each stream, in order; a single key alone."""
+    return list(key.values()) if isinstance(key, dict) else [key]
+
+
+def abstract(key: RootKey) -> Any:
+    """A root key as shapes and dtypes: what a function is traced with."""
+    return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), key)
+
+
+def _as_one(key: object, where: str) -> Array:
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         if not -(1 << 63) <= key < 1 << 63:
             raise InvalidKeyError(
-                "key", f"got the seed {key}", "one from -2**63 to 2**63 - 1"
+                where, f"got the seed {key}", "one from -2**63 to 2**63 - 1"
             )
         return jax.random.key(int(key))
     given: Any = key
@@ -44,7 +90,7 @@ def as_key(key: object) -> Array:
     if isinstance(given, np.ndarray | jax.Array):
         what += f" of shape {given.shape} and dtype {given.dtype}"
     raise InvalidKeyError(
-        "key",
+        where,
         f"got {what}",
         "one key, raw uint32 key data or an int seed",
         "Pass jax.random.key(0), or 0",
@@ -58,8 +104,8 @@ def _is_key(dtype: DType) -> bool:
         return False
 
 
-def as_threefry(key: jax.Array) -> jax.Array:
-    """A threefry key from a key of any implementation.
+def as_threefry(key: RootKey) -> RootKey:
+    """A threefry key from a key of any implementation; of streams each.
 
     The data of an rbg key is that of the threefry key of the same seed, twice; so a
     seed gives the key that it gives where threefry is the default, and ``fold_in`` and
@@ -68,6 +114,12 @@ def as_threefry(key: jax.Array) -> jax.Array:
     Args:
       key: from ``as_key``; typed, or raw words.
     """
+    if isinstance(key, dict):
+        return {name: _one_threefry(one) for name, one in key.items()}
+    return _one_threefry(key)
+
+
+def _one_threefry(key: Array) -> Array:
     typed = _is_key(key.dtype)
     words = jax.random.key_data(key) if typed else key
     if words.shape[-1] < 2:

@@ -67,6 +67,7 @@ def write_cut(cut: Cut, infos: Sequence[LeafInfo], name: str) -> pb.InitProgramC
         fingerprint=cut.fingerprint,
         name=name,
         calling_convention=current_convention(),
+        key_streams=cut.streams,
     )
     content.nodes.extend(write_tree(cut.tree))
     numbers = _write_keys(cut, content)
@@ -179,6 +180,9 @@ def read_cut(content: pb.InitProgramContent) -> Cut:
             f"the setting of this process, {x64}",
             "Change the setting, or export the program again",
         )
+    streams = tuple(content.key_streams)
+    if streams != tuple(sorted(set(streams))):
+        raise ValueError(f"the streams {streams}")
     derived = _read_keys(content)
     functions = tuple(_read_function(f) for f in content.functions)
     programs = tuple(f for f in functions if f.kind is not Kind.TABLE)
@@ -195,6 +199,7 @@ def read_cut(content: pb.InitProgramContent) -> Cut:
         tree,
         content.key_impl,
         content.typed_key,
+        streams,
         tuple(stated[i] for i in order),
     )
     if cut.fingerprint != content.fingerprint:
@@ -232,7 +237,7 @@ def _read_keys(content: pb.InitProgramContent) -> list[keys.Derivation]:
     for node in content.key_nodes:
         kind = node.WhichOneof("derivation")
         if kind == "root":
-            made.append(keys.root(content.key_impl))
+            made.append(keys.root(content.key_impl, max(len(content.key_streams), 1)))
         elif kind == "fold_in":
             source = parent(node.fold_in.parent)
             data = np.asarray(node.fold_in.data, np.uint32)

@@ -14,18 +14,36 @@ import numpy as np
 from shardinit.core.cut.cut import Cut
 from shardinit.core.ir.jaxpr import is_key, is_tracer, key_impl
 from shardinit.core.prng import derivation as keys
+from shardinit.core.prng.root_key import RootKey, keys_of, streams_of
+from shardinit.core.types import Array
 
 
-def key_words(key: jax.Array, cut: Cut) -> np.ndarray:
+def key_words(key: RootKey, cut: Cut) -> np.ndarray:
     """The uint32 words of a root key, which must be of the kind that was planned for.
+
+    Those of several streams come one after the other.
 
     Args:
       key: from ``as_key``.
       cut: the function that was planned.
 
     Raises:
-      TypeError: the key has another implementation than the plan's, or no value.
+      TypeError: the key has other streams or another implementation than the plan's,
+        or no value.
     """
+    if streams_of(key) != cut.streams:
+        raise TypeError(
+            f"key: got {_said(streams_of(key))}; the plan was made for "
+            f"{_said(cut.streams)}. Pass key= of the same kind to shardinit.plan"
+        )
+    return np.concatenate([_words(one, cut) for one in keys_of(key)])
+
+
+def _said(streams: tuple[str, ...]) -> str:
+    return f"keys by the names {', '.join(streams)}" if streams else "one key"
+
+
+def _words(key: Array, cut: Cut) -> np.ndarray:
     if is_tracer(key):
         raise TypeError(
             "key: got a value that is being traced; expected a concrete key. Call "

@@ -31,7 +31,7 @@ from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.plan.planning import make_plan
 from shardinit.core.plan.rules import Rules
-from shardinit.core.prng.root_key import KeyLike, as_key
+from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
 from shardinit.core.run import arguments as operands
 from shardinit.core.run.lower import anywhere, lower, replicated
 from shardinit.core.run.processes import assert_same
@@ -74,7 +74,8 @@ class CompiledPlan:
         """Initialises.
 
         Args:
-          key: a key of the type that was planned for, or an int seed.
+          key: a key of the type that was planned for, or an int seed; keys by the
+            names of streams where those were planned for.
           progress: called with (leaves dispatched, leaves in all) as they go.
 
         Returns:
@@ -97,12 +98,12 @@ class CompiledPlan:
         """The user's object from its leaves."""
         return self.plan.init_fn.rebuild(jax.tree.unflatten(self.plan.cut.tree, leaves))
 
-    def run(self, key: jax.Array, progress: Progress | None = None) -> list[Leaf]:
+    def run(self, key: RootKey, progress: Progress | None = None) -> list[Leaf]:
         """``leaves`` for a key that ``as_key`` made."""
         with jax.transfer_guard("allow"):  # of the words of keys, which no user sees
             return self._run(key, progress)
 
-    def _run(self, key: jax.Array, progress: Progress | None) -> list[Leaf]:
+    def _run(self, key: RootKey, progress: Progress | None) -> list[Leaf]:
         cut = self.plan.cut
         words = operands.key_words(self.plan.root_key(key), cut)
         leaves: list[Any] = [None] * len(cut.leaves)
@@ -323,7 +324,7 @@ def init(
 
     Args:
       fn: ``key -> pytree of arrays``, an ``InitFn`` or an ``InitProgram``.
-      key: a key or an int seed.
+      key: a key or an int seed; or, by the names of its streams, several of them.
       mesh: the devices; default the first one.
       rules: as for ``plan``.
       out_shardings: as for ``plan``.

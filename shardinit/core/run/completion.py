@@ -23,7 +23,7 @@ from shardinit.core.plan.leaves import PlanLeaf, itemsize, names_of
 from shardinit.core.plan.options import Select
 from shardinit.core.plan.plan import Plan
 from shardinit.core.prng import derivation as keys
-from shardinit.core.prng.root_key import KeyLike, as_key
+from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
 from shardinit.core.run.account import Account, Entry
 from shardinit.core.run.compile import Progress, compile_plan, on_devices
 from shardinit.core.run.growing import POLICIES, dividing, resized
@@ -88,7 +88,7 @@ class MissingPlan:
         """
         return self.run(as_key(key), progress)
 
-    def run(self, key: jax.Array, progress: Progress | None = None) -> Any:
+    def run(self, key: RootKey, progress: Progress | None = None) -> Any:
         """``__call__`` for a key that ``as_key`` made."""
         settled = {*self._present, *self._copies}
 
@@ -109,7 +109,7 @@ class MissingPlan:
                 out[leaf.path] = jax.device_put(source, sharding, may_alias=False)
         return exe.rebuild([out[leaf.path] for leaf in self.plan.leaves])
 
-    def _leaf(self, leaf: PlanLeaf, fresh: Any, sharding: Any, key: jax.Array) -> Any:
+    def _leaf(self, leaf: PlanLeaf, fresh: Any, sharding: Any, key: RootKey) -> Any:
         if leaf.path not in self._present:
             return fresh
         array = self._present[leaf.path]

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.plan.entries import parts
+from shardinit.core.prng.root_key import RootKey, keys_of
 
 POLICIES: Final = ("init", "mean", "mean_cov", "zeros", "copy")
 _SPREAD = 1e-9  # of the old rows' covariance, as transformers resizes embeddings
@@ -29,7 +30,7 @@ def resized(
     policy: str,
     *,
     fresh: jax.Array | None,
-    key: jax.Array,
+    key: RootKey,
     path: str,
 ) -> jax.Array:
     """``old`` in another shape.
@@ -42,7 +43,7 @@ def resized(
         mean of the old rows, ``"mean_cov"`` drawn about it with their covariance,
         ``"zeros"``, or ``"copy"``, the old rows over again.
       fresh: the initialised leaf, for ``"init"``.
-      key: the root key, for ``"mean_cov"``.
+      key: the root key, for ``"mean_cov"``; of several streams the last one's counts.
       path: of the leaf, which tells its numbers from those of others.
     """
     # The compiler places the copy; explicit axes would have to be told how.
@@ -66,7 +67,7 @@ def resized(
         fresh = jax.device_put(fresh, NamedSharding(auto, sharding.spec), donate=True)
         made = jax.jit(put, out_shardings=placed, donate_argnums=0)(fresh, old)
     else:
-        seed = jax.random.key_data(_typed(key)).ravel()[-1]
+        seed = jax.random.key_data(_typed(keys_of(key)[-1])).ravel()[-1]
         seed = jax.random.fold_in(jax.random.key(int(seed)), zlib.crc32(path.encode()))
         seed = jax.device_put(seed, NamedSharding(auto, PartitionSpec()))
         made = jax.jit(fill, out_shardings=placed)(old, seed)

@@ -31,7 +31,7 @@ from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.planning import make_plan
 from shardinit.core.prng import derivation as keys
-from shardinit.core.prng.root_key import KeyLike, as_key
+from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
 from shardinit.core.region import Index, Region, covering
 from shardinit.core.run import arguments as operands
 from shardinit.core.types import Device, DType, Tree, Values, Words
@@ -136,7 +136,7 @@ class LazyTree(Mapping[str, LazyArray]):
     def __init__(
         self,
         plan: Plan,
-        key: jax.Array,
+        key: RootKey,
         memory_limit: int | None,
         device: Device | str | None,
     ):

@@ -13,7 +13,7 @@ reading into numpy, imports neither JAX nor Flax.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from shardinit.core.plan.options import Select
+    from shardinit.core.plan.placement import Placement
     from shardinit.core.plan.rules import Rules
     from shardinit.core.prng.root_key import KeyLike
     from shardinit.core.program.program import InitProgram
@@ -93,7 +94,8 @@ class Client:
 
     Safe to use from several threads. In every method ``spec`` is a `ModelSpec`, or the
     sha256 in hex of a program that the service holds; ``key`` is a JAX key, its words
-    as a uint32 array, or an int seed; a job without JAX has the last two. ``progress``
+    as a uint32 array, or an int seed; a job without JAX has the last two; or, by their
+    names, such a key for each of a model's streams. ``progress``
     is called with (done, in all); without it, a terminal shows a bar.
 
     Every failure is a `ServiceError` with the code's name in ``code``; faults of a
@@ -122,7 +124,13 @@ class Client:
         return {m.name: wire.struct_to_dict(m.config_schema) for m in response.models}
 
     def describe(
-        self, spec: Spec, mesh: MeshLike | None = None, rules: Rules | None = None
+        self,
+        spec: Spec,
+        mesh: MeshLike | None = None,
+        rules: Rules | None = None,
+        *,
+        opt_rules: Rules | Placement | None = None,
+        opt_state: str | Iterable[str] | None = None,
     ) -> Description:
         """The leaves of a model, their bytes, and with a mesh where they lie.
 
@@ -130,12 +138,13 @@ class Client:
           spec: the model.
           mesh: a ``Mesh``, an ``AbstractMesh``, or a mapping of axis name to size.
           rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``.
+          opt_rules: as for ``shardinit.plan``.
+          opt_state: globs over the paths of leaves that are optimizer state.
         """
         request = service_pb2.DescribeModelRequest(spec=wire.spec_to_proto(spec))
         if mesh is not None:
             request.mesh.CopyFrom(wire.mesh_to_proto(mesh))
-        if rules is not None:
-            request.rules.CopyFrom(wire.rules_to_proto(rules))
+        wire.placing_to_proto(request, rules, opt_rules, opt_state)
         response = self._connection.call("DescribeModel", request)
         return description_from_proto(response, placed=mesh is not None)
 
@@ -173,6 +182,9 @@ class Client:
         indivisible: str = "error",
         memory_limit: int | None = None,
         prng: str | None = None,
+        draw_dtype: str | None = None,
+        opt_rules: Rules | Placement | None = None,
+        opt_state: str | Iterable[str] | None = None,
         via: str = "program",
         progress: Report | None = None,
     ) -> Any:
@@ -190,6 +202,9 @@ class Client:
           indivisible: as for ``shardinit.plan``.
           memory_limit: as for ``shardinit.plan``.
           prng: as for ``shardinit.plan``.
+          draw_dtype: as for ``shardinit.plan``, by name; of a `ModelSpec`.
+          opt_rules: as for ``shardinit.plan``.
+          opt_state: globs over the paths of leaves that are optimizer state.
           via: ``"program"``, or ``"stream"`` to have the service compute the bytes and
             send them, each process asking for those of its own devices only.
           progress: counts leaves that are dispatched.
@@ -203,7 +218,9 @@ class Client:
         """
         if via not in ("program", "stream"):
             raise ValueError(f"via={via!r}; expected 'program' or 'stream'")
+        spec = wire.spec_for(spec, key, draw_dtype)
         where = {"mesh": mesh, "out_shardings": out_shardings, "select": select}
+        state = {"opt_rules": opt_rules, "opt_state": opt_state}
         if via == "program":
             program = self.program(spec)
             from shardinit.core.run.compile import init
@@ -220,6 +237,7 @@ class Client:
                     prng=prng,
                     progress=report,
                     **where,
+                    **state,
                 )
         own = {
             "whole": whole != "replicate",
@@ -235,7 +253,8 @@ class Client:
             )
         from shardinit.service.client.arrays import from_windows
 
-        described = self.describe(spec, mesh if out_shardings is None else None, rules)
+        given = mesh if out_shardings is None else None
+        described = self.describe(spec, given, rules, **state)
         refuse(described.findings, strict, str(spec))
         with shown("receive", progress, "leaves") as report:
             return from_windows(
@@ -266,6 +285,7 @@ class Client:
         Raises:
           SelectError: a glob that matches no leaf.
         """
+        spec = wire.spec_for(spec, key)
         pieces = [transfer.whole(x) for x in self.describe(spec).chosen(select)]
         total = sum(piece.nbytes for piece in pieces)
         with shown("receive", progress) as report:
@@ -289,6 +309,7 @@ class Client:
           SelectError: no leaf has that path.
           IndexError: the window does not lie inside the leaf.
         """
+        spec = wire.spec_for(spec, key)
         whole = transfer.whole(self.describe(spec).leaf(path))
         region, rest = covering(window, whole.region.shape, f"leaf {path!r}")
         (array,) = self.receive(spec, key, [replace(whole, region=region)])
@@ -320,7 +341,7 @@ class Client:
         if format not in writing.FORMATS:
             raise ValueError(f"format={format!r}; expected 'safetensors' or 'orbax'")
         request = service_pb2.WriteCheckpointRequest(
-            spec=wire.spec_to_proto(spec),
+            spec=wire.spec_to_proto(wire.spec_for(spec, key)),
             key=wire.key_to_proto(key),
             uri=os.fspath(uri),
             format=writing.FORMATS[format],
@@ -347,7 +368,8 @@ class Client:
         Yields:
           each window when it is complete and checked.
         """
-        message, root = wire.spec_to_proto(spec), wire.key_to_proto(key)
+        message = wire.spec_to_proto(wire.spec_for(spec, key))
+        root = wire.key_to_proto(key)
         yield from transfer.receive(self._connection, message, root, pieces, moved)
 
     def close(self) -> None:

@@ -71,11 +71,9 @@ class ModelCache:
         """
         plan = self.plan(wire.spec_from_proto(request.spec))
         if request.HasField("mesh"):
-            mesh, rules = wire.mesh_from_proto(request.mesh), None
-            if request.HasField("rules"):
-                self._limits.check_rules(request.rules, len(plan.leaves))
-                rules = wire.rules_from_proto(request.rules)
-            plan = make_plan(plan, mesh=mesh, rules=rules)
+            self._limits.check_rules(request, len(plan.leaves))
+            placing = wire.placing_from_proto(request)
+            plan = make_plan(plan, mesh=wire.mesh_from_proto(request.mesh), **placing)
         response = plan_to_proto(plan)
         _hold(
             response.ByteSize(),
@@ -113,10 +111,11 @@ class ModelCache:
 
     def _trace(self, spec: ModelSpec | str) -> Plan:
         if isinstance(spec, str):
-            name, made = "program", self._stored(bytes.fromhex(spec))
+            name, plan = "program", make_plan(self._stored(bytes.fromhex(spec)))
         else:
-            name, made = spec.model, build(spec)
-        plan = make_plan(made)
+            key = dict.fromkeys(spec.key_streams, 0) or 0
+            name = spec.model
+            plan = make_plan(build(spec), key=key, draw_dtype=spec.draw_dtype)
         self._limits.check_leaves(name, [leaf.shape for leaf in plan.leaves])
         return plan
 

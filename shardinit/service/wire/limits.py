@@ -149,16 +149,23 @@ class Limits:
         if faults:
             raise SpecError(model, faults)
 
-    def check_rules(self, rules: spec_pb2.ShardingRules, leaves: int) -> None:
-        """Holds path rules against the model that they are for.
+    def check_rules(
+        self, request: service_pb2.DescribeModelRequest, leaves: int
+    ) -> None:
+        """Holds path rules and globs against the model that they are for.
 
         Raises:
           SpecError: there is too much to match.
         """
-        count = len(rules.path_rules.rules)
-        if count * leaves > self.matches:
-            text = f"{count} for {leaves} leaves; at most {self.matches} matches"
-            raise SpecError("rules", [("rules.path_rules.rules", text)])
+        given = {
+            "rules.path_rules.rules": request.rules.path_rules.rules,
+            "opt_rules.path_rules.rules": request.opt_rules.path_rules.rules,
+            "opt_state": request.opt_state,
+        }
+        for where, texts in given.items():
+            if len(texts) * leaves > self.matches:
+                text = f"{len(texts)} for {leaves} leaves; at most {self.matches}"
+                raise SpecError("rules", [(where, f"{text} matches")])
 
     def _config(self, config: struct_pb2.Struct) -> Faults:
         """Walks a Struct with a list for a stack, so that depth costs no recursion."""
@@ -229,10 +236,8 @@ def _sha256(limits: Limits, digest: bytes, _: Message) -> str:
 def _mesh(limits: Limits, mesh: spec_pb2.MeshSpec, _: Message) -> str:
     if len(mesh.axes) > limits.mesh_axes:
         return ""  # said of the list, before anything is multiplied
-    names = [axis.name for axis in mesh.axes]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        return f"{twice[0][: limits.name]!r} comes twice"
+    if text := _twice(limits, [axis.name for axis in mesh.axes]):
+        return text
     devices = math.prod(max(axis.size, 1) for axis in mesh.axes)
     most = limits.mesh_devices
     return f"{devices} devices; at most {most}" if devices > most else ""
@@ -244,6 +249,31 @@ def _key(limits: Limits, data: service_pb2.KeyData, _: Message) -> str:
         return f"{impl!r} is none of {', '.join(filter(None, _KEY_WORDS))}"
     known = _KEY_WORDS[impl]
     return "" if count in known else f"{count} words; a key has {known}"
+
+
+def _streams(limits: Limits, keys: service_pb2.KeyStreams, _: Message) -> str:
+    names = [stream.name for stream in keys.streams[: limits.rank + 1]]
+    return _twice(limits, names)
+
+
+def _twice(limits: Limits, names: list[str]) -> str:
+    twice = [name for name in names if names.count(name) > 1]
+    return f"{twice[0][: limits.name]!r} comes twice" if twice else ""
+
+
+def _draw_dtype(limits: Limits, dtype: str, spec: spec_pb2.ModelSpec) -> str:
+    if dtype and spec.WhichOneof("spec") != "named":
+        return "given for a program, whose draws are settled"
+    known = dtype in ("", "float32", "float64")
+    return "" if known else f"{dtype[: limits.name]!r} is no float32 or float64"
+
+
+def _with_mesh(_: Limits, rules: Message, request: Any) -> str:
+    return "" if request.HasField("mesh") else "given without a mesh"
+
+
+def _memory_kind(limits: Limits, kind: str, request: Any) -> str:
+    return _with_mesh(limits, request, request) if kind else ""
 
 
 def _pattern(limits: Limits, pattern: str, _: Message) -> str:
@@ -260,6 +290,9 @@ _COUNTS = {
     "PathRule.dimensions": (0, "rank"),
     "Dimension.mesh_axes": (0, "mesh_axes"),
     "FsdpRule.mesh_axes": (0, "mesh_axes"),
+    "ModelSpec.key_streams": (0, "rank"),
+    "KeyStreams.streams": (1, "rank"),
+    "DescribeModelRequest.opt_state": (0, "rules"),
     "StreamShardsRequest.windows": (1, "windows"),
     "Window.start": (0, "rank"),
     "Window.shape": (0, "rank"),
@@ -270,9 +303,14 @@ _COUNTS = {
 _RULES: dict[str, Callable[[Limits, Any, Any], str]] = {
     "NamedModel.model": _name,
     "ModelSpec.program_sha256": _sha256,
+    "ModelSpec.draw_dtype": _draw_dtype,
+    "ModelSpec.key_streams": _name,
     "DescribeModelRequest.mesh": _mesh,
-    "DescribeModelRequest.rules": lambda _, rules, request: (
-        "" if request.HasField("mesh") else "given without a mesh"
+    "DescribeModelRequest.rules": _with_mesh,
+    "DescribeModelRequest.opt_rules": _with_mesh,
+    "DescribeModelRequest.opt_memory_kind": _memory_kind,
+    "DescribeModelRequest.opt_state": lambda limits, glob, _: _longer(
+        glob, limits.pattern
     ),
     "MeshAxis.name": _name,
     "MeshAxis.size": lambda _, size, axis: (
@@ -284,6 +322,9 @@ _RULES: dict[str, Callable[[Limits, Any, Any], str]] = {
     "Dimension.mesh_axes": _name,
     "FsdpRule.mesh_axes": _name,
     "RootKey.data": _key,
+    "RootKey.streams": _streams,
+    "KeyStream.name": _name,
+    "KeyStream.data": _key,
     "Window.path": lambda limits, path, _: _longer(path, limits.path),
     "GetVersionRequest.min": lambda _, least, request: (
         "" if 1 <= least <= request.max else f"{least} to {request.max} is no range"

@@ -9,7 +9,8 @@ that only asks needs none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import struct_pb2
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jax.sharding import AbstractMesh
 
     from shardinit.core.init_fn import AnyMesh
+    from shardinit.core.plan.placement import Placement
     from shardinit.core.plan.rules import Rules
     from shardinit.core.prng.root_key import KeyLike
     from shardinit.core.program.program import InitProgram
@@ -62,7 +64,29 @@ def spec_to_proto(spec: Spec) -> spec_pb2.ModelSpec:
         raise SpecError(model, faults)
     named = spec_pb2.NamedModel(model=model)
     named.config.update(dict(config))
-    return spec_pb2.ModelSpec(named=named)
+    draw_dtype = getattr(spec, "draw_dtype", None) or ""
+    streams = getattr(spec, "key_streams", ())
+    return spec_pb2.ModelSpec(named=named, draw_dtype=draw_dtype, key_streams=streams)
+
+
+def spec_for(spec: Spec, key: KeyLike, draw_dtype: str | None = None) -> Spec:
+    """The spec of what is made of a key: it names the streams that have one each.
+
+    Raises:
+      ValueError: ``draw_dtype`` for a program, whose draws are settled.
+    """
+    streams = tuple(sorted(key)) if isinstance(key, Mapping) else ()
+    named = hasattr(spec, "config")
+    if draw_dtype is not None and not named:
+        raise ValueError(
+            f"draw_dtype={draw_dtype!r} for a program, whose draws are settled; "
+            "expected a ModelSpec"
+        )
+    if not named or not (streams or draw_dtype):
+        return spec
+    own: Any = spec
+    kept = {"draw_dtype": draw_dtype or own.draw_dtype}
+    return replace(own, key_streams=streams or own.key_streams, **kept)
 
 
 def _check_plain(
@@ -91,7 +115,12 @@ def spec_from_proto(message: spec_pb2.ModelSpec) -> ModelSpec | str:
 
     if message.WhichOneof("spec") == "program_sha256":
         return message.program_sha256.hex()
-    return ModelSpec(message.named.model, struct_to_dict(message.named.config))
+    return ModelSpec(
+        message.named.model,
+        struct_to_dict(message.named.config),
+        draw_dtype=message.draw_dtype or None,
+        key_streams=tuple(message.key_streams),
+    )
 
 
 def struct_to_dict(struct: struct_pb2.Struct) -> dict[str, Any]:
@@ -190,12 +219,67 @@ def rules_from_proto(message: spec_pb2.ShardingRules) -> Rules:
     return rules.fsdp(*message.fsdp.mesh_axes, min_bytes=message.fsdp.min_bytes)
 
 
+def placing_to_proto(
+    request: service_pb2.DescribeModelRequest,
+    rules: Rules | None,
+    opt_rules: Rules | Placement | None,
+    opt_state: str | Iterable[str] | None,
+) -> None:
+    """Writes where leaves shall lie into a request.
+
+    Raises:
+      TypeError: rules that are none, or ``opt_state`` is a predicate.
+    """
+    from shardinit.core.plan.placement import axes_of, kind_of
+
+    if rules is not None:
+        request.rules.CopyFrom(rules_to_proto(rules))
+    if axes_of(opt_rules) is not None:
+        request.opt_rules.CopyFrom(rules_to_proto(axes_of(opt_rules)))
+    request.opt_memory_kind = kind_of(opt_rules) or ""
+    if callable(opt_state):
+        raise TypeError("opt_state: got a function; the wire carries globs")
+    globs = [opt_state] if isinstance(opt_state, str) else opt_state or ()
+    request.opt_state.extend(globs)
+
+
+def placing_from_proto(request: service_pb2.DescribeModelRequest) -> dict[str, Any]:
+    """The rules of a request, as ``shardinit.plan`` takes them."""
+    from shardinit.core.paths import glob_text
+    from shardinit.core.plan.placement import Placement
+
+    found: dict[str, Any] = {}
+    for name in ("rules", "opt_rules"):
+        if request.HasField(name):
+            found[name] = rules_from_proto(getattr(request, name))
+    if kind := request.opt_memory_kind:
+        found["opt_rules"] = Placement(found.get("opt_rules"), kind)
+    if request.opt_state:  # of a stranger, so that RE2 matches them
+        texts = [f"^(?:{glob_text(glob)})$" for glob in request.opt_state]
+        found["opt_state"] = lambda path: any(patterns.found(x, path) for x in texts)
+    return found
+
+
 def key_to_proto(key: KeyLike) -> service_pb2.RootKey:
-    """An int seed, a JAX key, or the raw words of one as a message.
+    """An int seed, a JAX key, the raw words of one, or a mapping of them as a message.
 
     Raises:
       TypeError: ``key`` is none of these.
     """
+    if not isinstance(key, Mapping):
+        return _one_to_proto(key)
+    message = service_pb2.RootKey()
+    for name in sorted(key):
+        one = _one_to_proto(key[name])
+        stream = message.streams.streams.add(name=name)
+        if one.WhichOneof("key") == "seed":
+            stream.seed = one.seed
+        else:
+            stream.data.CopyFrom(one.data)
+    return message
+
+
+def _one_to_proto(key: Any) -> service_pb2.RootKey:
     if isinstance(key, int) and not isinstance(key, bool):
         if not -(2**63) <= key < 2**63:
             raise TypeError(f"key: the seed {key} has more than 64 bits")
@@ -215,8 +299,16 @@ def key_to_proto(key: KeyLike) -> service_pb2.RootKey:
     return service_pb2.RootKey(data=data)
 
 
-def key_from_proto(message: service_pb2.RootKey) -> int | jax.Array | np.ndarray:
-    """An int seed, a JAX key, or raw words."""
+def key_from_proto(message: service_pb2.RootKey) -> KeyLike:
+    """An int seed, a JAX key, raw words, or a dict of these by stream."""
+    if message.WhichOneof("key") == "streams":
+        return {x.name: _one_from_proto(x) for x in message.streams.streams}
+    return _one_from_proto(message)
+
+
+def _one_from_proto(
+    message: service_pb2.RootKey | service_pb2.KeyStream,
+) -> int | jax.Array | np.ndarray:
     import jax
     import numpy as np
 

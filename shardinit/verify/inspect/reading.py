@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from shardinit.core.cut.cut import LeafCut
 from shardinit.core.cut.sources import Keys, Windowed
 from shardinit.core.plan.mesh import as_device
 from shardinit.core.plan.plan import Plan
+from shardinit.core.prng.root_key import RootKey
 from shardinit.core.run.arguments import key_words, operand_words
 from shardinit.core.run.lazy import open as open_lazily
 from shardinit.core.types import Device
@@ -53,7 +53,7 @@ class Reader:
     def __init__(
         self,
         plan: Plan,
-        root: jax.Array,
+        root: RootKey,
         numbers: Sequence[int],
         *,
         memory_limit: int,
