@@ -5,10 +5,12 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from shardinit import cli
-from shardinit.cli import arguments
+from shardinit.cli import arguments, options
+from shardinit.core.plan.rules import fsdp
 from shardinit.errors import ShardingError
 
 pytestmark = pytest.mark.once
@@ -180,6 +182,23 @@ def test_rules_read_as_written():
     rules = arguments.parse_rules("embed=data, mlp=data+model,norm=")
     expected = (("embed", ("data",)), ("mlp", ("data", "model")), ("norm", None))
     assert rules.rules == expected
+    assert arguments.parse_rules("fsdp:data+model") == fsdp("data", "model")
+    assert arguments.parse_rules("fsdp") == fsdp()
+
+
+def test_optimizer_state_and_wide_draws_are_placed_as_they_were_typed():
+    def init(key):
+        wide = jax.random.normal(key, (512, 512), jax.numpy.bfloat16)
+        return {"w": wide, "moment": jax.numpy.zeros((512, 512))}
+
+    mesh = arguments.abstract_mesh({"data": 2, "model": 4})
+    told = ("fsdp:model", None, None, "error", None, None, "float32")
+    state = ("fsdp:data", "pinned_host", ["mom*"])
+    plan = options.planned(init, mesh, options.Asked(*told, state))
+    moment, w = (leaf.sharding for leaf in plan.leaves)
+    assert (tuple(moment.spec), tuple(w.spec)) == (("model", "data"), ("model",))
+    assert moment.memory_kind == "pinned_host"
+    assert "narrow-draw" not in {found.kind for found in plan.findings}
 
 
 def children(parent):

@@ -116,6 +116,10 @@ def plan(
     indivisible: options.Indivisible = "error",
     memory_limit: options.MemoryLimit = None,
     prng: options.Prng = None,
+    draw_dtype: options.DrawDtype = None,
+    opt_rules: options.OptRules = None,
+    opt_memory: options.OptMemory = None,
+    opt_state: options.OptState = None,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: AsJson = False,
@@ -137,7 +141,9 @@ def plan(
             "--statistics", "there is no --html", "--html FILE with it"
         )
 
-    asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
+    state = (opt_rules, opt_memory, opt_state)
+    given = (rules, select, strict, indivisible, memory_limit, prng, draw_dtype)
+    asked = options.Asked(*given, state)
     made = _planned(source, model, models, arguments.parse_mesh(mesh), asked)
     if html is not None:
         looking.write_page(made, html, seed if statistics else None)
@@ -167,6 +173,10 @@ def audit(
     indivisible: options.Indivisible = "error",
     memory_limit: options.MemoryLimit = None,
     prng: options.Prng = None,
+    draw_dtype: options.DrawDtype = None,
+    opt_rules: options.OptRules = None,
+    opt_memory: options.OptMemory = None,
+    opt_state: options.OptState = None,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: AsJson = False,
@@ -177,7 +187,9 @@ def audit(
     chips = topologies.topology(topology)
     axes = arguments.parse_mesh(mesh or f"device={chips.devices}")
     topologies.check_installed(chips)
-    asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
+    state = (opt_rules, opt_memory, opt_state)
+    given = (rules, select, strict, indivisible, memory_limit, prng, draw_dtype)
+    asked = options.Asked(*given, state)
     made = _planned(source, model, models, axes, asked)
     from shardinit.cli import tables
     from shardinit.verify.audit.audit import audit as audit_plan

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jax.sharding import AbstractMesh
 
     from shardinit.core.init_fn import InitFn
-    from shardinit.core.plan.rules import AxisRules
+    from shardinit.core.plan.rules import Rules
     from shardinit.core.program.program import InitProgram
 
 _LOCAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -53,25 +53,32 @@ def abstract_mesh(axes: dict[str, int]) -> AbstractMesh:
     return AbstractMesh(tuple(axes.values()), tuple(axes))
 
 
-def parse_rules(text: str | None) -> AxisRules | None:
+def parse_rules(text: str | None, option: str = "--rules") -> Rules | None:
     """``embed=data,mlp=data+model,norm=`` as ``AxisRules``; None for None.
+
+    ``fsdp`` and ``fsdp:data+model`` are ``fsdp()`` and ``fsdp("data", "model")``.
 
     Raises:
       ShardingError: it does not read like that.
     """
     if text is None:
         return None
+    from shardinit.core.plan.fsdp import fsdp
     from shardinit.core.plan.rules import AxisRules
 
+    kind, _, over = text.partition(":")
+    if kind.strip() == "fsdp":
+        return fsdp(*(axis.strip() for axis in over.split("+") if axis.strip()))
     rules: list[tuple[str, Any]] = []
     for part in text.split(","):
         name, equals, axes = (piece.strip() for piece in part.partition("="))
         names = [axis.strip() for axis in axes.split("+")] if axes else []
         if not equals or not name or not all(names):
             raise ShardingError(
-                "--rules",
+                option,
                 f"{part.strip()!r} in {text!r}",
-                "logical axis = mesh axes, such as embed=data,mlp=data+model,norm=",
+                "logical axis = mesh axes, such as embed=data,mlp=data+model,norm=, or "
+                "fsdp:data",
             )
         rules.append((name, names or None))
     return AxisRules(rules)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shardinit import storage
-from shardinit.cli import arguments, devices
+from shardinit.cli import arguments, devices, options
 from shardinit.cli.outcomes import interruptible, reading
 from shardinit.cli.programs import AsJson, ModelName, Modules, Seed, Source
 from shardinit.cli.targets import check_target
@@ -61,6 +61,10 @@ def init(
     executables_sha256: Annotated[
         str | None, typer.Option(help="orbax: its SHA-256, as its maker told you.")
     ] = None,
+    draw_dtype: options.DrawDtype = None,
+    opt_rules: options.OptRules = None,
+    opt_memory: options.OptMemory = None,
+    opt_state: options.OptState = None,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: AsJson = False,
@@ -72,6 +76,9 @@ def init(
         "--rules": rules,
         "--executables": executables,
         "--executables-sha256": executables_sha256,
+        "--opt-rules": opt_rules,
+        "--opt-memory": opt_memory,
+        "--opt-state": opt_state,
     }
     for option, value in (sharded if layout == "safetensors" else windowed).items():
         if value is not None:
@@ -93,10 +100,11 @@ def init(
     from shardinit.core.plan.planning import plan as make_plan
 
     if layout == "safetensors":
-        plan = make_plan(fn)
+        plan = make_plan(fn, draw_dtype=draw_dtype)
     else:
-        on, by = devices.real_mesh(axes), arguments.parse_rules(rules)
-        plan = make_plan(fn, mesh=on, rules=by)
+        placing = options.placing_of(rules, opt_rules, opt_memory, opt_state)
+        on = devices.real_mesh(axes)
+        plan = make_plan(fn, mesh=on, draw_dtype=draw_dtype, **placing)
     new = not _has_format(target, layout)
     root = _held(plan, seed, target, beside, layout)
     if root is None and layout == "safetensors":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -17,8 +17,27 @@ Rules = Annotated[
     str | None,
     typer.Option(
         help="Logical axes to mesh axes, such as embed=data,mlp=model; + joins mesh "
-        "axes, nothing keeps an axis whole."
+        "axes, nothing keeps an axis whole. Or fsdp, fsdp:data+model: by size alone."
     ),
+]
+DrawDtype = Annotated[
+    Literal["float32", "float64"] | None,
+    typer.Option(help="Draw narrower floats in this dtype, and round."),
+]
+OptRules = Annotated[
+    str | None,
+    typer.Option(
+        help="Rules for optimizer state alone, on top of where its parameters lie; as "
+        "--rules, such as fsdp:data."
+    ),
+]
+OptMemory = Annotated[
+    str | None,
+    typer.Option(help="Kind of memory for optimizer state, such as pinned_host."),
+]
+OptState = Annotated[
+    list[str] | None,
+    typer.Option(help="A glob over paths of optimizer state; may be repeated."),
 ]
 Select = Annotated[
     list[str] | None,
@@ -47,7 +66,10 @@ Prng = Annotated[
 
 
 class Asked(NamedTuple):
-    """What was typed beside the model and the mesh."""
+    """What was typed beside the model and the mesh.
+
+    Optimizer state has rules, a kind of memory and globs of its own.
+    """
 
     rules: str | None
     select: list[str] | None
@@ -55,6 +77,28 @@ class Asked(NamedTuple):
     indivisible: str
     memory_limit: str | None
     prng: str | None
+    draw_dtype: str | None = None
+    of_state: tuple[str | None, str | None, list[str] | None] = (None, None, None)
+
+
+def placing_of(
+    rules: str | None,
+    opt_rules: str | None,
+    opt_memory: str | None,
+    opt_state: list[str] | None,
+) -> dict[str, Any]:
+    """Where leaves shall lie, as ``shardinit.plan`` takes it.
+
+    Raises:
+      ShardingError: rules that do not read like rules.
+    """
+    from shardinit.core.plan.placement import Placement
+
+    state: Any = arguments.parse_rules(opt_rules, "--opt-rules")
+    if opt_memory is not None:
+        state = Placement(state, memory_kind=opt_memory)
+    ours = arguments.parse_rules(rules)
+    return {"rules": ours, "opt_rules": state, "opt_state": opt_state}
 
 
 def plan_options(mesh: AnyMesh, asked: Asked) -> PlanOptions:
@@ -78,12 +122,13 @@ def plan_options(mesh: AnyMesh, asked: Asked) -> PlanOptions:
     limit = asked.memory_limit
     return PlanOptions(
         mesh=mesh,
-        rules=arguments.parse_rules(asked.rules),
         select=asked.select,
         strict=strict,
         indivisible=asked.indivisible,
         memory_limit=None if limit is None else parse_size(limit, "--memory-limit"),
         prng=asked.prng,
+        draw_dtype=asked.draw_dtype,
+        **placing_of(asked.rules, *asked.of_state),
     )
 
 

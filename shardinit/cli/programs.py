@@ -49,6 +49,8 @@ Seed = Annotated[
 def export(
     source: Source,
     out: Annotated[str, typer.Option("--out", "-o", help="The program file to write.")],
+    draw_dtype: options.DrawDtype = None,
+    opt_state: options.OptState = None,
     model: ModelName = "decoder",
     models: Modules = None,
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
@@ -57,6 +59,7 @@ def export(
     """Writes a model's initial weights as one small program."""
     check_target(out)
     devices.on_cpu()
+    from shardinit.core.plan.planning import plan as make_plan
     from shardinit.core.program.program import export_plan, load_program
 
     there = None
@@ -65,7 +68,8 @@ def export(
             there = load_program(out)
         except (ProgramFormatError, OSError) as error:
             raise _exists(out) from error
-    program = export_plan(arguments.read_source(source, model, models))
+    fn = arguments.read_source(source, model, models)
+    program = export_plan(make_plan(fn, draw_dtype=draw_dtype, opt_state=opt_state))
     if there is None:
         with writing(out):
             program.save(out)
@@ -108,6 +112,10 @@ def compile_for_here(
     indivisible: options.Indivisible = "error",
     memory_limit: options.MemoryLimit = None,
     prng: options.Prng = None,
+    draw_dtype: options.DrawDtype = None,
+    opt_rules: options.OptRules = None,
+    opt_memory: options.OptMemory = None,
+    opt_state: options.OptState = None,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: AsJson = False,
@@ -119,7 +127,9 @@ def compile_for_here(
     from shardinit.storage.executables import save_executables
 
     fn = arguments.read_source(source, model, models)
-    asked = options.Asked(rules, select, strict, indivisible, memory_limit, prng)
+    state = (opt_rules, opt_memory, opt_state)
+    given = (rules, select, strict, indivisible, memory_limit, prng, draw_dtype)
+    asked = options.Asked(*given, state)
     plan = options.planned(fn, devices.real_mesh(axes), asked)
     digest = save_executables(plan, out)
     size, count = os.path.getsize(out), len(plan.programs)
