@@ -7,6 +7,7 @@ hold each window that they get against the same window computed here.
 """
 
 import argparse
+import math
 import random
 import shutil
 import threading
@@ -84,19 +85,37 @@ def measure(seconds, processes, kill_every=20.0, sample_every=2.0):
     return ends, held
 
 
+def least(held):
+    """Of each minute the sample that has least: uploads under way come and go."""
+    minutes = {}
+    for sample in held:
+        first = minutes.setdefault(sample[0] // 60, sample)
+        if sample[1] < first[1]:
+            minutes[sample[0] // 60] = sample
+    return list(minutes.values())
+
+
+def slope(held):
+    """Megabytes a minute of a line through (seconds, bytes)."""
+    if len(held) < 2:
+        return math.nan
+    seconds, size = np.array(held).T
+    return np.polyfit(seconds / 60, size / 1e6, 1)[0]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     given = parser.parse_args()
     ends, held = measure(given.minutes * 60, 4)
     print(f"honest reads: {dict(ends)}")
-    settled = np.array(held[len(held) // 3 :])
     every = max(len(held) // 12, 1)
     print("MB by second:", {round(s): round(b / 1e6) for s, b in held[::every]})
-    slope = np.polyfit(settled[:, 0] / 60, settled[:, 1] / 1e6, 1)[0]
+    settled = held[len(held) // 3 :]
     print(
         f"the process that listens: {held[0][1] / 1e6:.0f} MB, at the end "
-        f"{held[-1][1] / 1e6:.0f}; {slope:+.2f} MB a minute after the first third"
+        f"{held[-1][1] / 1e6:.0f}; after the first third {slope(settled):+.2f} MB a "
+        f"minute, the least of each minute {slope(least(settled)):+.2f}"
     )
 
 

@@ -237,29 +237,31 @@ class Pool:
         Raises:
           DiedError: it has ended.
         """
-        while True:
-            job = await self._next(slot, process)
-            slot.job, slot.begun = job, time.monotonic()
-            slot.building = not (job.quick and job.model in slot.held)
-            self._metrics.waited.observe(slot.begun - job.asked)
-            try:
-                await process.run(job.task, _taker(job, process.memory))
-            except Refusal as error:
-                _end(job, error)
-            except DiedError:
-                self._died(job, process)
-                raise
-            else:
-                if job.model:
-                    slot.hold(job.model)
-                _end(job)
-            finally:
-                taken = time.monotonic() - slot.begun
-                self._charge(job, taken)
-                if slot.building:
-                    self._metrics.built.labels(job.task.method).observe(taken)
-                slot.job, slot.building = None, False
-                await self._notify()
+        while True:  # no name for a job here, which would keep it until the next comes
+            await self._do(slot, process, await self._next(slot, process))
+
+    async def _do(self, slot: _Slot, process: Process, job: Job) -> None:
+        slot.job, slot.begun = job, time.monotonic()
+        slot.building = not (job.quick and job.model in slot.held)
+        self._metrics.waited.observe(slot.begun - job.asked)
+        try:
+            await process.run(job.task, _taker(job, process.memory))
+        except Refusal as error:
+            _end(job, error)
+        except DiedError:
+            self._died(job, process)
+            raise
+        else:
+            if job.model:
+                slot.hold(job.model)
+            _end(job)
+        finally:
+            taken = time.monotonic() - slot.begun
+            self._charge(job, taken)
+            if slot.building:
+                self._metrics.built.labels(job.task.method).observe(taken)
+            slot.job, slot.building = None, False
+            await self._notify()
 
     async def _next(self, slot: _Slot, process: Process) -> Job:
         """The job that a worker is to do now.
@@ -391,7 +393,8 @@ def _end(job: Job, error: Exception | None = None) -> None:
     if error is None:
         job.done.set_result(None)
     else:
-        job.done.set_exception(error)
+        # Its frames hold the job, which would then hold itself, with all its bytes.
+        job.done.set_exception(error.with_traceback(None))
         job.done.exception()  # seen: nobody may wait for it any more
 
 
