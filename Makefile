@@ -84,7 +84,7 @@ demo: $(VENV)/.installed
 	$(BIN)/shardinit demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --durations 15 $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -90,6 +90,7 @@ def test_plan_as_json_lists_every_leaf(config):
     )
 
 
+@pytest.mark.slow
 def test_plan_takes_what_a_plan_may_be_told(config, fails):
     odd = ("plan", config, "--mesh", "data=3", "--rules", "vocab=data")
     assert "does not divide" in fails(*odd) or "multiple of 3" in fails(*odd)
@@ -297,6 +298,7 @@ def test_export_and_read(config, tmp_path, fails):
     assert "File exists" in fails("read", path, leaf, "--out", npy)
 
 
+@pytest.mark.slow
 def test_export_compile_and_read_say_the_same_as_json(config, tmp_path):
     path, code = str(tmp_path / "model.program"), str(tmp_path / "code")
     wrote = json.loads(shardinit("export", config, "--out", path, "--json"))
@@ -332,6 +334,7 @@ def test_version_and_short_help():
     assert "Usage:" in shardinit("plan", "-h")
 
 
+@pytest.mark.slow
 def test_a_spec_is_a_name_a_file_json_or_standard_input(config, tmp_path, monkeypatch):
     from shardinit import ModelSpec, export_plan
     from shardinit.models import build
@@ -382,6 +385,7 @@ def test_a_reader_that_has_enough_is_no_error(config):
         ("audit", "gpt2", "--topology", "cpu:2", "--select", "embed/**"),
     ],
 )
+@pytest.mark.few(2)
 def test_a_table_is_no_wider_than_the_terminal(command, columns):
     import fcntl
     import pty

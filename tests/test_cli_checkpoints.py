@@ -75,6 +75,7 @@ def expected():
     return lib.init(build(ModelSpec("decoder", TINY)).fn, 5)
 
 
+@pytest.mark.slow
 def test_both_formats_hold_the_weights_of_one_receipt(tmp_path, config, expected, says):
     st, oc = str(tmp_path / "st"), str(tmp_path / "oc")
     said = says("init", config, "--out", st, "--seed", "5", "--max-shard-size", "100kB")
@@ -170,6 +171,7 @@ def test_what_goes_wrong_is_one_line(tmp_path, config, says):
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "orbax"])
+@pytest.mark.slow
 def test_the_same_command_again_verifies_and_ends_well(tmp_path, config, says, layout):
     out = str(tmp_path / "out")
     command = ("init", config, "--out", out, "--format", layout)

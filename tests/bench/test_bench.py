@@ -155,6 +155,7 @@ def test_children_see_the_devices_asked_for(monkeypatch):
     assert flags == ["--other=1", f"{flag}=5"]
 
 
+@pytest.mark.slow
 def test_the_deferred_case_times_every_step_and_how_each_grows(tmp_path):
     out = tmp_path / "out.json"
     done = bench("--case", "deferred", "--quick", "--json", str(out))

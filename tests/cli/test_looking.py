@@ -59,6 +59,7 @@ def write(folder, scale, name="mlp"):
         cached.unlink()
 
 
+@pytest.mark.slow
 def test_inspect_prints_a_row_for_the_leaves_of_all_layers(run):
     code, out, err = run("inspect", "tiny.json")
     assert (code, err) == (0, "")

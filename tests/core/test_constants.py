@@ -152,7 +152,7 @@ def test_what_is_made_of_constants_and_keys_has_one_set_of_bits(name, size):
 
 
 @pytest.mark.parametrize("portable", [False, True])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_one_element_has_the_bits_it_has_among_others(portable):
     """The compiler treats scalars by other rules than arrays."""
 

@@ -45,7 +45,7 @@ def normalised(key):
 @pytest.mark.parametrize(
     ("stack", "step"), [(by_map, qr), (by_scan, normalised), (by_number, qr)]
 )
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_layers_of_any_kind_shard_over_layers_and_axes(stack, step):
     fn = stack(step)
     plain = np.asarray(jax.jit(fn)(KEY))

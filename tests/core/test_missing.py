@@ -184,6 +184,7 @@ def test_mean_cov_draws_with_the_covariance_of_the_old_rows(mesh):
     np.testing.assert_allclose(np.cov(new.T), want, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_what_may_be_missing_or_unexpected_is_said_by_globs(mesh):
     there = restored(mesh)
     del there["layers"][2]["w"], there["embed"]

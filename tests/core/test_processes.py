@@ -189,6 +189,7 @@ def test_a_process_that_does_not_come_is_named(absent):
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_a_process_that_is_late_is_waited_for():
     assert run("1", LATE, wait="0.2") == ["EQUAL", "EQUAL"]
 

@@ -163,7 +163,7 @@ def envelope(program):
 
 
 @pytest.mark.parametrize("mask", [1, 0x80, 0xFF])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_damage_to_any_byte_is_refused_or_harmless(program, mask):
     data = bytearray(program.to_bytes())
     harmless = 0

@@ -76,7 +76,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("name", WINDOWED)
-@pytest.mark.few(10)
+@pytest.mark.few(6)
 def test_windows_and_equals_plain_jit(name, mesh):
     fn = WINDOWED[name]
     key = jax.random.key(5)

@@ -90,6 +90,7 @@ def test_inside_a_transfer_guard(mesh):
     np.testing.assert_array_equal(window, PLAIN["w"][:2])
 
 
+@pytest.mark.slow
 def test_without_a_mesh_leaves_lie_on_the_default_device():
     device = jax.devices()[3]
     with jax.default_device(device):

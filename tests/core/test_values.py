@@ -125,14 +125,14 @@ def same_as_jit(fn, mesh):
 
 
 @pytest.mark.parametrize("name", VALUES)
-@pytest.mark.few(9)
+@pytest.mark.few(6)
 def test_values_are_those_of_jit(name, mesh):
     same_as_jit(VALUES[name], mesh)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("divisor", DIVISORS)
-@pytest.mark.few(8)
+@pytest.mark.few(4)
 def test_divisions_by_what_no_key_reaches(divisor, dtype, mesh):
     # Uniform: a normal's last factor and a table are joined by JAX 0.10.2.
     def fn(key):

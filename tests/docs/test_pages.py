@@ -30,7 +30,7 @@ pytestmark = [
     "page",
     [*PAGES, *(pytest.param(page, marks=pytest.mark.once) for page in ON_ONE_VERSION)],
 )
-@pytest.mark.few(5)
+@pytest.mark.few(3)
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for needed in NEEDED.get(page, ()):
@@ -45,7 +45,7 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
 
 @pytest.mark.once
 @pytest.mark.parametrize("page", COMMANDS)
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_every_command_of_a_page_runs(page, tmp_path):
     text = (DOCS / f"{page}.md").read_text("utf-8")
     (script,) = re.findall(r"```sh\n(.*?)```", text, flags=re.S)

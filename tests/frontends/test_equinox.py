@@ -190,6 +190,7 @@ def test_an_example_ends_sharded_as_its_constructor_makes_it(name, mesh):
         assert array.sharding.is_fully_replicated == (array.nbytes < 4096)
 
 
+@pytest.mark.slow
 def test_layers_lie_by_rules_on_their_paths(mesh):
     rules = shardinit.PathRules(
         [

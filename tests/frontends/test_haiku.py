@@ -204,6 +204,7 @@ def test_an_example_ends_sharded_as_its_init_makes_it(name, mesh):
     assert plan.bytes_per_device < plan.total_bytes / 3
 
 
+@pytest.mark.slow
 def test_modules_lie_by_rules_on_their_paths(mesh):
     rules = shardinit.PathRules(
         [
@@ -277,6 +278,7 @@ def test_an_input_that_a_parameter_is_computed_from():
     assert differing(got, jax.jit(lambda key: net.init(key, x))(KEY)) == []
 
 
+@pytest.mark.slow
 def test_what_is_missing_of_the_parameters_is_made(mesh):
     init = frontend.init_fn(EXAMPLES["vae"][0], *EXAMPLES["vae"][1])
     whole = shardinit.init(init, KEY, mesh=mesh)

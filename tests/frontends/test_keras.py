@@ -201,6 +201,7 @@ def test_leaves_are_the_variables_that_keras_makes(build):
         assert str(leaves[path].dtype) == variable.dtype
 
 
+@pytest.mark.slow
 def test_constant_variables_have_the_values_of_keras():
     arrays = shardinit.init(frontend.init_fn(lstm), KEY)
     made = {v.path: v for v in keras_alone(lstm)}

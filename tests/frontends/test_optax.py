@@ -381,6 +381,7 @@ def test_state_that_repeats_parameters_repeats_those_of_the_checkpoint(mesh):
         shardinit.init_missing({"params": restored}, with_optimizer(weights, wide), 0)
 
 
+@pytest.mark.slow
 def test_programs_select_and_receipts_take_it(mesh, tmp_path):
     state = with_optimizer(MODELS["nnx"][0](), OPTIMIZERS["adam"])
     program = shardinit.export_plan(state)

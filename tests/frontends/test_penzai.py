@@ -73,6 +73,7 @@ def test_its_transformer_ends_sharded_with_its_own_values(transformer, own, mesh
     assert dict(table.named_shape) == {"vocabulary": 96, "embedding": 64}
 
 
+@pytest.mark.slow
 def test_the_sharded_transformer_runs(transformer, mesh):
     model = shardinit.init(penzai.init_fn(transformer), 0, mesh=mesh)
     tokens = pz.nx.wrap(jnp.arange(5)).tag("seq")

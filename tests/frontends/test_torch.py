@@ -172,6 +172,7 @@ def test_truncation_orthogonality_and_sparsity_are_exact():
     assert ((made["sparse"] == 0).sum(0) == 12).all()
 
 
+@pytest.mark.slow
 def test_one_set_of_bits_on_every_mesh(mesh):
     fn = frontend.init_fn(Fused)
     alone = shardinit.digest(shardinit.init(fn, 3))

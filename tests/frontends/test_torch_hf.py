@@ -19,7 +19,7 @@ from tests.frontends.torch_like import faults
 from tests.frontends.torch_small import small
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 LLAMA = small(example_config("llama-3.1-8b"), 64)
 KINDS = {
@@ -115,6 +115,7 @@ def test_the_dtype_is_the_configurations_or_the_callers():
     }
 
 
+@pytest.mark.slow
 def test_a_model_that_was_built_on_the_meta_device_is_initialised_as_it_should_be():
     config = transformers.AutoConfig.for_model(**LLAMA)
 

@@ -119,7 +119,7 @@ def test_the_plan_offers_it_where_it_meets_the_stock_one():
 
 
 @pytest.mark.parametrize("shape", [(1024, 1024), (32768, 64)])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_no_device_holds_the_matrix(shape):
     mesh = AbstractMesh((8,), ("data",))
     plan = shardinit.plan(lambda key: {"w": orthogonal()(key, shape)}, mesh=mesh)

@@ -21,9 +21,10 @@ CONFIG = {
     "n_head": 2,
     "vocab_size": 99,
 }
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.once, pytest.mark.filterwarnings("ignore")]
 
 
+@pytest.mark.slow
 def test_a_published_configuration_has_as_many_parameters_as_published():
     assert "hf" in model_names()
     plan = shardinit.plan(build(ModelSpec("hf", example_config("gpt2"))))

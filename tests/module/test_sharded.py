@@ -104,6 +104,7 @@ def test_init_on_a_mesh_has_the_same_bits_in_shards(oracle, mesh):
     assert made.up.kernel.addressable_shards[0].data.shape == (32, 64)
 
 
+@pytest.mark.slow
 def test_path_rules_and_the_default(mesh):
     rules = shardinit.PathRules([("up/kernel", P(None, "model"))])
     made = Block().init(42, X, mesh=mesh, rules=rules)
@@ -178,6 +179,7 @@ def test_what_is_initialised_is_no_part_of_the_function(mesh):
     assert whole.layers[0].kernel is made.layers[0].kernel
 
 
+@pytest.mark.slow
 def test_typed_and_rbg_keys(mesh):
     net = tx.Sequential(tx.Linear(32), tx.Dropout(0.1))
     for impl in ("threefry2x32", "rbg"):

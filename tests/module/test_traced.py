@@ -188,6 +188,7 @@ def test_a_jitted_training_step_keeps_the_structure():
     assert step._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_initialised_parts_may_lie_on_a_mesh(mesh):
     """Their arrays enter the trace as shapes, whatever mesh they are on."""
     x = jnp.ones((2, 8))

@@ -44,6 +44,7 @@ def test_honest_reads_are_right_beside_the_worst_clients():
     assert held
 
 
+@pytest.mark.slow
 def test_a_crowd_that_asks_for_one_model_is_served_by_its_one_build():
     ends, _ = crowd.measure(100, 2.0, processes=2)
     assert ends == {"OK": 100}

@@ -162,6 +162,7 @@ def test_streams_reflection_and_channelz_need_the_token_and_health_does_not(toke
         assert stub.Check(health_pb2.HealthCheckRequest(service=SERVICE)).status == 1
 
 
+@pytest.mark.slow
 def test_a_named_token_has_its_roles_and_may_be_given_others(tmp_path, caplog):
     path, root = tmp_path / "tokens", tmp_path / "root"
     path.write_text(f"reader read {ONE}\nwriter read,write {TWO}\n{THREE}\n")

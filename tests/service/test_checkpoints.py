@@ -259,6 +259,7 @@ def test_another_write_stops_with_its_caller_and_the_next_goes_on(writer, root, 
     ]
 
 
+@pytest.mark.slow
 def test_the_name_of_a_write_that_was_cut_off_is_free(writer, root, held):
     gate, spec = held
     writer.describe(spec)

@@ -193,7 +193,7 @@ def test_one_client_uses_all_replicas_in_turns(tmp_path, replicas):
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("via", ["program", "stream"])
-@pytest.mark.few(1)
+@pytest.mark.slow
 def test_a_process_that_asks_for_another_model_stops_all_before_dispatch(
     tmp_path, replicas, via
 ):

@@ -297,6 +297,7 @@ def test_parameters_alone_restore_into_a_plan_with_optimizer_state(tmp_path):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state["opt_state"]))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_named(tmp_path):
     config = config_of("gpt2", n_layer=1, tie_word_embeddings=False)
     _, params = arrays_of(config)

@@ -317,6 +317,7 @@ print("EQUAL")
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_two_processes_write_one_checkpoint(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -76,7 +76,7 @@ def assert_holds(folder, tree):
 
 @pytest.mark.parametrize("shard", ["1GB", 20_000, 1000])
 @pytest.mark.parametrize("memory", ["1GiB", 8 * 512])
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 def test_the_official_library_reads_a_model_written_by_windows(tmp_path, shard, memory):
     source = lazy(3)
     st.write(tmp_path / "out", source, max_shard_size=shard, max_memory=memory)

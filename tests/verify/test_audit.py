@@ -206,6 +206,7 @@ def test_an_audit_leaves_this_process_alone():
     assert report.bytes_per_device == (512 * 64 // 16 + 64 + 64 * 64) * 4
 
 
+@pytest.mark.slow
 def test_a_report_reads_as_text_as_html_and_as_json():
     report = shardinit.audit(shardinit.plan(small, mesh=abstract((2, 4))), "cpu:8")
     data = json.loads(json.dumps(report.to_data()))

@@ -53,6 +53,7 @@ def test_one_axis_over_all_devices_is_the_default(audit):
     assert out.rstrip().endswith("verdict: ok")
 
 
+@pytest.mark.slow
 def test_a_plan_that_fails_has_exit_status_1(audit):
     words = ["--topology", "cpu:4", "--rules", "embed="]
     code, out, _ = audit(*words, vocab_size=1 << 14)

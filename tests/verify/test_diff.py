@@ -37,6 +37,7 @@ def told(a, b, **options):
     return {change.kind: change for change in found.changes}, found
 
 
+@pytest.mark.slow
 def test_a_function_is_the_same_as_itself_as_plan_program_and_snapshot():
     plan = shardinit.plan(model())
     program = shardinit.export_plan(plan)

@@ -300,6 +300,7 @@ def test_json_has_no_numbers_that_json_has_not():
     assert len(repr(made)) < 200
 
 
+@pytest.mark.slow
 def test_gains_of_the_reference_decoder_know_their_fan_in():
     config = {
         "model_type": "llama",

@@ -108,6 +108,7 @@ def test_another_seed_differs_in_every_random_leaf(made):
     assert len(caught.value.differences) == 4
 
 
+@pytest.mark.slow
 def test_leaves_that_depend_on_the_mesh_are_marked(mesh):
     def fn(key):
         return {
@@ -286,6 +287,7 @@ print("ROOT", shardinit.digest(tree).root)
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_every_process_of_a_job_gets_the_digest_of_the_whole():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
