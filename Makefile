@@ -17,8 +17,9 @@ TESTS ?=
 BENCH ?=
 # What tests are installed with; EXTRAS=test,tpu audits for TPUs, for 684 MB.
 EXTRAS ?= test
-# Tests run in this many processes; each has its own simulated devices.
-JOBS ?= 2
+# Tests run in this many processes; each has its own simulated devices. One more than two
+# cores: many tests wait for servers and for processes of theirs.
+JOBS ?= 3
 
 # The platform that make accelerator is for, as JAX calls it: cuda, tpu or cpu.
 PLATFORM ?= cuda

@@ -224,6 +224,7 @@ def alive(process):
     return True
 
 
+@pytest.mark.slow
 def test_the_demo_checks_its_leaves_and_ends_by_itself(config):
     text = shardinit("demo", "--config", config)
     assert "initialise: " in text

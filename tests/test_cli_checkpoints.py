@@ -132,6 +132,7 @@ def test_verify_names_the_leaves_that_differ(tmp_path, config, says, capsys):
     assert same == {"ok": True, "differences": [], "root": root}
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_one_line(tmp_path, config, says):
     out = str(tmp_path / "out")
     (tmp_path / "other").write_text("no program")
@@ -202,6 +203,7 @@ def test_the_same_command_again_verifies_and_ends_well(tmp_path, config, says, l
         assert "has other values" in says(*command, code=1)
 
 
+@pytest.mark.slow
 def test_init_starts_from_executables_that_compile_wrote(tmp_path, config, says):
     code, plain, loaded = (str(tmp_path / name) for name in ("code", "plain", "loaded"))
     placed = ("--mesh", "data=2,model=4", "--rules", "embed=data,mlp=model")
@@ -229,6 +231,7 @@ def test_init_starts_from_executables_that_compile_wrote(tmp_path, config, says)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path, config, says):
     large = TINY | {"vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 24}
     (tmp_path / "large.json").write_text(json.dumps(large))

@@ -9,6 +9,7 @@ import pytest
 
 import shardinit
 from shardinit import cli
+from shardinit.core.plan import tables
 from shardinit.models import ModelSpec, build
 from shardinit.service.server.config import Config
 from shardinit.service.server.server import Server
@@ -71,7 +72,11 @@ def test_a_model_is_described_as_a_plan_would(ask, config):
     found = json.loads(ask("describe", config, "--mesh", "data=2", "--json"))
     assert found["fingerprint"] == plan.fingerprint
     assert [leaf["path"] for leaf in found["leaves"]] == [x.path for x in plan.leaves]
-    assert f"{plan.total_bytes:,} bytes" in ask("describe", config)
+    said = ask("describe", config, "--mesh", "data=2")
+    assert f"{plan.total_bytes:,} bytes" in said
+    assert [line.split()[2] for line in said.splitlines()[1:-1]] == [
+        row[2].split()[0] for row in tables.rows(plan.leaves)
+    ]
 
 
 def test_a_program_is_kept_in_a_file(ask, config, tmp_path):

@@ -54,7 +54,7 @@ def _has_torch():
 
 
 @pytest.mark.parametrize("name", FLOORS)
-@pytest.mark.few(8)
+@pytest.mark.few(5)
 def test_examples_run(name):
     for module in modules_of(name):
         result = doctest.testmod(module)

@@ -138,16 +138,9 @@ def describe(
     if as_json:
         print(json.dumps(_as_data(found), indent=1))
         return
-    for leaf in found.leaves:
-        spec = "" if leaf.spec is None else f"\t{[list(axes) for axes in leaf.spec]}"
-        print(f"{leaf.path}\t{leaf.dtype}\t{list(leaf.shape)}{spec}")
-    print(
-        f"{len(found.leaves):,} leaves of {found.programs} programs, "
-        f"{found.total_bytes:,} bytes, {found.bytes_per_device:,} a device, "
-        f"fingerprint {found.fingerprint}"
-    )
-    for finding in found.findings:
-        print(finding)
+    from shardinit.cli import tables
+
+    tables.print_description(found)
 
 
 @app.command()

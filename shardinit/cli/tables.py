@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from shardinit.core.plan import tables
-from shardinit.core.plan.entries import mesh_axes
-from shardinit.core.plan.text_table import fitted, wrapped
+from shardinit.core.plan.entries import as_entry, mesh_axes
+from shardinit.core.plan.text_table import as_text, fitted, wrapped
 
 _LEAST = 40  # columns: narrower terminals wrap by themselves
 
@@ -32,6 +33,31 @@ def print_plan(plan: Any) -> None:
     print(fitted(tables.HEADER, rows, width, tables.PATH))
     for said in filter(None, (more, *map(str, plan.findings))):
         print(wrapped(said, width))
+
+
+def print_description(found: Any) -> None:
+    """Prints what a service says of a model, as a plan of it is printed."""
+    from jax.sharding import PartitionSpec
+
+    def planned(leaf: Any) -> Any:
+        spec = None if leaf.spec is None else PartitionSpec(*map(as_entry, leaf.spec))
+        place = None if spec is None else SimpleNamespace(spec=spec)
+        return SimpleNamespace(**vars(leaf), sharding=place, selected=True)
+
+    rows = tables.rows(map(planned, found.leaves))
+    said = [
+        f"{len(found.leaves):,} leaves of {found.programs} programs, "
+        f"{found.total_bytes:,} bytes, {found.bytes_per_device:,} a device, "
+        f"fingerprint {found.fingerprint}",
+        *map(str, found.findings),
+    ]
+    width = columns()
+    if width is None:
+        print("\n".join([as_text(tables.HEADER, rows), *said]))
+        return
+    print(fitted(tables.HEADER, rows, width, tables.PATH))
+    for line in said:
+        print(wrapped(line, width))
 
 
 def print_inspection(found: Any) -> None:
@@ -59,7 +85,7 @@ def print_audit(report: Any) -> None:
         print(report)
         return
     path = report.HEADER.index("first path")
-    print(fitted(report.HEADER, report.table(), width, path))
+    print(fitted(report.HEADER, report.screen(), width, path))
     for line in report.summary():
         print(wrapped(line, width))
 

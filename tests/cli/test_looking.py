@@ -110,6 +110,7 @@ def test_a_pin_finds_what_a_change_did(run, tmp_path):
     assert "renamed: ffn/w: mlp -> ffn" in out
 
 
+@pytest.mark.slow
 def test_checkpoints_receipts_and_functions_are_held_against_each_other(run):
     assert run("init", "tiny.json", "--out", "made", "--seed", "5")[0] == 0
     for pair in (

@@ -268,6 +268,7 @@ def test_counters_and_loops_derive_keys():
     assert differing(shardinit.compile_plan(plan)(key), jax.jit(fn)(key)) == []
 
 
+@pytest.mark.slow
 def test_windows_through_moves_of_elements(mesh):
     """Reshapes, transposes, joins, pads, updates and slices are pushed down."""
 

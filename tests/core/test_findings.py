@@ -16,6 +16,8 @@ import shardinit
 from shardinit.core.plan.findings import KINDS
 from shardinit.errors import FindingsError, FindingsWarning, WholeLeafError
 
+pytestmark = pytest.mark.once
+
 MESH = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 AXIS = shardinit.AxisRules
 

@@ -86,6 +86,7 @@ def sealed(content):
     ).SerializeToString()
 
 
+@pytest.mark.slow
 def test_tampered_contents_are_refused_or_harmless():
     """The digest is right here; the function is left out, as a module that a compiler
     did not write may do anything once it is parsed."""

@@ -62,6 +62,7 @@ def test_layers_of_any_kind_shard_over_layers_and_axes(stack, step):
         assert np.array_equal(made, first)
 
 
+@pytest.mark.slow
 def test_what_follows_the_map_only_moves_its_elements(mesh):
     def fn(key):
         x = by_map(qr)(key).reshape(LAYERS * 40, 32).T

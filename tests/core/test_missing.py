@@ -11,6 +11,8 @@ from shardinit.errors import SelectError, ShardingError, StructureMismatchError
 
 from .bits import differing
 
+pytestmark = pytest.mark.once
+
 RULES = shardinit.fsdp("data", min_bytes=0)
 
 
@@ -91,6 +93,7 @@ def test_a_vocabulary_grows(mesh, as_numpy):
     assert got["layers"][0]["w"].sharding == want["layers"][0]["w"].sharding
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(mesh):
     def refused(change, says, **kwargs):
         there = restored(mesh)

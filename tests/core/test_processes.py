@@ -10,6 +10,8 @@ import pytest
 
 from shardinit.core.run.processes import differences
 
+pytestmark = pytest.mark.once
+
 START = """
 import shardinit.errors
 import sys
@@ -155,6 +157,7 @@ def test_every_process_holds_its_shards():
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_a_process_with_another_model_is_stopped_before_dispatch():
     for out in run("1"):
         assert out.startswith("REFUSED")
@@ -171,6 +174,7 @@ def test_processes_with_different_keys_are_refused_and_each_says_whose():
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_processes_with_different_rules_are_refused():
     first, second = run("1", OTHER_RULES)
     assert re.search(r"shardings: process 0 has 1 of P\w*\(\) ", first)

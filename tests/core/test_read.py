@@ -86,6 +86,7 @@ def test_every_kind_of_leaf(program, loaded):
             assert differing(got, want[part]) == []
 
 
+@pytest.mark.slow
 def test_shards_are_windows(program, mesh):
     key = jax.random.key(9)
     rules = shardinit.fsdp(min_bytes=0)

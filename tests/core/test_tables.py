@@ -96,3 +96,10 @@ def test_what_is_longer_than_a_line_is_broken_between_its_parts():
     assert max(map(len, lines)) <= 40
     assert "".join(map(str.strip, lines)) == path
     assert "54,962,159,616" in wrapped(path, 40)
+
+
+def test_cells_that_stand_below_no_name_say_it_themselves():
+    header, row = ("shard", "path", "moved"), ("16,384", "0/kernel", "2,048")
+    assert fitted(header, [row], 80, 1).splitlines()[0].split() == list(header)
+    narrow = fitted(header, [row], 14, 1)
+    assert narrow.split() == ["0/kernel", "shard", "16,384", "moved", "2,048"]

@@ -24,6 +24,8 @@ from shardinit.deferred import (
 from tests.core.bits import differing
 from tests.deferred.models import STATIC, jitted, weight
 
+pytestmark = pytest.mark.once
+
 
 @deferred.pytree_dataclass
 class Tied(deferred.Struct):

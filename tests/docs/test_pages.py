@@ -21,6 +21,7 @@ NEEDED = {
 
 # of Haliax, and of treescope when Penzai is imported first
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The chararray class"),
 ]

@@ -46,6 +46,7 @@ def test_every_public_name_is_in_the_reference():
     assert set(shardinit.__all__) - listed == {"verify"}  # its functions are there
 
 
+@pytest.mark.slow
 def test_the_notebook_prints_what_it_says():
     command = [sys.executable, "-m", "tests.docs.notebook", "--check"]
     done = subprocess.run(

@@ -91,6 +91,7 @@ def test_nnx_attention_and_vmapped_layers(mesh):
     assert shapes["layers/attention/query/kernel"] == (3, 64, 4, 16)
 
 
+@pytest.mark.slow
 def test_nnx_comes_back_as_a_model_that_runs(mesh):
     model = shardinit.init(from_nnx.init_fn(NnxModel), 0, mesh=mesh)
     assert isinstance(model, NnxModel)

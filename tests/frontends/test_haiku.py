@@ -248,6 +248,7 @@ def auto(mesh):
     return jax.sharding.Mesh(mesh.devices, mesh.axis_names)
 
 
+@pytest.mark.slow
 def test_several_functions_of_one_transform():
     def both():
         encoder, decoder = Encoder(latent_size=10), Decoder((4, 4))

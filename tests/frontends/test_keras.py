@@ -216,6 +216,7 @@ def keras_alone(build):
     return build().variables
 
 
+@pytest.mark.slow
 def test_values_depend_on_key_and_path_alone():
     def values(layers_before, key):
         plan = shardinit.plan(frontend.init_fn(vision_transformer, layers_before))

@@ -14,6 +14,8 @@ from shardinit.frontends import nnx as from_nnx
 from tests.core.bits import differing
 from tests.deferred.models import stack
 
+pytestmark = pytest.mark.once
+
 X = jnp.ones((2, 8))
 
 

@@ -158,6 +158,7 @@ def test_values_are_such_as_the_module_draws_itself(build):
     assert faults(fn, fn.fn(jax.random.key(7)), build) == []
 
 
+@pytest.mark.slow
 def test_truncation_orthogonality_and_sparsity_are_exact():
     drawn = frontend.init_fn(Inits).fn(jax.random.key(1))
     made = {name: np.asarray(array) for name, array in drawn.items()}

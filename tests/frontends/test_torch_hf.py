@@ -77,6 +77,7 @@ def test_nine_of_ten_causal_language_models_record_replay_and_match():
         assert sum(stage not in failing for stage in built) >= 0.9 * len(built)
 
 
+@pytest.mark.slow
 def test_a_configuration_is_a_folder_a_file_its_content_or_an_object(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     known = transformers.AutoConfig.for_model(**LLAMA)

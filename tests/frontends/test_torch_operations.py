@@ -266,6 +266,7 @@ def _program(draw):
 
 @given(st.data())
 @settings(max_examples=20)
+@pytest.mark.slow
 def test_writes_through_views_are_what_torch_makes_of_them(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(replay, "_TABLE", -1)

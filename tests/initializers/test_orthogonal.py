@@ -49,6 +49,7 @@ def test_columns_or_rows_are_orthonormal(shape, column_axis):
     assert error(leaf, column_axis) < 1e-5
 
 
+@pytest.mark.slow
 def test_scale_and_dtype_are_those_asked_for():
     assert error(orthogonal(3.0)(KEY, (40, 30)), scale=3.0) < 1e-4
     half = orthogonal(dtype=jnp.bfloat16)(KEY, (40, 30))
@@ -152,6 +153,7 @@ def test_stacked_layers_shard_over_layers_and_rows(mesh):
         assert np.allclose(made, plain, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_delta_kernel_is_orthogonal_at_its_centre_and_zero_elsewhere():
     for shape, centre in [
         ((3, 3, 16, 24), (1, 1)),

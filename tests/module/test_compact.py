@@ -10,6 +10,8 @@ from shardinit.errors import ModuleFieldError, ModuleStateError
 from tests.core.bits import differing
 from tests.module.oracle import sequence, uniform
 
+pytestmark = pytest.mark.once
+
 X = jnp.ones((2, 3))
 
 

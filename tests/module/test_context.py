@@ -12,6 +12,8 @@ from shardinit.errors import ModuleFieldError, ModuleStateError, NameClashError
 from shardinit.module import context
 from tests.module.oracle import sequence, uniform
 
+pytestmark = pytest.mark.once
+
 
 class Draws(tx.Module):
     w: jax.Array | None = tx.Parameter.node()

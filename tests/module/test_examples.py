@@ -33,6 +33,7 @@ def test_the_example_runs_as_a_script(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_block_of_the_page_runs():
     text = (ROOT / "docs/modules.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)

@@ -2,11 +2,14 @@
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shardinit import module as tx
 from tests.module.oracle import sequence, uniform
+
+pytestmark = pytest.mark.once
 
 
 class Node(tx.Module):

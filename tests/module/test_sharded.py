@@ -13,6 +13,8 @@ from shardinit.module.walk import modules
 from tests.core.bits import differing
 from tests.module.oracle import sequence
 
+pytestmark = pytest.mark.once
+
 
 class Block(tx.Module):
     """All three mechanisms in one module."""

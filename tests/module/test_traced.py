@@ -10,6 +10,8 @@ from shardinit.errors import InitFnError
 from tests.core.bits import differing
 from tests.module.oracle import sequence, uniform
 
+pytestmark = pytest.mark.once
+
 
 class Late(tx.Module):
     w: jax.Array | None = tx.Parameter.node(None)
@@ -133,6 +135,7 @@ def test_an_initializer_passes_through_jit():
     assert isinstance(jax.jit(lambda m: m)(module).rng, tx.Initializer)
 
 
+@pytest.mark.slow
 def test_init_inside_of_jit_and_vmap():
     x = jnp.ones((2, 4))
     plain = tx.MLP([32, 32], kernel_init=jax.random.uniform).init(42, x)

@@ -98,6 +98,7 @@ def test_four_processes_are_served_by_two_replicas_and_write_one_checkpoint(
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.slow
 def test_two_processes_receive_the_bytes_of_their_shards_alone(
     tmp_path, alone, replicas
 ):

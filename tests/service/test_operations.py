@@ -612,6 +612,7 @@ def test_a_message_that_does_not_come_ends_its_call():
         stop.set()
 
 
+@pytest.mark.slow
 def test_calls_that_come_by_the_thousand_at_one_moment_are_all_answered():
     options = [("grpc.use_local_subchannel_pool", 1)]
     request = service_pb2.GetVersionRequest(min=1, max=1)
@@ -657,6 +658,7 @@ def test_streams_beyond_the_limit_are_asked_for_again(spec, tmp_path):
     assert len(got) == 3
 
 
+@pytest.mark.slow
 def test_a_stream_that_runs_at_the_end_is_handed_to_the_next_server(spec, tmp_path):
     begun, resumed = threading.Event(), []
 

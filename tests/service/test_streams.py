@@ -152,6 +152,7 @@ def test_init_by_stream_equals_init_by_program(client, mesh, spec, rules):
     assert len(asked) == len(set(asked))
 
 
+@pytest.mark.slow
 def test_init_by_stream_takes_shardings_selection_and_keys(reader, mesh):
     out = {"w": NamedSharding(mesh, PartitionSpec("data", "model"))}
     whole = NamedSharding(mesh, PartitionSpec())

@@ -282,6 +282,7 @@ def test_a_write_is_continued_compared_and_refused(tmp_path):
         safetensors.write(tmp_path / "made", lazy, **asked)
 
 
+@pytest.mark.slow
 def test_parameters_alone_restore_into_a_plan_with_optimizer_state(tmp_path):
     config = config_of("mistral", num_hidden_layers=1)
     fn = build(ModelSpec("decoder", config))

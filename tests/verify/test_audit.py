@@ -200,6 +200,9 @@ def test_an_audit_leaves_this_process_alone():
     assert jax.devices() == before
     assert len(before) == 8
     assert report.mesh == {"data": 16}
+    shown = dict(zip(report.HEADER, zip(*report.screen(), strict=True), strict=True))
+    assert any(shown["shard"])
+    assert not any(shown["padded"])
     ((path, why),) = report.whole
     assert path == "rotation"
     assert why.startswith("qr of [64, 64]; shardinit.initializers.orthogonal")

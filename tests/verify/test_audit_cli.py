@@ -7,6 +7,8 @@ import pytest
 
 from shardinit import cli
 
+pytestmark = pytest.mark.once
+
 TINY = {
     "model_type": "llama",
     "vocab_size": 256,

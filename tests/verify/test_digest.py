@@ -18,6 +18,8 @@ from shardinit.errors import DigestError
 from shardinit.verify.digest import devices as on_devices
 from shardinit.verify.digest import host as digest_numpy
 
+pytestmark = pytest.mark.once
+
 DTYPES = [
     "bool",
     "int4",

@@ -41,8 +41,9 @@ def fitted(header: Row, body: Sequence[Row], width: int, title: int) -> str:
     place = used.index(title)
     titles = [row.pop(place) for row in table]
     rest = _aligned(table)
-    if max(map(len, rest)) + 2 > width:
-        rest = ["  ".join(filter(None, row)) for row in table]
+    if max(map(len, rest)) + 2 > width:  # no cell stands below its name
+        names, titles = table[0], titles[1:]
+        rest = [_named(names, row) for row in table[1:]]
     pairs = zip(titles, rest, strict=True)
     return "\n".join(
         f"{wrapped(name, width)}\n  {wrapped(cells, width - 2, hang=2)}"
@@ -80,6 +81,12 @@ def _pieces(text: str, width: int) -> Iterable[tuple[str, str]]:
         for piece in [word] if len(word) <= width else _BREAK.split(word):
             yield gap, piece
             gap = ""
+
+
+def _named(names: Row, row: Row) -> str:
+    """The cells of a row, each after the name of its column."""
+    cells = zip(names, row, strict=True)
+    return "  ".join(f"{name} {cell}".strip() for name, cell in cells if cell)
 
 
 def _aligned(table: Sequence[Row]) -> list[str]:

@@ -187,6 +187,25 @@ class AuditReport:
             for row in self.rows
         ]
 
+    def screen(self) -> list[tuple[str, ...]]:
+        """The rows without what says nothing: zeros and dashes of a whole column.
+
+        Nor does a shard's size in memory where no shard is padded.
+        """
+        rows = self.table()
+        shard, padded = map(self.HEADER.index, ("shard", "padded"))
+        empty = {
+            column
+            for column in range(len(self.HEADER))
+            if {row[column] for row in rows} <= {"0", "-"}
+        }
+        if all(row[padded] == row[shard] for row in rows):
+            empty.add(padded)
+        return [
+            tuple("" if n in empty else cell for n, cell in enumerate(row))
+            for row in rows
+        ]
+
     def summary(self) -> list[str]:
         """The plan's sums and the verdict, a line each."""
         fits = f" of {self.memory_bytes:,}" if self.memory_bytes else ""
