@@ -230,13 +230,15 @@ def placing_to_proto(
     Raises:
       TypeError: rules that are none, or ``opt_state`` is a predicate.
     """
-    from shardinit.core.plan.placement import axes_of, kind_of
-
     if rules is not None:
         request.rules.CopyFrom(rules_to_proto(rules))
-    if axes_of(opt_rules) is not None:
-        request.opt_rules.CopyFrom(rules_to_proto(axes_of(opt_rules)))
-    request.opt_memory_kind = kind_of(opt_rules) or ""
+    if opt_rules is not None:
+        # whoever has rules has imported JAX already
+        from shardinit.core.plan.placement import axes_of, kind_of
+
+        if axes_of(opt_rules) is not None:
+            request.opt_rules.CopyFrom(rules_to_proto(axes_of(opt_rules)))
+        request.opt_memory_kind = kind_of(opt_rules) or ""
     if callable(opt_state):
         raise TypeError("opt_state: got a function; the wire carries globs")
     globs = [opt_state] if isinstance(opt_state, str) else opt_state or ()
