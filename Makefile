@@ -132,5 +132,5 @@ wheels:
 		$(if $(WHEELS_FOR),--python-version $(WHEELS_FOR))
 
 clean:
-	rm -rf .venv .venv-new .venv-accelerator .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-new .accelerator .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,16 +11,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=$1 platform=$2 out=${OUT:-accelerator}
 mkdir -p "$out"
-if [ ! -e .venv-accelerator/.ready ]; then
-  "$python" -m venv --system-site-packages .venv-accelerator
-  .venv-accelerator/bin/python -m pip install --quiet --no-index --no-deps wheels/*.whl
-  touch .venv-accelerator/.ready
+# Beside the machine's own packages, whatever environment they are in.
+packages=$PWD/.accelerator
+if [ ! -e "$packages/.ready" ]; then
+  "$python" -m pip install --quiet --no-index --no-deps --target "$packages" wheels/*.whl
+  touch "$packages/.ready"
 fi
-export PYTHONPATH=$PWD SHARDINIT_TEST_PLATFORM=$platform
+export PYTHONPATH=$PWD:$packages SHARDINIT_TEST_PLATFORM=$platform
 # Else JAX takes three quarters of a card at once, and its account says nothing of peaks.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 
-python=.venv-accelerator/bin/python
 code=0
 part() {  # part SECONDS NAME COMMAND...: runs it for so long at most, and goes on
   local limit=$1 name=$2 status=0
