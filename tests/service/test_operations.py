@@ -873,6 +873,7 @@ def test_a_faulty_upload_is_refused_and_let_go(uploads, how):
     if how == "more":
         messages.append(Upload(chunk=Chunk(offset=len(data), data=b"x")))
     gc.collect()
+    others = [id(x) for x in (kept := _jobs())]  # of servers that still run
     gc.disable()  # it may be long in coming: to it an upload is one small object
     try:
         with (
@@ -881,10 +882,14 @@ def test_a_faulty_upload_is_refused_and_let_go(uploads, how):
         ):
             InitServiceStub(channel).UploadProgram(iter(messages), timeout=20)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        held = (Job, Joined)
-        assert until(lambda: not any(isinstance(x, held) for x in gc.get_objects()))
+        assert until(lambda: all(id(x) in others for x in _jobs()))
     finally:
         gc.enable()
+    del kept  # until here, so that no other object has one of their places
+
+
+def _jobs():
+    return [x for x in gc.get_objects() if isinstance(x, (Job, Joined))]
 
 
 def test_one_spec_is_built_once_for_all_meshes_and_calls(gate, tmp_path):
