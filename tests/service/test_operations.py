@@ -873,7 +873,8 @@ def test_a_faulty_upload_is_refused_and_let_go(uploads, how):
     if how == "more":
         messages.append(Upload(chunk=Chunk(offset=len(data), data=b"x")))
     gc.collect()
-    others = [id(x) for x in (kept := _jobs())]  # of servers that still run
+    kept = _jobs()  # of servers that still run; kept, so that none takes their places
+    others = set(map(id, kept))
     gc.disable()  # it may be long in coming: to it an upload is one small object
     try:
         with (
@@ -885,7 +886,7 @@ def test_a_faulty_upload_is_refused_and_let_go(uploads, how):
         assert until(lambda: all(id(x) in others for x in _jobs()))
     finally:
         gc.enable()
-    del kept  # until here, so that no other object has one of their places
+    del kept
 
 
 def _jobs():
