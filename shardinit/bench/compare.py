@@ -102,20 +102,29 @@ def _kind(result: Mapping[str, Any]) -> tuple[str, str, int]:
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Every row of two results, in the order of the later one."""
-    old = {(row["case"], row["name"]): row for row in before["rows"]}
-    new = {(row["case"], row["name"]): row for row in after["rows"]}
+    old = {_name(row): row for row in before["rows"]}
+    new = {_name(row): row for row in after["rows"]}
     found = [_change(old.get(key), row) for key, row in new.items()]
     gone = [row for key, row in old.items() if key not in new]
     return found + [
-        Change(row["name"], row["value"], None, row["unit"], "gone") for row in gone
+        Change(_said(row), row["value"], None, row["unit"], "gone") for row in gone
     ]
 
 
+def _name(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What tells a row from others: one thing may be held against several."""
+    return row["case"], row["name"], row["against"]
+
+
 def _change(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Change:
-    name, value, unit = new["name"], new["value"], new["unit"]
+    name, value, unit = _said(new), new["value"], new["unit"]
     if old is None or old["unit"] != unit:
         return Change(name, None, value, unit, "new")
     return Change(name, old["value"], value, unit, _verdict(old, new))
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    return f"{row['name']}, against {row['against']}" if row["against"] else row["name"]
 
 
 def _verdict(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

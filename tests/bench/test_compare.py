@@ -14,7 +14,7 @@ pytestmark = pytest.mark.once
 RUNS = st.lists(st.floats(0.5, 2.0), min_size=3, max_size=5)
 
 
-def row(ours, theirs=None, *, higher=True, name="cold init"):
+def row(ours, theirs=None, *, higher=True, name="cold init", against=""):
     def side(values):
         middle = sorted(values)[len(values) // 2]
         return {"median": middle, "spread": 0.0, "values": list(values)}
@@ -24,6 +24,7 @@ def row(ours, theirs=None, *, higher=True, name="cold init"):
     return {
         "case": "cold",
         "name": name,
+        "against": against,
         "unit": "s" if other is None else "x",
         "value": value,
         "shardinit": mine,
@@ -68,6 +69,15 @@ def test_rows_that_one_result_lacks_are_told():
     one, two = row([1.0] * 3, name="one"), row([1.0] * 3, name="two")
     found = changes(result(one), result(two))
     assert [(x.name, x.verdict) for x in found] == [("two", "new"), ("one", "gone")]
+
+
+def test_one_thing_may_be_held_against_several():
+    rows = [row([1.0] * 3, [x] * 3, against=str(x)) for x in (2.0, 5.0)]
+    slower = [row([1.0] * 3, [x] * 3, against=str(x)) for x in (2.0, 4.0)]
+    assert [x.verdict for x in changes(result(*rows), result(*slower))] == [
+        "noise",
+        "worse",
+    ]
 
 
 def test_a_history_gives_its_last_two_of_one_command_and_processor(tmp_path):
