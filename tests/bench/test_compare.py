@@ -72,12 +72,15 @@ def test_rows_that_one_result_lacks_are_told():
 
 
 def test_one_thing_may_be_held_against_several():
-    rows = [row([1.0] * 3, [x] * 3, against=str(x)) for x in (2.0, 5.0)]
-    slower = [row([1.0] * 3, [x] * 3, against=str(x)) for x in (2.0, 4.0)]
-    assert [x.verdict for x in changes(result(*rows), result(*slower))] == [
-        "noise",
-        "worse",
-    ]
+    def both(jit):
+        ours = [1.0] * 3
+        return result(
+            row(ours, [2.0] * 3, against="torch"), row(ours, [jit] * 3, against="jit")
+        )
+
+    found = changes(both(5.0), both(4.0))
+    assert [x.verdict for x in found] == ["noise", "worse"]
+    assert found[1].name == "cold init, against jit"
 
 
 def test_a_history_gives_its_last_two_of_one_command_and_processor(tmp_path):
