@@ -66,9 +66,15 @@ def root(impl: str, streams: int = 1) -> Derivation:
 
 def streams_read(wanted: Sequence[Derivation]) -> set[int]:
     """The numbers of the streams whose words derivations read; 0 is a single key's."""
-    roots = [node for node in topological(wanted) if node.op == "root"]
-    read = [np.arange(root.words) for root in roots if root in wanted]
-    for node in topological(wanted):
+    nodes = topological(wanted)
+    root = next((node for node in nodes if node.op == "root"), None)
+    if root is None:
+        return set()
+    per_key = words_per_key(root.impl)
+    if root.words == per_key:
+        return {0}
+    read = [np.arange(root.words)] if root in wanted else []
+    for node in nodes:
         begin = 0
         for parent in node.parents:
             if parent.op == "root":
@@ -76,7 +82,6 @@ def streams_read(wanted: Sequence[Derivation]) -> set[int]:
                 inside = (begin <= places) & (places < begin + parent.words)
                 read.append(places[inside] - begin)
             begin += parent.words
-    per_key = words_per_key(roots[0].impl) if roots else 1
     return {int(place) // per_key for places in read for place in np.unique(places)}
 
 
