@@ -46,14 +46,13 @@ class LeafInfo:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """All that rules look at, beside paths.
+        """All that rules look at, beside paths; hashable.
 
         The model's own rules count as they are written: they may hold lists.
         """
-        rules = repr(self.own_rules) if self.own_rules else ""
-        mesh, dims = self.own_mesh, self.mirrors and self.mirrors.dims
-        named = (self.axes, self.passes, rules, mesh, self.named, dims)
-        return (self.shape, self.itemsize, self.optimizer, self.stated, *named)
+        rules, dims = repr(self.own_rules), self.mirrors and self.mirrors.dims
+        known = (self.axes, self.passes, rules, self.own_mesh, self.named, dims)
+        return (self.shape, self.itemsize, self.optimizer, self.stated, *known)
 
     @property
     def nbytes(self) -> int:

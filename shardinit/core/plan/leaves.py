@@ -153,11 +153,16 @@ def _leaf_info(leaf: LeafCut, name: Any, stated: NamedSharding | None) -> LeafIn
             f"axis names {name} for the shape {leaf.shape}",
             "one name (or None) for each dimension",
         )
-    axes = None if name is None else tuple(name)
+    axes = None if name is None else tuple(map(_entry, name))
     known = {} if not isinstance(name, AxisNames) else name.facts()
     return LeafInfo(
         leaf.path, leaf.shape, itemsize(leaf.dtype), axes, stated=stated, **known
     )
+
+
+def _entry(name: Any) -> Any:
+    """The name of one axis; several mesh axes may be written as a list."""
+    return tuple(name) if isinstance(name, list) else name
 
 
 def plan_leaves(

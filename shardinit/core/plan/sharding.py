@@ -70,7 +70,9 @@ def choose(
     for leaf in leaves:
         source = by_path[leaf.mirrors.path] if leaf.mirrors is not None else None
         # A model of 50,000 leaves has ten kinds of them.
-        kind = leaf.path if look_at_paths else (leaf.kind, source and source.kind)
+        kind = (leaf.kind, source and source.kind)
+        if look_at_paths:  # which may be equal, as those of the keys 1 and "1" are
+            kind += (leaf.path, source and source.path)
         if kind not in known:
             choice = _choice(leaf, source, chooser, mesh, indivisible)
             if leaf.optimizer:
