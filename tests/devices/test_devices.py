@@ -1,7 +1,7 @@
 """What is promised, on whatever devices there are: one card, eight, or simulated CPUs.
 
-On an accelerator these are run by ``make accelerator``; elsewhere they run with the
-others. Nothing here knows how many devices there are, nor of which kind.
+On an accelerator all of these are run by ``make accelerator``; elsewhere a few run with
+the others. Nothing here knows how many devices there are, nor of which kind.
 """
 
 import math
@@ -66,6 +66,7 @@ def wanted():
 
 
 @pytest.mark.parametrize("mesh", meshes(), ids=lambda mesh: str(dict(mesh.shape)))
+@pytest.mark.few(1)
 def test_the_values_are_those_of_this_backends_jit_on_every_mesh(mesh, wanted):
     got = shardinit.init(model, 7, mesh=mesh, rules=shardinit.fsdp())
     for path, array in got.items():
@@ -74,6 +75,7 @@ def test_the_values_are_those_of_this_backends_jit_on_every_mesh(mesh, wanted):
         assert {s.data.shape for s in array.addressable_shards} == {shard}
 
 
+@pytest.mark.slow
 def test_a_program_and_windows_of_it_give_the_same_bits(tmp_path, wanted):
     path = tmp_path / "model.shardinit"
     shardinit.export_plan(model).save(path)
