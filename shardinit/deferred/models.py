@@ -15,7 +15,7 @@ import jax
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import collector_paused
 from shardinit.core.prng import names
-from shardinit.core.prng.root_key import as_key
+from shardinit.core.prng.root_key import as_single_key
 from shardinit.core.systems import DEFERRED, is_other, refuse_others
 from shardinit.deferred import structure
 from shardinit.deferred.parameters import (
@@ -211,4 +211,4 @@ def initialize_parameters(
       >>> deferred.initialize_parameters(model, jax.random.key(42))
       [Parameter(value=float32[], name='bias')]
     """
-    return init_fn(model, wide_names=wide_names)(as_key(prng_key))
+    return init_fn(model, wide_names=wide_names)(as_single_key(prng_key))

@@ -24,7 +24,7 @@ import jax
 
 from shardinit.core.paths import path_str
 from shardinit.core.prng.names import key_for_name, words_of
-from shardinit.core.prng.root_key import as_key
+from shardinit.core.prng.root_key import as_single_key
 from shardinit.errors import ModuleStateError, NameClashError
 
 # inlined: the same few equations in a trace, without the checks of their arguments
@@ -264,7 +264,7 @@ def rng_key(key: Any) -> Iterator[None]:
       >>> bool(key == jax.random.split(jax.random.key(42))[0])
       True
     """
-    with entered(replace(scope(), keys=SequenceKeys(as_key(key)), path=None)):
+    with entered(replace(scope(), keys=SequenceKeys(as_single_key(key)), path=None)):
         yield
 
 

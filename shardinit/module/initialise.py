@@ -22,7 +22,7 @@ from shardinit.core.init_fn import InitFn, axis_names, check_structure
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.paths import nested
-from shardinit.core.prng.root_key import as_key
+from shardinit.core.prng.root_key import as_single_key
 from shardinit.core.run import compile as compiled
 from shardinit.core.systems import MODULE, refuse_others
 from shardinit.errors import InitFnError, ModuleStateError
@@ -350,7 +350,7 @@ def init(
     rules: Any,
 ) -> Any:
     """Implements ``Module.init``."""
-    key = as_key(key)
+    key = as_single_key(key)
     _refuse_others(module)
     traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
     traced = traced or any(map(is_tracer, jax.tree.leaves((key, module, inputs))))

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from shardinit import module as tx
-from shardinit.errors import ModuleFieldError, ModuleStateError, NameClashError
+from shardinit.errors import (
+    InvalidKeyError,
+    ModuleFieldError,
+    ModuleStateError,
+    NameClashError,
+)
 from shardinit.module import context
 from tests.module.oracle import sequence, uniform
 
@@ -228,3 +233,11 @@ def test_names_with_one_hash_are_refused(monkeypatch):
 def test_a_mesh_inside_of_jit(mesh):
     with pytest.raises(ModuleStateError, match=r"a mesh inside jax\.jit"):
         jax.jit(lambda: Draws(2).init(1, jnp.ones(2), mesh=mesh))()
+
+
+def test_a_module_takes_one_key_not_streams_by_name():
+    streams = {"params": 0, "dropout": 1}
+    with pytest.raises(InvalidKeyError, match=r"^key: got dict; expected one key"):
+        Draws(3).init(streams, jnp.ones(3))
+    with pytest.raises(InvalidKeyError), tx.rng_key(streams):
+        pass

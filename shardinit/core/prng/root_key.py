@@ -35,11 +35,11 @@ def as_key(key: object) -> RootKey:
         more than 64 bits, or streams of several kinds of keys.
     """
     if not isinstance(key, Mapping):
-        return _as_one(key, "key")
+        return as_single_key(key)
     named = sorted(key) if all(isinstance(name, str) for name in key) else []
     if not named:
         raise InvalidKeyError("key", f"got {key!r}", "keys by the names of streams")
-    streams = {name: _as_one(key[name], f"key[{name!r}]") for name in named}
+    streams = {name: as_single_key(key[name], f"key[{name!r}]") for name in named}
     kinds = {(str(x.dtype), tuple(x.shape)) for x in streams.values()}
     if len(kinds) > 1:
         raise InvalidKeyError(
@@ -69,7 +69,13 @@ def abstract(key: RootKey) -> Any:
     return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), key)
 
 
-def _as_one(key: object, where: str) -> Array:
+def as_single_key(key: object, where: str = "key") -> Array:
+    """An int seed, a typed key or raw key data as one key.
+
+    Raises:
+      InvalidKeyError: (a ``TypeError`` and a ``ValueError``) anything else, streams by
+        name included, or a seed of more than 64 bits.
+    """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
         if not -(1 << 63) <= key < 1 << 63:
             raise InvalidKeyError(
