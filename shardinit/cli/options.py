@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from shardinit.cli import arguments
+from shardinit.progress import progress
 
 if TYPE_CHECKING:
     from shardinit.core.plan.mesh import AnyMesh
@@ -142,6 +143,7 @@ def planned(fn: object, mesh: AnyMesh, asked: Asked) -> Plan:
 
     from shardinit.core.plan.planning import make_plan
 
-    made = make_plan(fn, jax.random.key(0), plan_options(mesh, asked))
+    with progress("plan", unit=""):
+        made = make_plan(fn, jax.random.key(0), plan_options(mesh, asked))
     made.warn()
     return made

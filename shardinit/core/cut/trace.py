@@ -99,7 +99,8 @@ def _refuse_non_arrays(fn: Init, key_aval: Tree) -> None:
                 "key",
                 f"got keys by the names {streams}, and the function does not take them "
                 f"({_first_line(error)})",
-                "what the function takes: one key, or a dict of them by those names",
+                "what the function takes: one key such as jax.random.key(0), or a dict "
+                "of them by its names",
             ) from error
         raise
     for path, leaf in leaves:

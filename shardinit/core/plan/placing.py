@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Final
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -180,12 +181,18 @@ def _replicated(placed: Sequence[Placed]) -> Iterator[Finding]:
 def _unmatched_names(placed: Sequence[Placed], rules: AxisRules) -> Iterator[Finding]:
     names = {name for x in placed for name in x.leaf.axes or ()}
     unmatched = [rule for rule in rules.rules if rule[0] not in names]
-    if unmatched and any(name is not None for name in names):
+    known = sorted(name for name in names if name is not None)
+    if unmatched and known:
+        remedy = "Remove these rules, unless they are meant for activations"
+        without = [name for name in known if name not in {r[0] for r in rules.rules}]
+        near = {n for r in unmatched for n in get_close_matches(r[0], without, 1)}
+        if near:
+            remedy = f"{_quoted(near)} may be meant, which no rule has. {remedy}"
         yield finding(
             "unmatched-rule",
             (),
             f"no axis of the model is called {_quoted({r[0] for r in unmatched})}",
-            "Remove these rules, unless they are meant for activations",
+            remedy,
             rules=unmatched,
         )
 

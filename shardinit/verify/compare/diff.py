@@ -352,7 +352,10 @@ class _Found:
             if kind != "keys":
                 merged[kind, before, after] = paths
                 continue
-            key = (kind, template(before), template(after))
+            sides = [template(before), template(after)]
+            if sides[0] == sides[1] and before != after:
+                sides[1] += ", by other numbers"
+            key = (kind, *sides)
             merged.setdefault(key, []).extend(paths)
         return merged
 
