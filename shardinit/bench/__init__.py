@@ -19,6 +19,7 @@ FAMILIES = (
     "warm",
     "draws",
     "planning",
+    "shell",
     "training",
     "large",
     "parts",
