@@ -21,6 +21,7 @@ FAMILIES = (
     "planning",
     "shell",
     "training",
+    "many",
     "large",
     "parts",
     "peers",
