@@ -25,6 +25,7 @@ FAMILIES = (
     "large",
     "parts",
     "peers",
+    "frontends",
     "torch",
     "deferred",
     "keeping",

@@ -177,6 +177,16 @@ def test_the_case_of_many_has_an_ensemble_and_a_sweep(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_case_of_front_ends_has_a_row_for_each_framework(tmp_path):
+    out = tmp_path / "out.json"
+    words = ["--quick", "--devices", "2", "--repeats", "1", "--json", str(out)]
+    done = bench("--case", "frontends", *words)
+    assert done.returncode == 0, done.stderr
+    names = [row["name"].split(",")[0] for row in json.loads(out.read_text())["rows"]]
+    assert names == ["linen", "nnx", "equinox", "haiku", "keras", "penzai"]
+
+
+@pytest.mark.slow
 def test_the_deferred_case_times_every_step_and_how_each_grows(tmp_path):
     out = tmp_path / "out.json"
     done = bench("--case", "deferred", "--quick", "--json", str(out))
