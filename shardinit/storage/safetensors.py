@@ -32,8 +32,9 @@ from shardinit.core.plan.mesh import one_device
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike
-from shardinit.core.run.completion import Allowed, restore_into
+from shardinit.core.run.completion import restore_into
 from shardinit.core.run.lazy import LazyTree
+from shardinit.core.run.settling import Allowed
 from shardinit.errors import CheckpointError
 from shardinit.storage import hf
 from shardinit.storage.filling import WORKERS, OnWindow, Writer, compare
@@ -337,8 +338,8 @@ def restore(
       names: how the checkpoint names and shapes its tensors, as ``write`` takes it;
         each device reads the windows of them that make its shard.
       config: for ``names="hf"``; default the folder's ``config.json``.
-      **allowed: ``missing=``, ``unexpected=``, ``grow=``, ``shrink=`` and ``cast=`` as
-        for ``shardinit.plan_missing``.
+      **allowed: ``missing=``, ``unexpected=``, ``grow=``, ``shrink=``, ``cast=`` and
+        ``paths=`` as for ``shardinit.plan_missing``.
 
     Returns:
       What ``init`` would return, in the user's own classes.
@@ -360,10 +361,7 @@ def restore(
     if names is not None:
         arrays = _renamed_leaves(folder, plan, names, config)
     impls = {x.path: key_impl(x.dtype) for x in plan.leaves if is_key(x.dtype)}
-    found: dict[str, Any] = {
-        path: jax.ShapeDtypeStruct(array.shape, array.dtype)
-        for path, array in arrays.items()
-    }
+    found: dict[str, Any] = dict(arrays)
     for leaf in plan.leaves:
         words = found.get(leaf.path)
         if leaf.path in impls and words is not None and words.dtype == np.uint32:
