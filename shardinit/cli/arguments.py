@@ -121,11 +121,18 @@ def read_spec(source: str, model: str = "decoder") -> ModelSpec:
 def read_source(
     source: str, model: str, modules: list[str] | None
 ) -> InitFn | InitProgram:
-    """What was typed as an init function: a spec as in ``read_spec``, or a program.
+    """What was typed as an init function; see ``read_model``."""
+    return read_model(source, model, modules)[0]
+
+
+def read_model(
+    source: str, model: str, modules: list[str] | None
+) -> tuple[InitFn | InitProgram, ModelSpec | None]:
+    """What was typed as an init function, and the spec that it is of, if it is one.
 
     Args:
-      source: a spec, a program file, or ``module:function``; ``-`` is the content of
-        either of the first two.
+      source: a spec as in ``read_spec``, a program file, or ``module:function``; ``-``
+        is the content of either of the first two.
       model: name of the registered model that a config is for.
       modules: modules that register models.
 
@@ -134,21 +141,23 @@ def read_source(
       UnreadableError: the file is neither a config nor a program.
     """
     if _LOCAL.fullmatch(source) and not os.path.exists(source):
-        return local_function(source)
+        return local_function(source), None
     if source == "-":
         content, name = sys.stdin.buffer.read(), "standard input"
     elif os.path.isfile(source) and not source.endswith(".json"):
         content, name = _content(source), source
     else:
         load_modules(modules)
-        return build(read_spec(source, model))
+        spec = read_spec(source, model)
+        return build(spec), spec
     if _is_json(content):
         load_modules(modules)
-        return build(_spec(content, model, name))
+        spec = _spec(content, model, name)
+        return build(spec), spec
     from shardinit.core.program.program import InitProgram
 
     with reading():
-        return InitProgram.from_bytes(content)
+        return InitProgram.from_bytes(content), None
 
 
 def local_function(source: str) -> Any:

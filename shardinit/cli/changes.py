@@ -172,7 +172,7 @@ class _Sides:
                 return taking.of_receipt(Receipt.load(source))
         if kind != "folder":
             return None
-        from shardinit.cli.checkpoints import digest_folder
+        from shardinit.cli.folders import digest_folder
 
         with reading():
             if full:

@@ -359,7 +359,8 @@ def restore(
     """
     arrays: Mapping[str, Any] = open(folder)
     if names is not None:
-        arrays = _renamed_leaves(folder, plan, names, config)
+        shapes = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
+        arrays = open_leaves(folder, shapes, names=names, config=config)
     impls = {x.path: key_impl(x.dtype) for x in plan.leaves if is_key(x.dtype)}
     found: dict[str, Any] = dict(arrays)
     for leaf in plan.leaves:
@@ -389,16 +390,45 @@ def restore(
     return restore_into(plan, found, read, key, Allowed(**allowed))
 
 
-def _renamed_leaves(
-    folder: str | os.PathLike[str], plan: Plan, names: Names, config: Any
+def open_leaves(
+    folder: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    names: Names,
+    config: Any = None,
 ) -> dict[str, Any]:
-    """The leaves of a plan as a folder of another naming has them, and what is left."""
+    """The leaves of a model as a folder of another naming has them.
+
+    Args:
+      folder: of any checkpoint in this format.
+      shapes: of the model's leaves, by path.
+      names: how the checkpoint names and shapes its tensors, as ``write`` takes it.
+      config: for ``names="hf"``; default the folder's ``config.json``.
+
+    Returns:
+      What has a shape, a dtype and, by slices, windows that are read when they are
+      asked for: by path, and by name for tensors that make no leaf.
+
+    Raises:
+      CheckpointError: the folder has no whole checkpoint, or a leaf in part.
+      SelectError: names that do not fit the leaves.
+
+    Example:
+      >>> import tempfile
+      >>> from shardinit.storage import safetensors
+      >>> weights = {"w": np.ones((8, 32), np.float32)}
+      >>> names, shapes = {"w": "linear.weight : transpose"}, {"w": (8, 32)}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     safetensors.write(f"{folder}/a", weights, names=names)
+      ...     found = safetensors.open_leaves(f"{folder}/a", shapes, names=names)
+      ...     found["w"][0:2, 0:3].shape
+      (2, 3)
+    """
     tensors = {}
     for file in read_files(folder):
         mapped = _mapped(folder, file)
         tensors |= {tensor.name: mapped[tensor.path] for tensor in file.tensors}
     described = folder if config is None and names == "hf" else config
-    shapes = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
     if any("/" in path for path in shapes) and described is not None:
         described = hf.read_config(described)
         passed = [glob(pattern) for pattern in hf.idle(described)]
