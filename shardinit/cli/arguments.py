@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from shardinit.cli.outcomes import UnreadableError, reading
 from shardinit.errors import ShardingError, ShardinitError
 from shardinit.models import ModelSpec, build, example_config, load_package
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from shardinit.core.plan.rules import Rules
     from shardinit.core.program.program import InitProgram
 
+_SEED = re.compile(r"[+-]?[0-9]{1,20}")
 _LOCAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -82,6 +85,29 @@ def parse_rules(text: str | None, option: str = "--rules") -> Rules | None:
             )
         rules.append((name, names or None))
     return AxisRules(rules)
+
+
+def parse_seed(text: str | int) -> int | dict[str, int]:
+    """``7`` as a seed; ``params=0,dropout=1`` as one for each stream, by name.
+
+    Raises:
+      typer.BadParameter: it does not read like that, or is of more than 64 bits.
+    """
+    if isinstance(text, int):
+        return text
+    streams: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        right = _SEED.fullmatch(number) and -(1 << 63) <= int(number) < 1 << 63
+        if not right or bool(name) != bool(equals) or name in streams:
+            raise typer.BadParameter(
+                f"{part.strip()!r} in {text!r}; expected a seed of 64 bits, or one for "
+                "each stream, such as params=0,dropout=1"
+            )
+        streams[name] = int(number)
+    if "" in streams and len(streams) > 1:
+        raise typer.BadParameter(f"{text!r}; expected a name for each of several seeds")
+    return streams.get("", streams)
 
 
 def parse_level(text: str) -> int:

@@ -18,13 +18,14 @@ from shardinit import storage
 from shardinit.cli import arguments, devices, options
 from shardinit.cli.folders import Naming, digest_folder
 from shardinit.cli.outcomes import interruptible, reading
-from shardinit.cli.programs import AsJson, ModelName, Modules, Seed, Source
+from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
 from shardinit.progress import counted, progress
 
 if TYPE_CHECKING:
     from shardinit.core.plan.plan import Plan
+    from shardinit.core.prng.root_key import KeyLike
 
 Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either format.")]
 Names = Annotated[
@@ -47,7 +48,7 @@ def init(
         Literal["orbax", "safetensors"],
         typer.Option("--format", help="safetensors is written by windows."),
     ] = "safetensors",
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     mesh: Annotated[
         str | None,
         typer.Option(help="orbax: axes and sizes, such as data=2,model=4."),
@@ -120,11 +121,11 @@ def init(
     from shardinit.core.plan.planning import plan as make_plan
 
     if layout == "safetensors":
-        plan = make_plan(fn, draw_dtype=draw_dtype)
+        plan = make_plan(fn, key=seed, draw_dtype=draw_dtype)
     else:
         placing = options.placing_of(rules, opt_rules, opt_memory, opt_state)
         on = devices.real_mesh(axes)
-        plan = make_plan(fn, mesh=on, draw_dtype=draw_dtype, **placing)
+        plan = make_plan(fn, key=seed, mesh=on, draw_dtype=draw_dtype, **placing)
     new = not _has_format(target, layout)
     root = _held(plan, seed, target, beside, layout, naming)
     if root is None and layout == "safetensors":
@@ -194,7 +195,7 @@ def verify(
 
 
 def _held(
-    plan: Plan, seed: int, target: Path, beside: Path, layout: str, naming: Naming
+    plan: Plan, seed: KeyLike, target: Path, beside: Path, layout: str, naming: Naming
 ) -> str | None:
     """The root of a checkpoint that is there with its receipt, verified.
 
@@ -238,7 +239,7 @@ def _has_format(target: Path, layout: str) -> bool:
 
 def _write_windows(
     plan: Plan,
-    seed: int,
+    seed: KeyLike,
     target: Path,
     beside: Path,
     naming: Naming,
@@ -289,7 +290,7 @@ def _write_windows(
 
 def _write_arrays(
     plan: Plan,
-    seed: int,
+    seed: KeyLike,
     target: Path,
     beside: Path,
     executables: str | None,
