@@ -22,6 +22,7 @@ FAMILIES = (
     "training",
     "large",
     "parts",
+    "completion",
     "peers",
     "torch",
     "deferred",

@@ -72,7 +72,9 @@ class Mapped:
             made = self.tensor.read(region.start, region.shape, self.dtype, self._read)
             return np.ascontiguousarray(made)
 
-        return jax.make_array_from_callback(self.shape, sharding, shard)
+        made = jax.make_array_from_callback(self.shape, sharding, shard)
+        # The host's windows go with the transfer: those of one leaf at a time.
+        return jax.block_until_ready(made)
 
     def _read(
         self, path: str, start: tuple[int, ...], shape: tuple[int, ...]
