@@ -257,3 +257,48 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path, config,
     assert "Traceback" not in said
     assert Path(f"{out}.unfinished").is_dir()
     assert "wrote" in says(*command)
+
+
+def test_tensors_have_the_names_of_transformers(tmp_path, config, expected, says):
+    out, receipt = str(tmp_path / "hf"), str(tmp_path / "hf.receipt.json")
+    command = ("init", config, "--out", out, "--seed", "5", "--names", "hf")
+    root = lib.digest(expected).root
+    assert root in says(*command)
+    arrays = safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors")
+    up = np.asarray(expected["layers"][0]["mlp"]["up"]["kernel"])
+    assert np.array_equal(arrays["model.layers.0.mlp.up_proj.weight"], up.T)
+    described = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert described["architectures"] == ["LlamaForCausalLM"]
+    assert "is there already, and verified" in says(*command)
+    os.unlink(receipt)
+    assert root in says(*command)  # compared, and the receipt made anew
+    assert root in says("verify", receipt, out, "--names", "hf")
+    assert "is missing" in says("verify", receipt, out, code=3)
+    error = says(*command[:-2], code=1)
+    assert "not those of its receipt" in error
+    error = says(
+        "init", config, "--out", out + "2", "--names", "hf", "--format", "orbax", code=1
+    )
+    assert "--names: it is no matter of --format orbax" in error
+
+
+def test_tensors_have_names_of_ones_own(tmp_path, says, monkeypatch):
+    (tmp_path / "mine_named.py").write_text(
+        "import jax\n"
+        "def init(key):\n"
+        "    return {'w': jax.random.normal(key, (8, 32)), 'b': jax.numpy.zeros(32)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    lines = tmp_path / "names.txt"
+    lines.write_text("w -> linear.weight : transpose\nb -> linear.bias\n")
+    said = says("init", "mine_named:init", "--out", "made", "--names", str(lines))
+    arrays = safetensors.numpy.load_file("made/model.safetensors")
+    assert arrays["linear.weight"].shape == (32, 8)
+    assert said.split()[-1] in says(
+        "verify", "made.receipt.json", "made", "--names", str(lines)
+    )
+    lines.write_text("w -> linear.weight : transpose\n")
+    command = ("init", "mine_named:init", "--out", "other", "--names", str(lines))
+    assert "no line renames it" in says(*command, code=1)
+    command = ("init", "mine_named:init", "--out", "other", "--names", "none.txt")
+    assert "names='none.txt': it cannot be read" in says(*command, code=1)

@@ -24,6 +24,7 @@ FAMILIES = (
     "many",
     "large",
     "parts",
+    "completion",
     "peers",
     "frontends",
     "torch",

@@ -65,6 +65,24 @@ class Region:
         start = tuple(a + b for a, b in zip(other.start, self.start, strict=True))
         return Region(start, self.shape)
 
+    def overlap(self, other: Region) -> Region:
+        """What both have of an array; its size is 0 if they have nothing."""
+        start = tuple(map(max, self.start, other.start))
+        ends = [
+            min(a + n, b + m)
+            for a, n, b, m in zip(
+                self.start, self.shape, other.start, other.shape, strict=True
+            )
+        ]
+        return Region(
+            start, tuple(max(0, b - a) for a, b in zip(start, ends, strict=True))
+        )
+
+    def seen_from(self, other: Region) -> Region:
+        """The way back from ``within``: this region as one of ``other``."""
+        start = tuple(a - b for a, b in zip(self.start, other.start, strict=True))
+        return Region(start, self.shape)
+
 
 def covering(
     index: Index, shape: Sequence[int], where: str
