@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shardinit import verify as verify
     from shardinit.core.init_fn import InitFn as InitFn
     from shardinit.core.plan.fsdp import fsdp as fsdp
+    from shardinit.core.plan.padding import padded as padded
     from shardinit.core.plan.placement import Placement as Placement
     from shardinit.core.plan.plan import Plan as Plan
     from shardinit.core.plan.planning import plan as plan
@@ -77,6 +78,7 @@ _HOMES = {
     "load_program": "core.program.program",
     "module": "module",
     "open": "core.run.lazy",
+    "padded": "core.plan.padding",
     "plan": "core.plan.planning",
     "plan_missing": "core.run.missing",
     "read": "core.run.lazy",

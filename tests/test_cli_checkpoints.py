@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -132,6 +133,55 @@ def test_verify_names_the_leaves_that_differ(tmp_path, config, says, capsys):
     assert same == {"ok": True, "differences": [], "root": root}
 
 
+def test_a_folder_is_no_receipt(tmp_path, says):
+    said = says("verify", str(tmp_path), str(tmp_path), code=4)
+    assert "it is a folder; expected the file of a receipt" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("--distributed", "auto"), "--format orbax"),
+        (("--format", "orbax", "--distributed", "host0"), "HOST:PORT,PROCESSES,THIS"),
+        (("--format", "orbax", "--distributed", "host0:1,2,2"), "host0:8476,4,0"),
+    ],
+)
+def test_a_job_that_is_none_is_refused(tmp_path, config, says, given, expected):
+    out = str(tmp_path / "made")
+    assert expected in says("init", config, "--out", out, *given, code=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as the jobs of test_processes.py")
+def test_processes_of_a_job_write_one_checkpoint(tmp_path, config, expected):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["JAX_PLATFORMS"] = "cpu"
+    out = tmp_path / "made"
+    given = ("--format", "orbax", "--mesh", "data=4", "--seed", "5", "--out", str(out))
+    jobs = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "shardinit", "init", config, *given),
+                *("--distributed", f"{address},2,{number}"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for number in range(2)
+    ]
+    said = [job.communicate(timeout=200) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    root = lib.digest(expected).root
+    assert f"root {root}" in said[0][0]
+    assert "root" not in said[1][0]
+    assert json.loads((tmp_path / "made.receipt.json").read_text())["root"] == root
+    lib.verify_receipt(tmp_path / "made.receipt.json", orbax.restore(out))
+
+
 @pytest.mark.slow
 def test_what_goes_wrong_is_one_line(tmp_path, config, says):
     out = str(tmp_path / "out")
@@ -257,3 +307,48 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(tmp_path, config,
     assert "Traceback" not in said
     assert Path(f"{out}.unfinished").is_dir()
     assert "wrote" in says(*command)
+
+
+def test_tensors_have_the_names_of_transformers(tmp_path, config, expected, says):
+    out, receipt = str(tmp_path / "hf"), str(tmp_path / "hf.receipt.json")
+    command = ("init", config, "--out", out, "--seed", "5", "--names", "hf")
+    root = lib.digest(expected).root
+    assert root in says(*command)
+    arrays = safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors")
+    up = np.asarray(expected["layers"][0]["mlp"]["up"]["kernel"])
+    assert np.array_equal(arrays["model.layers.0.mlp.up_proj.weight"], up.T)
+    described = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert described["architectures"] == ["LlamaForCausalLM"]
+    assert "is there already, and verified" in says(*command)
+    os.unlink(receipt)
+    assert root in says(*command)  # compared, and the receipt made anew
+    assert root in says("verify", receipt, out, "--names", "hf")
+    assert "is missing" in says("verify", receipt, out, code=3)
+    error = says(*command[:-2], code=1)
+    assert "not those of its receipt" in error
+    error = says(
+        "init", config, "--out", out + "2", "--names", "hf", "--format", "orbax", code=1
+    )
+    assert "--names: it is no matter of --format orbax" in error
+
+
+def test_tensors_have_names_of_ones_own(tmp_path, says, monkeypatch):
+    (tmp_path / "mine_named.py").write_text(
+        "import jax\n"
+        "def init(key):\n"
+        "    return {'w': jax.random.normal(key, (8, 32)), 'b': jax.numpy.zeros(32)}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    lines = tmp_path / "names.txt"
+    lines.write_text("w -> linear.weight : transpose\nb -> linear.bias\n")
+    said = says("init", "mine_named:init", "--out", "made", "--names", str(lines))
+    arrays = safetensors.numpy.load_file("made/model.safetensors")
+    assert arrays["linear.weight"].shape == (32, 8)
+    assert said.split()[-1] in says(
+        "verify", "made.receipt.json", "made", "--names", str(lines)
+    )
+    lines.write_text("w -> linear.weight : transpose\n")
+    command = ("init", "mine_named:init", "--out", "other", "--names", str(lines))
+    assert "no line renames it" in says(*command, code=1)
+    command = ("init", "mine_named:init", "--out", "other", "--names", "none.txt")
+    assert "names='none.txt': it cannot be read" in says(*command, code=1)

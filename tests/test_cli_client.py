@@ -53,6 +53,14 @@ def ask(server, monkeypatch, capsys, tmp_path):
     return run
 
 
+def test_options_of_the_connection_stand_behind_the_command_too(ask, server):
+    for words in (["--target", server.address], [f"--target={server.address}"]):
+        assert ask("health", *words, target="localhost:1") == "SERVING\n"
+    assert ask("health", "-t", server.address, "--timeout", "60") == "SERVING\n"
+    said = ask("version", "--target", "localhost:1", "--timeout", "5", code=1)
+    assert "shardinit serve starts one" in said
+
+
 def test_health_and_version_are_told(ask):
     assert ask("health") == "SERVING\n"
     assert json.loads(ask("health", "--json")) == {"status": "SERVING"}
@@ -110,3 +118,40 @@ def test_what_goes_wrong_is_one_line_and_a_code(ask, config):
     assert "error:" in ask("health", code=1, target="127.0.0.1:1")
     ask("describe", code=2)
     assert "'x'" in ask("describe", config, "--mesh", "x", code=1)
+
+
+@pytest.mark.slow
+def test_a_model_is_asked_for_as_it_is_planned(ask, config, tmp_path):
+    """What `plan` may be told at the shell, its client may be too."""
+    narrow = tmp_path / "narrow.json"
+    narrow.write_text(json.dumps({**TINY, "torch_dtype": "bfloat16"}))
+    placed = ("--mesh", "data=2", "--rules", "embed=", "--opt-memory", "pinned_host")
+    state = ("--opt-state", "layers/**", "--opt-rules", "mlp=data")
+    said = json.loads(ask("describe", config, *placed, *state, "--json"))
+    cut = {leaf["path"] for leaf in said["leaves"] if any(leaf["spec"])}
+    assert cut
+    assert all(path.startswith("layers/") for path in cut)
+    drawn = ("--draw-dtype", "float32")
+    fn = build(ModelSpec("decoder", json.loads(narrow.read_text())))
+    plan = shardinit.plan(fn, draw_dtype="float32")
+    said = json.loads(ask("describe", str(narrow), *drawn, "--json"))
+    assert said["fingerprint"] == plan.fingerprint
+    path = plan.leaves[0].path
+    found = json.loads(ask("stream", str(narrow), path, ":2", *drawn, "--json"))
+    right = np.asarray(shardinit.open(plan, 0)[path][:2])
+    assert np.array_equal(np.array(found["values"]), right.astype(np.float64))
+    program = "0" * 64
+    assert "--draw-dtype: the draws" in ask("describe", program, *drawn, code=1)
+
+
+@pytest.mark.slow
+def test_a_key_for_each_stream_is_sent(ask, config):
+    fn = build(ModelSpec("decoder", TINY))
+    key = {"params": 3, "dropout": 1}
+    path = shardinit.plan(fn).leaves[0].path
+    right = shardinit.read(fn, key, path, np.s_[:2])
+    seed = ("--seed", "params=3,dropout=1")
+    found = json.loads(ask("stream", config, path, ":2", *seed, "--json"))
+    assert np.array_equal(np.array(found["values"], right.dtype), right)
+    found = json.loads(ask("describe", config, *seed, "--json"))
+    assert found["fingerprint"] == shardinit.plan(fn, key=key).fingerprint

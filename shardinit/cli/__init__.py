@@ -128,7 +128,7 @@ def plan(
     statistics: Annotated[
         bool, typer.Option(help="With --html: statistics of every leaf, by windows.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the statistics.")] = 0,
+    seed: options.Seed = 0,
 ) -> None:
     """Shows where each leaf of a model would lie; needs no devices."""
     from shardinit.cli import tables
@@ -142,7 +142,7 @@ def plan(
 
     state = (opt_rules, opt_memory, opt_state)
     given = (rules, select, strict, indivisible, memory_limit, prng, draw_dtype)
-    asked = options.Asked(*given, state)
+    asked = options.Asked(*given, state, seed)
     made = _planned(source, model, models, arguments.parse_mesh(mesh), asked)
     if html is not None:
         looking.write_page(made, html, seed if statistics else None)
@@ -176,6 +176,7 @@ def audit(
     opt_rules: options.OptRules = None,
     opt_memory: options.OptMemory = None,
     opt_state: options.OptState = None,
+    seed: options.Seed = 0,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: AsJson = False,
@@ -188,7 +189,7 @@ def audit(
     topologies.check_installed(chips)
     state = (opt_rules, opt_memory, opt_state)
     given = (rules, select, strict, indivisible, memory_limit, prng, draw_dtype)
-    asked = options.Asked(*given, state)
+    asked = options.Asked(*given, state, seed)
     made = _planned(source, model, models, axes, asked)
     from shardinit.cli import tables
     from shardinit.verify.audit.audit import audit as audit_plan

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from shardinit.cli.outcomes import UnreadableError, reading
 from shardinit.errors import ShardingError, ShardinitError
 from shardinit.models import ModelSpec, build, example_config, load_package
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from shardinit.core.plan.rules import Rules
     from shardinit.core.program.program import InitProgram
 
+_SEED = re.compile(r"[+-]?[0-9]{1,20}")
 _LOCAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -84,6 +87,29 @@ def parse_rules(text: str | None, option: str = "--rules") -> Rules | None:
     return AxisRules(rules)
 
 
+def parse_seed(text: str | int) -> int | dict[str, int]:
+    """``7`` as a seed; ``params=0,dropout=1`` as one for each stream, by name.
+
+    Raises:
+      typer.BadParameter: it does not read like that, or is of more than 64 bits.
+    """
+    if isinstance(text, int):
+        return text
+    streams: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        right = _SEED.fullmatch(number) and -(1 << 63) <= int(number) < 1 << 63
+        if not right or bool(name) != bool(equals) or name in streams:
+            raise typer.BadParameter(
+                f"{part.strip()!r} in {text!r}; expected a seed of 64 bits, or one for "
+                "each stream, such as params=0,dropout=1"
+            )
+        streams[name] = int(number)
+    if "" in streams and len(streams) > 1:
+        raise typer.BadParameter(f"{text!r}; expected a name for each of several seeds")
+    return streams.get("", streams)
+
+
 def parse_level(text: str) -> int:
     """A logging level by name.
 
@@ -121,11 +147,18 @@ def read_spec(source: str, model: str = "decoder") -> ModelSpec:
 def read_source(
     source: str, model: str, modules: list[str] | None
 ) -> InitFn | InitProgram:
-    """What was typed as an init function: a spec as in ``read_spec``, or a program.
+    """What was typed as an init function; see ``read_model``."""
+    return read_model(source, model, modules)[0]
+
+
+def read_model(
+    source: str, model: str, modules: list[str] | None
+) -> tuple[InitFn | InitProgram, ModelSpec | None]:
+    """What was typed as an init function, and the spec that it is of, if it is one.
 
     Args:
-      source: a spec, a program file, or ``module:function``; ``-`` is the content of
-        either of the first two.
+      source: a spec as in ``read_spec``, a program file, or ``module:function``; ``-``
+        is the content of either of the first two.
       model: name of the registered model that a config is for.
       modules: modules that register models.
 
@@ -134,21 +167,23 @@ def read_source(
       UnreadableError: the file is neither a config nor a program.
     """
     if _LOCAL.fullmatch(source) and not os.path.exists(source):
-        return local_function(source)
+        return local_function(source), None
     if source == "-":
         content, name = sys.stdin.buffer.read(), "standard input"
     elif os.path.isfile(source) and not source.endswith(".json"):
         content, name = _content(source), source
     else:
         load_modules(modules)
-        return build(read_spec(source, model))
+        spec = read_spec(source, model)
+        return build(spec), spec
     if _is_json(content):
         load_modules(modules)
-        return build(_spec(content, model, name))
+        spec = _spec(content, model, name)
+        return build(spec), spec
     from shardinit.core.program.program import InitProgram
 
     with reading():
-        return InitProgram.from_bytes(content)
+        return InitProgram.from_bytes(content), None
 
 
 def local_function(source: str) -> Any:

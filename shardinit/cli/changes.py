@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shardinit.cli import arguments, devices
+from shardinit.cli import arguments, devices, options
 from shardinit.cli.outcomes import DIFFERS, reading
-from shardinit.cli.programs import AsJson, ModelName, Modules, Seed, Source
+from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target, writing
 from shardinit.errors import CheckpointError, ShardinitError
 
@@ -41,7 +41,7 @@ RulesText = Annotated[
 def pin(
     source: Source,
     file: Annotated[str, typer.Argument(help="The file to write.")],
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     mesh: MeshText = None,
     rules: RulesText = None,
     values: Annotated[
@@ -58,7 +58,7 @@ def pin(
     devices.on_cpu()
     from shardinit.verify.compare.taking import snapshot
 
-    fn = _placed(arguments.read_source(source, model, models), mesh, rules)
+    fn = _placed(arguments.read_source(source, model, models), seed, mesh, rules)
     made = snapshot(fn, seed, values=values)
     if os.path.exists(file) and not force:
         if _read(file).to_json() == made.to_json():
@@ -91,8 +91,12 @@ def diff(
     second: Second = None,
     against: Against = None,
     seed: Annotated[
-        int | None,
-        typer.Option(help="Seed of functions; default that of the pin, or 0."),
+        Any,
+        typer.Option(
+            parser=arguments.parse_seed,
+            metavar="SEED",
+            help="Seed of functions, as for pin; default that of the pin, or 0.",
+        ),
     ] = None,
     mesh: MeshText = None,
     rules: RulesText = None,
@@ -126,14 +130,14 @@ def diff(
         raise typer.Exit(DIFFERS)
 
 
-def _placed(fn: Any, mesh: str | None, rules: str | None) -> Any:
+def _placed(fn: Any, key: Any, mesh: str | None, rules: str | None) -> Any:
     """The function planned on a mesh without devices, where one is given."""
     if mesh is None:
         return fn
     from shardinit.core.plan.planning import plan
 
     on = arguments.abstract_mesh(arguments.parse_mesh(mesh))
-    return plan(fn, mesh=on, rules=arguments.parse_rules(rules))
+    return plan(fn, key=key, mesh=on, rules=arguments.parse_rules(rules))
 
 
 def _read(file: str) -> Snapshot:
@@ -148,7 +152,7 @@ class _Sides:
 
     def __init__(
         self,
-        seed: int | None,
+        seed: int | dict[str, int] | None,
         mesh: str | None,
         rules: str | None,
         values: bool,
@@ -187,7 +191,7 @@ class _Sides:
                 return taking.of_receipt(Receipt.load(source))
         if kind != "folder":
             return None
-        from shardinit.cli.checkpoints import digest_folder
+        from shardinit.cli.folders import digest_folder
 
         with reading():
             if full:
@@ -198,12 +202,15 @@ class _Sides:
         from shardinit.verify.compare.taking import made_by, snapshot
 
         fn = arguments.read_source(source, self._model, self._models)
-        key, values = self._seed or 0, self._values and bool(known)
+        key, values = (
+            (0 if self._seed is None else self._seed),
+            self._values and bool(known),
+        )
         if known and known[0].key is not None and self._seed is None:
             key = _key(known[0])
         if known and known[0].made_by and known[0].made_by != made_by():
             values = False
-        fn = _placed(fn, self._mesh, self._rules)
+        fn = _placed(fn, key, self._mesh, self._rules)
         return snapshot(fn, key, values=values and _has_windows(known))
 
 

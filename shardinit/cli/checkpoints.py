@@ -16,17 +16,29 @@ import typer
 
 from shardinit import storage
 from shardinit.cli import arguments, devices, options
+from shardinit.cli.folders import Naming, digest_folder
 from shardinit.cli.outcomes import interruptible, reading
-from shardinit.cli.programs import AsJson, ModelName, Modules, Seed, Source
+from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target
 from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
 from shardinit.progress import counted, progress
 
 if TYPE_CHECKING:
     from shardinit.core.plan.plan import Plan
-    from shardinit.verify.digest.host import Digest
+    from shardinit.core.prng.root_key import KeyLike
 
 Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either format.")]
+Names = Annotated[
+    str | None,
+    typer.Option(
+        help="safetensors: tensors as another tool names and shapes them: hf for what "
+        "transformers reads, or a file of `leaf -> tensor : transpose ...` lines."
+    ),
+]
+Config = Annotated[
+    str | None,
+    typer.Option(help="--names hf: the model's config.json; default the model's own."),
+]
 
 
 def init(
@@ -36,7 +48,7 @@ def init(
         Literal["orbax", "safetensors"],
         typer.Option("--format", help="safetensors is written by windows."),
     ] = "safetensors",
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     mesh: Annotated[
         str | None,
         typer.Option(help="orbax: axes and sizes, such as data=2,model=4."),
@@ -58,6 +70,8 @@ def init(
             "the cluster, else HOST:PORT,PROCESSES,THIS, such as host0:8476,4,0."
         ),
     ] = None,
+    names: Names = None,
+    config: Config = None,
     executables: Annotated[
         str | None,
         typer.Option(
@@ -77,7 +91,12 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Initialises a model into a checkpoint, with its receipt beside it."""
-    windowed = {"--max-memory": max_memory, "--max-shard-size": max_shard_size}
+    windowed = {
+        "--max-memory": max_memory,
+        "--max-shard-size": max_shard_size,
+        "--names": names,
+        "--config": config,
+    }
     sharded = {
         "--mesh": mesh,
         "--rules": rules,
@@ -105,22 +124,24 @@ def init(
         devices.join(distributed, axes)
     elif axes is not None:
         devices.simulate_where_asked(axes)
-    fn = arguments.read_source(source, model, models)
+    fn, spec = arguments.read_model(source, model, models)
+    own = None if spec is None else spec.config.get("config", spec.config)
+    naming = Naming(names, config or own)
     from shardinit.core.plan.planning import plan as make_plan
 
     if layout == "safetensors":
-        plan = make_plan(fn, draw_dtype=draw_dtype)
+        plan = make_plan(fn, key=seed, draw_dtype=draw_dtype)
     else:
         placing = options.placing_of(rules, opt_rules, opt_memory, opt_state)
         on = devices.real_mesh(axes or devices.one_axis())
-        plan = make_plan(fn, mesh=on, draw_dtype=draw_dtype, **placing)
+        plan = make_plan(fn, key=seed, mesh=on, draw_dtype=draw_dtype, **placing)
     new = not _has_format(target, layout)
-    root = _held(plan, seed, target, beside, layout)
+    root = _held(plan, seed, target, beside, layout, naming)
     if root is None and layout == "safetensors":
         sizes = (max_memory, max_shard_size)
         kept = f"What is written is kept in {target}.unfinished"
         with interruptible(f"{kept}; the same command again goes on from there"):
-            root = _write_windows(plan, seed, target, beside, *sizes)
+            root = _write_windows(plan, seed, target, beside, naming, *sizes)
     elif root is None:
         if not _has_format(target, layout):
             storage.orbax.check_free(target)
@@ -157,6 +178,7 @@ def digest(
 def verify(
     receipt: Annotated[str, typer.Argument(help="A receipt, as init wrote it.")],
     folder: Folder,
+    names: Names = None,
     as_json: AsJson = False,
 ) -> None:
     """Checks that a checkpoint holds the weights of a receipt; exit code 3 if not.
@@ -168,7 +190,8 @@ def verify(
 
     with reading():
         wanted = Receipt.load(receipt)
-        there = digest_folder(folder)
+        shapes = {leaf.path: leaf.shape for leaf in wanted.leaves}
+        there = Naming(names).digest(folder, shapes)
     try:
         found = verify_receipt(wanted, there)
     except ReceiptMismatchError as error:
@@ -182,39 +205,9 @@ def verify(
     print(f"{len(found.leaves)} leaves are those of {wanted.name}, root {found.root}")
 
 
-def digest_folder(folder: str) -> Digest:
-    """The digest of a checkpoint of either format.
-
-    Raises:
-      CheckpointError: there is none.
-    """
-    from shardinit.storage.layout import INDEX, SINGLE
-
-    if any(os.path.exists(os.path.join(folder, name)) for name in (INDEX, SINGLE)):
-        return _digest_windows(folder)
-    if not os.path.isdir(folder):  # Orbax would complain on its own as well
-        raise CheckpointError(f"checkpoint {folder!r}", "there is no such folder")
-    from shardinit.storage import orbax
-    from shardinit.verify.digest.devices import digest
-
-    return digest(orbax.restore(folder))
-
-
-def _digest_windows(folder: str) -> Digest:
-    from shardinit.storage import safetensors
-    from shardinit.verify.digest.devices import Digester
-
-    arrays = safetensors.open(folder)
-    digester = Digester({path: (x.shape, x.dtype) for path, x in arrays.items()})
-    with progress("digest") as report:
-        advance = counted(report, sum(x.nbytes for x in arrays.values()))
-        for path, start, window in safetensors.read_windows(folder):
-            digester.add(path, start, window)
-            advance(window.nbytes)
-    return digester.digest()
-
-
-def _held(plan: Plan, seed: int, target: Path, beside: Path, layout: str) -> str | None:
+def _held(
+    plan: Plan, seed: KeyLike, target: Path, beside: Path, layout: str, naming: Naming
+) -> str | None:
     """The root of a checkpoint that is there with its receipt, verified.
 
     None where there is no receipt, or one of the same whose checkpoint is still to be
@@ -239,7 +232,8 @@ def _held(plan: Plan, seed: int, target: Path, beside: Path, layout: str) -> str
     if not _has_format(target, layout):
         raise CheckpointError.taken("checkpoint", target, f"it is not {layout}")
     try:
-        verify_receipt(found, digest_folder(str(target)))
+        shapes = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
+        verify_receipt(found, naming.digest(target, shapes))
     except ReceiptMismatchError as error:
         why = f"its leaves are not those of its receipt ({error.differences[0]})"
         raise CheckpointError.taken("checkpoint", target, why) from error
@@ -256,9 +250,10 @@ def _has_format(target: Path, layout: str) -> bool:
 
 def _write_windows(
     plan: Plan,
-    seed: int,
+    seed: KeyLike,
     target: Path,
     beside: Path,
+    naming: Naming,
     max_memory: str | None,
     max_shard_size: str | None,
 ) -> str:
@@ -277,26 +272,36 @@ def _write_windows(
         advance = counted(report, lazy.nbytes)
 
         def on_window(path: str, start: tuple[int, ...], window: Any) -> None:
-            digester.add(path, start, window)
+            if naming.names is None:
+                digester.add(path, start, window)
             advance(window.nbytes)
 
         def before_publish() -> None:
-            make_receipt(plan, seed, digester.digest()).save(beside)
+            if naming.names is None:
+                make_receipt(plan, seed, digester.digest()).save(beside)
 
         safetensors.write(
             target,
             lazy,
             max_memory=memory,
             max_shard_size=shard,
+            names=naming.names,
+            config=naming.config,
             on_window=on_window,
             before_publish=before_publish,
         )
-    return digester.digest().root
+    if naming.names is None:
+        return digester.digest().root
+    # Windows were those of tensors: the leaves are read back, as another tool will.
+    shapes = {path: tuple(x.shape) for path, x in lazy.items()}
+    made = make_receipt(plan, seed, naming.digest(target, shapes))
+    made.save(beside)
+    return made.root
 
 
 def _write_arrays(
     plan: Plan,
-    seed: int,
+    seed: KeyLike,
     target: Path,
     beside: Path,
     executables: str | None,

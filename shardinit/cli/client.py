@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from shardinit.cli import arguments, devices, programs, serving
+from shardinit.cli import arguments, devices, options, programs, serving
 from shardinit.cli.group import Commands
-from shardinit.cli.options import Rules
-from shardinit.cli.programs import AsJson, ModelName, Seed, WindowFile, WindowIndex
+from shardinit.cli.programs import AsJson, ModelName, WindowFile, WindowIndex
 from shardinit.cli.targets import check_target, writing
+from shardinit.errors import ShardinitError
 
 if TYPE_CHECKING:
     from shardinit.service.client.client import Client
@@ -54,7 +54,7 @@ class _Asked:
 
 
 @app.callback()
-def options(
+def whom(
     context: typer.Context,
     target: Annotated[
         str, typer.Option("--target", "-t", help="Host and port of the service.")
@@ -125,17 +125,22 @@ def describe(
     mesh: Annotated[
         str | None, typer.Option(help="Axes and sizes, such as data=2,model=4.")
     ] = None,
-    rules: Rules = None,
+    rules: options.Rules = None,
+    draw_dtype: options.DrawDtype = None,
+    opt_rules: options.OptRules = None,
+    opt_memory: options.OptMemory = None,
+    opt_state: options.OptState = None,
+    seed: options.Seed = 0,
     model: ModelName = "decoder",
     as_json: AsJson = False,
 ) -> None:
     """The leaves of a model, and with a mesh where they lie."""
     axes = None if mesh is None else arguments.parse_mesh(mesh)
     devices.on_cpu()
+    placing = options.placing_of(rules, opt_rules, opt_memory, opt_state)
     with context.obj.connect() as client:
-        found = client.describe(
-            _spec(source, model), axes, arguments.parse_rules(rules)
-        )
+        spec = _spec(source, model, seed, draw_dtype)
+        found = client.describe(spec, axes, **placing)
     if as_json:
         print(json.dumps(_as_data(found), indent=1))
         return
@@ -149,6 +154,8 @@ def program(
     context: typer.Context,
     source: Source,
     out: Annotated[str, typer.Option("--out", "-o", help="The program file to write.")],
+    draw_dtype: options.DrawDtype = None,
+    seed: options.Seed = 0,
     model: ModelName = "decoder",
     as_json: AsJson = False,
 ) -> None:
@@ -156,7 +163,7 @@ def program(
     check_target(out)
     devices.on_cpu()
     with context.obj.connect() as client:
-        made = client.program(_spec(source, model))
+        made = client.program(_spec(source, model, seed, draw_dtype))
     with writing(out):
         made.save(out)
     found = {
@@ -174,7 +181,8 @@ def stream(
     source: Source,
     path: Annotated[str, typer.Argument(help="The leaf's path.")],
     window: WindowIndex = "...",
-    seed: Seed = 0,
+    seed: options.Seed = 0,
+    draw_dtype: options.DrawDtype = None,
     out: WindowFile = None,
     model: ModelName = "decoder",
     as_json: AsJson = False,
@@ -184,7 +192,8 @@ def stream(
         check_target(out)
     index = programs.parse_window(window)
     with context.obj.connect() as client:
-        values = client.read(_spec(source, model), seed, path, index)
+        spec = _spec(source, model, seed, draw_dtype)
+        values = client.read(spec, seed, path, index)
     programs.show_window(values, path, window, out, as_json)
 
 
@@ -193,7 +202,8 @@ def checkpoint(
     context: typer.Context,
     source: Source,
     uri: Annotated[str, typer.Argument(help="Where, on the service's storage.")],
-    seed: Seed = 0,
+    seed: options.Seed = 0,
+    draw_dtype: options.DrawDtype = None,
     layout: Annotated[
         Literal["safetensors", "orbax"], typer.Option("--format", help="Its format.")
     ] = "safetensors",
@@ -205,7 +215,7 @@ def checkpoint(
 ) -> None:
     """Has the service write a checkpoint on its own storage."""
     with context.obj.connect() as client:
-        spec = _spec(source, model)
+        spec = _spec(source, model, seed, draw_dtype)
         written = client.write_checkpoint(spec, seed, uri, format=layout, detach=detach)
     receipt = json.loads(written.receipt_json)
     if as_json:
@@ -214,10 +224,21 @@ def checkpoint(
         print(f"wrote {written.uri}\nroot {receipt['root']}")
 
 
-def _spec(source: str, model: str) -> Spec:
-    if re.fullmatch(r"[0-9a-f]{64}", source):
-        return source
-    return arguments.read_spec(source, model)
+def _spec(source: str, model: str, seed: Any, draw_dtype: str | None) -> Spec:
+    """What was typed as a spec, with how it is drawn and the streams of its key.
+
+    Raises:
+      ShardinitError: ``--draw-dtype`` for a program.
+    """
+    from shardinit.service.wire.messages import spec_for
+
+    if not re.fullmatch(r"[0-9a-f]{64}", source):
+        return spec_for(arguments.read_spec(source, model), seed, draw_dtype)
+    if draw_dtype is not None:
+        raise ShardinitError(
+            "--draw-dtype", "the draws of a program are settled", "a model's config"
+        )
+    return source
 
 
 def _show(found: Mapping[str, Any], as_json: bool) -> None:

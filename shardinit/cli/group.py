@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 
 class Commands(TyperGroup):
-    """``client health --target HOST:PORT`` means ``client --target HOST:PORT health``."""
+    """``client health --target HOST`` means ``client --target HOST health``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The words of the command line, those options in front."""

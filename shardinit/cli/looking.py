@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shardinit.cli import arguments, devices, options
-from shardinit.cli.programs import AsJson, ModelName, Modules, Seed, Source
+from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import writing
 from shardinit.files import write_file
 
 if TYPE_CHECKING:
     from shardinit.core.plan.plan import Plan
+    from shardinit.core.prng.root_key import KeyLike
 
 MemoryLimit = Annotated[
     str,
@@ -22,7 +23,7 @@ MemoryLimit = Annotated[
 
 def inspect(
     source: Source,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     select: options.Select = None,
     memory_limit: MemoryLimit = "64MiB",
     model: ModelName = "decoder",
@@ -44,7 +45,7 @@ def inspect(
         tables.print_inspection(found)
 
 
-def write_page(plan: Plan, file: str, seed: int | None) -> None:
+def write_page(plan: Plan, file: str, seed: KeyLike | None) -> None:
     """Writes a plan as one page of HTML.
 
     Args:

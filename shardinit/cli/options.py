@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from shardinit.core.plan.options import PlanOptions
     from shardinit.core.plan.plan import Plan
 
+Seed = Annotated[
+    Any,
+    typer.Option(
+        parser=arguments.parse_seed,
+        metavar="SEED",
+        help="Seed of the root key, or of each stream of a model that has several, as "
+        "params=0,dropout=1.",
+    ),
+]
 Rules = Annotated[
     str | None,
     typer.Option(
@@ -69,7 +78,8 @@ Prng = Annotated[
 class Asked(NamedTuple):
     """What was typed beside the model and the mesh.
 
-    Optimizer state has rules, a kind of memory and globs of its own.
+    Optimizer state has rules, a kind of memory and globs of its own. Of the seed only
+    the names of its streams count.
     """
 
     rules: str | None
@@ -80,6 +90,7 @@ class Asked(NamedTuple):
     prng: str | None
     draw_dtype: str | None = None
     of_state: tuple[str | None, str | None, list[str] | None] = (None, None, None)
+    seed: int | dict[str, int] = 0
 
 
 def placing_of(
@@ -139,11 +150,10 @@ def planned(fn: object, mesh: AnyMesh, asked: Asked) -> Plan:
     Raises:
       ShardinitError: as ``plan_options`` and ``shardinit.plan``.
     """
-    import jax
-
     from shardinit.core.plan.planning import make_plan
+    from shardinit.core.prng.root_key import as_key
 
     with progress("plan", unit=""):
-        made = make_plan(fn, jax.random.key(0), plan_options(mesh, asked))
+        made = make_plan(fn, as_key(asked.seed), plan_options(mesh, asked))
     made.warn()
     return made

@@ -33,16 +33,12 @@ Modules = Annotated[
     typer.Option("--models", help="Module that registers models; may be repeated."),
 ]
 
-_INT64 = 1 << 63  # what jax.random.key takes
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 WindowIndex = Annotated[
     str, typer.Argument(help="A numpy index, such as '0:4,::2' or '...,-1'.")
 ]
 WindowFile = Annotated[
     str | None, typer.Option("--out", "-o", help="Write the window as a .npy file.")
-]
-Seed = Annotated[
-    int, typer.Option(min=-_INT64, max=_INT64 - 1, help="Seed of the root key.")
 ]
 
 
@@ -51,6 +47,7 @@ def export(
     out: Annotated[str, typer.Option("--out", "-o", help="The program file to write.")],
     draw_dtype: options.DrawDtype = None,
     opt_state: options.OptState = None,
+    seed: options.Seed = 0,
     model: ModelName = "decoder",
     models: Modules = None,
     force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
@@ -69,7 +66,8 @@ def export(
         except (ProgramFormatError, OSError) as error:
             raise _exists(out) from error
     fn = arguments.read_source(source, model, models)
-    program = export_plan(make_plan(fn, draw_dtype=draw_dtype, opt_state=opt_state))
+    told = {"draw_dtype": draw_dtype, "opt_state": opt_state}
+    program = export_plan(make_plan(fn, key=seed, **told))
     if there is None:
         with writing(out):
             program.save(out)
@@ -116,6 +114,7 @@ def compile_for_here(
     opt_rules: options.OptRules = None,
     opt_memory: options.OptMemory = None,
     opt_state: options.OptState = None,
+    seed: options.Seed = 0,
     model: ModelName = "decoder",
     models: Modules = None,
     as_json: AsJson = False,
@@ -129,7 +128,7 @@ def compile_for_here(
     fn = arguments.read_source(source, model, models)
     state = (opt_rules, opt_memory, opt_state)
     given = (rules, select, strict, indivisible, memory_limit, prng, draw_dtype)
-    asked = options.Asked(*given, state)
+    asked = options.Asked(*given, state, seed)
     plan = options.planned(fn, devices.real_mesh(axes), asked)
     digest = save_executables(plan, out)
     size, count = os.path.getsize(out), len(plan.programs)
@@ -147,7 +146,7 @@ def read(
         str | None, typer.Argument(help="The leaf's path; none lists all.")
     ] = None,
     window: WindowIndex = "...",
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     out: WindowFile = None,
     limit: Annotated[
         int, typer.Option(help="Bytes that a leaf may take that must be made whole.")

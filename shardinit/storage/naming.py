@@ -7,22 +7,21 @@ are computed of windows of leaves, and leaves of windows of tensors.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shardinit.core.region import Region
 from shardinit.core.run.parts import Part, Tensor, by_leaf, read_leaf
-from shardinit.core.run.renames import Rename, renames, tensors
+from shardinit.core.run.renames import Lines, Rename, renames_of
+from shardinit.core.run.tensors import tensors
 from shardinit.errors import CheckpointError
 from shardinit.storage import hf
 from shardinit.storage.sources import Leaf
 
-Names = str | os.PathLike[str] | Iterable[str] | Mapping[str, str]
+Names = Lines
 """``"hf"``, lines of pairs, a file of them, or a mapping of leaves to tensors."""
 
 # What stands around the paths of parameters beside optimizer state, and in NNX models.
@@ -66,8 +65,8 @@ def renamed(leaves: Sequence[Leaf], names: Names, config: Any) -> list[Renamed]:
     """Leaves as the tensors that they make.
 
     Raises:
-      CheckpointError: names that are none, or leaves of two dtypes in one tensor.
-      SelectError: lines that do not fit the leaves.
+      CheckpointError: leaves of two dtypes in one tensor.
+      SelectError: lines that are none, or do not fit the leaves.
     """
     by_path = {leaf.path: leaf for leaf in leaves}
     shapes = {leaf.path: leaf.shape for leaf in leaves}
@@ -113,21 +112,13 @@ def _back(tensor: Tensor, paths: Mapping[str, str]) -> Tensor:
     return replace(tensor, parts=parts)
 
 
-def _lines(names: Any) -> tuple[Rename, ...]:
-    if isinstance(names, Mapping):
-        return renames(f"{leaf} -> {tensor}" for leaf, tensor in names.items())
-    if isinstance(names, str) and "->" in names:
-        return renames(names)
-    if isinstance(names, str | os.PathLike):
-        try:
-            return renames(Path(names).read_text("utf-8"))
-        except (OSError, UnicodeError) as error:
-            raise CheckpointError(
-                f"names={os.fspath(names)!r}",
-                f"it cannot be read ({error})",
-                '"hf", lines of `leaf -> tensor`, or a file of such',
-            ) from error
-    return renames(names)
+def _lines(names: Names) -> tuple[Rename, ...]:
+    """A user's own lines; a file holds the leaves' own numbers and no others."""
+    lines = renames_of(names, "names")
+    for line in lines:
+        if line.noise:
+            raise line.fault("noise", "numbers of the leaf alone")
+    return lines
 
 
 # ---- the way back --------------------------------------------------------------------

@@ -30,7 +30,8 @@ from shardinit.core.plan.mesh import one_device
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike
-from shardinit.core.run.completion import Allowed, restore_into
+from shardinit.core.run.completion import restore_into
+from shardinit.core.run.settling import Allowed
 from shardinit.errors import CheckpointError
 from shardinit.extras import needs
 from shardinit.storage.orbax_tree import (
@@ -166,8 +167,8 @@ def restore(
       mesh: without a plan, the devices; default the first one.
       rules: ``PathRules`` or ``fsdp(...)``; default ``fsdp()`` over all axes.
       out_shardings: a pytree prefix of shardings instead of rules.
-      **allowed: with a plan, ``missing=``, ``unexpected=``, ``grow=``, ``shrink=`` and
-        ``cast=`` as for ``shardinit.plan_missing``.
+      **allowed: with a plan, ``missing=``, ``unexpected=``, ``grow=``, ``shrink=``,
+        ``cast=`` and ``paths=`` as for ``shardinit.plan_missing``.
 
     Returns:
       What ``init`` would return, with a plan. Else the tree as it was written: dicts,

@@ -32,8 +32,9 @@ from shardinit.core.plan.mesh import one_device
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike
-from shardinit.core.run.completion import Allowed, restore_into
+from shardinit.core.run.completion import restore_into
 from shardinit.core.run.lazy import LazyTree
+from shardinit.core.run.settling import Allowed
 from shardinit.errors import CheckpointError
 from shardinit.storage import hf
 from shardinit.storage.filling import WORKERS, OnWindow, Writer, compare
@@ -337,8 +338,8 @@ def restore(
       names: how the checkpoint names and shapes its tensors, as ``write`` takes it;
         each device reads the windows of them that make its shard.
       config: for ``names="hf"``; default the folder's ``config.json``.
-      **allowed: ``missing=``, ``unexpected=``, ``grow=``, ``shrink=`` and ``cast=`` as
-        for ``shardinit.plan_missing``.
+      **allowed: ``missing=``, ``unexpected=``, ``grow=``, ``shrink=``, ``cast=`` and
+        ``paths=`` as for ``shardinit.plan_missing``.
 
     Returns:
       What ``init`` would return, in the user's own classes.
@@ -358,12 +359,10 @@ def restore(
     """
     arrays: Mapping[str, Any] = open(folder)
     if names is not None:
-        arrays = _renamed_leaves(folder, plan, names, config)
+        shapes = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
+        arrays = open_leaves(folder, shapes, names=names, config=config)
     impls = {x.path: key_impl(x.dtype) for x in plan.leaves if is_key(x.dtype)}
-    found: dict[str, Any] = {
-        path: jax.ShapeDtypeStruct(array.shape, array.dtype)
-        for path, array in arrays.items()
-    }
+    found: dict[str, Any] = dict(arrays)
     for leaf in plan.leaves:
         words = found.get(leaf.path)
         if leaf.path in impls and words is not None and words.dtype == np.uint32:
@@ -391,16 +390,45 @@ def restore(
     return restore_into(plan, found, read, key, Allowed(**allowed))
 
 
-def _renamed_leaves(
-    folder: str | os.PathLike[str], plan: Plan, names: Names, config: Any
+def open_leaves(
+    folder: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    names: Names,
+    config: Any = None,
 ) -> dict[str, Any]:
-    """The leaves of a plan as a folder of another naming has them, and what is left."""
+    """The leaves of a model as a folder of another naming has them.
+
+    Args:
+      folder: of any checkpoint in this format.
+      shapes: of the model's leaves, by path.
+      names: how the checkpoint names and shapes its tensors, as ``write`` takes it.
+      config: for ``names="hf"``; default the folder's ``config.json``.
+
+    Returns:
+      What has a shape, a dtype and, by slices, windows that are read when they are
+      asked for: by path, and by name for tensors that make no leaf.
+
+    Raises:
+      CheckpointError: the folder has no whole checkpoint, or a leaf in part.
+      SelectError: names that do not fit the leaves.
+
+    Example:
+      >>> import tempfile
+      >>> from shardinit.storage import safetensors
+      >>> weights = {"w": np.ones((8, 32), np.float32)}
+      >>> names, shapes = {"w": "linear.weight : transpose"}, {"w": (8, 32)}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     safetensors.write(f"{folder}/a", weights, names=names)
+      ...     found = safetensors.open_leaves(f"{folder}/a", shapes, names=names)
+      ...     found["w"][0:2, 0:3].shape
+      (2, 3)
+    """
     tensors = {}
     for file in read_files(folder):
         mapped = _mapped(folder, file)
         tensors |= {tensor.name: mapped[tensor.path] for tensor in file.tensors}
     described = folder if config is None and names == "hf" else config
-    shapes = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
     if any("/" in path for path in shapes) and described is not None:
         described = hf.read_config(described)
         passed = [glob(pattern) for pattern in hf.idle(described)]

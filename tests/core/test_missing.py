@@ -132,6 +132,7 @@ def test_the_account_says_what_will_become_of_each_leaf(mesh):
     account = plan.account
     assert {kind: row["paths"] for kind, row in account.as_data().items()} == {
         "kept": ["step"],
+        "mapped": [],
         "cast": ["layers/0/w"],
         "grown": ["embed"],
         "shrunk": ["layers/1/w"],

@@ -12,7 +12,7 @@ PAGES = ["frontends", "migrate/flax", "migrate/maxtext", "migrate/levanter"]
 PAGES += ["migrate/orbax", "migrate/huggingface", "aot", "deferred", "modules"]
 PAGES += ["inspect", "pin", "torch"]
 ON_ONE_VERSION = ["optimizer", "audit", "complete", "cut", "keys", "promises", "faq"]
-COMMANDS = ["aot", "inspect", "pin"]
+COMMANDS = ["aot", "inspect", "pin", "migrate/huggingface"]
 NEEDED = {
     "migrate/levanter": ["haliax"],
     "migrate/huggingface": ["torch", "transformers"],

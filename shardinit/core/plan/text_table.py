@@ -87,7 +87,7 @@ def _pieces(text: str, width: int) -> Iterable[tuple[str, str]]:
 
 
 def _named(names: Row, row: Row, width: int) -> str:
-    """The cells of a row, each after the name of its column, and on one line with it."""
+    """The cells of a row, each on one line with the name of its column."""
     cells = zip(names, row, strict=True)
     facts = (f"{name} {cell}".strip() for name, cell in cells if cell)
     return "  ".join(x.replace(" ", _TIED) if len(x) <= width else x for x in facts)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from shardinit.core.plan import text_table
 
-KINDS: Final = ("kept", "cast", "grown", "shrunk", "filled", "unexpected")
+KINDS: Final = ("kept", "mapped", "cast", "grown", "shrunk", "filled", "unexpected")
 _SHOWN = 3
 
 
@@ -34,10 +34,11 @@ class Entry:
 class Account:
     """What a completion keeps, fills and changes; ``print`` shows it as a table.
 
-    A leaf that is cast and grown stands in both.
+    A leaf that is mapped, cast and grown stands in all three.
 
     Attributes:
       kept: leaves that are there and stay as they are.
+      mapped: leaves that are there under other paths, or in other shapes.
       filled: leaves that are missing and will be initialised.
       grown: leaves that become larger.
       shrunk: leaves of which a part is dropped.
@@ -53,6 +54,7 @@ class Account:
     """
 
     kept: tuple[Entry, ...] = ()
+    mapped: tuple[Entry, ...] = ()
     filled: tuple[Entry, ...] = ()
     grown: tuple[Entry, ...] = ()
     shrunk: tuple[Entry, ...] = ()

@@ -1,14 +1,12 @@
-"""A completion: what becomes of each leaf of a restored tree, and the run of it.
+"""A completion: the run of what was settled for each leaf of a restored tree.
 
-Everything is settled from paths, shapes and dtypes before an array is touched: what is
-there and may be kept, cast, grown or shrunk, what is missing and may be, what nobody
-asked for. What is not allowed is refused by the name of its leaf.
+Missing leaves are made by a plan of their own; what is there is placed, cast, grown or
+shrunk, or read by windows where it comes from other leaves.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,39 +14,19 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from shardinit.core.cut.sources import Replicated, Windowed
-from shardinit.core.init_fn import AxisNames
-from shardinit.core.paths import chosen, glob, nearest
-from shardinit.core.plan.leaves import PlanLeaf, itemsize, names_of
-from shardinit.core.plan.options import Select
+from shardinit.core.plan.fsdp import fsdp
+from shardinit.core.plan.leaf_info import LeafInfo
+from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.plan import Plan
-from shardinit.core.prng import derivation as keys
+from shardinit.core.plan.sharding import resolve
 from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
-from shardinit.core.run.account import Account, Entry
+from shardinit.core.run.account import Account
 from shardinit.core.run.compile import Progress, compile_plan, on_devices
-from shardinit.core.run.growing import POLICIES, dividing, resized
-from shardinit.errors import SelectError, StructureMismatchError
-
-Grow = Select | Mapping[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allowed:
-    """What a completion may do; see ``plan_missing``.
-
-    Attributes:
-      missing: leaves that may be missing; None for all.
-      unexpected: leaves that may be there though the model has none of their path.
-      grow: leaves that may become larger, or globs to policies.
-      shrink: leaves that may become smaller.
-      cast: leaves that may get another dtype.
-    """
-
-    missing: Select | None = None
-    unexpected: Select = ()
-    grow: Grow = ()
-    shrink: Select = ()
-    cast: Select = ()
+from shardinit.core.run.growing import dividing, resized
+from shardinit.core.run.mapped import Mapped
+from shardinit.core.run.noise import Noise, added, noises
+from shardinit.core.run.settling import Allowed, Settled, is_drawn, settled
+from shardinit.errors import StructureMismatchError
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +35,6 @@ class MissingPlan:
 
     Attributes:
       plan: of the whole result.
-      account: what is kept, filled, grown, shrunk, cast and unexpected.
 
     Example:
       >>> import jax, shardinit
@@ -68,10 +45,12 @@ class MissingPlan:
     """
 
     plan: Plan
-    account: Account
-    _present: dict[str, Any] = field(repr=False)
-    _policies: dict[str, str] = field(repr=False)
-    _copies: dict[str, str] = field(repr=False)
+    _settled: Settled = field(repr=False)
+
+    @property
+    def account(self) -> Account:
+        """What is kept, mapped, filled, grown, shrunk, cast and unexpected."""
+        return self._settled.account
 
     def __str__(self) -> str:
         return f"{self.plan.name}\n{self.account}"
@@ -90,33 +69,60 @@ class MissingPlan:
 
     def run(self, key: RootKey, progress: Progress | None = None) -> Any:
         """``__call__`` for a key that ``as_key`` made."""
-        settled = {*self._present, *self._copies}
+        present, copies = self._settled.present, self._settled.copies
+        policies = self._settled.policies
 
         def makes(path: str) -> bool:
-            return path not in settled or self._policies.get(path) == "init"
+            there = path in present or path in copies
+            return not there or policies.get(path) == "init"
 
         exe = compile_plan(self.plan.selected(makes))
         made, places = exe.run(key, progress), exe.shardings
+        noise = noises(self._noises(places), key)
         out = {
-            leaf.path: self._leaf(leaf, fresh, sharding, key)
+            leaf.path: self._leaf(leaf, fresh, sharding, key, noise)
             for leaf, fresh, sharding in zip(
                 self.plan.leaves, made, places, strict=True
             )
         }
         for leaf, sharding in zip(self.plan.leaves, places, strict=True):
-            if leaf.path in self._copies:  # its own memory: who trains donates both
-                source = out[self._copies[leaf.path]]
+            if leaf.path in copies:  # its own memory: who trains donates both
+                source = out[copies[leaf.path]]
                 out[leaf.path] = jax.device_put(source, sharding, may_alias=False)
         return exe.rebuild([out[leaf.path] for leaf in self.plan.leaves])
 
-    def _leaf(self, leaf: PlanLeaf, fresh: Any, sharding: Any, key: RootKey) -> Any:
-        if leaf.path not in self._present:
+    def _noises(self, places: Sequence[NamedSharding]) -> list[Noise]:
+        found = []
+        for leaf, place in zip(self.plan.leaves, places, strict=True):
+            have = self._settled.present.get(leaf.path)
+            if isinstance(have, Mapped) and have.tensor.noise:
+                where = _before(place, have.shape)
+                noise = have.tensor.noise
+                found.append(Noise(leaf.path, noise, have.shape, leaf.dtype, where))
+        return found
+
+    def _leaf(
+        self,
+        leaf: PlanLeaf,
+        fresh: Any,
+        sharding: NamedSharding,
+        key: RootKey,
+        noise: dict[str, jax.Array],
+    ) -> Any:
+        if leaf.path not in self._settled.present:
             return fresh
-        array = self._present[leaf.path]
+        array = self._settled.present[leaf.path]
+        if isinstance(array, Mapped):
+            array = array.placed(_before(sharding, array.shape))
         if array.dtype != leaf.dtype:
             array = array.astype(leaf.dtype)
+        if leaf.path in noise:
+            more = noise.pop(leaf.path)
+            array = added(jax.device_put(array, more.sharding), more)
         if tuple(np.shape(array)) != leaf.shape:
-            policy = self._policies.get(leaf.path, "zeros")  # of what only shrinks
+            policy = self._settled.policies.get(
+                leaf.path, "zeros"
+            )  # of what only shrinks
             return resized(
                 array,
                 leaf.shape,
@@ -151,10 +157,10 @@ def restore_into(
       StructureMismatchError: something else would have to be done, or a leaf has to be
         drawn and there is no key.
     """
-    made = completion(whole, found, allowed)
-    lacking = {entry.path for entry in made.account.filled} - set(made._copies)
+    made = settled(whole, found, allowed)
+    lacking = {entry.path for entry in made.account.filled} - set(made.copies)
     for leaf in whole.cut.leaves:
-        if key is None and leaf.path in lacking and _is_drawn(leaf.source):
+        if key is None and leaf.path in lacking and is_drawn(leaf.source):
             raise StructureMismatchError(
                 f"leaf {leaf.path!r}",
                 "the checkpoint does not have it",
@@ -163,208 +169,37 @@ def restore_into(
             )
     wanted = {}
     for leaf, place in zip(whole.leaves, on_devices(whole), strict=True):
-        if leaf.path in found:
-            have = found[leaf.path]
-            spec, kind = dividing(place, have.shape), place.memory_kind
-            place = NamedSharding(place.mesh, spec, memory_kind=kind)
-            wanted[leaf.path] = jax.ShapeDtypeStruct(
-                have.shape, have.dtype, sharding=place
+        have = made.present.get(leaf.path)
+        if have is None:
+            continue
+        sources = have.arrays if isinstance(have, Mapped) else {leaf.path: have}
+        for path, array in sources.items():
+            if isinstance(have, Mapped) and not have.same:
+                if not isinstance(array, jax.ShapeDtypeStruct):
+                    continue  # read by windows when the leaf is made
+                where = _spread(place, path, array)
+            else:
+                where = _before(place, array.shape)
+            wanted[path] = jax.ShapeDtypeStruct(
+                array.shape, array.dtype, sharding=where
             )
-    filled = replace(made, _present=dict(read(wanted)))
-    return filled.run(as_key(0 if key is None else key))
-
-
-def completion(
-    whole: Plan, present: Mapping[str, Any], allowed: Allowed
-) -> MissingPlan:
-    """The plan of a completion, from what is there by path.
-
-    Args:
-      whole: the plan of the whole result.
-      present: what has shape and dtype, by path.
-      allowed: what may be done.
-
-    Raises:
-      StructureMismatchError: something else would have to be done.
-    """
-    paths = [leaf.path for leaf in whole.leaves]
-    extra = _unexpected(present, paths, allowed)
-    policies = _policies(allowed.grow, paths)
-    may = {
-        "shrink": _chosen(allowed.shrink, paths, "shrink"),
-        "cast": _chosen(allowed.cast, paths, "cast"),
+    arrays = read(wanted)
+    filled = {
+        path: have.of(arrays) if isinstance(have, Mapped) else arrays[path]
+        for path, have in made.present.items()
     }
-    groups: dict[str, list[Entry]] = {}
-    grows: dict[str, str] = {}
-    for leaf in whole.leaves:
-        nbytes = math.prod(leaf.shape) * itemsize(leaf.dtype)
-        if leaf.path not in present:
-            groups.setdefault("filled", []).append(Entry(leaf.path, nbytes))
-            continue
-        array = present[leaf.path]
-        changes = _changes(leaf, array, policies, may)
-        if "grown" in changes:
-            grows[leaf.path] = policies[leaf.path]
-        for kind, change in (changes or {"kept": ""}).items():
-            groups.setdefault(kind, []).append(Entry(leaf.path, nbytes, change))
-    _check_missing([x.path for x in groups.get("filled", [])], paths, allowed)
-    copies = _copies(whole, present)
-    there = {path: present[path] for path in paths if path in present}
-    entries = {kind: tuple(found) for kind, found in groups.items()}
-    account = Account(**entries, unexpected=tuple(extra))
-    return MissingPlan(whole, account, there, grows, copies)
+    return MissingPlan(whole, replace(made, present=filled)).run(
+        as_key(0 if key is None else key)
+    )
 
 
-def _unexpected(
-    present: Mapping[str, Any], paths: list[str], allowed: Allowed
-) -> list[Entry]:
-    known = set(paths)
-    extra = [path for path in present if path not in known]
-    taken = _taker(allowed.unexpected)
-    refused = [path for path in extra if not taken(path)]
-    if refused:
-        raise StructureMismatchError(
-            f"leaf {refused[0]!r}",
-            f"it is not among the {len(known):,} leaves of the init function"
-            + (f", nor are {len(refused) - 1:,} others" if len(refused) > 1 else ""),
-            nearest(refused[0], sorted(known)),
-            "Remove it, give the tree the keys that the function gives it, or allow it "
-            f"with unexpected={refused[0]!r}",
-        )
-    return [Entry(path, int(getattr(present[path], "nbytes", 0))) for path in extra]
+def _before(place: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """Where a leaf lies as long as it has another shape."""
+    spec, kind = dividing(place, shape), place.memory_kind
+    return NamedSharding(place.mesh, spec, memory_kind=kind)
 
 
-def _chosen(select: Select | None, paths: list[str], argument: str) -> dict[str, bool]:
-    """For each path whether ``select`` takes it; no globs take none."""
-    found = chosen((lambda _: False) if select == () else select, paths, argument)
-    return dict(zip(paths, found, strict=True))
-
-
-def _taker(select: Select) -> Callable[[str], bool]:
-    """A test for paths of which nobody knows beforehand which there are."""
-    if callable(select):
-        return select
-    globs = [glob(x) for x in ([select] if isinstance(select, str) else select)]
-    return lambda path: any(matches(path) for matches in globs)
-
-
-def _policies(grow: Grow, paths: list[str]) -> dict[str, str]:
-    """The policy of each leaf that may grow; the first glob that matches counts."""
-    if not isinstance(grow, Mapping):
-        return {path: "init" for path, ok in _chosen(grow, paths, "grow").items() if ok}
-    found: dict[str, str] = {}
-    for pattern, policy in grow.items():
-        if policy not in POLICIES:
-            raise SelectError(
-                f"grow={{{pattern!r}: {policy!r}}}",
-                "there is no such policy",
-                ", ".join(map(repr, POLICIES)),
-            )
-        for path, ok in _chosen(pattern, paths, "grow").items():
-            if ok:
-                found.setdefault(path, policy)
-    return found
-
-
-def _check_missing(lacking: list[str], paths: list[str], allowed: Allowed) -> None:
-    may = _chosen(allowed.missing, paths, "missing")
-    refused = [path for path in lacking if not may[path]]
-    if refused:
-        others = f", and so are {len(refused) - 1:,} others" if refused[1:] else ""
-        raise StructureMismatchError(
-            f"leaf {refused[0]!r}",
-            f"it is missing{others}",
-            f"leaves that may be missing: missing={allowed.missing!r}",
-            "Restore it as well, or allow it to be initialised",
-        )
-
-
-def _changes(
-    leaf: PlanLeaf,
-    array: Any,
-    policies: Mapping[str, str],
-    may: Mapping[str, Mapping[str, bool]],
-) -> dict[str, str]:
-    """What has to be done to an array that is there, by kind; refuses what may not."""
-    if not hasattr(array, "dtype"):
-        raise StructureMismatchError(
-            f"leaf {leaf.path!r}",
-            f"got {type(array).__name__}",
-            f"an array of dtype {leaf.dtype}, or None where it is missing",
-        )
-    shape, dtype = tuple(np.shape(array)), array.dtype
-    changes: dict[str, str] = {}
-    if dtype != leaf.dtype:
-        if not may["cast"][leaf.path]:
-            raise StructureMismatchError(
-                f"leaf {leaf.path!r}",
-                f"it has dtype {dtype}",
-                f"{leaf.dtype}: values are never cast unasked",
-                f"Cast it, initialise with its dtype, or pass cast={leaf.path!r}",
-            )
-        changes["cast"] = f"{dtype} -> {leaf.dtype}"
-    if shape == leaf.shape:
-        return changes
-    ranks = len(shape) == len(leaf.shape)
-    pairs = list(zip(shape, leaf.shape, strict=False))
-    grows, shrinks = any(a < b for a, b in pairs), any(a > b for a, b in pairs)
-    wanted = ["grow"] * grows + ["shrink"] * shrinks
-    allowed = {"grow": leaf.path in policies, "shrink": may["shrink"][leaf.path]}
-    if not ranks or not all(allowed[verb] for verb in wanted):
-        remedy = " and ".join(f"{verb}={leaf.path!r}" for verb in wanted)
-        raise StructureMismatchError(
-            f"leaf {leaf.path!r}",
-            f"it has shape {shape}",
-            f"{leaf.shape}",
-            f"Pass {remedy} to keep its values at the low end of every axis"
-            if ranks
-            else "A leaf can grow and shrink; it cannot change its number of axes",
-        )
-    text = f"{shape} -> {leaf.shape}"
-    if grows:
-        changes["grown"] = f"{text} by {policies[leaf.path]}"
-    if shrinks:
-        changes["shrunk"] = text
-    return changes
-
-
-def _copies(whole: Plan, present: Mapping[str, Any]) -> dict[str, str]:
-    """Missing state of an optimizer that repeats a parameter which is there.
-
-    A full initialisation would give it the values of a new parameter.
-    """
-    cut = whole.cut
-    numbers = {leaf.path: i for i, leaf in enumerate(cut.leaves)}
-    copies: dict[str, str] = {}
-    for leaf, name in zip(cut.leaves, names_of(cut, whole.init_fn.axes), strict=True):
-        source = leaf.source
-        state = isinstance(name, AxisNames) and name.optimizer
-        if leaf.path in present or not state or not _is_drawn(source):
-            continue
-        param = name.mirrors.path if name.mirrors is not None else ""
-        if param and param not in present:
-            continue
-        if not param or not _equal(source, cut.leaves[numbers[param]].source):
-            raise StructureMismatchError(
-                f"leaf {leaf.path!r}",
-                "it is missing, and the optimizer makes it of the parameters"
-                + (f", of which {param!r} is there" if param else ""),
-                "state that depends on no parameter, or that repeats one",
-                "Make the state of the restored parameters: tx.init(params)",
-            )
-        copies[leaf.path] = param
-    return copies
-
-
-def _is_drawn(source: Any) -> bool:
-    nodes = keys.topological(source.operands)
-    return any(node.op == "root" for node in nodes)
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two leaves are one value: of one program and the same keys."""
-    if not isinstance(one, Windowed | Replicated) or type(one) is not type(other):
-        return False
-    programs = (one.program, getattr(one, "result", 0))
-    same_keys = list(map(id, one.operands)) == list(map(id, other.operands))
-    return programs == (other.program, getattr(other, "result", 0)) and same_keys
+def _spread(place: NamedSharding, path: str, array: Any) -> NamedSharding:
+    """Where a leaf is read that others are made of: no device has all of it."""
+    info = LeafInfo(path, array.shape, array.dtype.itemsize)
+    return resolve([info], place.mesh, fsdp(min_bytes=0))[0]

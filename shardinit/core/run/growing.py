@@ -67,16 +67,18 @@ def resized(
         fresh = jax.device_put(fresh, NamedSharding(auto, sharding.spec), donate=True)
         made = jax.jit(put, out_shardings=placed, donate_argnums=0)(fresh, old)
     else:
-        seed = jax.random.key_data(_typed(keys_of(key)[-1])).ravel()[-1]
-        seed = jax.random.fold_in(jax.random.key(int(seed)), zlib.crc32(path.encode()))
+        seed = jax.random.fold_in(seed_of(key), zlib.crc32(path.encode()))
         seed = jax.device_put(seed, NamedSharding(auto, PartitionSpec()))
         made = jax.jit(fill, out_shardings=placed)(old, seed)
     return jax.device_put(made, sharding, donate=True)
 
 
-def _typed(key: jax.Array) -> jax.Array:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key if typed else jax.random.wrap_key_data(key)
+def seed_of(key: RootKey) -> jax.Array:
+    """The key of what shardinit draws itself; of several streams the last one's."""
+    last = keys_of(key)[-1]
+    typed = jnp.issubdtype(last.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(last if typed else jax.random.wrap_key_data(last))
+    return jax.random.key(int(words.ravel()[-1]))
 
 
 def _longer(old: Any, axis: int, size: int, policy: str, key: Any) -> Any:

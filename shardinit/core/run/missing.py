@@ -17,13 +17,16 @@ import jax
 from shardinit.core.paths import path_str
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions, Select
+from shardinit.core.plan.padding import Pad, padded
 from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.planning import make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.compile import Progress
-from shardinit.core.run.completion import Allowed, Grow, MissingPlan, completion
+from shardinit.core.run.completion import MissingPlan
+from shardinit.core.run.renames import Lines
+from shardinit.core.run.settling import Allowed, Grow, settled
 
 
 def plan_missing(
@@ -39,6 +42,8 @@ def plan_missing(
     grow: Grow = (),
     shrink: Select = (),
     cast: Select = (),
+    paths: Lines = (),
+    pad: Pad | None = None,
     opt_rules: Rules | Placement | None = None,
     opt_state: Select | None = None,
 ) -> MissingPlan:
@@ -67,10 +72,19 @@ def plan_missing(
       shrink: globs or a predicate on the paths of leaves that may have become smaller:
         the low end of every axis is kept.
       cast: globs or a predicate on the paths of leaves that may get another dtype.
+      paths: lines of ``path there -> path of the model``, with what changes on the way
+        (``core.run.renames`` has the words): a text, a list, a file, or a mapping. Each
+        device reads the windows that make its shard. A leaf that no line matches keeps
+        its path.
+      pad: globs to multiples as for ``shardinit.padded``: leaves that are rounded up
+        though ``fn`` gives their true sizes. They may grow, by ``"zeros"`` where
+        ``grow`` says nothing else.
       opt_rules: as for ``shardinit.plan``.
       opt_state: as for ``shardinit.plan``.
 
     Raises:
+      SelectError: a line of ``paths`` that says nothing or fits no leaf, or a glob that
+        matches none.
       StructureMismatchError: a leaf that ``fn`` does not have, that is missing, of
         another dtype or another shape, and that nothing allows; or state of an
         optimizer that is missing and depends on parameters that are there.
@@ -93,12 +107,20 @@ def plan_missing(
         opt_rules=opt_rules,
         opt_state=opt_state,
     )
+    pad = {} if pad is None else pad
+    fn = padded(fn, pad) if pad else fn
     placed = isinstance(fn, Plan) and options == PlanOptions()
     whole = fn if placed else make_plan(fn, as_key(0 if key is None else key), options)
     allowed = Allowed(
-        missing=missing, unexpected=unexpected, grow=grow, shrink=shrink, cast=cast
+        missing=missing,
+        unexpected=unexpected,
+        grow=grow,
+        shrink=shrink,
+        cast=cast,
+        paths=paths,
+        pad=pad,
     )
-    return completion(whole, present_in(partial, whole), allowed)
+    return MissingPlan(whole, settled(whole, present_in(partial, whole), allowed))
 
 
 def init_missing(
@@ -114,6 +136,8 @@ def init_missing(
     grow: Grow = (),
     shrink: Select = (),
     cast: Select = (),
+    paths: Lines = (),
+    pad: Pad | None = None,
     opt_rules: Rules | Placement | None = None,
     opt_state: Select | None = None,
     progress: Progress | None = None,
@@ -134,6 +158,8 @@ def init_missing(
       grow: as for ``plan_missing``.
       shrink: as for ``plan_missing``.
       cast: as for ``plan_missing``.
+      paths: as for ``plan_missing``.
+      pad: as for ``plan_missing``.
       opt_rules: as for ``shardinit.plan``.
       opt_state: as for ``shardinit.plan``.
       progress: called with (leaves dispatched, leaves in all).
@@ -164,6 +190,8 @@ def init_missing(
         grow=grow,
         shrink=shrink,
         cast=cast,
+        paths=paths,
+        pad=pad,
         opt_rules=opt_rules,
         opt_state=opt_state,
     )

@@ -29,13 +29,15 @@ class Part:
     Attributes:
       path: of the leaf.
       tensor: name of the tensor.
-      lead: the part's index along the leaf's leading axes.
+      lead: the part's index along the leaf's stacked axes.
       shape: of the leaf without those.
       lens: how many of these axes become each axis of the matrix between the two.
       swap: the tensor has the matrix's axes in reverse.
       spans: begin and end of the part along each axis of the matrix; default all.
-      at: the part's index along the tensor's leading axes.
+      at: the part's index along the tensor's stacked axes.
       offset: where it begins along the tensor's other axes; default 0.
+      lead_axis: the first of the leaf's stacked axes.
+      at_axis: the first of the tensor's.
     """
 
     path: str
@@ -47,6 +49,8 @@ class Part:
     spans: tuple[Span, ...] | None = None
     at: tuple[int, ...] = ()
     offset: tuple[int, ...] = ()
+    lead_axis: int = 0
+    at_axis: int = 0
 
     @property
     def groups(self) -> list[tuple[int, ...]]:
@@ -78,12 +82,14 @@ class Part:
         spans[axis] = (begin + number * width, begin + (number + 1) * width)
         return replace(self, tensor=tensor, spans=tuple(spans))
 
-    def placed(self, at: tuple[int, ...], axis: int, offset: int) -> Part:
+    def placed(
+        self, at: tuple[int, ...], axis: int, offset: int, at_axis: int = 0
+    ) -> Part:
         """The part where it lies in its tensor."""
         offsets = [0] * len(self.tensor_shape)
         if offsets:
             offsets[axis] = offset
-        return replace(self, at=at, offset=tuple(offsets))
+        return replace(self, at=at, offset=tuple(offsets), at_axis=at_axis)
 
     def in_tensor(self, spans: Sequence[Span]) -> list[Span]:
         """A rectangle of the matrix, inside the tensor without its leading axes."""
@@ -113,18 +119,42 @@ class Part:
             sizes += [n for _, n in box]
             merged.append(math.prod(n for _, n in box))
             crops.append(slice(begin - low, end - low))
-        array = read(self.path, tuple(starts), tuple(sizes))
-        array = array.reshape(merged)[tuple(crops)]
+        begin, size = (
+            _inner(x, self.lead_axis, len(self.lead)) for x in (starts, sizes)
+        )
+        array = read(self.path, begin, size).reshape(merged)[tuple(crops)]
         return array.T if self.swap else array
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the other naming: its name, its shape and the parts that it is of."""
+    """A tensor of the other naming.
+
+    Attributes:
+      name: its name.
+      shape: its shape.
+      parts: the parts that it is of.
+      noise: standard deviation of what is to be added to it.
+    """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
+    noise: float = 0.0
+
+    @classmethod
+    def stacked(
+        cls,
+        name: str,
+        lead: tuple[int, ...],
+        inner: tuple[int, ...],
+        parts: Iterable[Part],
+        noise: float = 0.0,
+    ) -> Tensor:
+        """A tensor of parts, with the axes along which they are stacked."""
+        placed = tuple(parts)
+        shape = _inner((*lead, *inner), placed[0].at_axis, len(lead))
+        return cls(name, shape, placed, noise)
 
     @classmethod
     def alone(cls, path: str, shape: tuple[int, ...], name: str) -> Tensor:
@@ -143,9 +173,10 @@ class Tensor:
           dtype: of the tensor.
           read: reads the leaves.
         """
-        out = np.empty(tuple(shape), dtype)
+        lead, axis = len(self.parts[0].at), self.parts[0].at_axis
+        start, shape = (_outer(x, axis, lead) for x in (start, shape))
+        out = np.empty(shape, dtype)
         for part in self.parts:
-            lead = len(part.at)
             place = [a - s for a, s in zip(part.at, start, strict=False)]
             if not all(0 <= p < n for p, n in zip(place, shape, strict=False)):
                 continue
@@ -156,7 +187,7 @@ class Tensor:
             inside = zip(part.in_tensor(spans), box, strict=True)
             into = [slice(a - s, b - s) for (a, b), (s, _) in inside]
             out[(*place, *into)] = part.read_leaf(spans, read)
-        return out
+        return np.moveaxis(out, range(lead), range(axis, axis + lead))
 
 
 def by_leaf(tensors: Iterable[Tensor]) -> dict[str, list[Part]]:
@@ -184,9 +215,10 @@ def read_leaf(
       dtype: of the leaf.
       read: reads the tensors.
     """
-    out = np.empty(tuple(shape), dtype)
+    lead, axis = len(parts[0].lead), parts[0].lead_axis
+    start, shape = (_outer(x, axis, lead) for x in (start, shape))
+    out = np.empty(shape, dtype)
     for part in parts:
-        lead = len(part.lead)
         place = [a - s for a, s in zip(part.lead, start, strict=False)]
         if not all(0 <= p < n for p, n in zip(place, shape, strict=False)):
             continue
@@ -200,15 +232,26 @@ def read_leaf(
         ]
         for chosen in itertools.product(*runs):
             inside = part.in_tensor([span for span, _ in chosen])
-            array = read(
-                part.tensor,
-                (*part.at, *(a for a, _ in inside)),
-                (*[1] * len(part.at), *(b - a for a, b in inside)),
-            ).reshape([b - a for a, b in inside])
+            begin = (*part.at, *(a for a, _ in inside))
+            size = (*[1] * len(part.at), *(b - a for a, b in inside))
+            window = (_inner(x, part.at_axis, len(part.at)) for x in (begin, size))
+            array = read(part.tensor, *window).reshape([b - a for a, b in inside])
             index = [i for _, into in chosen for i in into]
             view = out[(*place, *index)]
             view[...] = (array.T if part.swap else array).reshape(view.shape)
-    return out
+    return np.moveaxis(out, range(lead), range(axis, axis + lead))
+
+
+def _outer(sizes: Sequence[int], axis: int, count: int) -> tuple[int, ...]:
+    """Sizes with the ``count`` axes that begin at ``axis`` in front."""
+    end = axis + count
+    return (*sizes[axis:end], *sizes[:axis], *sizes[end:])
+
+
+def _inner(sizes: Sequence[int], axis: int, count: int) -> tuple[int, ...]:
+    """The way back from ``_outer``."""
+    rest = sizes[count:]
+    return (*rest[:axis], *sizes[:count], *rest[axis:])
 
 
 def _covering(

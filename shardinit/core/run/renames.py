@@ -7,19 +7,22 @@
     layers/*/attn/q/kernel  -> h.*.c_attn.weight : flatten 1, fuse 1
     layers/*/attn/k/kernel  -> h.*.c_attn.weight : flatten 1, fuse 1
 
-A ``*`` or a ``{name}`` is one key or number; ``{name+3}`` on the right adds to it. The
-words behind the colon:
+A ``*`` or a ``{name}`` is one key or number, ``**`` one key or several; ``{name+3}`` on
+the right adds to a number. The words behind the colon:
 
 * ``transpose N``: the first N axes (1) become the last of two, the rest the first, as
   torch keeps the weight of a linear layer.
 * ``flatten N``: the first N axes become one, and the rest; without N all are one.
-* ``unstack``: a name that only the tensor has counts along a leading axis of the leaf.
-* ``stack``: a name that only the leaf has counts along a leading axis of the tensor.
+* ``unstack N``: a name that only the tensor has counts along axis N (0) of the leaf.
+* ``stack N``: a name that only the leaf has counts along axis N (0) of the tensor.
+* ``repeat N``: the leaf N times over, along an axis of its own of the tensor, or as N
+  tensors that a name which only they have counts.
 * ``fuse N``: the tensor is the leaves of several lines, one after the other, along its
   axis N (0).
 * ``split N``: the leaf is cut into equal parts along the tensors' axis N (0); the
   tensors stand behind the arrow, with commas between them.
 * ``copy``: the leaf is another line's too.
+* ``noise S``: normal numbers of standard deviation S are added, others in each place.
 
 A leaf is renamed by the first line that matches it, and by those that say ``copy``.
 """
@@ -29,16 +32,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from shardinit.core.run.parts import Part, Tensor
 from shardinit.errors import SelectError
 
-_WILD = re.compile(r"\*|\{(\w+)(?:\+(\d+))?\}")
-_WORDS = ("transpose", "flatten", "unstack", "stack", "fuse", "split", "copy")
-_NUMBERED = ("transpose", "flatten", "fuse", "split")
+_WILD = re.compile(r"\*\*|\*|\{(\w+)(?:\+(\d+))?\}")
+_NUMBERED = ("transpose", "flatten", "unstack", "stack", "repeat", "fuse", "split")
+_WORDS = (*_NUMBERED, "copy", "noise")
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,22 @@ class Rename:
       source: the pattern of leaf paths.
       targets: the patterns of tensors' names: one, or several of a split.
       words: what changes on the way, each with its number or None.
+      noise: standard deviation of what is added.
     """
 
     line: str
     source: str
     targets: tuple[str, ...]
     words: Mapping[str, int | None]
+    noise: float = 0.0
 
     @functools.cached_property
     def _pattern(self) -> tuple[re.Pattern[str], tuple[str, ...]]:
         names, text, end = [], "", 0
-        for found in _WILD.finditer(self.source):
-            text += re.escape(self.source[end : found.start()]) + "([^/.]+)"
-            names.append(_name(found, len(names)))
+        for name, found in _wilds(self.source):
+            text += re.escape(self.source[end : found.start()])
+            text += "(.+)" if found[0] == "**" else "([^/.]+)"
+            names.append(name)
             end = found.end()
         return re.compile(text + re.escape(self.source[end:])), tuple(names)
 
@@ -82,34 +89,82 @@ class Rename:
         _, names = self._pattern
         return tuple(n for n in names if n not in _names(self.targets[0]))
 
+    def counts(self) -> bool:
+        """Whether a name that only the tensors have counts what is repeated."""
+        return "repeat" in self.words and bool(self.free()) and not self._unstacks
+
+    @property
+    def _unstacks(self) -> bool:
+        return "unstack" in self.words
+
     def names(self, values: Mapping[str, str]) -> list[str]:
         """The tensors' names, with what the wildcards stand for."""
-        return [_filled(target, values) for target in self.targets]
+        try:
+            return [_filled(target, values) for target in self.targets]
+        except ValueError as error:
+            got = f"it adds to {sorted(values.values())}"
+            raise self.fault(got, "numbers") from error
 
     def fault(self, got: str, expected: str) -> SelectError:
         """An error that shows the line."""
         return SelectError(f"line {self.line!r}", got, expected)
 
 
-def _name(found: re.Match[str], number: int) -> str:
-    return found[1] or f"*{number}"
+def _wilds(pattern: str) -> list[tuple[str, re.Match[str]]]:
+    """The wildcards of a pattern with their names; stars are counted."""
+    stars = itertools.count()
+    return [(m[1] or f"*{next(stars)}", m) for m in _WILD.finditer(pattern)]
 
 
 def _names(pattern: str) -> tuple[str, ...]:
-    found = _WILD.finditer(pattern)
-    return tuple(_name(match, number) for number, match in enumerate(found))
+    return tuple(name for name, _ in _wilds(pattern))
 
 
 def _filled(pattern: str, values: Mapping[str, str]) -> str:
     text, end = "", 0
-    for number, found in enumerate(_WILD.finditer(pattern)):
-        value = values[_name(found, number)]
+    for name, found in _wilds(pattern):
+        value = values[name]
         more = int(found[2] or 0)
         text += pattern[end : found.start()] + (
             str(int(value) + more) if more else value
         )
         end = found.end()
     return text + pattern[end:]
+
+
+Lines = str | os.PathLike[str] | Iterable[str] | Mapping[str, str]
+"""Lines of pairs, a text or a file of them, or a mapping of leaves to tensors."""
+
+
+def renames_of(given: Lines, argument: str) -> tuple[Rename, ...]:
+    """The renames that a user gives, in whichever form.
+
+    Args:
+      given: lines, a text of them (which has an arrow), a file, or a mapping.
+      argument: what the user knows it as.
+
+    Raises:
+      SelectError: a line that says none, or a file that cannot be read.
+
+    Example:
+      >>> from shardinit.core.run.renames import renames_of
+      >>> renames_of({"w": "weight : transpose"}, "paths")[0].words
+      {'transpose': None}
+    """
+    if isinstance(given, Mapping):
+        return renames(f"{leaf} -> {tensor}" for leaf, tensor in given.items())
+    if isinstance(given, str) and "->" in given:
+        return renames(given)
+    if isinstance(given, str | os.PathLike):
+        try:
+            return renames(Path(given).read_text("utf-8"))
+        except (OSError, UnicodeError) as error:
+            raise SelectError(
+                f"{argument}={os.fspath(given)!r}",
+                f"it cannot be read ({error})",
+                "lines of `leaf -> tensor`, a mapping, or a file of such lines",
+            ) from error
+    return renames(given)
 
 
 def renames(lines: str | Iterable[str]) -> tuple[Rename, ...]:
@@ -139,163 +194,48 @@ def _rename(line: str) -> Rename:
             f"line {line!r}", "it names no pair", "leaf -> tensor, or with : words"
         )
     words: dict[str, int | None] = {}
+    noise = 0.0
     for text in filter(None, (word.strip() for word in said.split(","))):
         word, _, number = text.partition(" ")
+        number = number.strip()
         right = word in _WORDS and (
-            not number or (word in _NUMBERED and number.strip().isdigit())
+            not number or (word in _NUMBERED and number.isdigit())
         )
-        if not right:
+        if word == "noise":
+            right = _is_positive(number)
+            noise = float(number) if right else 0.0
+        if not right or (word == "repeat" and not int(number or 0)):
             expected = ", ".join(_WORDS)
-            raise SelectError(f"line {line!r}", f"got {text!r}", f"one of {expected}")
-        words[word] = int(number) if number else None
+            raise SelectError(
+                f"line {line!r}", f"got {text!r}", f"one of {expected}, with its number"
+            )
+        words[word] = int(number) if word in _NUMBERED and number else None
     targets = tuple(part.strip() for part in target.split(","))
-    made = Rename(line, source, targets, words)
+    made = Rename(line, source, targets, words, noise)
     _check(made)
     return made
+
+
+def _is_positive(number: str) -> bool:
+    try:
+        return 0 < float(number) < math.inf
+    except ValueError:
+        return False
 
 
 def _check(rename: Rename) -> None:
     words = rename.words
     if (len(rename.targets) > 1) != ("split" in words):
         raise rename.fault("several tensors and split go together", "both or neither")
-    for word, names, side in (
-        ("unstack", rename.free(), "tensor"),
-        ("stack", rename.bound(), "leaf"),
+    repeats = "repeat" in words
+    for word, names, side, other in (
+        ("unstack", rename.free(), "tensor", repeats and len(rename.free()) == 1),
+        ("stack", rename.bound(), "leaf", repeats and not rename.bound()),
     ):
-        if bool(names) != (word in words):
+        if bool(names) != (word in words) and not other:
             raise rename.fault(
                 f"{len(names)} wildcards that only the {side} has",
                 f"{word} where there are such, and only there",
             )
     if "transpose" in words and "flatten" in words:
         raise rename.fault("transpose and flatten", "one of them: both merge axes")
-
-
-# ---- which parts of leaves make which tensors ----------------------------------------
-
-
-def tensors(
-    lines: Sequence[Rename],
-    shapes: Mapping[str, Sequence[int]],
-    *,
-    every_leaf: bool = True,
-    every_line: bool = True,
-) -> dict[str, Tensor]:
-    """The tensors that leaves make, by name.
-
-    Args:
-      lines: the renames.
-      shapes: the leaves' shapes by path, in order.
-      every_leaf: whether a leaf that no line renames is refused.
-      every_line: whether a line that renames nothing is refused.
-
-    Raises:
-      SelectError: a leaf that no line renames, a line that renames none, or a word that
-        a leaf's shape does not allow.
-
-    Example:
-      >>> from shardinit.core.run import renames as names
-      >>> made = names.tensors(names.renames("w -> weight : transpose"), {"w": (8, 32)})
-      >>> made["weight"].shape
-      (32, 8)
-    """
-    found: dict[str, list[tuple[Rename, Part, tuple[int, ...]]]] = {}
-    left, idle = dict.fromkeys(shapes), list(lines)
-    for path, shape in shapes.items():
-        for line in lines:
-            if path not in left and "copy" not in line.words:
-                continue
-            values = line.matched(path)
-            if values is None:
-                continue
-            left.pop(path, None)
-            idle = [other for other in idle if other is not line]
-            for part, at in _parts(line, path, tuple(shape), values):
-                found.setdefault(part.tensor, []).append((line, part, at))
-    if left and every_leaf:
-        path = next(iter(left))
-        raise SelectError(
-            f"leaf {path!r}", f"no line renames it ({len(left):,} such leaves)", "one"
-        )
-    if idle and every_line:
-        raise idle[0].fault("it renames no leaf", "a path that is there")
-    order = {id(line): number for number, line in enumerate(lines)}
-    return {
-        name: _joined(name, sorted(parts, key=lambda x: order[id(x[0])]))
-        for name, parts in found.items()
-    }
-
-
-def _parts(
-    line: Rename, path: str, shape: tuple[int, ...], values: dict[str, str]
-) -> Iterable[tuple[Part, tuple[int, ...]]]:
-    """The parts of one leaf, each with its place along stacked axes."""
-    free = line.free()
-    if len(free) > len(shape):
-        raise line.fault(f"leaf {path!r} has {len(shape)} axes", f"{len(free)} to cut")
-    inner = shape[len(free) :]
-    lens = _lens(line, path, len(inner))
-    at = tuple(_integer(line, values[name]) for name in line.bound())
-    for lead in itertools.product(*map(range, shape[: len(free)])):
-        names = line.names(values | dict(zip(free, map(str, lead), strict=True)))
-        whole = Part(path, "", lead, inner, lens, "transpose" in line.words)
-        if "split" not in line.words:
-            yield whole.named(names[0]), at
-            continue
-        axis, count, made = line.words["split"] or 0, len(names), whole.tensor_shape
-        if axis >= len(made) or made[axis] % count:
-            raise line.fault(f"leaf {path!r} makes {made}", f"{count} equal parts")
-        for number, name in enumerate(names):
-            yield whole.cut(name, axis, number, count), at
-
-
-def _lens(line: Rename, path: str, rank: int) -> tuple[int, ...]:
-    """How many of the leaf's axes become each axis of a matrix."""
-    word = next((w for w in ("transpose", "flatten") if w in line.words), None)
-    if word is None:
-        return (1,) * rank
-    first = line.words[word]
-    if word == "flatten" and first is None:
-        return (rank,)
-    first = 1 if first is None else first
-    if not 0 < first < rank:
-        raise line.fault(f"leaf {path!r} has {rank} axes", f"more than {first}")
-    return first, rank - first
-
-
-def _integer(line: Rename, value: str) -> int:
-    if not value.isdigit():
-        raise line.fault(f"it stacks by {value!r}", "numbers")
-    return int(value)
-
-
-def _joined(name: str, parts: Sequence[tuple[Rename, Part, tuple[int, ...]]]) -> Tensor:
-    """One tensor of its parts: stacked along leading axes, fused along one."""
-    line = parts[0][0]
-    columns = zip(*(at for _, _, at in parts), strict=True)
-    ranks = [sorted(set(column)) for column in columns]
-    groups: dict[tuple[int, ...], list[Part]] = {}
-    for other, part, at in parts:
-        if (other.words.get("fuse", -1), len(at)) != (
-            line.words.get("fuse", -1),
-            len(ranks),
-        ):
-            raise other.fault(f"{name!r} has another line", "fuse or stack in both")
-        place = tuple(r.index(n) for r, n in zip(ranks, at, strict=True))
-        groups.setdefault(place, []).append(part)
-    placed, shapes = [], set()
-    for place, group in groups.items():
-        if len(group) > 1 and "fuse" not in line.words:
-            raise line.fault(f"{name!r} is several leaves", "fuse, or other names")
-        end, axis = 0, line.words.get("fuse") or 0
-        for part in group:
-            placed.append(part.placed(place, axis, end))
-            end += part.tensor_shape[axis] if part.tensor_shape else 0
-        whole = list(group[0].tensor_shape)
-        if len(group) > 1:
-            whole[axis] = end
-        shapes.add(tuple(whole))
-    lead = tuple(map(len, ranks))
-    if len(shapes) > 1 or len(groups) != math.prod(lead):
-        raise line.fault(f"{name!r} is of {sorted(shapes)}", "equal shapes, all there")
-    return Tensor(name, (*lead, *shapes.pop()), tuple(placed))

@@ -1,0 +1,280 @@
+"""Settling: what becomes of each leaf of a restored tree, before an array is touched.
+
+Everything follows from paths, shapes and dtypes: what is there and may be kept, cast,
+grown or shrunk, what is missing and may be, what nobody asked for. What is not allowed
+is refused by the name of its leaf.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from shardinit.core.cut.sources import Replicated, Windowed
+from shardinit.core.init_fn import AxisNames
+from shardinit.core.paths import chosen, glob, nearest
+from shardinit.core.plan.leaves import PlanLeaf, itemsize, names_of
+from shardinit.core.plan.options import Select
+from shardinit.core.plan.padding import Pad, padded_paths
+from shardinit.core.plan.plan import Plan
+from shardinit.core.prng import derivation as keys
+from shardinit.core.run.account import Account, Entry
+from shardinit.core.run.growing import POLICIES
+from shardinit.core.run.mapped import Mapped, mapped
+from shardinit.core.run.renames import Lines
+from shardinit.errors import SelectError, StructureMismatchError
+
+Grow = Select | Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowed:
+    """What a completion may do; see ``plan_missing``.
+
+    Attributes:
+      missing: leaves that may be missing; None for all.
+      unexpected: leaves that may be there though the model has none of their path.
+      grow: leaves that may become larger, or globs to policies.
+      shrink: leaves that may become smaller.
+      cast: leaves that may get another dtype.
+      paths: lines of paths of what is there to paths of the model.
+      pad: globs of leaves that the model pads; they may grow.
+    """
+
+    missing: Select | None = None
+    unexpected: Select = ()
+    grow: Grow = ()
+    shrink: Select = ()
+    cast: Select = ()
+    paths: Lines = ()
+    pad: Pad = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Settled:
+    """What a completion will do with which leaves.
+
+    Attributes:
+      account: the same for people.
+      present: leaves that are there, by the model's paths.
+      policies: of leaves that grow.
+      copies: leaves that repeat another, whose path it is.
+    """
+
+    account: Account
+    present: Mapping[str, Any]
+    policies: Mapping[str, str]
+    copies: Mapping[str, str]
+
+
+def settled(whole: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settled:
+    """What a completion will do, from what is there by path.
+
+    Args:
+      whole: the plan of the whole result.
+      present: what has shape and dtype, by path.
+      allowed: what may be done.
+
+    Raises:
+      StructureMismatchError: something else would have to be done.
+    """
+    paths = [leaf.path for leaf in whole.leaves]
+    present = mapped(present, allowed.paths, set(paths))
+    extra = _unexpected(present, paths, allowed)
+    policies = _policies(allowed.grow, paths)
+    for path in padded_paths(allowed.pad, paths):
+        policies.setdefault(path, "zeros")
+    may = {
+        "shrink": _chosen(allowed.shrink, paths, "shrink"),
+        "cast": _chosen(allowed.cast, paths, "cast"),
+    }
+    groups: dict[str, list[Entry]] = {}
+    grows: dict[str, str] = {}
+    for leaf in whole.leaves:
+        nbytes = math.prod(leaf.shape) * itemsize(leaf.dtype)
+        if leaf.path not in present:
+            groups.setdefault("filled", []).append(Entry(leaf.path, nbytes))
+            continue
+        array = present[leaf.path]
+        changes = _changes(leaf, array, policies, may)
+        if "grown" in changes:
+            grows[leaf.path] = policies[leaf.path]
+        if isinstance(array, Mapped):
+            _check_noise(leaf, array)
+            changes["mapped"] = array.change
+        for kind, change in (changes or {"kept": ""}).items():
+            groups.setdefault(kind, []).append(Entry(leaf.path, nbytes, change))
+    _check_missing([x.path for x in groups.get("filled", [])], paths, allowed)
+    copies = _copies(whole, present)
+    there = {path: present[path] for path in paths if path in present}
+    entries = {kind: tuple(found) for kind, found in groups.items()}
+    account = Account(**entries, unexpected=tuple(extra))
+    return Settled(account, there, grows, copies)
+
+
+def _unexpected(
+    present: Mapping[str, Any], paths: list[str], allowed: Allowed
+) -> list[Entry]:
+    known = set(paths)
+    extra = [path for path in present if path not in known]
+    taken = _taker(allowed.unexpected)
+    refused = [path for path in extra if not taken(path)]
+    if refused:
+        raise StructureMismatchError(
+            f"leaf {refused[0]!r}",
+            f"it is not among the {len(known):,} leaves of the init function"
+            + (f", nor are {len(refused) - 1:,} others" if len(refused) > 1 else ""),
+            nearest(refused[0], sorted(known)),
+            "Remove it, give the tree the keys that the function gives it, or allow it "
+            f"with unexpected={refused[0]!r}",
+        )
+    return [Entry(path, int(getattr(present[path], "nbytes", 0))) for path in extra]
+
+
+def _check_noise(leaf: PlanLeaf, have: Mapped) -> None:
+    if have.tensor.noise and not jnp.issubdtype(leaf.dtype, jnp.floating):
+        raise StructureMismatchError(
+            f"leaf {leaf.path!r}", f"noise for {leaf.dtype}", "a leaf of floats"
+        )
+
+
+def _chosen(select: Select | None, paths: list[str], argument: str) -> dict[str, bool]:
+    """For each path whether ``select`` takes it; no globs take none."""
+    found = chosen((lambda _: False) if select == () else select, paths, argument)
+    return dict(zip(paths, found, strict=True))
+
+
+def _taker(select: Select) -> Callable[[str], bool]:
+    """A test for paths of which nobody knows beforehand which there are."""
+    if callable(select):
+        return select
+    globs = [glob(x) for x in ([select] if isinstance(select, str) else select)]
+    return lambda path: any(matches(path) for matches in globs)
+
+
+def _policies(grow: Grow, paths: list[str]) -> dict[str, str]:
+    """The policy of each leaf that may grow; the first glob that matches counts."""
+    if not isinstance(grow, Mapping):
+        return {path: "init" for path, ok in _chosen(grow, paths, "grow").items() if ok}
+    found: dict[str, str] = {}
+    for pattern, policy in grow.items():
+        if policy not in POLICIES:
+            raise SelectError(
+                f"grow={{{pattern!r}: {policy!r}}}",
+                "there is no such policy",
+                ", ".join(map(repr, POLICIES)),
+            )
+        for path, ok in _chosen(pattern, paths, "grow").items():
+            if ok:
+                found.setdefault(path, policy)
+    return found
+
+
+def _check_missing(lacking: list[str], paths: list[str], allowed: Allowed) -> None:
+    may = _chosen(allowed.missing, paths, "missing")
+    refused = [path for path in lacking if not may[path]]
+    if refused:
+        others = f", and so are {len(refused) - 1:,} others" if refused[1:] else ""
+        raise StructureMismatchError(
+            f"leaf {refused[0]!r}",
+            f"it is missing{others}",
+            f"leaves that may be missing: missing={allowed.missing!r}",
+            "Restore it as well, or allow it to be initialised",
+        )
+
+
+def _changes(
+    leaf: PlanLeaf,
+    array: Any,
+    policies: Mapping[str, str],
+    may: Mapping[str, Mapping[str, bool]],
+) -> dict[str, str]:
+    """What has to be done to an array that is there, by kind; refuses what may not."""
+    if not hasattr(array, "dtype"):
+        raise StructureMismatchError(
+            f"leaf {leaf.path!r}",
+            f"got {type(array).__name__}",
+            f"an array of dtype {leaf.dtype}, or None where it is missing",
+        )
+    shape, dtype = tuple(np.shape(array)), array.dtype
+    changes: dict[str, str] = {}
+    if dtype != leaf.dtype:
+        if not may["cast"][leaf.path]:
+            raise StructureMismatchError(
+                f"leaf {leaf.path!r}",
+                f"it has dtype {dtype}",
+                f"{leaf.dtype}: values are never cast unasked",
+                f"Cast it, initialise with its dtype, or pass cast={leaf.path!r}",
+            )
+        changes["cast"] = f"{dtype} -> {leaf.dtype}"
+    if shape == leaf.shape:
+        return changes
+    ranks = len(shape) == len(leaf.shape)
+    pairs = list(zip(shape, leaf.shape, strict=False))
+    grows, shrinks = any(a < b for a, b in pairs), any(a > b for a, b in pairs)
+    wanted = ["grow"] * grows + ["shrink"] * shrinks
+    allowed = {"grow": leaf.path in policies, "shrink": may["shrink"][leaf.path]}
+    if not ranks or not all(allowed[verb] for verb in wanted):
+        remedy = " and ".join(f"{verb}={leaf.path!r}" for verb in wanted)
+        raise StructureMismatchError(
+            f"leaf {leaf.path!r}",
+            f"it has shape {shape}",
+            f"{leaf.shape}",
+            f"Pass {remedy} to keep its values at the low end of every axis"
+            if ranks
+            else "A leaf can grow and shrink; it cannot change its number of axes",
+        )
+    text = f"{shape} -> {leaf.shape}"
+    if grows:
+        changes["grown"] = f"{text} by {policies[leaf.path]}"
+    if shrinks:
+        changes["shrunk"] = text
+    return changes
+
+
+def _copies(whole: Plan, present: Mapping[str, Any]) -> dict[str, str]:
+    """Missing state of an optimizer that repeats a parameter which is there.
+
+    A full initialisation would give it the values of a new parameter.
+    """
+    cut = whole.cut
+    numbers = {leaf.path: i for i, leaf in enumerate(cut.leaves)}
+    copies: dict[str, str] = {}
+    for leaf, name in zip(cut.leaves, names_of(cut, whole.init_fn.axes), strict=True):
+        source = leaf.source
+        state = isinstance(name, AxisNames) and name.optimizer
+        if leaf.path in present or not state or not is_drawn(source):
+            continue
+        param = name.mirrors.path if name.mirrors is not None else ""
+        if param and param not in present:
+            continue
+        if not param or not _equal(source, cut.leaves[numbers[param]].source):
+            raise StructureMismatchError(
+                f"leaf {leaf.path!r}",
+                "it is missing, and the optimizer makes it of the parameters"
+                + (f", of which {param!r} is there" if param else ""),
+                "state that depends on no parameter, or that repeats one",
+                "Make the state of the restored parameters: tx.init(params)",
+            )
+        copies[leaf.path] = param
+    return copies
+
+
+def is_drawn(source: Any) -> bool:
+    """Whether a leaf depends on the key."""
+    nodes = keys.topological(source.operands)
+    return any(node.op == "root" for node in nodes)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two leaves are one value: of one program and the same keys."""
+    if not isinstance(one, Windowed | Replicated) or type(one) is not type(other):
+        return False
+    programs = (one.program, getattr(one, "result", 0))
+    same_keys = list(map(id, one.operands)) == list(map(id, other.operands))
+    return programs == (other.program, getattr(other, "result", 0)) and same_keys
