@@ -163,6 +163,8 @@ def _integer(entry: Any, axis: int, size: int, where: str) -> int:
         ) from None
     if not -size <= place < size:
         raise WindowError(
-            where, f"index {place}", f"less than {size}, which axis {axis} has"
+            where,
+            f"index {place} is out of bounds for axis {axis} of size {size}",
+            f"an index below {size}",
         )
     return place % size

@@ -185,7 +185,7 @@ def _unmatched_names(placed: Sequence[Placed], rules: AxisRules) -> Iterator[Fin
     if unmatched and known:
         remedy = "Remove these rules, unless they are meant for activations"
         without = [name for name in known if name not in {r[0] for r in rules.rules}]
-        near = {n for r in unmatched for n in get_close_matches(r[0], without, 1)}
+        near = {str(n) for r in unmatched for n in get_close_matches(r[0], without, 1)}
         if near:
             remedy = f"{_quoted(near)} may be meant, which no rule has. {remedy}"
         yield finding(

@@ -362,10 +362,10 @@ class _Found:
             if kind != "keys":
                 merged[kind, before, after] = paths
                 continue
-            sides = [template(before), template(after)]
-            if sides[0] == sides[1] and before != after:
-                sides[1] += ", by other numbers"
-            key = (kind, *sides)
+            old, new = template(before), template(after)
+            if old == new and before != after:
+                new += ", by other numbers"
+            key = (kind, old, new)
             merged.setdefault(key, []).extend(paths)
         return merged
 
