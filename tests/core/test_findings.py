@@ -133,6 +133,7 @@ def test_rules_that_match_nothing_where_a_name_has_no_rule():
 def test_rules_that_are_for_activations_and_a_last_resort_are_left_over_in_silence():
     shared = [("embed", "data"), ("mlp", "model"), ("activation_batch", "data")]
     assert findings(named(("embed", "mlp")), AXIS(shared)) == ()
+    assert findings(named(("three", "mlp"), (3, 1 << 15)), AXIS(shared)) == ()
 
     def fn(key):
         return {**kernel(key), "embed": jax.random.normal(key, (256, 256))}

@@ -182,12 +182,13 @@ def _replicated(placed: Sequence[Placed]) -> Iterator[Finding]:
 def _unmatched_names(
     placed: Sequence[Placed], mesh: AnyMesh, rules: AxisRules
 ) -> Iterator[Finding]:
-    """Rules for other names than the model's, where the model's have no rule.
+    """Rules for other names than the model's, where a leaf lacks a rule.
 
-    Where every name has one, the rules that are left over are for activations or for
-    other models: lists of dozens are shared.
+    Where none does, the rules that are left over are for activations or for other
+    models: lists of dozens are shared.
     """
     names = {name for x in placed for name in x.leaf.axes or ()} - {None}
+    lacking = [x for x in placed if x.choice.reasons]
     ruled = {rule[0] for rule in rules.rules} | set(mesh.axis_names)
     ruled |= {rule[0] for x in placed for rule in x.leaf.own_rules}
     unmatched = [
@@ -195,12 +196,15 @@ def _unmatched_names(
         for rule in rules.rules
         if rule[0] not in names and mesh_axes(axes_of(rule[1]))
     ]
-    if unmatched and names - ruled:
+    missing = {
+        name for x in lacking for name in x.leaf.axes or () if isinstance(name, str)
+    } - ruled
+    if unmatched and missing:
         yield finding(
             "unmatched-rule",
             (),
             f"no axis of the model is called {_quoted({r[0] for r in unmatched})}, and "
-            f"no rule is for {_quoted({str(name) for name in names - ruled})}",
+            f"no rule is for {_quoted(missing)}",
             "Write the rules for the model's names, unless these are for activations",
             rules=unmatched,
         )
