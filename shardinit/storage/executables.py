@@ -187,10 +187,10 @@ def load_executables(
             compiled = compile_plan(plan, mesh=mesh)
         finally:
             monitoring.unregister_event_listener(listen)
-    lacking = len(plan.programs) - events.count(_HIT)
+    lacking = len(compiled.executables) - events.count(_HIT)
     if lacking > 0:
         warnings.warn(
-            f"{where}: {lacking} of {len(plan.programs)} programs were not in it and "
+            f"{where}: {lacking} of {len(compiled.executables)} were not in it and "
             "had to be compiled. The mesh's devices may stand in another order, or a "
             "setting of JAX's compiler differ",
             ExecutablesWarning,

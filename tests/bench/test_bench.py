@@ -157,6 +157,35 @@ def test_children_see_the_devices_asked_for(monkeypatch):
     assert flags == ["--other=1", f"{flag}=5"]
 
 
+def test_the_shell_case_times_a_plan_and_the_import(tmp_path):
+    out = tmp_path / "out.json"
+    done = bench("--case", "shell", "--quick", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    planned, imported = json.loads(out.read_text())["rows"]
+    assert planned["name"].startswith("shardinit plan gpt2")
+    assert planned["value"] > 0
+    assert 0 <= imported["value"] < planned["value"]
+
+
+def test_the_case_of_many_has_an_ensemble_and_a_sweep(tmp_path):
+    out = tmp_path / "out.json"
+    done = bench("--case", "many", "--quick", "--devices", "2", "--json", str(out))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert [row["against"] for row in found["rows"]] == ["jit", "the first calls"]
+    assert all(row["value"] > 0 for row in found["rows"])
+
+
+@pytest.mark.slow
+def test_the_case_of_front_ends_has_a_row_for_each_framework(tmp_path):
+    out = tmp_path / "out.json"
+    words = ["--quick", "--devices", "2", "--repeats", "1", "--json", str(out)]
+    done = bench("--case", "frontends", *words)
+    assert done.returncode == 0, done.stderr
+    names = [row["name"].split(",")[0] for row in json.loads(out.read_text())["rows"]]
+    assert names == ["linen", "nnx", "equinox", "haiku", "keras", "penzai"]
+
+
 @pytest.mark.slow
 def test_the_deferred_case_times_every_step_and_how_each_grows(tmp_path):
     out = tmp_path / "out.json"

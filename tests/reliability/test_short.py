@@ -3,7 +3,7 @@
 import pytest
 
 from shardinit.models import ModelSpec
-from tests.reliability import crowd, fuzz, kills, mangle, soak
+from tests.reliability import cancels, crowd, fuzz, kills, mangle, soak
 
 pytestmark = pytest.mark.once
 
@@ -33,6 +33,14 @@ def test_streams_end_with_the_right_bytes_whatever_is_killed():
     assert killed == ["front", "worker"]
     assert digests
     assert set(digests) == {expected}
+
+
+def test_no_worker_goes_on_after_its_caller_has_cancelled():
+    found = cancels.measure(1)  # raises where one goes on for half a minute
+    assert {name: len(seconds) for name, seconds in found.items()} == {
+        "build": 1,
+        "stream": 1,
+    }
 
 
 @pytest.mark.slow

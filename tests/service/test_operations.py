@@ -890,7 +890,8 @@ def test_a_faulty_upload_is_refused_and_let_go(uploads, how):
 
 
 def _jobs():
-    return [x for x in gc.get_objects() if isinstance(x, (Job, Joined))]
+    # by type: what isinstance asks of a strange object may be code that warns
+    return [x for x in gc.get_objects() if issubclass(type(x), (Job, Joined))]
 
 
 def test_one_spec_is_built_once_for_all_meshes_and_calls(gate, tmp_path):

@@ -348,7 +348,7 @@ def test_a_failed_compilation_leaves_nothing(saved, mesh, tmp_path, monkeypatch)
 def test_programs_that_are_not_found_are_compiled_and_counted(mesh, tmp_path, saved):
     turned = jax.sharding.Mesh(np.flip(mesh.devices), mesh.axis_names)
     plan = planned(turned)
-    with pytest.warns(ExecutablesWarning, match="3 of 3 programs were not in it"):
+    with pytest.warns(ExecutablesWarning, match="3 of 3 were not in it"):
         loaded = shardinit.load_executables(saved[0], plan, sha256=saved[1])
     expected = shardinit.compile_plan(plan)(2)
     assert all(not differing(a, b) for a, b in _pairs(loaded(2), expected))

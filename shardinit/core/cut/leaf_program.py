@@ -63,6 +63,11 @@ class Program(Protocol):
         ...
 
     @property
+    def fills(self) -> bool:
+        """Whether all elements are known to be one number, which takes no key."""
+        ...
+
+    @property
     def words(self) -> int:
         """Number of 32-bit words of all operands together."""
         ...
@@ -116,6 +121,17 @@ class LeafProgram:
     def replicated_reason(self) -> ReplicatedReason | None:
         """Why every device computes all of it; None if it computes windows."""
         return self.analysis.replicated_reason if self.analysis is not None else None
+
+    @property
+    def fills(self) -> bool:
+        """Whether all elements are one number, a literal or an operand."""
+        if self.kind is not Kind.WINDOWED:
+            return False
+        nodes = topological(self.graph.outs)
+        if not nodes or any(node.name != "broadcast_in_dim" for node in nodes):
+            return False
+        number = nodes[0].inputs[0]
+        return number.size == 1 and not jx.is_key(number.dtype)
 
     @property
     def outs(self) -> list[tuple[tuple[int, ...], DType]]:

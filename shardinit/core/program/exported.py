@@ -88,6 +88,11 @@ class ExportedProgram:
     def _is_windowed(self) -> bool:
         return self.kind is Kind.WINDOWED
 
+    @property
+    def fills(self) -> bool:
+        """Unknown: a module is not looked into."""
+        return False
+
     @cached_property
     def module_sha256(self) -> bytes:
         """Digest of the module."""

@@ -24,7 +24,6 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from shardinit.core.cut.cut import LeafCut
 from shardinit.core.cut.sources import Hosted
 from shardinit.core.ir.jaxpr import is_key, key_impl, setting
-from shardinit.core.plan.leaves import gather_results
 from shardinit.core.plan.mesh import AnyMesh, alone_on, one_device
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.placement import Placement
@@ -33,6 +32,7 @@ from shardinit.core.plan.planning import make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
 from shardinit.core.run import arguments as operands
+from shardinit.core.run.batches import Batch, batches
 from shardinit.core.run.lower import anywhere, lower, replicated
 from shardinit.core.run.processes import assert_same
 from shardinit.core.types import DType, Leaf, Tree, Words
@@ -47,7 +47,8 @@ class CompiledPlan:
 
     Attributes:
       plan: what was compiled.
-      executables: one for each of ``plan.programs``.
+      batches: what the executables make.
+      executables: one for each batch.
       shardings: of each leaf, on devices.
       committed: for each leaf whether it is bound to its devices. Leaves of a plan
         without a mesh are not: JAX moves them to the mesh of what they meet.
@@ -62,6 +63,7 @@ class CompiledPlan:
     """
 
     plan: Plan
+    batches: tuple[Batch, ...]
     executables: tuple[jax.stages.Compiled, ...]
     shardings: tuple[NamedSharding, ...]
     committed: tuple[bool, ...]
@@ -106,37 +108,36 @@ class CompiledPlan:
     def _run(self, key: RootKey, progress: Progress | None) -> list[Leaf]:
         cut = self.plan.cut
         words = operands.key_words(self.plan.root_key(key), cut)
-        leaves: list[Any] = [None] * len(cut.leaves)
         chosen = [leaf.selected for leaf in self.plan.leaves]
         self._assert_same(
             words, [s for s, c in zip(self.shardings, chosen, strict=True) if c]
         )
-        for number, leaf in enumerate(cut.leaves):
-            if not chosen[number]:
-                leaves[number] = jax.ShapeDtypeStruct(
-                    leaf.shape,
-                    leaf.dtype,
-                    sharding=self.shardings[number],
-                    weak_type=leaf.weak_type,
-                )
-        runs = [g for g in gather_results(cut) if any(chosen[i] for i in g)]
+        leaves: list[Any] = [
+            None if picked else self._left(i) for i, picked in enumerate(chosen)
+        ]
+        runs = [
+            (executable, call)
+            for batch, executable in zip(self.batches, self.executables, strict=True)
+            for call in batch.calls
+        ]
         hosted = [
             i
             for i, leaf in enumerate(cut.leaves)
             if isinstance(leaf.source, Hosted) and chosen[i]
         ]
-        derived = [cut.leaves[g[0]].operands for g in runs]
+        derived = [call.operands(cut) for _, call in runs]
         derived += [cut.leaves[i].operands for i in hosted]
         vectors = operands.operand_words(derived, words)
         arguments = [np.append(v, np.uint32(0)) for v in vectors[: len(runs)]]
-        done, total = 0, sum(map(len, runs)) + len(hosted)
-        for group, argument in zip(runs, self._put(runs, arguments), strict=True):
-            program = self.plan.leaves[group[0]].program
-            made = self._call(program, argument, group)
-            for i, array in zip(group, made, strict=True):
+        results = [call.leaves for _, call in runs]
+        done, total = 0, sum(map(len, results)) + len(hosted)
+        placed = self._put([made[0] for made in results], arguments)
+        for (executable, _), argument, made in zip(runs, placed, results, strict=True):
+            arrays = self._call(executable, argument, made)
+            for i, array in zip(made, arrays, strict=True):
                 if chosen[i]:
                     leaves[i] = _typed(cut.leaves[i], array)
-            done += len(group)
+            done += len(made)
             if progress is not None:
                 progress(done, total)
         for i, operand in zip(hosted, vectors[len(runs) :], strict=True):
@@ -147,6 +148,13 @@ class CompiledPlan:
                 progress(done, total)
         return leaves
 
+    def _left(self, number: int) -> jax.ShapeDtypeStruct:
+        """What stands for a leaf that is not selected."""
+        leaf, where = self.plan.cut.leaves[number], self.shardings[number]
+        return jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where, weak_type=leaf.weak_type
+        )
+
     def _assert_same(self, words: np.ndarray, shardings: list[NamedSharding]) -> None:
         """Before the first dispatch: all processes of a job bring the same."""
         if not self._compared:
@@ -155,14 +163,14 @@ class CompiledPlan:
             self._compared.append(True)
 
     def _call(
-        self, program: int, argument: Words, group: Sequence[int]
+        self, executable: jax.stages.Compiled, argument: Words, leaves: Sequence[int]
     ) -> Sequence[jax.Array]:
         try:
-            return self.executables[program](argument)
+            return executable(argument)
         except Exception as error:  # JAX's own class for it is private
             if not (setting("jax_debug_nans") or setting("jax_debug_infs")):
                 raise
-            paths = ", ".join(self.plan.leaves[i].path for i in group)
+            paths = ", ".join(self.plan.leaves[i].path for i in leaves)
             raise FloatingPointError(f"leaf {paths!r}: {error}") from error
 
     def _on_host(self, number: int, words: np.ndarray) -> jax.Array:
@@ -181,12 +189,12 @@ class CompiledPlan:
             return placed
         return jax.random.wrap_key_data(placed, impl=key_impl(leaf.dtype))
 
-    def _put(self, runs: list[list[int]], vectors: list[np.ndarray]) -> Sequence[Words]:
+    def _put(self, leaves: Sequence[int], vectors: list[np.ndarray]) -> Sequence[Words]:
         """All arguments onto their meshes in one transfer, which costs a tenth."""
-        places = [replicated(self.shardings[group[0]].mesh) for group in runs]
+        places = [replicated(self.shardings[leaf].mesh) for leaf in leaves]
         if not all(p.is_fully_addressable for p in places):
             return vectors  # every process passes its own equal copy
-        return jax.device_put(vectors, places) if runs else []
+        return jax.device_put(vectors, places) if leaves else []
 
 
 def _typed(leaf: LeafCut, array: jax.Array) -> jax.Array:
@@ -228,6 +236,8 @@ def _from_numpy(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
     """Compiles each distinct program of a plan once, in parallel threads.
 
+    Programs that fill their leaves with one number share an executable.
+
     Args:
       plan: from ``shardinit.plan``.
       mesh: devices for a plan that was made on an ``AbstractMesh``; its shape must be
@@ -257,15 +267,17 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
     # beside it and needs neither.
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         pending = []
-        for program in plan.programs:
-            places = [by_spec[s] for s in program.shardings]
+        made = batches(plan)
+        for batch in made:
+            programs = [plan.programs[number] for number in batch.programs]
+            places = [by_spec[s] for program in programs for s in program.shardings]
             gspmd = plan.whole_mode == "gspmd"
-            bound = committed(program.shardings[0])
-            lowered = lower(program, places, gspmd=gspmd, committed=bound)
+            bound = committed(programs[0].shardings[0])
+            lowered = lower(programs, places, gspmd=gspmd, committed=bound)
             pending.append(pool.submit(lowered.compile))
         executables = tuple(job.result() for job in pending)
     bound = tuple(committed(leaf.sharding) for leaf in plan.leaves)
-    return CompiledPlan(plan, executables, tuple(shardings), bound)
+    return CompiledPlan(plan, tuple(made), executables, tuple(shardings), bound)
 
 
 def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:

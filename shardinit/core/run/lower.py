@@ -1,4 +1,4 @@
-"""One program and its shardings, lowered: what every device runs for its shard."""
+"""Programs and their shardings, lowered: what every device runs for its shards."""
 
 from __future__ import annotations
 
@@ -14,52 +14,55 @@ from shardinit.core.ir.jaxpr import no_mesh
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.leaves import PlanProgram
 from shardinit.core.plan.mesh import AnyMesh
-from shardinit.core.types import Device, Values, Words
+from shardinit.core.types import Device, Dim, Values, Words
 from shardinit.errors import InitFnError
 
 
 def lower(
-    program: PlanProgram,
+    programs: Sequence[PlanProgram],
     shardings: Sequence[NamedSharding],
     *,
     gspmd: bool = False,
     committed: bool = True,
 ) -> jax.stages.Lowered:
-    """Lowers one program for its shardings; ``.compile()`` of it is what runs.
+    """Lowers programs, side by side; ``.compile()`` of it is what runs.
 
-    The executable takes one replicated uint32 vector, the words of the leaf's
-    operands and a zero, and returns a tuple with the program's results. The zero is
+    The executable takes one replicated uint32 vector, the words of the programs'
+    operands and a zero, and returns a tuple with their results. The zero is
     the origin of all windows: a place that the compiler knew would let it compute
     numbers while it compiles, with other last places than the loops that run where
     the place depends on the device.
     """
     mesh = shardings[0].mesh
     assert isinstance(mesh, Mesh)  # a plan on an AbstractMesh has no devices to run on
-    leaf = program.program
     lanes = mesh.devices.flat[0].platform == "cpu"
     specs = tuple(s.spec for s in shardings)
+    whole_shapes = [shape for program in programs for shape in program.shapes]
     shapes = [
-        s.shard_shape(shape) for s, shape in zip(shardings, program.shapes, strict=True)
+        s.shard_shape(shape) for s, shape in zip(shardings, whole_shapes, strict=True)
     ]
 
+    # JAX caches executables under these names (storage/executables.py reads them).
     def leaf_program(words: Words) -> tuple[Values, ...]:
         starts = [
             _starts(mesh, spec, shape, words[-1])
             for spec, shape in zip(specs, shapes, strict=True)
         ]
-        return tuple(leaf.window(words[:-1], starts, shapes, lanes=lanes))
+        return _side_by_side(programs, words, starts, shapes, lanes)
 
     def whole_program(words: Words) -> tuple[Values, ...]:
         # Numbers, not arrays: with arrays here the TPU's compiler hands back replicated
         # results, which JAX refuses ("Unexpected XLA sharding override", 0.12.0.1).
-        starts = [[0] * len(shape) for shape in program.shapes]
-        return tuple(leaf.window(words[:-1], starts, program.shapes, lanes=lanes))
+        starts = [[0] * len(shape) for shape in whole_shapes]
+        return _side_by_side(programs, words, starts, whole_shapes, lanes)
+
+    size = sum(program.program.words for program in programs) + 1
 
     if not committed:
         with anywhere(mesh.devices.flat[0]):
-            words = jax.ShapeDtypeStruct((leaf.words + 1,), np.uint32)
+            words = jax.ShapeDtypeStruct((size,), np.uint32)
             return jax.jit(leaf_program).lower(words)
-    if gspmd and leaf.replicated_reason is not None:
+    if gspmd and any(program.program.replicated_reason for program in programs):
         run = whole_program
     else:
         run = jax.shard_map(
@@ -72,11 +75,27 @@ def lower(
             # on JAX 0.10.2 and 0.12.0.1.
             check_vma=False,
         )
-    argument = jax.ShapeDtypeStruct(
-        (leaf.words + 1,), np.uint32, sharding=replicated(mesh)
-    )
+    argument = jax.ShapeDtypeStruct((size,), np.uint32, sharding=replicated(mesh))
     with _set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
         return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
+
+
+def _side_by_side(
+    programs: Sequence[PlanProgram],
+    words: Words,
+    starts: Sequence[Sequence[Dim]],
+    shapes: Sequence[Sequence[Dim]],
+    lanes: bool,
+) -> tuple[Values, ...]:
+    """The windows of all programs' results; each takes its part of the words."""
+    made: list[Values] = []
+    used = 0
+    for one in (program.program for program in programs):
+        results = slice(len(made), len(made) + one.results)
+        part = words[used : used + one.words]
+        made += one.window(part, starts[results], shapes[results], lanes=lanes)
+        used += one.words
+    return tuple(made)
 
 
 @contextmanager

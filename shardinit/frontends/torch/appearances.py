@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from shardinit.frontends.torch.graph import Call, Like, Value
-from shardinit.frontends.torch.record import Recorder, active, user_line
+from shardinit.frontends.torch.recorder import Recorder, active, user_line
 
 _CPU = torch.device("cpu")
 _ANSWERS: dict[Any, Callable[..., Any]] = {}

@@ -19,7 +19,8 @@ from shardinit.core.prng.names import check_distinct, key_for_name
 from shardinit.errors import InitFnError, UninitializedParameterError
 from shardinit.frontends import check_arguments
 from shardinit.frontends.torch.graph import Call, Read, Value, topological
-from shardinit.frontends.torch.record import Recorder, recording
+from shardinit.frontends.torch.record import recording
+from shardinit.frontends.torch.recorder import Recorder
 from shardinit.frontends.torch.replay import Replay, Replayer
 
 Keys = Literal["name", "order"]

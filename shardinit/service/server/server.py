@@ -37,6 +37,7 @@ from shardinit.service.server.boundary import Boundary
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
 from shardinit.service.server.health import Health
+from shardinit.service.server.heap import keep_trimmed
 from shardinit.service.server.objects import Objects
 from shardinit.service.server.pool import Pool
 from shardinit.service.server.store import Store
@@ -185,6 +186,7 @@ class Server:
 
     async def _start(self) -> None:
         pool = self._pool = Pool(self._config, self.metrics)
+        self._trimming = asyncio.create_task(keep_trimmed())
         self._front = self._make(self._config, self.metrics, pool, self._store)
         # Registered calls wait to be taken up in a queue each; generic ones are all in
         # one, and GetVersion behind a thousand streams that come at a moment (1.85).
@@ -211,6 +213,7 @@ class Server:
         await ended
         await self._front.close()  # nothing that was detached outlives its server
         await self._pool.close()
+        self._trimming.cancel()
         await self._probes.stop(0)
         self._ended = True
 

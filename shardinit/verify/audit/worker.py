@@ -57,7 +57,7 @@ def compile_all(folder: Path) -> dict[str, Any]:
         pending = []
         for program in made.programs:
             shardings = [s for s in program.shardings if s is not None]
-            lowered = lower(program, shardings, gspmd=gspmd)
+            lowered = lower([program], shardings, gspmd=gspmd)
             pending.append(pool.submit(lowered.compile))
         rows = [
             measure(program, job.result())
