@@ -17,7 +17,7 @@ project = "shardinit"
 author = "the shardinit authors"
 release = version = shardinit.__version__
 root_doc = "docs/index"
-include_patterns = ["docs/**", "*.md", "benchmarks/RESULTS.md"]
+include_patterns = ["docs/**", "*.md", "benchmarks/*.md"]
 exclude_patterns = [".*", "build", "node_modules", "shardinit", "tests"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]

@@ -116,6 +116,17 @@ def examine() -> Diagnosis:
     return Diagnosis(versions, devices, backend, extras, faults)
 
 
+def version_line() -> str:
+    """What ``--version`` prints.
+
+    Example:
+      >>> version_line().startswith(f"shardinit {__version__} (jax ")
+      True
+    """
+    versions = (f"{name} {_version(name)}" for name in ("jax", "jaxlib"))
+    return f"shardinit {__version__} ({', '.join(versions)})"
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -15,6 +15,7 @@ them as field violations and a notebook can show them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -60,6 +61,26 @@ class ShardinitError(Exception):
         if self.remedy:
             text += f". {self.remedy}"
         return text
+
+
+class ArgumentError(ShardinitError, TypeError, ValueError):
+    """An argument of another type than asked for, or none of the values it may have."""
+
+    @classmethod
+    def check_bytes(cls, where: str, given: object) -> None:
+        """Refuses what is no number of bytes."""
+        if not isinstance(given, int) or isinstance(given, bool) or given < 0:
+            raise cls(where, f"got {given!r}", "a number of bytes, such as 1 << 30")
+
+    @classmethod
+    def check_path(cls, where: str, given: object) -> None:
+        """Refuses what is no path of a file."""
+        if not isinstance(given, str | bytes | os.PathLike):
+            raise cls(where, f"got {type(given).__name__}", "the path of a file")
+
+
+class WindowError(ArgumentError, IndexError):
+    """An index that is no window of its leaf: out of bounds, or of another type."""
 
 
 class InitFnError(ShardinitError, TypeError):

@@ -25,7 +25,8 @@ def progress(
     Args:
       text: what is being done.
       report: the caller's own; None for a bar on a terminal and silence elsewhere.
-      unit: what is counted: ``"bytes"``, shown with their rate, or ``"leaves"``.
+      unit: what is counted: ``"bytes"``, shown with their rate, ``"leaves"``, or
+        nothing, where it cannot be known how far a task has come.
 
     Example:
       >>> with progress("copy", lambda done, total: print(f"{done}/{total}")) as report:
@@ -40,11 +41,14 @@ def progress(
     from rich import progress as rich
     from rich.console import Console
 
-    counts = (rich.DownloadColumn(), rich.TransferSpeedColumn())
+    counted_as = {
+        "": (),
+        "bytes": (rich.DownloadColumn(), rich.TransferSpeedColumn()),
+    }
     columns = (
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
-        *(counts if unit == "bytes" else (rich.MofNCompleteColumn(),)),
+        *counted_as.get(unit, (rich.MofNCompleteColumn(),)),
         rich.TimeElapsedColumn(),
         rich.TimeRemainingColumn(),
     )

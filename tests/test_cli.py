@@ -108,6 +108,8 @@ def test_plan_takes_what_a_plan_may_be_told(config, fails):
 
 def test_models_lists_config_keys():
     text = shardinit("models")
+    assert "specs by name: " in text
+    assert "llama-3.1-405b" in text.split("decoder")[0]
     assert "decoder" in text
     assert "num_hidden_layers" in text
 
@@ -163,6 +165,7 @@ def test_a_file_that_is_no_config_is_one_message(tmp_path, content, fails):
     path.write_bytes(content)
     assert fails("plan", str(path), code=4).startswith("error: ")
     assert "Traceback" in fails("--debug", "plan", str(path), code=4)
+    assert "Traceback" in fails("plan", str(path), "--debug", code=4)
     assert "cannot read" in fails("plan", str(tmp_path / "missing.json"), code=4)
 
 
@@ -322,6 +325,41 @@ def test_export_compile_and_read_say_the_same_as_json(config, tmp_path):
     made = json.loads(shardinit("compile", path, "--out", code, "--json"))
     assert made["bytes"] == os.path.getsize(code)
     assert set(made) == {"out", "bytes", "programs", "sha256"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_ctrl_c_counts_while_the_collector_runs():
+    code = (
+        "import sys, time, _thread\n"
+        "from shardinit import cli\n"
+        "from shardinit.cli import outcomes\n"
+        "class Swallows:\n"
+        "    def __del__(self):\n"
+        "        raise KeyboardInterrupt\n"
+        "def command():\n"
+        "    outcomes.keep_interrupts()\n"
+        "    Swallows()\n"
+        "    time.sleep(60)\n"
+        "outcomes.end_with_code(command, debug=lambda: False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 130, done.stderr
+    assert "interrupted. Nothing was written" in done.stderr
+
+
+def test_ctrl_c_counts_while_the_command_line_is_imported(monkeypatch, capsys):
+    from shardinit import __main__ as entry
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(entry, "_run", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        entry.main()
+    assert caught.value.code == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_version_and_short_help():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,6 +131,55 @@ def test_verify_names_the_leaves_that_differ(tmp_path, config, says, capsys):
     same = json.loads(says("verify", f"{a}.receipt.json", a, "--json"))
     root = json.loads(Path(f"{a}.receipt.json").read_text())["root"]
     assert same == {"ok": True, "differences": [], "root": root}
+
+
+def test_a_folder_is_no_receipt(tmp_path, says):
+    said = says("verify", str(tmp_path), str(tmp_path), code=4)
+    assert "it is a folder; expected the file of a receipt" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("--distributed", "auto"), "--format orbax"),
+        (("--format", "orbax", "--distributed", "host0"), "HOST:PORT,PROCESSES,THIS"),
+        (("--format", "orbax", "--distributed", "host0:1,2,2"), "host0:8476,4,0"),
+    ],
+)
+def test_a_job_that_is_none_is_refused(tmp_path, config, says, given, expected):
+    out = str(tmp_path / "made")
+    assert expected in says("init", config, "--out", out, *given, code=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="as the jobs of test_processes.py")
+def test_processes_of_a_job_write_one_checkpoint(tmp_path, config, expected):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["JAX_PLATFORMS"] = "cpu"
+    out = tmp_path / "made"
+    given = ("--format", "orbax", "--mesh", "data=4", "--seed", "5", "--out", str(out))
+    jobs = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "shardinit", "init", config, *given),
+                *("--distributed", f"{address},2,{number}"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for number in range(2)
+    ]
+    said = [job.communicate(timeout=200) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    root = lib.digest(expected).root
+    assert f"root {root}" in said[0][0]
+    assert "root" not in said[1][0]
+    assert json.loads((tmp_path / "made.receipt.json").read_text())["root"] == root
+    lib.verify_receipt(tmp_path / "made.receipt.json", orbax.restore(out))
 
 
 @pytest.mark.slow

@@ -53,6 +53,14 @@ def ask(server, monkeypatch, capsys, tmp_path):
     return run
 
 
+def test_options_of_the_connection_stand_behind_the_command_too(ask, server):
+    for words in (["--target", server.address], [f"--target={server.address}"]):
+        assert ask("health", *words, target="localhost:1") == "SERVING\n"
+    assert ask("health", "-t", server.address, "--timeout", "60") == "SERVING\n"
+    said = ask("version", "--target", "localhost:1", "--timeout", "5", code=1)
+    assert "shardinit serve starts one" in said
+
+
 def test_health_and_version_are_told(ask):
     assert ask("health") == "SERVING\n"
     assert json.loads(ask("health", "--json")) == {"status": "SERVING"}

@@ -133,6 +133,12 @@ def test_the_command_line_says_which_extra_it_needs(blocked):
     assert "Traceback" not in said
 
 
+def test_the_version_needs_the_library_alone(blocked):
+    said = alone(blocked, MAIN, "--version")
+    assert said.startswith("shardinit ")
+    assert f"(jax {metadata.version('jax')}, jaxlib " in said
+
+
 def test_doctor_needs_the_library_alone(blocked):
     said = alone(blocked, MAIN, "doctor")
     assert "8 x cpu" in said

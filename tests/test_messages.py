@@ -151,6 +151,28 @@ def test_rooms_are_there_after_a_bare_import():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_front_ends_are_there_after_a_bare_import():
+    assert {"nnx", "optax", "torch"} <= set(dir(shardinit.frontends))
+    code = "import shardinit\nprint(shardinit.frontends.nnx.init_fn.__module__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, capture_output=True
+    )
+    assert done.stdout.split() == [b"shardinit.frontends.nnx"]
+    with pytest.raises(AttributeError, match="no attribute 'flax'"):
+        _ = shardinit.frontends.flax
+
+
+def test_a_rule_with_a_slip_is_answered_with_the_axis(mesh):
+    names = {
+        "layers": [{"up": {"kernel": ("embed", "mlp")}}] * 20,
+        "head": {"kernel": ("embed", "vocab")},
+    }
+    rules = shardinit.AxisRules([("embd", "data"), ("mlp", "model")])
+    plan = shardinit.plan(shardinit.InitFn(fn, axes=names), mesh=mesh, rules=rules)
+    (found,) = [x for x in plan.findings if x.kind == "unmatched-rule"]
+    assert found.remedy.startswith("'embed' may be meant, which no rule has.")
+
+
 def test_none_stands_for_a_subtree_without_names(mesh):
     def state(key):
         params = {"w": jax.random.normal(key, (16, 16))}

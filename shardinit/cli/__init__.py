@@ -13,11 +13,9 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from shardinit.cli import (
     arguments,
@@ -30,17 +28,19 @@ from shardinit.cli import (
     programs,
     serving,
 )
-from shardinit.cli.outcomes import end_with_code, interruptible
+from shardinit.cli.group import Commands
+from shardinit.cli.outcomes import end_with_code, interruptible, keep_interrupts
 from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target
+from shardinit.doctor import version_line
 from shardinit.errors import FindingsWarning, ShardinitError
-from shardinit.version import __version__
+from shardinit.progress import progress
 
 if TYPE_CHECKING:
     from shardinit.core.plan.plan import Plan
 
 
-class _Commands(TyperGroup):
+class _Commands(Commands):
     def invoke(self, ctx: typer.Context) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         with interruptible():
             return super().invoke(ctx)
@@ -70,8 +70,7 @@ app.add_typer(client.app, name="client")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        versions = (f"{name} {version(name)}" for name in ("jax", "jaxlib"))
-        print(f"shardinit {__version__} ({', '.join(versions)})")
+        print(version_line())
         raise typer.Exit()
 
 
@@ -195,7 +194,8 @@ def audit(
     from shardinit.cli import tables
     from shardinit.verify.audit.audit import audit as audit_plan
 
-    report = audit_plan(made, topology)
+    with progress("compile", unit=""):
+        report = audit_plan(made, topology)
     if as_json:
         print(json.dumps(report.to_data(), indent=1))
     else:
@@ -222,7 +222,7 @@ def models(
     models: Modules = None,
     as_json: AsJson = False,
 ) -> None:
-    """Lists the installed models with their config keys."""
+    """Lists the names that a spec may be, and models with their config keys."""
     devices.on_cpu()
     from shardinit.cli import tables
 
@@ -231,6 +231,7 @@ def models(
     if as_json:
         print(json.dumps(found, indent=1))
     else:
+        tables.print_examples()
         tables.print_schemas(found)
 
 
@@ -265,4 +266,5 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("always", FindingsWarning)
         warnings.showwarning = _show
+        keep_interrupts()
         end_with_code(app, debug=lambda: _debugging)

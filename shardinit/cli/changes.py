@@ -51,6 +51,7 @@ def pin(
     force: Annotated[bool, typer.Option(help="Replace a pin that differs.")] = False,
     model: ModelName = "decoder",
     models: Modules = None,
+    as_json: AsJson = False,
 ) -> None:
     """Writes what an initialisation is, to hold later ones against."""
     check_target(file)
@@ -61,7 +62,7 @@ def pin(
     made = snapshot(fn, seed, values=values)
     if os.path.exists(file) and not force:
         if _read(file).to_json() == made.to_json():
-            print(f"{file} is there already, and is the pin of this model")
+            _said(file, made, False, as_json)
             return
         raise ShardinitError(
             f"FILE {file}",
@@ -72,7 +73,17 @@ def pin(
         )
     with writing(file):
         made.save(file)
-    print(f"{file}: {len(made.leaves):,} leaves, fingerprint {made.fingerprint}")
+    _said(file, made, True, as_json)
+
+
+def _said(file: str, made: Snapshot, written: bool, as_json: bool) -> None:
+    facts = {"leaves": len(made.leaves), "fingerprint": made.fingerprint}
+    if as_json:
+        print(json.dumps({"file": file, **facts, "written": written}))
+    elif written:
+        print(f"{file}: {len(made.leaves):,} leaves, fingerprint {made.fingerprint}")
+    else:
+        print(f"{file} is there already, and is the pin of this model")
 
 
 def diff(
@@ -105,12 +116,16 @@ def diff(
         raise typer.BadParameter("give two to compare, or one and --against FILE")
     before, after = (first, second) if against is None else (against, first)
     devices.on_cpu()
+    from shardinit.cli.tables import print_lines
     from shardinit.verify.compare.diff import compare
 
     sides = _Sides(seed, mesh, rules, values, model, models)
     one, two = sides.read(str(before), str(after))
     found = compare(one, two)
-    print(found.to_json() if as_json else found)
+    if as_json:
+        print(found.to_json())
+    else:
+        print_lines(str(found))
     if not found.same:
         raise typer.Exit(DIFFERS)
 

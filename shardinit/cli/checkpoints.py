@@ -63,6 +63,13 @@ def init(
     max_shard_size: Annotated[
         str | None, typer.Option(help="safetensors: bytes of a file; default 5GB.")
     ] = None,
+    distributed: Annotated[
+        str | None,
+        typer.Option(
+            help="orbax: one process of a job on several hosts: auto where JAX knows "
+            "the cluster, else HOST:PORT,PROCESSES,THIS, such as host0:8476,4,0."
+        ),
+    ] = None,
     names: Names = None,
     config: Config = None,
     executables: Annotated[
@@ -93,6 +100,7 @@ def init(
     sharded = {
         "--mesh": mesh,
         "--rules": rules,
+        "--distributed": distributed,
         "--executables": executables,
         "--executables-sha256": executables_sha256,
         "--opt-rules": opt_rules,
@@ -111,9 +119,10 @@ def init(
         )
     target = check_target(out, folder=True)
     beside = target.with_name(target.name + ".receipt.json")
-    axes = {"device": 1}
-    if mesh is not None:
-        axes = arguments.parse_mesh(mesh)
+    axes = None if mesh is None else arguments.parse_mesh(mesh)
+    if distributed is not None:
+        devices.join(distributed, axes)
+    elif axes is not None:
         devices.simulate_where_asked(axes)
     fn, spec = arguments.read_model(source, model, models)
     own = None if spec is None else spec.config.get("config", spec.config)
@@ -124,7 +133,7 @@ def init(
         plan = make_plan(fn, key=seed, draw_dtype=draw_dtype)
     else:
         placing = options.placing_of(rules, opt_rules, opt_memory, opt_state)
-        on = devices.real_mesh(axes)
+        on = devices.real_mesh(axes or devices.one_axis())
         plan = make_plan(fn, key=seed, mesh=on, draw_dtype=draw_dtype, **placing)
     new = not _has_format(target, layout)
     root = _held(plan, seed, target, beside, layout, naming)
@@ -140,6 +149,8 @@ def init(
         kept = f"The same command again makes {target} anew, or verifies it if complete"
         with interruptible(kept):
             root = _write_arrays(plan, seed, target, beside, *code)
+    if not devices.is_first():
+        return
     if as_json:
         facts = {"checkpoint": str(target), "receipt": str(beside), "root": root}
         print(json.dumps({**facts, "written": new}))
@@ -306,8 +317,10 @@ def _write_arrays(
         compiled = compile_plan(plan)
     else:
         compiled = load_executables(executables, plan, sha256=sha256)
-    params = compiled(seed)
+    with progress("initialise", unit="leaves") as report:
+        params = compiled(seed, progress=report)
     receipt = make_receipt(plan, seed, params)
     orbax.save(target, params)
-    receipt.save(beside)
+    if devices.is_first():
+        receipt.save(beside)
     return receipt.root

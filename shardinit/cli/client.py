@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from shardinit.cli import arguments, devices, options, programs, serving
+from shardinit.cli.group import Commands
 from shardinit.cli.programs import AsJson, ModelName, WindowFile, WindowIndex
 from shardinit.cli.targets import check_target, writing
 from shardinit.errors import ShardinitError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from shardinit.service.wire.description import Description
     from shardinit.service.wire.messages import Spec
 
-app = typer.Typer(help="Asks a running service.", no_args_is_help=True)
+app = typer.Typer(cls=Commands, help="Asks a running service.", no_args_is_help=True)
 
 Source = Annotated[
     str,

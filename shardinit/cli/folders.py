@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shardinit.errors import CheckpointError
+from shardinit.progress import counted, progress
 
 if TYPE_CHECKING:
     from shardinit.verify.digest.host import Digest
@@ -75,6 +76,9 @@ def _digest_windows(folder: str) -> Digest:
 
     arrays = safetensors.open(folder)
     digester = Digester({path: (x.shape, x.dtype) for path, x in arrays.items()})
-    for path, start, window in safetensors.read_windows(folder):
-        digester.add(path, start, window)
+    with progress("digest") as report:
+        advance = counted(report, sum(x.nbytes for x in arrays.values()))
+        for path, start, window in safetensors.read_windows(folder):
+            digester.add(path, start, window)
+            advance(window.nbytes)
     return digester.digest()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from shardinit.cli import arguments
+from shardinit.progress import progress
 
 if TYPE_CHECKING:
     from shardinit.core.plan.mesh import AnyMesh
@@ -152,6 +153,7 @@ def planned(fn: object, mesh: AnyMesh, asked: Asked) -> Plan:
     from shardinit.core.plan.planning import make_plan
     from shardinit.core.prng.root_key import as_key
 
-    made = make_plan(fn, as_key(asked.seed), plan_options(mesh, asked))
+    with progress("plan", unit=""):
+        made = make_plan(fn, as_key(asked.seed), plan_options(mesh, asked))
     made.warn()
     return made

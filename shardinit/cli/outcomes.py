@@ -12,11 +12,14 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from shardinit.errors import ReceiptMismatchError, ShardinitError
 
@@ -36,8 +39,13 @@ def reading() -> Iterator[None]:
         yield
     except ReceiptMismatchError:
         raise
-    except (ShardinitError, OSError) as error:
+    except ShardinitError as error:
         raise UnreadableError(str(error)) from error
+    except OSError as error:
+        text = str(error)
+        if error.filename is not None and error.strerror:
+            text = f"cannot read {os.fspath(error.filename)!r}: {error.strerror}"
+        raise UnreadableError(text) from error
 
 
 class InterruptedByUserError(Exception):
@@ -51,6 +59,22 @@ def interruptible(kept: str = NOTHING_KEPT) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise InterruptedByUserError(kept) from error
+
+
+def keep_interrupts() -> None:
+    """Has a Ctrl-C count that comes while the garbage collector runs, as JAX's does.
+
+    Python prints what is raised there, and goes on.
+    """
+    usual = sys.unraisablehook
+
+    def look(raised: Any) -> None:
+        if issubclass(raised.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, _thread.interrupt_main).start()
+        else:
+            usual(raised)
+
+    sys.unraisablehook = look
 
 
 def end_with_code(command: Callable[[], None], *, debug: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ in the environment or the file and is no field is an error.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import os
 import re
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from shardinit.cli import arguments, devices
+from shardinit.cli.programs import AsJson
 from shardinit.errors import ServiceError, ShardinitError
 from shardinit.extras import needs
 from shardinit.service.server.config import Config, Listen, Setting
@@ -172,12 +174,13 @@ def health(
         Path | None, typer.Option(help="Authorities of the server (PEM): use TLS.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
+    as_json: AsJson = False,
 ) -> None:
     """Asks a server whether it serves; exit code 0 if it does, for probes."""
     from shardinit.service.client.connection import Credentials
 
     name = ask_health(target, Credentials(ca=ca), service, timeout)
-    typer.echo(name)
+    typer.echo(json.dumps({"status": name}) if as_json else name)
     if name != "SERVING":
         raise typer.Exit(1)
 
@@ -203,5 +206,11 @@ def ask_health(
         except grpc.RpcError as error:
             code: Any = getattr(error, "code", lambda: None)()
             text = f"no health ({getattr(code, 'name', error)})"
-            raise ServiceError(target, text, code="UNAVAILABLE") from error
+            raise ServiceError(
+                target,
+                text,
+                "a service that runs there",
+                "shardinit serve starts one",
+                code="UNAVAILABLE",
+            ) from error
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

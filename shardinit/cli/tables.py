@@ -133,6 +133,21 @@ def schemas() -> dict[str, Mapping[str, Any] | str]:
     return found
 
 
+def print_lines(text: str) -> None:
+    """Prints lines, those that are longer than the terminal is wide set in."""
+    width = columns()
+    for line in text.splitlines():
+        print(line if width is None else wrapped(line, width))
+
+
+def print_examples() -> None:
+    """Prints the names that a spec may be."""
+    from shardinit.models import example_names
+
+    said = f"specs by name: {', '.join(example_names())}"
+    print(wrapped(said, columns() or 88))
+
+
 def print_schemas(found: Mapping[str, Mapping[str, Any] | str]) -> None:
     """Prints models by name with their config keys, or why they have none."""
     width = columns() or 88

@@ -176,6 +176,13 @@ class InitFn:
     again: Callable[[], InitFn] | None = None
     of_streams: Callable[[tuple[str, ...]], InitFn] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("fn", "rebuild", "state_of", "trainable"):
+            if not callable(given := getattr(self, name)):
+                raise InitFnError(
+                    f"InitFn.{name}", f"got {type(given).__name__}", "a function"
+                )
+
     def __repr__(self) -> str:
         named = "" if self.axes is None else ", with axis names"
         return f"<InitFn {self.name}{named}>"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shardinit.errors import WindowError
+
 Index = object
 """Ints, slices, ``...`` and None, alone or in a tuple; anything else is refused."""
 
@@ -109,7 +111,7 @@ def covering(
             continue
         axis, size = next(axes)
         if isinstance(entry, slice):
-            chosen = range(*entry.indices(size))
+            chosen = _chosen(entry, size, where)
             low = min(chosen[0], chosen[-1]) if chosen else 0
             starts.append(low)
             sizes.append(abs(chosen[-1] - chosen[0]) + 1 if chosen else 0)
@@ -122,15 +124,25 @@ def covering(
     return Region(tuple(starts), tuple(sizes)), tuple(rest)
 
 
+def _chosen(entry: slice, size: int, where: str) -> range:
+    try:
+        return range(*entry.indices(size))
+    except (TypeError, ValueError) as error:
+        raise WindowError(
+            where, f"got {entry}: {error}", "a slice of ints, such as slice(0, 2)"
+        ) from None
+
+
 def _expanded(index: Index, rank: int, where: str) -> list[object]:
     """The index with ``...`` and what is left out at its end written as slices."""
     entries = list(index) if isinstance(index, tuple) else [index]
     dots = [i for i, entry in enumerate(entries) if entry is Ellipsis]
     used = sum(entry is not None and entry is not Ellipsis for entry in entries)
     if used > rank or len(dots) > 1:
-        raise IndexError(
-            f"{where}: got {used} indices and {len(dots)} '...'; expected at most "
-            f"{rank} and one"
+        raise WindowError(
+            where,
+            f"got {used} indices and {len(dots)} '...'",
+            f"at most {rank} and one",
         )
     at = dots[0] if dots else len(entries)
     fill = [slice(None)] * (rank - used)
@@ -143,12 +155,14 @@ def _integer(entry: Any, axis: int, size: int, where: str) -> int:
             raise TypeError
         place = operator.index(entry)
     except TypeError:
-        raise TypeError(
-            f"{where}: got an index of type {type(entry).__name__}; expected ints, "
-            f"slices or '...'. Read the window first, then index the numpy array"
+        raise WindowError(
+            where,
+            f"got an index of type {type(entry).__name__}",
+            "ints, slices or '...'",
+            "Read the window first, then index the numpy array",
         ) from None
     if not -size <= place < size:
-        raise IndexError(
-            f"{where}: index {place} is out of bounds for axis {axis} of size {size}"
+        raise WindowError(
+            where, f"index {place}", f"less than {size}, which axis {axis} has"
         )
     return place % size

@@ -15,11 +15,34 @@ module of this package, which nothing else imports; the modules do not know each
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardinit.errors import InitFnError
+
+if TYPE_CHECKING:
+    from shardinit.frontends import equinox as equinox
+    from shardinit.frontends import haiku as haiku
+    from shardinit.frontends import keras as keras
+    from shardinit.frontends import linen as linen
+    from shardinit.frontends import nnx as nnx
+    from shardinit.frontends import optax as optax
+    from shardinit.frontends import penzai as penzai
+    from shardinit.frontends import torch as torch
+
+_MODULES = ("equinox", "haiku", "keras", "linen", "nnx", "optax", "penzai", "torch")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'shardinit.frontends' has no attribute {name!r}")
+    return importlib.import_module(f"shardinit.frontends.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
 
 
 def check_arguments(

@@ -88,7 +88,10 @@ class ModelSpec:
         if isinstance(self.config, Mapping):
             config = _normalise(self.config, "", faults)
         else:
-            faults.append(("config", f"a {type(self.config).__name__} is no mapping"))
+            fault = f"a {type(self.config).__name__} is no mapping"
+            if isinstance(self.config, str):
+                fault += f"; shardinit.models.example_config({self.config!r}) reads one"
+            faults.append(("config", fault))
         if faults:
             raise SpecError(str(self.model), faults)
         object.__setattr__(self, "key_streams", tuple(sorted(self.key_streams)))

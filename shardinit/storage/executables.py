@@ -42,7 +42,7 @@ from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.program.exported import ExportedProgram
 from shardinit.core.run.compile import CompiledPlan, compile_plan, on_devices
-from shardinit.errors import ExecutablesError, ExecutablesWarning
+from shardinit.errors import ArgumentError, ExecutablesError, ExecutablesWarning
 from shardinit.files import write_file
 
 FORMAT = 1
@@ -109,8 +109,10 @@ def save_executables(
       >>> len(digest)
       64
     """
+    checked(plan, "save_executables")
+    ArgumentError.check_path("save_executables", path)
     target = Path(os.path.abspath(path))
-    facts = _facts(checked(plan, "save_executables"), mesh)
+    facts = _facts(plan, mesh)
     if os.path.lexists(target):
         return _there(target, facts)
     with _private_cache(raise_errors=True) as folder:
@@ -165,8 +167,13 @@ def load_executables(
       >>> loaded(0).shape
       (8, 32)
     """
+    ArgumentError.check_path("load_executables", path)
+    if not isinstance(sha256, str):
+        raise ArgumentError(
+            "sha256", repr(sha256), "the digest in hex that save_executables returned"
+        )
     where = f"executables {os.fspath(path)!r}"
-    facts = _facts(plan, mesh)
+    facts = _facts(checked(plan, "load_executables"), mesh)
     manifest, entries = _parse(where, _read(where, path, sha256))
     for name, remedy in _FACTS.items():
         if manifest.get(name) != facts[name]:

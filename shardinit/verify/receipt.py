@@ -180,6 +180,13 @@ class Receipt:
           ReceiptFormatError: the file is no receipt.
           OSError: it cannot be read.
         """
+        if os.path.isdir(path):
+            raise ReceiptFormatError(
+                f"receipt {os.fspath(path)!r}",
+                "it is a folder",
+                "the file of a receipt",
+                "That of a checkpoint lies beside it: FOLDER.receipt.json",
+            )
         with open(path, "rb") as file:
             return cls.from_json(file.read())
 
@@ -337,8 +344,8 @@ def _not_mesh_free(plan: Plan) -> dict[str, str]:
 
 
 def _device(params: Any) -> Any:
-    """A device that holds the weights; the default one if they are on the host."""
+    """A device of this process that holds weights; else the default one."""
     for leaf in jax.tree.leaves(params):
-        if isinstance(leaf, jax.Array):
-            return next(iter(leaf.sharding.device_set))
+        if isinstance(leaf, jax.Array) and leaf.sharding.addressable_devices:
+            return next(iter(leaf.sharding.addressable_devices))
     return jax.local_devices()[0]

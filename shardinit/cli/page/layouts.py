@@ -37,7 +37,7 @@ def layout_svg(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
     right = _devices(mesh, axes, entries, parts, dims)
     label = f"{_parts_text(parts)}; each on {_copies(mesh, parts):,} device(s)"
     return (
-        f'<svg viewBox="0 0 400 176" role="img" aria-label="{html.escape(label)}">'
+        f'<svg viewBox="0 0 400 190" role="img" aria-label="{html.escape(label)}">'
         f"{left}{right}</svg>"
     )
 
@@ -149,10 +149,11 @@ def _devices(
     colours = [[colour(r, c) for c in range(shown[1])] for r in range(shown[0])]
     named = " x ".join(f"{html.escape(a)} {mesh[a]:,}" for a in axes) or "one device"
     rest = math.prod(mesh.values()) // max(math.prod(sizes), 1)
-    more = f" (x {rest:,} more in each cell)" if rest > 1 else ""
-    fewer = " · drawn coarser" if max(rows, columns) > _MOST else ""
+    more = f"x {rest:,} more in each cell" if rest > 1 else ""
+    coarse = '<text x="220" y="184">drawn coarser than it is</text>'
+    fewer = coarse if max(rows, columns) > _MOST else ""
     return (
         f'<text x="220" y="14">devices: {named}</text>'
-        f'<text x="220" y="170">{more or "one colour, one piece"}{fewer}</text>'
+        f'<text x="220" y="170">{more or "one colour, one piece"}</text>{fewer}'
         + _grid(220, colours)
     )

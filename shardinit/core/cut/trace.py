@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import jax
@@ -99,7 +100,19 @@ def _refuse_non_arrays(fn: Init, key_aval: Tree) -> None:
                 "key",
                 f"got keys by the names {streams}, and the function does not take them "
                 f"({_first_line(error)})",
-                "what the function takes: one key, or a dict of them by those names",
+                "what the function takes: one key such as jax.random.key(0), or a dict "
+                "of them by its names",
+            ) from error
+        try:
+            inspect.signature(fn).bind(key_aval)
+        except ValueError:  # of a builtin
+            pass
+        except TypeError as wrong:
+            raise InitFnError(
+                "the init function",
+                f"it does not take a key alone ({wrong})",
+                "a function of one key",
+                "Give the rest beforehand: lambda key: fn(key, config)",
             ) from error
         raise
     for path, leaf in leaves:

@@ -10,6 +10,7 @@ from shardinit.core.plan import reasons
 from shardinit.core.plan.entries import as_entry, parts
 from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh
+from shardinit.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,15 @@ def fsdp(*axes: str, min_bytes: int = 1 << 16) -> Fsdp:
       *axes: mesh axes to shard over together; none means all axes of the mesh.
       min_bytes: leaves smaller than this stay whole on every device.
 
+    Raises:
+      ArgumentError: an axis is no name, or ``min_bytes`` no number of bytes.
+
     Example:
       >>> rules = fsdp("data", min_bytes=1 << 20)
     """
+    if not all(isinstance(axis, str) for axis in axes):
+        raise ArgumentError(
+            "fsdp", f"got {axes!r}", "names of mesh axes", 'Write fsdp("data", "model")'
+        )
+    ArgumentError.check_bytes("min_bytes", min_bytes)
     return Fsdp(tuple(axes), min_bytes)

@@ -13,7 +13,7 @@ from shardinit.core.plan.mesh import AnyMesh, check_mesh
 from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
 from shardinit.core.types import DType, Tree
-from shardinit.errors import ShardingError
+from shardinit.errors import ArgumentError, ShardingError
 
 Select = str | Iterable[str] | Callable[[str], bool]
 
@@ -58,16 +58,18 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         if self.whole not in ("replicate", "gspmd"):
-            raise ValueError(f"whole={self.whole!r}; expected 'replicate' or 'gspmd'")
+            raise ArgumentError("whole", repr(self.whole), "'replicate' or 'gspmd'")
         if self.indivisible not in ("error", "next"):
-            raise ValueError(
-                f"indivisible={self.indivisible!r}; expected 'error' or 'next'"
+            raise ArgumentError(
+                "indivisible", repr(self.indivisible), "'error' or 'next'"
             )
         if self.prng not in (None, "threefry"):
-            raise ValueError(f"prng={self.prng!r}; expected None or 'threefry'")
+            raise ArgumentError("prng", repr(self.prng), "None or 'threefry'")
         if self.draw_dtype is not None:
             _check_draw_dtype(self.draw_dtype)
         _check_strict(self.strict)
+        if self.memory_limit is not None:
+            ArgumentError.check_bytes("memory_limit", self.memory_limit)
         check_mesh(self.mesh)
         if self.rules is not None and self.out_shardings is not None:
             raise ShardingError("rules and out_shardings", "both were given", "one")
@@ -80,18 +82,17 @@ def _check_draw_dtype(dtype: DType) -> None:
         kept = None
     wide = kept is not None and np.issubdtype(kept, np.floating) and kept.itemsize > 2
     if not wide or kept != np.dtype(dtype):
-        raise ValueError(
-            f"draw_dtype={dtype!r}; expected float32, float64 (with jax_enable_x64) or "
-            "None"
+        raise ArgumentError(
+            "draw_dtype",
+            repr(dtype),
+            "float32, float64 (with jax_enable_x64) or None",
         )
 
 
 def _check_strict(strict: bool | Collection[str]) -> None:
     if isinstance(strict, bool):
         return
-    unknown = [strict] if isinstance(strict, str) else sorted(set(strict) - set(KINDS))
-    if unknown:
-        raise ValueError(
-            f"strict={strict!r}; expected True, False or a set of kinds of findings: "
-            f"{', '.join(KINDS)}"
-        )
+    given = isinstance(strict, Collection) and not isinstance(strict, str)
+    if not given or not set(strict) <= set(KINDS):
+        kinds = f"True, False or a set of kinds of findings: {', '.join(KINDS)}"
+        raise ArgumentError("strict", repr(strict), kinds)

@@ -52,6 +52,8 @@ def padded(fn: Any, pad: Pad) -> InitFn:
             "an init function",
             "Pad the function that it is of: shardinit.padded(fn, pad)",
         )
+    if not isinstance(pad, Mapping) or not all(isinstance(x, str) for x in pad):
+        raise ShardingError("pad", repr(pad), "globs to multiples: {'**/embed': 128}")
     for pattern, multiples in pad.items():
         for multiple in _all(multiples):
             if multiple is not None and (type(multiple) is not int or multiple < 1):

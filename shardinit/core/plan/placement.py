@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from shardinit.core.paths import glob_text
 from shardinit.core.plan.entries import MeshAxes
-from shardinit.errors import ShardingError
+from shardinit.errors import ArgumentError, ShardingError
 
 Pair = TypeVar("Pair")
 
@@ -33,6 +33,12 @@ class Placement:
 
     axes: Any
     memory_kind: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.memory_kind, str | None):
+            raise ArgumentError(
+                "memory_kind", repr(self.memory_kind), "a name such as 'pinned_host'"
+            )
 
 
 def axes_of(value: object) -> Any:

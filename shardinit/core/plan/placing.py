@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -200,12 +201,15 @@ def _unmatched_names(
         name for x in lacking for name in x.leaf.axes or () if isinstance(name, str)
     } - ruled
     if unmatched and missing:
+        near = {n for r in unmatched for n in get_close_matches(r[0], missing, 1)}
+        meant = f"{_quoted(near)} may be meant. " if near else ""
         yield finding(
             "unmatched-rule",
             (),
             f"no axis of the model is called {_quoted({r[0] for r in unmatched})}, and "
             f"no rule is for {_quoted(missing)}",
-            "Write the rules for the model's names, unless these are for activations",
+            f"{meant}Write the rules for the model's names, unless these are for "
+            "activations",
             rules=unmatched,
         )
 

@@ -11,6 +11,8 @@ Row = Sequence[str]
 # Where a word that is too long may be broken: never inside of a number or its commas.
 _BREAK = re.compile(r"(?<=[/.(){}=_])(?!\d)|(?<=,)(?!\d)")
 
+_TIED = "\0"  # a space at which no line ends
+
 
 def as_text(header: Row, body: Sequence[Row]) -> str:
     """Columns wide enough for their widest cell, two spaces apart."""
@@ -43,12 +45,13 @@ def fitted(header: Row, body: Sequence[Row], width: int, title: int) -> str:
     rest = _aligned(table)
     if max(map(len, rest)) + 2 > width:  # no cell stands below its name
         names, titles = table[0], titles[1:]
-        rest = [_named(names, row) for row in table[1:]]
+        rest = [_named(names, row, width - 4) for row in table[1:]]
     pairs = zip(titles, rest, strict=True)
-    return "\n".join(
+    lines = (
         f"{wrapped(name, width)}\n  {wrapped(cells, width - 2, hang=2)}"
         for name, cells in pairs
     )
+    return "\n".join(lines).replace(_TIED, " ")
 
 
 def wrapped(text: str, width: int, hang: int = 4) -> str:
@@ -83,10 +86,11 @@ def _pieces(text: str, width: int) -> Iterable[tuple[str, str]]:
             gap = ""
 
 
-def _named(names: Row, row: Row) -> str:
-    """The cells of a row, each after the name of its column."""
+def _named(names: Row, row: Row, width: int) -> str:
+    """The cells of a row, each on one line with the name of its column."""
     cells = zip(names, row, strict=True)
-    return "  ".join(f"{name} {cell}".strip() for name, cell in cells if cell)
+    facts = (f"{name} {cell}".strip() for name, cell in cells if cell)
+    return "  ".join(x.replace(" ", _TIED) if len(x) <= width else x for x in facts)
 
 
 def _aligned(table: Sequence[Row]) -> list[str]:

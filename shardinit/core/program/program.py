@@ -33,7 +33,7 @@ from shardinit.core.program.codec import named_by_modules, read_cut, write_cut
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.core.program.trial import try_in_process
 from shardinit.core.types import Tree
-from shardinit.errors import ProgramFormatError
+from shardinit.errors import ArgumentError, ProgramFormatError
 from shardinit.files import write_file
 from shardinit.v1 import program_pb2 as pb
 from shardinit.version import release
@@ -131,7 +131,9 @@ class InitProgram:
             envelope = pb.InitProgram.FromString(data)
         except DecodeError as error:
             raise ProgramFormatError(
-                "init program", f"{len(data)} bytes that are no protobuf message"
+                "init program",
+                f"{len(data)} bytes that are no protobuf message",
+                "what InitProgram.save wrote",
             ) from error
         if envelope.format not in (1, FORMAT):
             raise ProgramFormatError(
@@ -297,6 +299,7 @@ def load_program(
       >>> loaded.fingerprint == program.fingerprint
       True
     """
+    ArgumentError.check_path("load_program", path)
     with open(path, "rb") as file:
         return InitProgram.from_bytes(file.read(), untrusted=untrusted)
 

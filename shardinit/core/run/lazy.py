@@ -35,7 +35,7 @@ from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
 from shardinit.core.region import Index, Region, covering
 from shardinit.core.run import arguments as operands
 from shardinit.core.types import Device, DType, Tree, Values, Words
-from shardinit.errors import SelectError, WholeLeafError
+from shardinit.errors import ArgumentError, SelectError, WholeLeafError
 
 EXECUTABLES = 256
 
@@ -143,6 +143,8 @@ class LazyTree(Mapping[str, LazyArray]):
         self.cut = cut = plan.cut
         self.init_fn = plan.init_fn
         self._key_words = operands.key_words(key, cut)
+        if memory_limit is not None:
+            ArgumentError.check_bytes("memory_limit", memory_limit)
         self._limit = memory_limit
         self._device = as_device(device)
         self._numbers = {leaf.path: i for i, leaf in enumerate(cut.leaves)}
@@ -172,6 +174,13 @@ class LazyTree(Mapping[str, LazyArray]):
         return jax.tree.unflatten(self.cut.tree, list(self.values()))
 
     def __getitem__(self, path: str) -> LazyArray:
+        if not isinstance(path, str):
+            likely = "/".join(map(str, path)) if isinstance(path, tuple | list) else ""
+            raise SelectError(
+                f"path {path!r}",
+                f"it is of type {type(path).__name__}",
+                nearest(likely, self._numbers),
+            )
         if path not in self._numbers:
             raise SelectError(
                 f"path {path!r}",

@@ -21,6 +21,7 @@ import numpy as np
 
 from shardinit.core.plan.findings import refuse
 from shardinit.core.region import covering
+from shardinit.errors import ArgumentError
 from shardinit.progress import Report, counted
 from shardinit.progress import progress as shown
 from shardinit.service.client import transfer, writing
@@ -73,6 +74,7 @@ def connect(
       insecure: send the token in clear to another machine too.
 
     Raises:
+      ArgumentError: the target is no address.
       ServiceError: the folder cannot be written, a file cannot be read, or the token
         would be sent in clear.
 
@@ -85,6 +87,23 @@ def connect(
       ...     client.read(spec, 0, "embed/embedding", (slice(2), slice(32))).shape
       (2, 32)
     """
+    if not isinstance(target, str) or not target.strip():
+        raise ArgumentError(
+            "target", f"got {target!r}", "host:port, such as 'localhost:50051'"
+        )
+    if target.startswith(("http://", "https://")):
+        raise ArgumentError(
+            "target",
+            f"got {target!r}",
+            "host:port",
+            f"Write {target.split('//')[1].rstrip('/')!r}"
+            + (", with tls=True" if target.startswith("https") else ""),
+        )
+    if not isinstance(timeout, int | float) or not timeout > 0:
+        raise ArgumentError("timeout", f"got {timeout!r}", "seconds, more than 0")
+    for name, file in (("ca", ca), ("cert", cert), ("key", key)):
+        if file is not None:
+            ArgumentError.check_path(name, file)
     credentials = Credentials(tls, ca, cert, key, token, insecure)
     return Client(Store(cache_dir), Connection(target, timeout, credentials))
 

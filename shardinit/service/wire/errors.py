@@ -176,6 +176,9 @@ def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
         parts["where"] = f"{where}: {parts['where']}" if parts["where"] else where
     else:
         parts = {"where": where, "got": _explain(code, call.details()), "remedy": ""}
+        if code is grpc.StatusCode.UNAVAILABLE and not found:
+            parts["expected"] = "a service that runs there"
+            parts["remedy"] = "shardinit serve starts one"
     if "RequestInfo" in found and code is not grpc.StatusCode.INTERNAL:
         asked = f"(request {found['RequestInfo'].request_id})"
         parts["remedy"] = f"{parts['remedy']} {asked}".strip()

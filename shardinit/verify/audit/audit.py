@@ -27,7 +27,7 @@ from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.program.program import export_plan
-from shardinit.errors import AuditError, ShardingError
+from shardinit.errors import ArgumentError, AuditError, ShardingError
 from shardinit.verify.audit import topology as topologies
 from shardinit.verify.audit.report import AuditReport, AuditRow, faults_of, first_of
 
@@ -63,6 +63,7 @@ def audit(
       (True, 4096)
     """
     wanted = topologies.topology(topology)
+    ArgumentError.check_bytes("replicated_bytes", replicated_bytes)
     _check_mesh(checked(plan, "audit"), wanted)
     topologies.check_installed(wanted)
     with tempfile.TemporaryDirectory(prefix="shardinit-audit-") as name:

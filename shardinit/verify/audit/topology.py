@@ -63,6 +63,8 @@ def topology(name: str) -> Topology:
       >>> topology("tpu:v5p:16x16x16").devices
       4096
     """
+    if not isinstance(name, str):
+        raise TopologyError("topology", repr(name), _EXAMPLES)
     platform, *rest = name.strip().lower().split(":")
     chips = {"tpu": TPUS, "gpu": GPUS}.get(platform, {})
     kind = rest[0] if len(rest) == 2 else ""

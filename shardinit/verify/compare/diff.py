@@ -16,6 +16,7 @@ from typing import Any, Final
 from shardinit.core.plan import text_table as table
 from shardinit.core.plan.folded import folded, template
 from shardinit.core.prng.root_key import KeyLike
+from shardinit.errors import ArgumentError
 from shardinit.verify.compare.renames import renamed
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
 from shardinit.verify.compare.taking import of_arrays, of_digest, of_receipt, snapshot
@@ -188,7 +189,16 @@ def as_snapshot(x: Any, key: KeyLike = 0, *, values: bool = False) -> Snapshot:
         return of_receipt(x)
     if _is_function(x):
         return snapshot(x, key, values=values)
-    return of_arrays(dict(named_leaves(x)), "arrays")
+    arrays = dict(named_leaves(x))
+    if x is None or not all(hasattr(array, "dtype") for array in arrays.values()):
+        raise ArgumentError(
+            "diff",
+            f"got {type(x).__name__}",
+            "init functions, plans, programs, receipts, digests or trees of arrays",
+            "A file is read by shardinit.load_program or Receipt.load first; shardinit "
+            "diff A B at a shell takes files of all kinds",
+        )
+    return of_arrays(arrays, "arrays")
 
 
 def compare(a: Snapshot, b: Snapshot) -> Changes:
@@ -352,8 +362,10 @@ class _Found:
             if kind != "keys":
                 merged[kind, before, after] = paths
                 continue
-            key = (kind, template(before), template(after))
-            merged.setdefault(key, []).extend(paths)
+            old, new = template(before), template(after)
+            if old == new and before != after:
+                new += ", by other numbers"
+            merged.setdefault((kind, old, new), []).extend(paths)
         return merged
 
 

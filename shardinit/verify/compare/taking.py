@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.planning import make_plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
+from shardinit.progress import counted, progress
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
 from shardinit.verify.inspect.inspect import WHOLE_BYTES, law_of
 from shardinit.verify.inspect.reading import Reader
@@ -62,7 +63,7 @@ def snapshot(
         numbers = [i for i, leaf in enumerate(plan.leaves) if leaf.selected]
         rooted = plan.root_key(root)
         reader = Reader(plan, rooted, numbers, memory_limit=memory_limit)
-        hashes = _values(plan, reader) if values else {}
+        hashes = _values(plan, reader, len(numbers)) if values else {}
         made = _leaves(plan, reader, numbers, hashes)
     return Snapshot(
         name=plan.name,
@@ -129,7 +130,13 @@ def of_arrays(arrays: Mapping[str, Any], name: str = "checkpoint") -> Snapshot:
       >>> of_arrays(params).leaves[0].values == snapshot(fn, 0).leaves[0].values
       True
     """
-    return Snapshot(name, tuple(_of_array(path, x) for path, x in arrays.items()))
+    made = []
+    with progress("hash", unit="leaves") as report:
+        advance = counted(report, len(arrays))
+        for path, array in arrays.items():
+            made.append(_of_array(path, array))
+            advance(1)
+    return Snapshot(name, tuple(made))
 
 
 def _of_array(path: str, array: Any) -> LeafSnapshot:
@@ -141,10 +148,17 @@ def _of_array(path: str, array: Any) -> LeafSnapshot:
     return LeafSnapshot(path, tuple(array.shape), kind, values={WINDOWS: _hash(parts)})
 
 
-def _values(plan: Plan, reader: Reader) -> dict[int, str]:
+def _values(plan: Plan, reader: Reader, count: int) -> dict[int, str]:
     """By leaf number, the hash of its windows; none where they are not read."""
-    found = {}
+    with progress("hash", unit="leaves") as report:
+        return dict(_hashes(plan, reader, counted(report, count)))
+
+
+def _hashes(
+    plan: Plan, reader: Reader, advance: Callable[[int], None]
+) -> Iterator[tuple[int, str]]:
     for seen in reader.read():
+        advance(1)
         shape = plan.leaves[seen.number].shape
         if seen.unread:
             continue
@@ -155,8 +169,7 @@ def _values(plan: Plan, reader: Reader) -> dict[int, str]:
             parts = [array[window.slices] for window in place.regions]
         else:
             parts = [np.broadcast_to(seen.windows, size)]
-        found[seen.number] = _hash(parts)
-    return found
+        yield seen.number, _hash(parts)
 
 
 def _hash(parts: Iterable[Any]) -> str:
