@@ -30,6 +30,7 @@ UNREADABLE: Final = (
     AttributeError,
     OverflowError,
     RecursionError,
+    AssertionError,
 )
 _STEP = re.compile(r"(?:.*[_-])?(\d+)")  # a prefix and leading zeros, as Orbax lets
 
