@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -70,11 +71,18 @@ def keep_interrupts() -> None:
 
     def look(raised: Any) -> None:
         if issubclass(raised.exc_type, KeyboardInterrupt):
-            threading.Timer(0.05, _thread.interrupt_main).start()
+            threading.Timer(0.05, _interrupt_main).start()
         else:
             usual(raised)
 
     sys.unraisablehook = look
+
+
+def _interrupt_main() -> None:
+    if hasattr(signal, "pthread_kill"):  # which wakes it up as well
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def end_with_code(command: Callable[[], None], *, debug: Callable[[], bool]) -> None:
