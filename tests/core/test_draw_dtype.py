@@ -119,5 +119,5 @@ def test_a_program_keeps_it_and_takes_no_other(mesh):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int32", "float64", "wide"])
 def test_what_is_no_wide_float_is_refused(dtype):
-    with pytest.raises(ValueError, match="draw_dtype="):
+    with pytest.raises(ValueError, match="draw_dtype: "):
         shardinit.plan(lambda key: jax.random.normal(key), draw_dtype=dtype)
