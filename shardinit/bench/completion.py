@@ -106,7 +106,7 @@ def peak_rows(bench: Bench) -> Iterator[Row]:
     options = bench.options
     stack = 2 if options.quick else 24
     for name, side, layers, held, target in (
-        ("one new layer", "deepen", 2 if options.quick else 22, 1, "peak"),
+        ("one new layer", "shardinit", 2 if options.quick else 22, 1, "peak"),
         ("layers stacked from unscanned ones", "stacked", stack, 2, "stacked"),
     ):
         sizes = {"layers": layers, "devices": options.devices}
@@ -131,7 +131,7 @@ PEAK = register(
     name="completion",
     measures="peak memory of completing a restored tree",
     baseline="the parameters' bytes",
-    sides={"deepen": deepen, "stacked": stacked},
+    sides={"shardinit": deepen, "stacked": stacked},
     rows=peak_rows,
     targets={
         "peak": Target(1.2, 1.1, higher=False),

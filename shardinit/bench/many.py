@@ -118,7 +118,7 @@ def rows(bench: Bench) -> Iterator[Row]:
     """The ensemble against jit, and the sweep against its own first calls."""
     quick, devices = bench.options.quick, bench.options.devices
     sizes = {"layers": 1 if quick else 16, "devices": devices}
-    jobs = Job("ensemble", sizes), Job("ensemble jit", sizes)
+    jobs = Job("shardinit", sizes), Job("jit", sizes)
     mine, theirs = bench.measure(CASE, *jobs)
     name = f"an ensemble of {_MEMBERS} under vmap, cold"
     yield CASE.compare(bench, name, mine, theirs, "jit", target="ensemble")
@@ -142,7 +142,7 @@ CASE = register(
     name="many",
     measures="an ensemble in one function; a sweep of calls of one plan",
     baseline="jit; the first calls",
-    sides={"ensemble": ensemble, "ensemble jit": ensemble_jit, "sweep": sweep},
+    sides={"shardinit": ensemble, "jit": ensemble_jit, "sweep": sweep},
     rows=rows,
     targets={
         "ensemble": Target(1.0, 2.0),

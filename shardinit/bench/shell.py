@@ -39,7 +39,7 @@ def jax_import() -> Figures:
 def rows(bench: Bench) -> Iterator[Row]:
     """The time of a plan, and of the import over JAX's."""
     model = "gpt2" if bench.options.quick else "llama-3.1-405b"
-    jobs = Job("plan", {"model": model}), Job("import", {}), Job("jax", {})
+    jobs = Job("shardinit", {"model": model}), Job("import", {}), Job("jax", {})
     planned, ours, alone = bench.measure(CASE, *jobs)
     seconds = sample(planned, "seconds")
     name = f"shardinit plan {model}, at the shell"
@@ -61,7 +61,7 @@ CASE = register(
     name="shell",
     measures="a command from the prompt to its last line, and the import",
     baseline="importing JAX",
-    sides={"plan": plan, "import": own_import, "jax": jax_import},
+    sides={"shardinit": plan, "import": own_import, "jax": jax_import},
     rows=rows,
     targets={
         "plan": Target(3, 2, higher=False),

@@ -37,12 +37,14 @@ from shardinit.extras import needs
 from shardinit.storage.orbax_tree import (
     METADATA,
     OURS,
+    UNREADABLE,
     checkpoint_in,
     is_array,
     is_metadata,
     plain,
     read_metadata,
     tuples_of,
+    unreadable,
     with_tuples,
 )
 
@@ -208,7 +210,10 @@ def restore(
             tree = jax.tree.unflatten(structure, items)
             restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
             args = ocp.args.PyTreeRestore(tree, restore_args=restore_args)
-            return checkpointer.restore(target, args=args)
+            try:
+                return checkpointer.restore(target, args=args)
+            except UNREADABLE as error:
+                raise unreadable(target, error) from error
 
         if plan is not None:
             found = _as_planned(arrays, plan)
@@ -238,7 +243,10 @@ def restore(
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
             for (path, leaf), sharding in zip(arrays.items(), shardings, strict=True)
         }
-        return with_tuples(read(wanted), set(tuples), "")
+        made = read(wanted)
+        if not set(tuples) <= set(tuples_of(made, "", (list, tuple))):
+            raise unreadable(target, f"{tuples} are not all sequences in it")
+        return with_tuples(made, set(tuples), "")
 
 
 def _as_planned(arrays: dict[str, Any], plan: Plan) -> dict[str, Any]:

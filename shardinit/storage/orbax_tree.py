@@ -6,8 +6,9 @@ step and in it a folder an item.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,20 @@ from shardinit.core.paths import escape, nested, path_str
 from shardinit.errors import CheckpointError
 
 METADATA: Final = "_METADATA"
+_NOTES: Final = "_CHECKPOINT_METADATA"
 OURS: Final = "shardinit"  # the key of what we note in Orbax's custom metadata
+# What Orbax and TensorStore raise over a folder that is damaged, or is none.
+UNREADABLE: Final = (
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    AssertionError,
+)
 _STEP = re.compile(r"(?:.*[_-])?(\d+)")  # a prefix and leading zeros, as Orbax lets
 
 
@@ -54,25 +68,30 @@ def read_metadata(checkpointer: Any, target: Path) -> tuple[Any, list[str]]:
     """The tree of a checkpoint, metadata for leaves, and the paths of its tuples."""
     try:
         found = checkpointer.metadata(target)
+        if (target / _NOTES).exists():  # Orbax 0.12.8 takes a damaged one for an empty
+            json.loads((target / _NOTES).read_bytes())
         tree = getattr(found.item_metadata, "tree", found.item_metadata)
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
-        raise _none(target, error) from error
+        ours = (found.custom_metadata or {}).get(OURS, {"tuples": []})
+        tuples = list(ours["tuples"])
+    except UNREADABLE as error:
+        raise unreadable(target, error) from error
     if tree is None:
-        raise _none(target, "it has no metadata")
-    ours = (found.custom_metadata or {}).get(OURS, {})
-    return tree, list(ours.get("tuples", ()))
+        raise unreadable(target, "it has no metadata")
+    return tree, tuples
 
 
-def tuples_of(tree: Any, path: str) -> Iterator[str]:
-    """The paths of the tuples in a plain tree."""
-    if type(tree) is tuple:
+def tuples_of(
+    tree: Any, path: str, kinds: Collection[type] = (tuple,)
+) -> Iterator[str]:
+    """The paths of the tuples, or of other kinds of nodes, in a plain tree."""
+    if type(tree) in kinds:
         yield path
     if isinstance(tree, dict):
         children = tree.items()
     else:
         children = enumerate(tree) if isinstance(tree, list | tuple) else ()
     for key, child in children:
-        yield from tuples_of(child, _inside(path, key))
+        yield from tuples_of(child, _inside(path, key), kinds)
 
 
 def with_tuples(tree: Any, tuples: set[str], path: str) -> Any:
@@ -126,7 +145,8 @@ def _repeated(tree: Any) -> set[str]:
     return repeated
 
 
-def _none(target: Path, why: Any) -> CheckpointError:
+def unreadable(target: Path, why: Any) -> CheckpointError:
+    """The error over a folder that cannot be read as a checkpoint."""
     text = " ".join(str(why).split())[:200]
     return CheckpointError(
         f"checkpoint {str(target)!r}", f"it cannot be read ({text})", "an Orbax folder"

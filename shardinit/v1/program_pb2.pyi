@@ -32,7 +32,7 @@ class InitProgram(_message.Message):
     def __init__(self, format: _Optional[int] = ..., sha256: _Optional[bytes] = ..., content: _Optional[bytes] = ..., compression: _Optional[_Union[Compression, str]] = ..., content_size: _Optional[int] = ...) -> None: ...
 
 class InitProgramContent(_message.Message):
-    __slots__ = ("jax_version", "key_impl", "typed_key", "x64", "fingerprint", "name", "nodes", "leaves", "key_nodes", "functions", "calling_convention", "key_streams")
+    __slots__ = ("jax_version", "key_impl", "typed_key", "x64", "fingerprint", "name", "nodes", "leaves", "key_nodes", "functions", "calling_convention", "key_streams", "same_key")
     JAX_VERSION_FIELD_NUMBER: _ClassVar[int]
     KEY_IMPL_FIELD_NUMBER: _ClassVar[int]
     TYPED_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class InitProgramContent(_message.Message):
     FUNCTIONS_FIELD_NUMBER: _ClassVar[int]
     CALLING_CONVENTION_FIELD_NUMBER: _ClassVar[int]
     KEY_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    SAME_KEY_FIELD_NUMBER: _ClassVar[int]
     jax_version: str
     key_impl: str
     typed_key: bool
@@ -57,7 +58,14 @@ class InitProgramContent(_message.Message):
     functions: _containers.RepeatedCompositeFieldContainer[Function]
     calling_convention: int
     key_streams: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, jax_version: _Optional[str] = ..., key_impl: _Optional[str] = ..., typed_key: bool = ..., x64: bool = ..., fingerprint: _Optional[str] = ..., name: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., leaves: _Optional[_Iterable[_Union[Leaf, _Mapping]]] = ..., key_nodes: _Optional[_Iterable[_Union[KeyNode, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ..., calling_convention: _Optional[int] = ..., key_streams: _Optional[_Iterable[str]] = ...) -> None: ...
+    same_key: _containers.RepeatedCompositeFieldContainer[SameKey]
+    def __init__(self, jax_version: _Optional[str] = ..., key_impl: _Optional[str] = ..., typed_key: bool = ..., x64: bool = ..., fingerprint: _Optional[str] = ..., name: _Optional[str] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., leaves: _Optional[_Iterable[_Union[Leaf, _Mapping]]] = ..., key_nodes: _Optional[_Iterable[_Union[KeyNode, _Mapping]]] = ..., functions: _Optional[_Iterable[_Union[Function, _Mapping]]] = ..., calling_convention: _Optional[int] = ..., key_streams: _Optional[_Iterable[str]] = ..., same_key: _Optional[_Iterable[_Union[SameKey, _Mapping]]] = ...) -> None: ...
+
+class SameKey(_message.Message):
+    __slots__ = ("leaves",)
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
+    leaves: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, leaves: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Node(_message.Message):
     __slots__ = ("kind", "keys", "children")

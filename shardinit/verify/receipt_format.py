@@ -59,10 +59,10 @@ def head_of(number: int) -> dict[str, Any]:
 
 
 def seal_of(facts: dict[str, Any]) -> str:
-    """256 bits in hex of all that a receipt says.
+    """256 bits in hex of all that a receipt, or a pin, says.
 
-    The leaves as well, though the root is of their digests: it cannot be computed from
-    their shapes and dtypes, which would else change unnoticed.
+    The leaves as well, though a receipt's root is of their digests: their shapes and
+    dtypes are not in it, and would else change unnoticed.
     """
     said = {k: v for k, v in facts.items() if k != "seal"}
     text = json.dumps(said, sort_keys=True, separators=(",", ":"))

@@ -68,7 +68,7 @@ def test_a_plan_that_is_as_it_should_be_says_nothing():
     ("fn", "rules", "reason"),
     [
         (kernel, shardinit.PathRules([("^up$", P("data"))]), "no path rule matches"),
-        (named(("em", "ml")), AXIS([("embed", "data")]), "axis name 'em'"),
+        (named(("em", "ml")), AXIS([("embed", "data")]), "names 'em', 'ml'"),
         (named(("embed", "ml"), (255, 512)), AXIS([("embed", "data")]), "size 255"),
         (lambda key: kernel(key, (255, 257)), shardinit.fsdp(), "no axis of"),
     ],
@@ -90,16 +90,10 @@ def test_a_leaf_that_is_whole_by_its_rule_is_as_it_should_be():
 
 def test_small_leaves_and_single_axes_are_notes():
     rules = AXIS([("embed", "data")])
-    small = (
-        only(named(("embd", "mpl"), (8, 8)), "unmatched-rule", rules, select="none")
-        if False
-        else None
-    )
-    assert small is None
     one = only(named(("embed", "mpl")), "replicated", rules)
     assert one.severity == "note"
     assert "'mpl'" in one.reason
-    assert "('mpl', 'data')" in one.remedy
+    assert "('mpl', 'model')" in one.remedy
     path = shardinit.PathRules([("up", P("data"))])
 
     def fn(key):
@@ -108,22 +102,59 @@ def test_small_leaves_and_single_axes_are_notes():
     assert only(fn, "replicated", path).severity == "note"
 
 
+def test_small_leaves_that_are_a_hundredth_of_the_model_are_not_said():
+    def fn(key, size):
+        return {**kernel(key), "bias": jnp.zeros(size)}
+
+    rules = shardinit.PathRules([("kernel", P("data", "model"))])
+    assert findings(lambda key: fn(key, 512), rules) == ()
+    assert only(lambda key: fn(key, 4096), "replicated", rules).severity == "note"
+
+
 def test_an_unnamed_function_under_axis_rules():
     found = only(kernel, "unnamed", AXIS([("embed", "data")]))
     assert found.severity == "warning"
     assert "shardinit.fsdp()" in found.remedy
 
 
-def test_rules_that_match_nothing():
-    rules = AXIS([("embed", "data"), ("mlp", "model"), ("hedas", "model")])
-    found = only(named(("embed", "mlp")), "unmatched-rule", rules)
-    assert found.rules == (("hedas", "model"),)
-    assert found.severity == "note"
+def test_rules_that_match_nothing_where_a_name_has_no_rule():
+    rules = AXIS([("embed", "data"), ("mpl", "model"), ("norm", None)])
+    [_, found] = findings(named(("embed", "mlp")), rules)
+    assert (found.kind, found.severity) == ("unmatched-rule", "note")
+    assert found.rules == (("mpl", "model"),)
+    assert "'mpl', and no rule is for 'mlp'" in found.reason
     never = shardinit.PathRules([("kern", P("data")), ("kernel", P()), ("bias", P())])
     late, none = findings(kernel, never)
     assert (late.kind, late.leaves) == ("unmatched-rule", ("kernel",))
     assert "never wins" in late.reason
     assert "matches no path" in none.reason
+
+
+def test_rules_that_are_for_activations_and_a_last_resort_are_left_over_in_silence():
+    shared = [("embed", "data"), ("mlp", "model"), ("activation_batch", "data")]
+    assert findings(named(("embed", "mlp")), AXIS(shared)) == ()
+    assert findings(named(("three", "mlp"), (3, 1 << 15)), AXIS(shared)) == ()
+
+    def fn(key):
+        return {**kernel(key), "embed": jax.random.normal(key, (256, 256))}
+
+    rules = [("kernel", P("data")), ("^embed", P("data"))]
+    for last in (".*", "^[ek].*"):
+        assert findings(fn, shardinit.PathRules([*rules, (last, P())])) == ()
+
+
+def test_a_name_without_a_rule_is_said_where_a_rule_could_cut_the_leaf_further():
+    rules = AXIS([("mlp", "model")])
+    for names, shape in (
+        (("conv", "mlp"), (3, 1 << 15)),  # nothing divides 3
+        (("layers", "mlp"), (4, 512)),  # a small leaf, cut already
+    ):
+        assert findings(named(names, shape), rules) == ()
+    both = AXIS([("embed", "data"), ("mlp", "model")])
+    assert findings(named(("layers", "embed", "mlp"), (4, 256, 512)), both) == ()
+    found = only(named(("layers", "embed", "mlp"), (4, 256, 512)), "replicated", rules)
+    assert "'layers', 'embed'" in found.reason
+    assert "('embed', 'data')" in found.remedy
 
 
 def small(key):

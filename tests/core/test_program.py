@@ -180,6 +180,32 @@ def test_damage_to_any_byte_is_refused_or_harmless(program, mask):
     assert harmless < len(data) / 100
 
 
+def twice(key):
+    tied = jax.random.normal(jax.random.fold_in(key, 1), (8, 64))
+    z, a = (jax.random.normal(key, (8, 64)) for _ in range(2))
+    return {"z": z, "tied": [tied, tied], "a": a}
+
+
+def test_leaves_of_one_key_are_still_said_of_a_file():
+    loaded = shardinit.InitProgram.from_bytes(
+        shardinit.export_plan(shardinit.plan(twice)).to_bytes()
+    )
+    for source in (twice, loaded):
+        found = shardinit.plan(source).findings
+        said = [x.leaves for x in found if x.kind == "same-key"]
+        assert said == [("a", "z")]
+    assert loaded.fingerprint == shardinit.plan(twice).fingerprint
+
+
+@pytest.mark.parametrize("leaves", [[0], [1, 0], [0, 0], [0, 9999]])
+def test_leaves_of_one_key_that_cannot_be_are_refused(program, leaves):
+    def change(content):
+        content.same_key.add(leaves=leaves)
+
+    with pytest.raises(ProgramFormatError, match="one key"):
+        shardinit.InitProgram.from_bytes(rewritten(program, change)).as_cut()
+
+
 def test_a_part_of_a_program_is_refused(program):
     data = program.to_bytes()
     for length in (0, 1, len(data) // 2, len(data) - 1):

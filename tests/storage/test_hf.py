@@ -12,7 +12,12 @@ from shardinit.core.paths import path_str
 from shardinit.core.run.parts import by_leaf, read_leaf
 from shardinit.core.run.renames import renames
 from shardinit.core.run.tensors import tensors
-from shardinit.errors import CheckpointError, SelectError, StructureMismatchError
+from shardinit.errors import (
+    CheckpointError,
+    SelectError,
+    ShardinitError,
+    StructureMismatchError,
+)
 from shardinit.frontends.optax import with_optimizer
 from shardinit.models import ModelSpec, build
 from shardinit.storage import safetensors
@@ -60,6 +65,25 @@ MODELS = {
 
 def config_of(family, **more):
     return {"model_type": family, **MODELS[family], **more}
+
+
+@pytest.mark.parametrize("step", [97, pytest.param(3, marks=pytest.mark.slow)])
+def test_any_byte_of_a_config_may_be_changed(tmp_path, step):
+    config = config_of("mistral")
+    plan = shardinit.plan(build(ModelSpec("decoder", config)))
+    params = shardinit.compile_plan(plan)(0)
+    safetensors.write(tmp_path / "out", params, names="hf", config=config)
+    path = tmp_path / "out" / "config.json"
+    data = path.read_bytes()
+    for place in range(0, len(data), step):
+        damaged = bytearray(data)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        try:
+            got = safetensors.restore(tmp_path / "out", plan, names="hf")
+        except ShardinitError:
+            continue
+        assert shardinit.digest(got).root == shardinit.digest(params).root
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ import safetensors.numpy
 from jax.sharding import NamedSharding, PartitionSpec
 
 import shardinit
-from shardinit.errors import CheckpointError
+from shardinit.core.paths import keys_of, nested
+from shardinit.errors import CheckpointError, ReceiptMismatchError
 from shardinit.frontends.optax import with_optimizer
 from shardinit.storage import filling, layout
 from shardinit.storage import safetensors as st
@@ -484,6 +485,32 @@ def test_damaged_files_are_refused(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match="cannot be read"):
         st.open(tmp_path / "out")
+
+
+def test_any_byte_of_a_checkpoint_may_be_changed(tmp_path):
+    """It is refused, is as good as before, or is found by the receipt."""
+    params = {"a.b": jnp.arange(8.0), "c": jnp.ones(3, jnp.bfloat16)}
+    plan = shardinit.plan(lambda _: params)
+    receipt = shardinit.receipt(plan, 0, params)
+    st.write(tmp_path / "out", params, max_shard_size=20)
+    for path in sorted((tmp_path / "out").iterdir()):
+        data = path.read_bytes()
+        for place in range(len(data)):
+            for mask in (1, 0x80):
+                damaged = bytearray(data)
+                damaged[place] ^= mask
+                path.write_bytes(damaged)
+                try:
+                    got = st.open(tmp_path / "out")
+                except CheckpointError:
+                    continue
+                tree = nested(map(keys_of, got), map(np.array, got.values()))
+                try:
+                    found = shardinit.verify_receipt(receipt, tree)
+                except ReceiptMismatchError:
+                    continue
+                assert found.root == receipt.root
+        path.write_bytes(data)
 
 
 def test_missing_files_and_lying_indices_are_refused(tmp_path):

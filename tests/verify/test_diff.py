@@ -12,6 +12,7 @@ from shardinit.errors import ReceiptFormatError
 from shardinit.verify.compare.diff import compare
 from shardinit.verify.compare.snapshot import Snapshot
 from shardinit.verify.compare.taking import of_arrays, snapshot
+from shardinit.verify.receipt_format import seal_of
 
 pytestmark = pytest.mark.once
 
@@ -163,12 +164,35 @@ def test_receipts_are_compared_by_their_digests():
     assert len(found["values"].leaves) == 3
 
 
+def sealed(data):
+    return json.dumps({**data, "seal": seal_of(data)})
+
+
+def test_any_byte_of_a_pin_may_be_changed():
+    text = snapshot(lambda key: jax.random.normal(key, (2, 4)), 0).to_json().encode()
+    unnoticed = []
+    for place in range(len(text)):
+        for mask in (1, 0x20, 0x80, 0xFF):
+            damaged = bytearray(text)
+            damaged[place] ^= mask
+            try:
+                read = Snapshot.from_json(bytes(damaged))
+            except ReceiptFormatError:
+                continue
+            if read != Snapshot.from_json(text):
+                unnoticed.append((place, mask))
+    assert not unnoticed
+
+
 def test_values_of_another_machine_are_not_compared():
     ours = snapshot(model(), 0)
     text = ours.to_json().replace(f'"jax": "{jax.__version__}"', '"jax": "0.0.1"')
     text = text.replace(ours.leaves[0].values["windows"], "0" * 32)
     text = text.replace(str(ours.leaves[0].function), "1" * 32)
-    found = compare(Snapshot.from_json(text), ours)
+    data = json.loads(text)
+    with pytest.raises(ReceiptFormatError, match="its seal"):
+        Snapshot.from_json(text)
+    found = compare(Snapshot.from_json(sealed(data)), ours)
     assert found.same
     assert "values are not compared" in found.changes[0].after
 
@@ -184,4 +208,4 @@ def test_a_pin_comes_back_and_a_damaged_one_is_refused(tmp_path):
             Snapshot.from_json(wrong)
     for change in ({"leaves": [{}]}, {"leaves": 3}, {"more": 1}):
         with pytest.raises(ReceiptFormatError, match="pin"):
-            Snapshot.from_json(json.dumps({**data, **change}))
+            Snapshot.from_json(sealed({**data, **change}))

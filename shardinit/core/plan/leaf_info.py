@@ -12,6 +12,8 @@ from shardinit.core.init_fn import AxisRule, Mirror, Name
 from shardinit.core.plan.mesh import AnyMesh
 
 WHOLE: Final = PartitionSpec()
+LARGE: Final = 1 << 16
+"""Bytes of a leaf from which on it matters how it is cut."""
 
 
 @dataclass(frozen=True)

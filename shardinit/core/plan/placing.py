@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Final
 
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.plan.entries import mesh_axes, mesh_axes_of, parts
 from shardinit.core.plan.findings import WARN_BYTES, Finding, finding
 from shardinit.core.plan.fsdp import Fsdp
-from shardinit.core.plan.leaf_info import Choice, LeafInfo
+from shardinit.core.plan.leaf_info import LARGE, Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh
+from shardinit.core.plan.placement import axes_of
 from shardinit.core.plan.rules import AxisRules, DefaultRules, PathRules, Rules
-
-LARGE: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def placing(
         yield from _replicated(made)
     yield from _nothing_sharded(made, mesh, rules)
     if isinstance(rules, AxisRules):
-        yield from _unmatched_names(placed, rules)
+        yield from _unmatched_names(placed, mesh, rules)
     if isinstance(rules, PathRules):
         yield from _unmatched_paths(placed, rules)
 
@@ -141,9 +139,9 @@ def _short_names(placed: Sequence[Placed]) -> Iterator[Finding]:
             "short-names",
             paths,
             f"names for {named} of {rank} axes; as in Flax they name the first ones",
-            "Name the axis that a transformation adds: nn.scan(..., metadata_params="
-            '{nn.PARTITION_NAME: "layers"}), nnx.vmap(..., transform_metadata='
-            '{nnx.PARTITION_NAME: "layers"})',
+            "Name the others as well; the one that a transformation adds, by "
+            'nn.scan(..., metadata_params={nn.PARTITION_NAME: "layers"}) or '
+            'nnx.vmap(..., transform_metadata={nnx.PARTITION_NAME: "layers"})',
         )
 
 
@@ -160,6 +158,8 @@ def _unnamed(placed: Sequence[Placed], rules: AxisRules) -> Finding:
 
 
 def _replicated(placed: Sequence[Placed]) -> Iterator[Finding]:
+    """What no rule reaches, but for a hundredth of the model: biases and scales."""
+    worth_saying = sum(x.leaf.nbytes for x in placed) / 100
     groups: dict[tuple[str, bool, bool], list[tuple[Placed, str]]] = {}
     for x in placed:
         for reason in x.choice.reasons:
@@ -167,50 +167,81 @@ def _replicated(placed: Sequence[Placed]) -> Iterator[Finding]:
             group = groups.setdefault((reason.text, x.whole, large), [])
             group.append((x, reason.remedy))
     for (text, whole, large), found in groups.items():
+        if not large and sum(x.leaf.nbytes for x, _ in found) < worth_saying:
+            continue
         rules = (rule for x, _ in found for rule in x.choice.rules)
         yield finding(
             "replicated",
             [x.leaf.path for x, _ in found],
-            f"{text}: {'whole on every device' if whole else 'that axis lies whole'}",
+            f"{text}: {'whole on every device' if whole else 'not cut there'}",
             found[0][1],
             rules=dict.fromkeys(rules),
             severity="warning" if large else "note",
         )
 
 
-def _unmatched_names(placed: Sequence[Placed], rules: AxisRules) -> Iterator[Finding]:
-    names = {name for x in placed for name in x.leaf.axes or ()}
-    unmatched = [rule for rule in rules.rules if rule[0] not in names]
-    known = sorted(name for name in names if name is not None)
-    if unmatched and known:
-        remedy = "Remove these rules, unless they are meant for activations"
-        without = [name for name in known if name not in {r[0] for r in rules.rules}]
-        near = {str(n) for r in unmatched for n in get_close_matches(r[0], without, 1)}
-        if near:
-            remedy = f"{_quoted(near)} may be meant, which no rule has. {remedy}"
+def _unmatched_names(
+    placed: Sequence[Placed], mesh: AnyMesh, rules: AxisRules
+) -> Iterator[Finding]:
+    """Rules for other names than the model's, where a leaf lacks a rule.
+
+    Where none does, the rules that are left over are for activations or for other
+    models: lists of dozens are shared.
+    """
+    names = {name for x in placed for name in x.leaf.axes or ()} - {None}
+    lacking = [x for x in placed if x.choice.reasons]
+    ruled = {rule[0] for rule in rules.rules} | set(mesh.axis_names)
+    ruled |= {rule[0] for x in placed for rule in x.leaf.own_rules}
+    unmatched = [
+        rule
+        for rule in rules.rules
+        if rule[0] not in names and mesh_axes(axes_of(rule[1]))
+    ]
+    missing = {
+        name for x in lacking for name in x.leaf.axes or () if isinstance(name, str)
+    } - ruled
+    if unmatched and missing:
+        near = {n for r in unmatched for n in get_close_matches(r[0], missing, 1)}
+        meant = f"{_quoted(near)} may be meant. " if near else ""
         yield finding(
             "unmatched-rule",
             (),
-            f"no axis of the model is called {_quoted({r[0] for r in unmatched})}",
-            remedy,
+            f"no axis of the model is called {_quoted({r[0] for r in unmatched})}, and "
+            f"no rule is for {_quoted(missing)}",
+            f"{meant}Write the rules for the model's names, unless these are for "
+            "activations",
             rules=unmatched,
         )
 
 
 def _unmatched_paths(placed: Sequence[Placed], rules: PathRules) -> Iterator[Finding]:
+    """Rules that match no path, and those that earlier ones take all paths from.
+
+    The last resort of a list matches whatever there is, or more than each rule before
+    it, and is meant to be left over.
+    """
     used = {rule for x in placed for rule in x.choice.rules}
+
+    def reach(pattern: str) -> set[str]:
+        return {x.leaf.path for x in placed if rules.matches(pattern, x.leaf.path)}
+
     for number, rule in enumerate(rules.rules):
         if rule in used:
             continue
-        matching = [x for x in placed if rules.matches(rule[0], x.leaf.path)]
-        before = dict.fromkeys(r for x in matching for r in x.choice.rules)
+        paths = reach(rule[0])
+        matching = [x for x in placed if x.leaf.path in paths]
+        before = {str(r[0]) for x in matching for r in x.choice.rules}  # pyright: ignore[reportIndexIssue]
+        if matching and (
+            rules.matches(rule[0], "") or all(reach(other) < paths for other in before)
+        ):
+            continue
         yield finding(
             "unmatched-rule",
             [x.leaf.path for x in matching],
             f"the path rule {rule[0]!r} never wins: earlier ones match the same paths"
             if matching
             else f"the path rule {rule[0]!r} matches no path",
-            f"Put rule {number} before {_quoted({str(r[0]) for r in before})}"  # pyright: ignore[reportIndexIssue]
+            f"Put rule {number} before {_quoted(before)}"
             if matching
             else f"Remove it, or mend its pattern for paths such as "
             f"{placed[0].leaf.path!r}"

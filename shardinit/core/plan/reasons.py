@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from shardinit.core.plan.entries import mesh_axes
-from shardinit.core.plan.leaf_info import LeafInfo, Reason
+from jax.sharding import PartitionSpec
+
+from shardinit.core.plan.entries import mesh_axes, mesh_axes_of
+from shardinit.core.plan.leaf_info import LARGE, WHOLE, LeafInfo, Reason
 from shardinit.core.plan.mesh import AnyMesh
 
 
@@ -18,11 +21,38 @@ def no_names(leaf: LeafInfo, mesh: AnyMesh) -> Reason:
     )
 
 
-def no_rule(name: str, mesh: AnyMesh) -> Reason:
-    """No rule is for one of its names."""
-    return Reason(
-        f"no rule for the axis name {name!r}",
-        f"Add ({name!r}, {mesh.axis_names[0]!r}) to the rules, or ({name!r}, None)",
+def no_rule(
+    leaf: LeafInfo,
+    mesh: AnyMesh,
+    names: Mapping[int, str],
+    spec: PartitionSpec,
+    preferred: Collection[str] = (),
+) -> tuple[Reason, ...]:
+    """No rule is for some of its names.
+
+    Of a leaf that other names cut it is said where a rule could cut it further, and
+    where that is worth it: the stacked scales of norms are small.
+
+    Args:
+      leaf: the leaf.
+      mesh: the mesh.
+      names: those names, by the dimension that they name.
+      spec: how the leaf lies.
+      preferred: mesh axes that the remedy names first.
+    """
+    cut = _free_cut(leaf, mesh, names, spec, preferred)
+    cut_already = bool(mesh_axes_of(spec))
+    if not names or (cut_already and (cut is None or leaf.nbytes < LARGE)):
+        return ()
+    listed = ", ".join(dict.fromkeys(map(repr, names.values())))
+    one = len(set(names.values())) == 1
+    whole = f"({names[next(iter(names))]!r}, None)" if one else "None for each of them"
+    rule = "" if cut is None else f"({names[cut[0]]!r}, {cut[1]!r})"
+    return (
+        Reason(
+            f"no rule for the axis name{'' if one else 's'} {listed}",
+            f"Add {rule} to the rules, or {whole}" if rule else f"Add {whole}",
+        ),
     )
 
 
@@ -55,9 +85,29 @@ def undivided(leaf: LeafInfo, dim: int, entry: Any, mesh: AnyMesh) -> Reason:
 
 
 def _path_rule(leaf: LeafInfo, mesh: AnyMesh) -> str:
-    axis = mesh.axis_names[0]
-    rule = f"({_pattern(leaf)!r}, PartitionSpec({axis!r}))"
+    dims = range(len(leaf.shape))
+    dim, axis = _free_cut(leaf, mesh, dims, WHOLE) or (0, mesh.axis_names[0])
+    entries = ", ".join([*["None"] * dim, repr(axis)])
+    rule = f"({_pattern(leaf)!r}, PartitionSpec({entries}))"
     return f"PathRules([..., {rule}]); PartitionSpec() keeps it whole"
+
+
+def _free_cut(
+    leaf: LeafInfo,
+    mesh: AnyMesh,
+    dims: Iterable[int],
+    spec: PartitionSpec,
+    preferred: Collection[str] = (),
+) -> tuple[int, str] | None:
+    """The longest of these dimensions that a mesh axis divides which is free yet."""
+    used = mesh_axes_of(spec)
+    longest = sorted(dims, key=lambda dim: -leaf.shape[dim])
+    for axis in sorted(mesh.axis_names, key=lambda name: name not in preferred):
+        ways = mesh.shape[axis]
+        for dim in longest if ways > 1 and axis not in used else ():
+            if leaf.shape[dim] and leaf.shape[dim] % ways == 0:
+                return dim, axis
+    return None
 
 
 def _pattern(leaf: LeafInfo) -> str:

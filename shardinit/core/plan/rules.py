@@ -92,19 +92,22 @@ class AxisRules:
             settled = logical.pass_through(unknown, settled, mesh.shape, fits)
         entries = [None if e is logical.UNSETTLED else e for e in settled]
         why = []
+        unruled: dict[int, str] = {}
         for dim, name in enumerate(leaf.axes):
             if settled[dim] is not logical.UNSETTLED or not isinstance(name, str):
                 continue
             tried = [axes for rule, axes in pairs if rule == name]
             if not tried:
-                why.append(reasons.no_rule(name, mesh))
+                unruled[dim] = name
             elif not all(divides(leaf, dim, entry, mesh) for entry in tried):
                 why.append(reasons.undivided(leaf, dim, tried[0], mesh))
         if not any(isinstance(name, str | tuple) for name in leaf.axes):
             why.append(reasons.no_names(leaf, mesh))
+        spec = PartitionSpec(*entries)
+        why.extend(reasons.no_rule(leaf, mesh, unruled, spec, self.mesh_axes()))
         kinds = [(rule[0], kind_of(rule[1])) for rule in rules if rule[0] in leaf.axes]
         return Choice(
-            PartitionSpec(*entries),
+            spec,
             _one_kind(leaf, dict(kinds)),
             tuple(why),
             tuple(rule for rule in rules if rule[0] in leaf.axes),
@@ -209,14 +212,17 @@ class DefaultRules:
         fits = fits_of(leaf, mesh, indivisible)
         entries: list[MeshAxes] = []
         why = []
+        unruled: dict[int, str] = {}
         for dim, names in enumerate(named):
             known = set(names) <= set(mesh.shape)
             entries.append(as_entry(names) if known and fits(dim, names) else None)
             if not known:
-                why.append(reasons.no_rule("+".join(names), mesh))
+                unruled[dim] = "+".join(names)
             elif not fits(dim, names):
                 why.append(reasons.undivided(leaf, dim, names, mesh))
-        return Choice(PartitionSpec(*entries), None, tuple(why))
+        spec = PartitionSpec(*entries)
+        why.extend(reasons.no_rule(leaf, mesh, unruled, spec))
+        return Choice(spec, None, tuple(why))
 
 
 def _one_kind(leaf: LeafInfo, kinds: Mapping[str, str | None]) -> str | None:

@@ -70,6 +70,7 @@ def write_cut(cut: Cut, infos: Sequence[LeafInfo], name: str) -> pb.InitProgramC
         key_streams=cut.streams,
     )
     content.nodes.extend(write_tree(cut.tree))
+    content.same_key.extend(pb.SameKey(leaves=group) for group in cut.repeats)
     numbers = _write_keys(cut, content)
     sources = [leaf.source for leaf in cut.leaves]
     tables = dict.fromkeys(x.program for x in sources if isinstance(x, Table))
@@ -201,10 +202,29 @@ def read_cut(content: pb.InitProgramContent) -> Cut:
         content.typed_key,
         streams,
         tuple(stated[i] for i in order),
+        _read_same_key(content, order),
     )
     if cut.fingerprint != content.fingerprint:
         raise ValueError("its fingerprint is not that of its functions")
     return cut
+
+
+def _read_same_key(
+    content: pb.InitProgramContent, order: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """Groups of leaves that one key drew, by their numbers in the tree.
+
+    What is shared on purpose, as tied weights are, cannot be told from a repeated key
+    by the functions and keys of a file: it has no graph.
+    """
+    place = {number: i for i, number in enumerate(order)}
+    groups = [tuple(group.leaves) for group in content.same_key]
+    for group in groups:
+        if len(group) < 2 or list(group) != sorted(set(group)):
+            raise ValueError(f"the leaves of one key are {group}")
+        if group[-1] >= len(content.leaves):
+            raise ValueError(f"one key drew leaf {group[-1]}, which is not there")
+    return tuple(tuple(sorted(place[i] for i in group)) for group in groups)
 
 
 def named_by_modules(cut: Cut) -> Cut:

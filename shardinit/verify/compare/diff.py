@@ -365,8 +365,7 @@ class _Found:
             old, new = template(before), template(after)
             if old == new and before != after:
                 new += ", by other numbers"
-            key = (kind, old, new)
-            merged.setdefault(key, []).extend(paths)
+            merged.setdefault((kind, old, new), []).extend(paths)
         return merged
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from shardinit.errors import ReceiptFormatError
 from shardinit.files import write_file
+from shardinit.verify.receipt_format import seal_of
 
 FORMAT = "shardinit-pin-1"
 
@@ -89,19 +90,24 @@ class Snapshot:
             {name: value for name, value in leaf.items() if value not in (None, {})}
             for leaf in facts["leaves"]
         ]
-        return json.dumps({"format": FORMAT, **facts}, indent=1) + "\n"
+        said = {"format": FORMAT, **facts}
+        return json.dumps({**said, "seal": seal_of(said)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Snapshot:
         """Reads what ``to_json`` wrote.
 
         Raises:
-          ReceiptFormatError: it is no pin, or one of another format.
+          ReceiptFormatError: it is no pin, one of another format, or one whose seal
+            does not belong to what it says.
         """
         try:
             data = json.loads(text)
-            if data.pop("format") != FORMAT:
+            if data["format"] != FORMAT:
                 raise ValueError("another format")
+            if data.pop("seal") != seal_of(data):
+                raise ValueError("its seal does not belong to what it says")
+            del data["format"]
             leaves = tuple(_leaf(leaf) for leaf in data.pop("leaves"))
             key = data.pop("key")
             made = cls(leaves=leaves, key=None if key is None else tuple(key), **data)
