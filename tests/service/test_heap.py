@@ -1,5 +1,7 @@
 """What was freed goes back to the system while a server runs."""
 
+import re
+import subprocess
 import sys
 import time
 
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.once
 def test_a_running_server_gives_back_what_is_free(monkeypatch):
     trimmed = []
     monkeypatch.setattr(heap, "_SECONDS", 0.01)
-    monkeypatch.setattr(heap, "_trim", lambda: trimmed.append)
+    monkeypatch.setattr(heap, "_glibc", lambda name: trimmed.append)
     with Server():
         until = time.monotonic() + 30
         while len(trimmed) < 3 and time.monotonic() < until:
@@ -36,6 +38,31 @@ def test_free_memory_below_what_is_held_goes_back():
     held = blocks[-1]  # the end of the heap: without a trim nothing below it goes back
     before = resident()
     del blocks
-    heap._trim()(0)
+    trim = heap._glibc("malloc_trim")
+    assert trim is not None
+    trim(0)
     assert resident() < before - 20_000_000
     assert len(held) == 100_399
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+@pytest.mark.parametrize("first", ["", "heap.use_few_arenas()"])
+def test_threads_share_two_arenas(first):
+    code = f"""
+import ctypes, threading
+from shardinit.service.server import heap
+{first}
+barrier = threading.Barrier(12)
+def take():
+    held = b"x" * 50_000
+    barrier.wait()
+threads = [threading.Thread(target=take) for _ in range(12)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+ctypes.CDLL(None).malloc_stats()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    arenas = len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE))
+    assert arenas == 2 if first else arenas > 2

@@ -1,8 +1,9 @@
 """Memory that nobody holds, given back to the system.
 
-glibc keeps what is freed for the arena that it came from, of which gRPC's threads have
-several, until the end of that arena is free. After five minutes of uploads and
-cancelled streams the process held 215 MB with 100 in use; trimmed, 145. Its size is
+glibc keeps what is freed for the arena that it came from, and has eight of them a core,
+of which gRPC's threads take a dozen. Ten seconds of uploads by eight clients leave a
+process of 62 MB with 339, of which 12 are in use; a trim makes that 151, since it
+leaves the end of each arena but the first; with two arenas it makes 72. Its size is
 what operators watch and what a container is killed for.
 """
 
@@ -11,23 +12,33 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 
 _SECONDS = 10.0
+_M_ARENA_MAX = -8  # of glibc's malloc.h
+_ARENAS = 2
 
 
 @functools.cache
-def _trim() -> Callable[[int], int] | None:
-    """Glibc's ``malloc_trim``; None where the allocator is another's."""
+def _glibc(name: str) -> Callable[..., int] | None:
+    """A function of glibc's; None where the allocator is another's."""
     try:
-        return ctypes.CDLL(None).malloc_trim
+        return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return None
 
 
+def use_few_arenas() -> None:
+    """Has the threads of this process that begin from now on share two arenas."""
+    mallopt = _glibc("mallopt")
+    if mallopt is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_M_ARENA_MAX, _ARENAS)
+
+
 async def keep_trimmed() -> None:
     """Gives back what is free, every ten seconds, until it is cancelled."""
-    trim = _trim()
+    trim = _glibc("malloc_trim")
     while trim is not None:
         await asyncio.sleep(_SECONDS)
         await asyncio.to_thread(trim, 0)  # an arena's owner waits while it is trimmed

@@ -37,7 +37,7 @@ from shardinit.service.server.boundary import Boundary
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
 from shardinit.service.server.health import Health
-from shardinit.service.server.heap import keep_trimmed
+from shardinit.service.server.heap import keep_trimmed, use_few_arenas
 from shardinit.service.server.objects import Objects
 from shardinit.service.server.pool import Pool
 from shardinit.service.server.store import Store
@@ -340,6 +340,7 @@ def serve(
     # A thread that computes holds up every answer by this, at each step of it: 5 ms by
     # default, which adds up to a second where requests of a megabyte are read.
     sys.setswitchinterval(_SWITCH)
+    use_few_arenas()
     asked, again = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
