@@ -167,6 +167,7 @@ def test_the_shell_case_times_a_plan_and_the_import(tmp_path):
     assert 0 <= imported["value"] < planned["value"]
 
 
+@pytest.mark.slow
 def test_the_case_of_many_has_an_ensemble_and_a_sweep(tmp_path):
     out = tmp_path / "out.json"
     done = bench("--case", "many", "--quick", "--devices", "2", "--json", str(out))

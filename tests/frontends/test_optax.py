@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 from flax.training.train_state import TrainState
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import shardinit
 from shardinit.errors import InitFnError, ShardingError, StructureMismatchError
@@ -334,6 +334,11 @@ def test_path_rules_for_the_state_alone(mesh):
         shardinit.plan(state, mesh=mesh, opt_rules=unknown)
     with pytest.raises(ShardingError, match="opt_rules"):
         shardinit.plan(state, mesh=mesh, opt_rules="data")
+    with pytest.raises(ShardingError, match="opt_rules: given without a mesh"):
+        shardinit.plan(state, opt_rules=shardinit.fsdp())
+    place = NamedSharding(mesh, PartitionSpec())
+    with pytest.raises(ShardingError, match="opt_rules and out_shardings: both"):
+        shardinit.plan(state, out_shardings=place, opt_rules=shardinit.fsdp())
 
 
 def test_the_state_is_kept_in_the_memory_of_the_host(mesh):

@@ -71,8 +71,11 @@ class PlanOptions:
         if self.memory_limit is not None:
             ArgumentError.check_bytes("memory_limit", self.memory_limit)
         check_mesh(self.mesh)
-        if self.rules is not None and self.out_shardings is not None:
-            raise ShardingError("rules and out_shardings", "both were given", "one")
+        for name in ("rules", "opt_rules") if self.out_shardings is not None else ():
+            if getattr(self, name) is not None:
+                raise ShardingError(
+                    f"{name} and out_shardings", "both were given", "one"
+                )
 
 
 def _check_draw_dtype(dtype: DType) -> None:

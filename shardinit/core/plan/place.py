@@ -45,6 +45,8 @@ def place(
         if mesh is None and rules is not None:
             raise ShardingError("rules", "given without a mesh", "mesh=...")
         mesh = mesh or _own_mesh(infos)
+        if mesh is None and options.opt_rules is not None:
+            raise ShardingError("opt_rules", "given without a mesh", "mesh=...")
         if mesh is None:
             found = unplaced(jax.device_count(), len(infos))
             return None, [None] * len(infos), list(found)
