@@ -3,7 +3,7 @@
 import pytest
 
 from shardinit.models import ModelSpec
-from tests.reliability import cancels, crowd, fuzz, kills, mangle, soak
+from tests.reliability import cancels, clients, crowd, fuzz, kills, mangle, rest, soak
 
 pytestmark = pytest.mark.once
 
@@ -41,6 +41,13 @@ def test_no_worker_goes_on_after_its_caller_has_cancelled():
         "build": 1,
         "stream": 1,
     }
+
+
+@pytest.mark.slow
+def test_the_process_that_listens_rests_near_what_it_began_with():
+    before, loaded, after = rest.measure(clients.uploads, 8, 5)
+    assert loaded > before + 50e6  # else there was no load
+    assert after < before + 30e6
 
 
 @pytest.mark.slow

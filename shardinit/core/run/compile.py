@@ -113,7 +113,7 @@ class CompiledPlan:
             words, [s for s, c in zip(self.shardings, chosen, strict=True) if c]
         )
         leaves: list[Any] = [
-            None if picked else self._left(i) for i, picked in enumerate(chosen)
+            None if picked else self._unselected(i) for i, picked in enumerate(chosen)
         ]
         runs = [
             (executable, call)
@@ -148,7 +148,7 @@ class CompiledPlan:
                 progress(done, total)
         return leaves
 
-    def _left(self, number: int) -> jax.ShapeDtypeStruct:
+    def _unselected(self, number: int) -> jax.ShapeDtypeStruct:
         """What stands for a leaf that is not selected."""
         leaf, where = self.plan.cut.leaves[number], self.shardings[number]
         return jax.ShapeDtypeStruct(

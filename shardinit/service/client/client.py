@@ -21,11 +21,14 @@ import numpy as np
 
 from shardinit.core.plan.findings import refuse
 from shardinit.core.region import covering
-from shardinit.errors import ArgumentError
 from shardinit.progress import Report, counted
 from shardinit.progress import progress as shown
 from shardinit.service.client import transfer, writing
-from shardinit.service.client.connection import Connection, Credentials
+from shardinit.service.client.connection import (
+    Connection,
+    Credentials,
+    check_target,
+)
 from shardinit.service.client.programs import Programs
 from shardinit.service.client.store import Store
 from shardinit.service.wire import messages as wire
@@ -87,23 +90,7 @@ def connect(
       ...     client.read(spec, 0, "embed/embedding", (slice(2), slice(32))).shape
       (2, 32)
     """
-    if not isinstance(target, str) or not target.strip():
-        raise ArgumentError(
-            "target", f"got {target!r}", "host:port, such as 'localhost:50051'"
-        )
-    if target.startswith(("http://", "https://")):
-        raise ArgumentError(
-            "target",
-            f"got {target!r}",
-            "host:port",
-            f"Write {target.split('//')[1].rstrip('/')!r}"
-            + (", with tls=True" if target.startswith("https") else ""),
-        )
-    if not isinstance(timeout, int | float) or not timeout > 0:
-        raise ArgumentError("timeout", f"got {timeout!r}", "seconds, more than 0")
-    for name, file in (("ca", ca), ("cert", cert), ("key", key)):
-        if file is not None:
-            ArgumentError.check_path(name, file)
+    check_target(target, timeout)
     credentials = Credentials(tls, ca, cert, key, token, insecure)
     return Client(Store(cache_dir), Connection(target, timeout, credentials))
 

@@ -25,7 +25,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc.experimental import ChannelOptions
 
-from shardinit.errors import ServiceError
+from shardinit.errors import ArgumentError, ServiceError
 from shardinit.service.client.retrying import attempts
 from shardinit.service.wire.access import is_local, read_tokens
 from shardinit.service.wire.errors import REQUEST_ID, from_rpc_error
@@ -51,6 +51,28 @@ _SERVICE_CONFIG = {
 }
 
 
+def check_target(target: object, timeout: object) -> None:
+    """Refuses what is no address, and no time to wait.
+
+    Raises:
+      ArgumentError: it is none.
+    """
+    if not isinstance(target, str) or not target.strip():
+        raise ArgumentError(
+            "target", f"got {target!r}", "host:port, such as 'localhost:50051'"
+        )
+    if target.startswith(("http://", "https://")):
+        raise ArgumentError(
+            "target",
+            f"got {target!r}",
+            "host:port",
+            f"Write {target.split('//')[1].rstrip('/')!r}"
+            + (", with tls=True" if target.startswith("https") else ""),
+        )
+    if not isinstance(timeout, int | float) or not timeout > 0:
+        raise ArgumentError("timeout", f"got {timeout!r}", "seconds, more than 0")
+
+
 @dataclass(frozen=True)
 class Credentials:
     """How a client shows itself and knows the server.
@@ -71,6 +93,11 @@ class Credentials:
     key: str | os.PathLike[str] | None = None
     token: str | os.PathLike[str] | None = None
     insecure: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("ca", "cert", "key"):
+            if (file := getattr(self, name)) is not None:
+                ArgumentError.check_path(name, file)
 
     def channel(
         self, target: str, options: Sequence[tuple[str, str | int]]
