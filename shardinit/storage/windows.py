@@ -15,6 +15,8 @@ import numpy as np
 from shardinit.core.region import Region
 from shardinit.storage.layout import File, Tensor
 
+LARGEST = 64 << 20  # bytes of a window, where nothing else is asked for
+
 
 @dataclass(frozen=True)
 class Window:

@@ -26,13 +26,13 @@ from grpc_status import rpc_status
 import shardinit
 from shardinit.errors import ServiceError
 from shardinit.models import ModelSpec, build
-from shardinit.service.server.boundary import Call, Pace
+from shardinit.service.server.admission import Call, Pace
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
 from shardinit.service.server.model_cache import ModelCache
-from shardinit.service.server.pool import Job
 from shardinit.service.server.server import SERVICE, Server, _loop
 from shardinit.service.server.store import Store
+from shardinit.service.server.turns import Job
 from shardinit.service.wire.chunks import Joined
 from shardinit.service.wire.limits import Limits
 from shardinit.service.wire.messages import spec_to_proto
@@ -517,8 +517,8 @@ def test_callers_share_the_workers_by_weight(gate, tmp_path):
         grpc.insecure_channel(server.address) as channel,
     ):
         call = InitServiceStub(channel).DescribeModel
-        pool, asked = server._pool, []
-        pool._charge = lambda job, seconds: type(pool)._charge(pool, job, 1.0 / 2)
+        turns, asked = server._pool._turns, []
+        turns.charge = lambda job, seconds: type(turns).charge(turns, job, 1.0 / 2)
 
         def ask(token, width):
             bearer = (("authorization", f"Bearer {token}"),)
@@ -530,7 +530,7 @@ def test_callers_share_the_workers_by_weight(gate, tmp_path):
         for i in range(8):
             ask("the-light-token-of-two", 9 + i)
             ask("the-heavy-one-of-two", 99 + i)
-        assert until(lambda: pool.waiting == 16)
+        assert until(lambda: len(turns) == 16)
         gate.open()
         for future in asked:
             future.result()
@@ -556,7 +556,7 @@ def test_an_address_has_so_many_connections_and_another_call_waits(gate):
         gate.open()
         running.result()
         stub = InitServiceStub(second)
-        assert until(lambda: not server._boundary._connections)
+        assert until(lambda: not server._boundary._admission._connections)
         assert stub.GetVersion(ask, timeout=10).version == 1
 
 

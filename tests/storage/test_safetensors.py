@@ -4,6 +4,7 @@ import fcntl
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -432,7 +433,7 @@ def test_a_full_disk_is_said_before_a_byte_is_written(tmp_path, monkeypatch):
     class Usage:
         free = 1000
 
-    monkeypatch.setattr(st.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
     with pytest.raises(CheckpointError, match="still to be written"):
         st.write(tmp_path / "out", {"x": np.ones(1000)})
     monkeypatch.undo()

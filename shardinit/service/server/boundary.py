@@ -2,10 +2,9 @@
 
 Each call of the init service gets a request id (the caller's, if it gave one), a line
 in the log, a count and a span when it ends, and a status for whatever was raised
-inside. Who calls is known by token, certificate or address; a call without a token, or
-one too many of its caller, is refused, and that is counted and said too. A request
-that does not parse, or is beyond the limits, is the caller's fault and says so. The
-handlers behind all this are left with their subject.
+inside. Who may call at all, ``admission`` says; its refusals are told as any other. A
+request that does not parse, or is beyond the limits, is the caller's fault and says so.
+The handlers behind all this are left with their subject.
 
 A message is waited for here, not in gRPC, and not for ever: a call that is only begun
 holds nothing but its place on its connection, and that only for a while.
@@ -18,11 +17,9 @@ import logging
 import re
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,7 +28,8 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from shardinit.errors import ServiceError, SpecError
-from shardinit.service.server.auth import Caller, Tokens, folder_of
+from shardinit.service.server.admission import Admission, Call, Pace
+from shardinit.service.server.auth import Tokens
 from shardinit.service.server.config import Config
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.server.tracing import span
@@ -47,60 +45,11 @@ from shardinit.service.wire.versions import SERVICE
 log = logging.getLogger("shardinit.service")
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_HEALTH = "/grpc.health.v1.Health/"
 _LARGE = 32 << 10  # bytes of a request that is read beside the event loop
-_CALLERS = 4096  # callers whose pace is remembered, beside those that wait
-_AGAIN = 1.0  # seconds after which a caller with too many calls may ask again
 
 
 class _CallerGoneError(Exception):
     """Nobody is there to be answered."""
-
-
-@dataclass
-class Call:
-    """One call, for its handler and for the log.
-
-    Attributes:
-      request_id: the caller's, or one that was made.
-      caller: who calls; equal for all calls of one.
-      weight, folder: of the caller.
-      trace: its span, as W3C's ``traceparent``; empty without one.
-      code: how it has ended.
-      received, sent: bytes of messages.
-    """
-
-    request_id: str
-    caller: str = ""
-    weight: int = 1
-    folder: str = ""
-    trace: str = ""
-    code: str = "UNKNOWN"
-    received: int = 0
-    sent: int = 0
-
-
-class Pace:
-    """Bytes a second of each caller: who has had more waits before the next message.
-
-    Args:
-      rate: bytes a second for a weight of 1; 0 for no bound.
-    """
-
-    def __init__(self, rate: int):
-        self._rate = rate
-        self._until: dict[str, float] = {}
-
-    async def wait(self, call: Call, size: int) -> None:
-        """Returns when the caller may have more, beyond a second's worth at once."""
-        if not self._rate:
-            return
-        now = time.monotonic()
-        begin = max(self._until.get(call.caller, 0.0), now)
-        self._until[call.caller] = begin + size / (self._rate * call.weight)
-        if len(self._until) > _CALLERS:
-            self._until = {k: end for k, end in self._until.items() if end > now}
-        await asyncio.sleep(max(0.0, begin - now - 1.0))
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -112,12 +61,6 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
-
-
-def _take_back(counts: Counter[str], name: str) -> None:
-    counts[name] -= 1
-    if not counts[name]:
-        del counts[name]
 
 
 class Boundary(aio.ServerInterceptor):
@@ -132,11 +75,7 @@ class Boundary(aio.ServerInterceptor):
     def __init__(self, config: Config, metrics: Metrics, tokens: Tokens | None = None):
         self._config = config
         self._metrics = metrics
-        self._tokens = tokens
-        self._calls: Counter[str] = Counter()
-        # By address, the calls of each of its ports: a connection that has none is
-        # seen by gRPC alone, and ends when it is idle.
-        self._connections: dict[str, Counter[str]] = {}
+        self._admission = Admission(config, metrics, tokens)
         self._pace = Pace(config.caller_rate)
         # One, since threads that compute hold up the event loop, each as much again.
         self._large = ThreadPoolExecutor(1, "shardinit-large")
@@ -169,7 +108,7 @@ class Boundary(aio.ServerInterceptor):
         status = None
         with self._watched(method, call, context):
             try:
-                with self._admitted(method, call, context):
+                with self._admission.admitted(method, call, context):
                     await self._answer(method, handler, call, context)
                 call.code = "OK"
             except asyncio.CancelledError:
@@ -289,69 +228,6 @@ class Boundary(aio.ServerInterceptor):
         return request
 
     @contextmanager
-    def _admitted(
-        self, method: str, call: Call, context: aio.ServicerContext
-    ) -> Iterator[None]:
-        """Finds out who calls and whether they may; keeps count of them.
-
-        Raises:
-          ServiceError: without a token or the role, or with too many calls already.
-        """
-        name, roles, call.weight, call.folder = self._caller(method, context)
-        caller = call.caller = name
-        role = _ROLES.get(method, "read")
-        if role not in roles:
-            self._metrics.refused.labels("role").inc()
-            raise ServiceError(
-                "",
-                f"{name} may not {role}",
-                f"a token with the role {role!r}",
-                code="PERMISSION_DENIED",
-            )
-        peer, _, port = context.peer().rpartition(":")
-        ports = self._connections.setdefault(peer, Counter())
-        if self._calls[caller] >= self._config.caller_calls:
-            raise self._too_many("caller-calls", self._config.caller_calls)
-        if port not in ports and len(ports) >= self._config.peer_connections:
-            raise self._too_many("peer-connections", self._config.peer_connections)
-        self._calls[caller] += 1
-        ports[port] += 1
-        try:
-            yield
-        finally:
-            _take_back(self._calls, caller)
-            _take_back(ports, port)
-            if not ports:
-                self._connections.pop(peer, None)
-
-    def _too_many(self, limit: str, most: int) -> ServiceError:
-        self._metrics.refused.labels(limit).inc()
-        return ServiceError(
-            "",
-            f"its caller has too many {limit.partition('-')[2]} already",
-            f"at most {most:,}",
-            code="RESOURCE_EXHAUSTED",
-            limit=limit,
-            retry_after=_AGAIN,
-        )
-
-    def _caller(self, method: str, context: aio.ServicerContext) -> Caller:
-        identities = list(context.peer_identities() or ())
-        if self._tokens is not None and not method.startswith(_HEALTH):
-            header = dict(context.invocation_metadata() or ()).get("authorization")
-            caller = self._tokens.of_certificate(identities) if header is None else None
-            if isinstance(header, str):
-                caller = self._tokens.find(header)
-            if caller is None:
-                self._metrics.refused.labels("unauthenticated").inc()
-                raise ServiceError("", "no valid bearer token", code="UNAUTHENTICATED")
-            return caller
-        if identities:
-            names = b" ".join(identities).decode(errors="replace")
-            return Caller(f"certificate {names}", folder=folder_of(names))
-        return Caller(context.peer().rpartition(":")[0])  # without its port
-
-    @contextmanager
     def _watched(
         self, method: str, call: Call, context: aio.ServicerContext
     ) -> Iterator[None]:
@@ -391,7 +267,6 @@ class Boundary(aio.ServerInterceptor):
                 log.info(f"{text} caller=%(caller)s", fields, extra=fields)
 
 
-_ROLES = {f"/{SERVICE}/WriteCheckpoint": "write", f"/{SERVICE}/UploadProgram": "upload"}
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 

@@ -20,14 +20,15 @@ import grpc
 from google.protobuf import message_factory
 
 from shardinit.errors import ServiceError, SpecError
-from shardinit.service.server.boundary import Call
+from shardinit.service.server.admission import Call
 from shardinit.service.server.cache import BuildCache, Kept
 from shardinit.service.server.config import Config
 from shardinit.service.server.outgoing import Outgoing
 from shardinit.service.server.pipe import Task
-from shardinit.service.server.pool import Job, Pool
+from shardinit.service.server.pool import Pool
 from shardinit.service.server.store import Store
 from shardinit.service.server.telemetry import Metrics
+from shardinit.service.server.turns import Job
 from shardinit.service.server.writes import Writes
 from shardinit.service.wire import chunks, versions
 from shardinit.v1 import service_pb2, spec_pb2

@@ -1,10 +1,8 @@
 """Pool: the workers, which job is whose, and when a worker is killed.
 
-Callers take turns: of those that wait, the one whose jobs have taken the least of the
-workers' time comes next, in proportion to its weight. Who comes anew is on a par with
-who has had least.
-A job that asks for what a worker holds already goes to that worker; all others, which
-trace or build, leave one worker free for such quick jobs where there are two or more.
+Whose turn it is, ``turns`` says. A job that asks for what a worker holds already goes
+to that worker; all others, which trace or build, leave one worker free for such quick
+jobs where there are two or more.
 
 A worker is killed, and replaced, when nobody waits for its job any more, when the job
 takes too long, when it has grown too large. One that dies by itself has its job given
@@ -19,13 +17,14 @@ import signal
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
-from shardinit.service.server.pipe import COUNTS, Kind, Piece, Task
+from shardinit.service.server.pipe import COUNTS, Kind, Piece
 from shardinit.service.server.process import DiedError, Process
 from shardinit.service.server.telemetry import Metrics
+from shardinit.service.server.turns import Job, Turns
 from shardinit.service.wire.errors import Refusal
 from shardinit.v1 import service_pb2
 
@@ -35,39 +34,7 @@ _START = 300.0  # seconds in which a worker must be ready
 _TICK = 0.25  # seconds between two looks at the workers
 _LINGER = 1.0  # seconds that a job nobody waits for may take to end by itself
 _KNOWN = 64  # models that a worker is thought to hold
-_CALLERS = 4096  # whose time is remembered
-_JOB = 0.001  # seconds that any job counts for, at its begin
 _AGAIN = 1.0  # seconds after which to ask a busy server again
-
-
-@dataclass(eq=False)
-class Job:
-    """Something for a worker to do.
-
-    Attributes:
-      task: what it is asked.
-      caller, weight: who asks, and its share of the workers, for fairness.
-      model: what it is about; a worker that holds it is quicker.
-      quick: whether a worker that holds the model is done in no time.
-      piece: called with each piece, whose bytes are another's afterwards.
-      answers: the messages of the answer.
-    """
-
-    task: Task
-    caller: str = ""
-    model: bytes = b""
-    weight: int = 1
-    quick: bool = False
-    piece: Callable[[Piece], None] = lambda piece: None
-    answers: list[bytes] = field(default_factory=list)
-    done: asyncio.Future[None] = field(init=False)
-    asked: float = field(default_factory=time.monotonic)
-    left: float | None = None
-    begun: bool = False  # a part of the answer has come
-    tried: bool = False
-
-    def __post_init__(self) -> None:
-        self.done = asyncio.get_running_loop().create_future()
 
 
 class _Slot:
@@ -106,9 +73,7 @@ class Pool:
         self._config = config
         self._metrics = metrics
         self._changed = asyncio.Condition()
-        self._waiting: OrderedDict[str, list[Job]] = OrderedDict()
-        self._taken: dict[str, float] = {}  # seconds over weight, by caller
-        self._least = 0.0  # what whoever was served last had taken
+        self._turns = Turns()
         self._slots = [_Slot()]
         self.models: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.up = False
@@ -123,7 +88,7 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Number of jobs that no worker has begun."""
-        return sum(map(len, self._waiting.values()))
+        return len(self._turns)
 
     async def run(self, job: Job) -> list[bytes]:
         """The answers of a job, when a worker has done it.
@@ -142,7 +107,7 @@ class Pool:
                 limit="queue",
                 retry_after=_AGAIN,
             )
-        self._waiting.setdefault(job.caller, []).append(job)
+        self._turns.add(job)
         self._grow()
         await self._notify()
         try:
@@ -150,7 +115,7 @@ class Pool:
         finally:
             if not job.done.done():
                 job.left = time.monotonic()
-                self._forget(job)
+                self._turns.remove(job)
         return job.answers
 
     async def close(self) -> None:
@@ -170,13 +135,6 @@ class Pool:
             slot = _Slot()
             self._slots.append(slot)
             self._tasks.append(asyncio.create_task(self._fill(slot)))
-
-    def _forget(self, job: Job) -> None:
-        jobs = self._waiting.get(job.caller, [])
-        if job in jobs:
-            jobs.remove(job)
-            if not jobs:
-                del self._waiting[job.caller]
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -247,17 +205,17 @@ class Pool:
         try:
             await process.run(job.task, _taker(job, process.memory))
         except Refusal as error:
-            _end(job, error)
+            job.end(error)
         except DiedError:
             self._died(job, process)
             raise
         else:
             if job.model:
                 slot.hold(job.model)
-            _end(job)
+            job.end()
         finally:
             taken = time.monotonic() - slot.begun
-            self._charge(job, taken)
+            self._turns.charge(job, taken)
             if slot.building:
                 self._metrics.built.labels(job.task.method).observe(taken)
             slot.job, slot.building = None, False
@@ -273,26 +231,10 @@ class Pool:
             while True:
                 if not process.alive:
                     raise DiedError
-                for caller in sorted(self._waiting, key=self._taken_by):
-                    jobs = self._waiting[caller]
-                    found = next((j for j in jobs if self._suits(slot, j)), None)
-                    if found is not None:
-                        self._least = self._taken_by(caller)
-                        self._waiting.move_to_end(caller)  # the others come first now
-                        self._forget(found)
-                        self._charge(found, _JOB)
-                        return found
+                job = self._turns.take(partial(self._suits, slot))
+                if job is not None:
+                    return job
                 await self._changed.wait()
-
-    def _taken_by(self, caller: str) -> float:
-        return max(self._taken.get(caller, 0.0), self._least)
-
-    def _charge(self, job: Job, seconds: float) -> None:
-        """Notes what a caller has taken of the workers' time."""
-        self._taken[job.caller] = self._taken_by(job.caller) + seconds / job.weight
-        if len(self._taken) > _CALLERS:
-            least = self._least
-            self._taken = {k: had for k, had in self._taken.items() if had > least}
 
     def _suits(self, slot: _Slot, job: Job) -> bool:
         """Whether a worker that is free should do a job, or leave it to another."""
@@ -314,8 +256,7 @@ class Pool:
             got, limit = _TOLD[process.why]
             most = getattr(self._config, limit)
             self._metrics.refused.labels(limit.replace("_", "-")).inc()
-            _end(
-                job,
+            job.end(
                 ServiceError(
                     job.task.method,
                     got,
@@ -325,14 +266,13 @@ class Pool:
                 ),
             )
         elif job.begun and not job.answers:
-            _end(job)  # the pieces that came are good, and whoever asked goes on there
+            job.end()  # the pieces that came are good, and whoever asked goes on there
         elif job.left is None and not (process.why or job.begun or job.tried):
             job.tried = True
-            self._waiting.setdefault(job.caller, []).insert(0, job)
+            self._turns.add(job, first=True)
         else:
             text = "its worker has ended in the middle of it"
-            _end(
-                job,
+            job.end(
                 ServiceError(
                     job.task.method, text, remedy="Ask again", code="UNAVAILABLE"
                 ),
@@ -385,17 +325,6 @@ def _taker(job: Job, memory: memoryview) -> Callable[[Kind, bytes], None]:
             job.answers.append(data)
 
     return take
-
-
-def _end(job: Job, error: Exception | None = None) -> None:
-    if job.done.done():
-        return
-    if error is None:
-        job.done.set_result(None)
-    else:
-        # Its frames hold the job, which would then hold itself, with all its bytes.
-        job.done.set_exception(error.with_traceback(None))
-        job.done.exception()  # seen: nobody may wait for it any more
 
 
 def _ending(status: int) -> str:

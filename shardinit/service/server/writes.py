@@ -15,12 +15,13 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 
 from shardinit.errors import ServiceError, SpecError
-from shardinit.service.server.boundary import Call
+from shardinit.service.server.admission import Call
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import Kind, Prepared, Task
 from shardinit.service.server.places import receipt_of, resolve, room, taken
-from shardinit.service.server.pool import Job, Pool
+from shardinit.service.server.pool import Pool
 from shardinit.service.server.process import DiedError, Process
+from shardinit.service.server.turns import Job
 from shardinit.v1 import service_pb2
 
 _FORMATS = (

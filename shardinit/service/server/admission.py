@@ -1,0 +1,162 @@
+"""Admission: who calls, whether they may, and how much they have in hand already.
+
+A caller is known by token, certificate or address, in this order. A call without a
+token, without the role it needs, or one too many of its caller or connection, is
+refused, and that is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from grpc import aio
+
+from shardinit.errors import ServiceError
+from shardinit.service.server.auth import Caller, Tokens, folder_of
+from shardinit.service.server.config import Config
+from shardinit.service.server.telemetry import Metrics
+from shardinit.service.wire.versions import SERVICE
+
+_HEALTH = "/grpc.health.v1.Health/"
+_ROLES = {f"/{SERVICE}/WriteCheckpoint": "write", f"/{SERVICE}/UploadProgram": "upload"}
+_CALLERS = 4096  # callers whose pace is remembered, beside those that wait
+_AGAIN = 1.0  # seconds after which a caller with too many calls may ask again
+
+
+@dataclass
+class Call:
+    """One call, for its handler and for the log.
+
+    Attributes:
+      request_id: the caller's, or one that was made.
+      caller: who calls; equal for all calls of one.
+      weight, folder: of the caller.
+      trace: its span, as W3C's ``traceparent``; empty without one.
+      code: how it has ended.
+      received, sent: bytes of messages.
+    """
+
+    request_id: str
+    caller: str = ""
+    weight: int = 1
+    folder: str = ""
+    trace: str = ""
+    code: str = "UNKNOWN"
+    received: int = 0
+    sent: int = 0
+
+
+class Pace:
+    """Bytes a second of each caller: who has had more waits before the next message.
+
+    Args:
+      rate: bytes a second for a weight of 1; 0 for no bound.
+    """
+
+    def __init__(self, rate: int):
+        self._rate = rate
+        self._until: dict[str, float] = {}
+
+    async def wait(self, call: Call, size: int) -> None:
+        """Returns when the caller may have more, beyond a second's worth at once."""
+        if not self._rate:
+            return
+        now = time.monotonic()
+        begin = max(self._until.get(call.caller, 0.0), now)
+        self._until[call.caller] = begin + size / (self._rate * call.weight)
+        if len(self._until) > _CALLERS:
+            self._until = {k: end for k, end in self._until.items() if end > now}
+        await asyncio.sleep(max(0.0, begin - now - 1.0))
+
+
+class Admission:
+    """Lets calls in, and keeps count of those that are.
+
+    Args:
+      config: how many calls a caller may have, and connections an address.
+      metrics: where refusals are counted.
+      tokens: those that are let in; None lets everybody in.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, tokens: Tokens | None = None):
+        self._config = config
+        self._metrics = metrics
+        self._tokens = tokens
+        self._calls: Counter[str] = Counter()
+        # By address, the calls of each of its ports: a connection that has none is
+        # seen by gRPC alone, and ends when it is idle.
+        self._connections: dict[str, Counter[str]] = {}
+
+    @contextmanager
+    def admitted(
+        self, method: str, call: Call, context: aio.ServicerContext
+    ) -> Iterator[None]:
+        """Finds out who calls and whether they may; keeps count of them.
+
+        Raises:
+          ServiceError: without a token or the role, or with too many calls already.
+        """
+        name, roles, call.weight, call.folder = self._caller(method, context)
+        caller = call.caller = name
+        role = _ROLES.get(method, "read")
+        if role not in roles:
+            self._metrics.refused.labels("role").inc()
+            raise ServiceError(
+                "",
+                f"{name} may not {role}",
+                f"a token with the role {role!r}",
+                code="PERMISSION_DENIED",
+            )
+        peer, _, port = context.peer().rpartition(":")
+        ports = self._connections.setdefault(peer, Counter())
+        if self._calls[caller] >= self._config.caller_calls:
+            raise self._too_many("caller-calls", self._config.caller_calls)
+        if port not in ports and len(ports) >= self._config.peer_connections:
+            raise self._too_many("peer-connections", self._config.peer_connections)
+        self._calls[caller] += 1
+        ports[port] += 1
+        try:
+            yield
+        finally:
+            _take_back(self._calls, caller)
+            _take_back(ports, port)
+            if not ports:
+                self._connections.pop(peer, None)
+
+    def _too_many(self, limit: str, most: int) -> ServiceError:
+        self._metrics.refused.labels(limit).inc()
+        return ServiceError(
+            "",
+            f"its caller has too many {limit.partition('-')[2]} already",
+            f"at most {most:,}",
+            code="RESOURCE_EXHAUSTED",
+            limit=limit,
+            retry_after=_AGAIN,
+        )
+
+    def _caller(self, method: str, context: aio.ServicerContext) -> Caller:
+        identities = list(context.peer_identities() or ())
+        if self._tokens is not None and not method.startswith(_HEALTH):
+            header = dict(context.invocation_metadata() or ()).get("authorization")
+            caller = self._tokens.of_certificate(identities) if header is None else None
+            if isinstance(header, str):
+                caller = self._tokens.find(header)
+            if caller is None:
+                self._metrics.refused.labels("unauthenticated").inc()
+                raise ServiceError("", "no valid bearer token", code="UNAUTHENTICATED")
+            return caller
+        if identities:
+            names = b" ".join(identities).decode(errors="replace")
+            return Caller(f"certificate {names}", folder=folder_of(names))
+        return Caller(context.peer().rpartition(":")[0])  # without its port
+
+
+def _take_back(counts: Counter[str], name: str) -> None:
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
