@@ -104,6 +104,23 @@ def test_the_library_alone_initialises_on_eight_devices(blocked):
     alone(blocked, INIT)
 
 
+WRITE = """
+from shardinit.storage import safetensors
+try:
+    safetensors.write("never", params)
+except shardinit.errors.CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_system_without_locks_and_resource_limits_has_all_but_writing():
+    """Windows has neither module, nor a folder that could be locked."""
+    said = alone({"fcntl", "resource"}, INIT + WRITE)
+    assert "no locks on folders" in said
+    assert "Linux" in said
+    assert not os.path.exists(ROOT / "never")
+
+
 @pytest.mark.parametrize(
     ("line", "extra"),
     [

@@ -12,15 +12,20 @@ The folder itself is locked, and the system drops the lock of a dead process.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardinit.errors import CheckpointError
 from shardinit.extras import needs
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: folders have no locks, nor can they be synced
+    fcntl = None
 
 with needs("crc32c", "shardinit[checkpoint]"):
     import crc32c
@@ -100,9 +105,16 @@ def unfinished(target: Path, what: str, *, anew: bool = False) -> Iterator[Unfin
       anew: whether what was left of something else is removed.
 
     Raises:
-      CheckpointError: the target exists, another process is writing it, or what was
-        left is something else (unless ``anew``).
+      CheckpointError: the target exists, another process is writing it, what was left
+        is something else (unless ``anew``), or the system cannot lock a folder.
     """
+    if fcntl is None:
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"{sys.platform} has no locks on folders",
+            "a system with them, such as Linux or macOS",
+            "Write it there; reading works anywhere",
+        )
     check_free(target)
     folder = target.with_name(target.name + ".unfinished")
     os.makedirs(folder, exist_ok=True)
