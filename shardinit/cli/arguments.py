@@ -17,6 +17,7 @@ import typer
 from shardinit.cli.outcomes import UnreadableError, reading
 from shardinit.errors import ShardingError, ShardinitError
 from shardinit.models import ModelSpec, build, example_config, load_package
+from shardinit.models.spec import example_names
 
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 _SEED = re.compile(r"[+-]?[0-9]{1,20}")
 _LOCAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def examples(incomplete: str) -> list[str]:
+    """Names of examples, for a shell's completion, which knows files by itself."""
+    return [name for name in example_names() if name.startswith(incomplete)]
 
 
 def parse_mesh(text: str) -> dict[str, int]:

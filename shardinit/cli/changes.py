@@ -22,9 +22,17 @@ _TAKEN = (
     "A spec as other commands take it, module:function, a program, a receipt, a "
     "pin, or a checkpoint's folder."
 )
-First = Annotated[str, typer.Argument(help=_TAKEN, metavar="A")]
+First = Annotated[
+    str,
+    typer.Argument(help=_TAKEN, metavar="A", autocompletion=arguments.examples),
+]
 Second = Annotated[
-    str | None, typer.Argument(help="Another of these, which came after.", metavar="B")
+    str | None,
+    typer.Argument(
+        help="Another of these, which came after.",
+        metavar="B",
+        autocompletion=arguments.examples,
+    ),
 ]
 Against = Annotated[
     str | None,

@@ -32,7 +32,8 @@ Source = Annotated[
     str,
     typer.Argument(
         help="The name of an example such as gpt2, a config.json, JSON itself, - for "
-        "standard input, or the SHA-256 of a program that the service holds."
+        "standard input, or the SHA-256 of a program that the service holds.",
+        autocompletion=arguments.examples,
     ),
 ]
 

@@ -22,7 +22,8 @@ Source = Annotated[
     str,
     typer.Argument(
         help="The name of an example such as gpt2, a config.json, a program file, JSON "
-        "itself, module:function, or - for the content of a file on standard input."
+        "itself, module:function, or - for the content of a file on standard input.",
+        autocompletion=arguments.examples,
     ),
 ]
 ModelName = Annotated[
