@@ -9,7 +9,6 @@ job needs: one random leaf of each distinct program, bit for bit against plain
 from __future__ import annotations
 
 import random
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ import numpy as np
 from shardinit.cli import arguments
 from shardinit.cli.demo import RULES, demo_mesh
 from shardinit.core.plan.planning import plan as make_plan
+from shardinit.core.platform import peak_bytes
 from shardinit.core.run.compile import compile_plan
 from shardinit.errors import FingerprintMismatchError, ShardinitError
 from shardinit.models import build
@@ -54,7 +54,7 @@ def run(address: str, config: str, cache: str) -> None:
         progress("   initialise", lines, "leaves") as report,
     ):
         params = jax.block_until_ready(compiled(SEED, report))
-    peak = _peak_bytes()
+    peak = peak_bytes()
     held, seconds = _bytes_by_device(params), sum(times.values())
     with _stage("check against plain jax.jit", times):
         checked = _check(plan, params, build(spec))
@@ -67,12 +67,6 @@ def run(address: str, config: str, cache: str) -> None:
     ratio = peak / plan.total_bytes
     print(f"   peak memory        {peak:,} bytes, {ratio:.2f} x the weights")
     print(f"   checked            {checked} leaves equal plain jax.jit bit for bit")
-
-
-def _peak_bytes() -> int:
-    """The most memory that this process has held so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 @contextmanager

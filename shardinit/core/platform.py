@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 
 _FEATURES = ("sse4", "avx", "fma", "f16c", "bmi", "amx", "asimd", "sve")
 
@@ -32,6 +33,14 @@ def xla_flags() -> tuple[str, ...]:
     wanted = ("--xla_cpu_", "--xla_gpu_", "--xla_tpu_", "--xla_allow_")
     flags = os.environ.get("XLA_FLAGS", "").split()
     return tuple(sorted(flag for flag in flags if flag.startswith(wanted)))
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far, in bytes."""
+    import resource  # which Windows lacks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def with_cpu_devices(flags: str, count: int | None) -> str:

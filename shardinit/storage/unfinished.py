@@ -18,14 +18,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from shardinit.errors import CheckpointError
 from shardinit.extras import needs
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows: folders have no locks, nor can they be synced
-    fcntl = None
 
 with needs("crc32c", "shardinit[checkpoint]"):
     import crc32c
@@ -108,19 +104,13 @@ def unfinished(target: Path, what: str, *, anew: bool = False) -> Iterator[Unfin
       CheckpointError: the target exists, another process is writing it, what was left
         is something else (unless ``anew``), or the system cannot lock a folder.
     """
-    if fcntl is None:
-        raise CheckpointError(
-            f"checkpoint {str(target)!r}",
-            f"{sys.platform} has no locks on folders",
-            "a system with them, such as Linux or macOS",
-            "Write it there; reading works anywhere",
-        )
+    locks = _locks(target)
     check_free(target)
     folder = target.with_name(target.name + ".unfinished")
     os.makedirs(folder, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(handle, folder, target)
+        _lock(locks, handle, folder, target)
         try:
             check_free(target)
         except CheckpointError:  # a writer before us has just finished
@@ -140,7 +130,20 @@ def unfinished(target: Path, what: str, *, anew: bool = False) -> Iterator[Unfin
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path, target: Path) -> None:
+def _locks(target: Path) -> Any:
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows, where folders cannot be synced either
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"{sys.platform} has no locks on folders",
+            "a system with them, such as Linux or macOS",
+            "Write it there; reading works anywhere",
+        ) from None
+    return fcntl
+
+
+def _lock(fcntl: Any, handle: int, folder: Path, target: Path) -> None:
     """Locks the folder, which must still be the one of that name."""
     mine = False
     with suppress(BlockingIOError, FileNotFoundError):
