@@ -14,10 +14,12 @@ the peak memory of a child counts what its parent had when it was started.
 
 FAMILIES = (
     "cold",
+    "scanned",
     "again",
     "deviceless",
     "warm",
     "draws",
+    "orthogonal",
     "planning",
     "shell",
     "training",

@@ -4,6 +4,10 @@ The oracle for values is plain ``jax.jit`` of the same initializer, within 1e-6;
 meshes, windows and programs it is every bit.
 """
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,6 +155,40 @@ def test_stacked_layers_shard_over_layers_and_rows(mesh):
         assert not plan.whole_leaves
         made = shardinit.compile_plan(plan)(KEY)
         assert np.allclose(made, plain, atol=1e-6)
+
+
+STACKED = """
+import jax, numpy as np, shardinit
+from jax.sharding import NamedSharding, PartitionSpec
+matrix = jax.nn.initializers.orthogonal()
+
+def stacked(key):
+    keys = jax.random.split(key, 32)
+    return {"w": jax.vmap(lambda key: matrix(key, (128, 128)))(keys)}
+
+mesh = jax.make_mesh((8,), ("data",))
+place = NamedSharding(mesh, PartitionSpec("data"))
+plan = shardinit.plan(stacked, out_shardings={"w": place})
+(found,) = [x for x in plan.findings if x.kind == "computed-in-full"]
+assert "one device of a process" in found.reason, found
+made = shardinit.compile_plan(plan)(0)["w"]
+assert made.sharding == place
+assert (np.asarray(made) == jax.jit(stacked)(jax.random.key(0))["w"]).all()
+"""
+
+
+def test_stacked_stock_matrices_end_on_eight_devices():
+    """By each of the devices they never did: the QRs wait for their own threads."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "OPENBLAS_NUM_THREADS": "1",  # else they take a minute where cores are few
+    }
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", STACKED],
+        env=environment,
+        check=True,
+        timeout=240,
+    )
 
 
 @pytest.mark.slow

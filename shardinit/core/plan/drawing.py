@@ -12,6 +12,7 @@ from shardinit.core.cut.leaf_program import LeafProgram, Program
 from shardinit.core.ir.graph import topological
 from shardinit.core.plan.findings import Finding, finding
 from shardinit.core.plan.leaves import PlanLeaf
+from shardinit.core.plan.mesh import one_computes
 from shardinit.core.prng import derivation as keys
 
 _NARROW = ("bfloat16", "float16")
@@ -65,15 +66,17 @@ def drawing(
 
 
 def _in_full(leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
-    groups: dict[str, list[str]] = {}
+    groups: dict[tuple[str, str], list[str]] = {}
     for leaf in leaves:
         if leaf.whole and leaf.selected:
-            groups.setdefault(leaf.whole, []).append(leaf.path)
-    for reason, paths in groups.items():
+            one = leaf.sharding is not None and one_computes(leaf.sharding.mesh)
+            who = "one device of a process" if one else "every device"
+            groups.setdefault((who, leaf.whole), []).append(leaf.path)
+    for (who, reason), paths in groups.items():
         yield finding(
             "computed-in-full",
             paths,
-            f"every device computes all of each ({reason})",
+            f"{who} computes all of each ({reason})",
             "Use an initialiser that can be windowed, such as those of "
             "shardinit.initializers, or bound it: memory_limit=<bytes>",
         )

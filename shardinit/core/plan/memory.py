@@ -30,7 +30,7 @@ def check_memory(cut: Cut, leaves: Sequence[PlanLeaf], limit: int) -> None:
         if not running or beside > most:
             most = beside
             running = (
-                f"; every device must compute {made[0].path!r} whole "
+                f"; {made[0].path!r} must be computed in full "
                 f"({made[0].whole}): {full:,} bytes"
             )
     if shards + most <= limit:

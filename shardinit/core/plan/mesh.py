@@ -69,6 +69,17 @@ def one_device(device: Device | None = None) -> Mesh:
     return Mesh(np.asarray([chosen]), ("device",))
 
 
+def one_computes(mesh: AnyMesh) -> bool:
+    """Whether one device of a process computes what needs all of a leaf, for all.
+
+    It does where devices share their processor. Accelerators are idle meanwhile, and
+    take as long to hand a leaf on as to make it.
+    """
+    if not isinstance(mesh, Mesh) or mesh.size == 1:
+        return False
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 @contextmanager
 def alone_on(mesh: Mesh) -> Iterator[None]:
     """A context for what runs on ``mesh``, whatever the caller has set around it.

@@ -14,16 +14,14 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import lax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from shardinit.core.cut.cut import LeafCut
 from shardinit.core.cut.sources import Hosted
-from shardinit.core.ir.jaxpr import is_key, key_impl, setting
+from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.mesh import AnyMesh, alone_on, one_device
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.placement import Placement
@@ -32,13 +30,28 @@ from shardinit.core.plan.planning import make_plan
 from shardinit.core.plan.rules import Rules
 from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
 from shardinit.core.run import arguments as operands
-from shardinit.core.run.batches import Batch, batches
+from shardinit.core.run.batches import Batch, Call, batches
 from shardinit.core.run.lower import anywhere, lower, replicated
 from shardinit.core.run.processes import assert_same
-from shardinit.core.types import DType, Leaf, Tree, Words
+from shardinit.core.run.shards import (
+    as_keys,
+    handed_out,
+    one_for_all,
+    sharded,
+    typed,
+)
+from shardinit.core.types import Device, DType, Leaf, Tree, Words
 from shardinit.errors import ShardingError
 
 Progress = Callable[[int, int], None]
+
+
+class _Run(NamedTuple):
+    """One call of an executable, by every device or by one."""
+
+    executable: jax.stages.Compiled
+    device: Device | None
+    call: Call
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +63,8 @@ class CompiledPlan:
       batches: what the executables make.
       executables: one for each batch.
       shardings: of each leaf, on devices.
+      devices: of each executable the one device that computes its leaves in full, of
+        which every device then gets its shard; None where each computes its own.
       committed: for each leaf whether it is bound to its devices. Leaves of a plan
         without a mesh are not: JAX moves them to the mesh of what they meet.
 
@@ -65,6 +80,7 @@ class CompiledPlan:
     plan: Plan
     batches: tuple[Batch, ...]
     executables: tuple[jax.stages.Compiled, ...]
+    devices: tuple[Device | None, ...]
     shardings: tuple[NamedSharding, ...]
     committed: tuple[bool, ...]
     _compared: list[bool] = field(default_factory=list, init=False, repr=False)
@@ -115,38 +131,59 @@ class CompiledPlan:
         leaves: list[Any] = [
             None if picked else self._unselected(i) for i, picked in enumerate(chosen)
         ]
-        runs = [
-            (executable, call)
-            for batch, executable in zip(self.batches, self.executables, strict=True)
-            for call in batch.calls
-        ]
+        runs = self._runs()
         hosted = [
             i
             for i, leaf in enumerate(cut.leaves)
             if isinstance(leaf.source, Hosted) and chosen[i]
         ]
-        derived = [call.operands(cut) for _, call in runs]
+        derived = [run.call.operands(cut) for run in runs]
         derived += [cut.leaves[i].operands for i in hosted]
         vectors = operands.operand_words(derived, words)
         arguments = [np.append(v, np.uint32(0)) for v in vectors[: len(runs)]]
-        results = [call.leaves for _, call in runs]
-        done, total = 0, sum(map(len, results)) + len(hosted)
-        placed = self._put([made[0] for made in results], arguments)
-        for (executable, _), argument, made in zip(runs, placed, results, strict=True):
-            arrays = self._call(executable, argument, made)
+        done, total = 0, sum(len(run.call.leaves) for run in runs) + len(hosted)
+        for run, argument in zip(runs, self._put(runs, arguments), strict=True):
+            made = run.call.leaves
+            arrays = self._call(run.executable, argument, made)
             for i, array in zip(made, arrays, strict=True):
                 if chosen[i]:
-                    leaves[i] = _typed(cut.leaves[i], array)
+                    leaves[i] = self._placed(i, array, run.device)
             done += len(made)
             if progress is not None:
                 progress(done, total)
         for i, operand in zip(hosted, vectors[len(runs) :], strict=True):
-            array = self._on_host(i, operand)
-            leaves[i] = _typed(cut.leaves[i], array)
+            leaves[i] = typed(cut.leaves[i], self._on_host(i, operand))
             done += 1
             if progress is not None:
                 progress(done, total)
         return leaves
+
+    def _runs(self) -> list[_Run]:
+        made = zip(self.batches, self.executables, self.devices, strict=True)
+        return [
+            _Run(exe, device, x) for batch, exe, device in made for x in batch.calls
+        ]
+
+    def _put(self, runs: Sequence[_Run], vectors: list[np.ndarray]) -> Sequence[Words]:
+        """All arguments onto their devices in one transfer, which costs a tenth."""
+        places = [
+            replicated(
+                self.shardings[run.call.leaves[0]].mesh
+                if run.device is None
+                else one_device(run.device)
+            )
+            for run in runs
+        ]
+        if not all(place.is_fully_addressable for place in places):
+            return vectors  # every process passes its own equal copy
+        return jax.device_put(vectors, places) if vectors else []
+
+    def _placed(self, number: int, array: jax.Array, device: Device | None) -> Leaf:
+        """A leaf where it shall lie, from what a device has of it or all do."""
+        leaf = self.plan.cut.leaves[number]
+        if device is not None and self.committed[number]:
+            array = handed_out(array, leaf, self.shardings[number])
+        return typed(leaf, array)
 
     def _unselected(self, number: int) -> jax.ShapeDtypeStruct:
         """What stands for a leaf that is not selected."""
@@ -182,55 +219,8 @@ class CompiledPlan:
             array = leaf.source.on_host(leaf.shape, words, device)
         if not self.committed[number]:
             with anywhere(device):
-                placed = jax.numpy.array(array)
-        else:
-            placed = _from_numpy(array, _of_words(sharding, leaf))
-        if not is_key(leaf.dtype):
-            return placed
-        return jax.random.wrap_key_data(placed, impl=key_impl(leaf.dtype))
-
-    def _put(self, leaves: Sequence[int], vectors: list[np.ndarray]) -> Sequence[Words]:
-        """All arguments onto their meshes in one transfer, which costs a tenth."""
-        places = [replicated(self.shardings[leaf].mesh) for leaf in leaves]
-        if not all(p.is_fully_addressable for p in places):
-            return vectors  # every process passes its own equal copy
-        return jax.device_put(vectors, places) if leaves else []
-
-
-def _typed(leaf: LeafCut, array: jax.Array) -> jax.Array:
-    """The leaf, weakly typed where the function returned it so.
-
-    A scalar of 0.07 that came back strong would widen a bfloat16 network it scales.
-    """
-    if not leaf.weak_type:
-        return array
-    where = array.sharding if array.committed else None
-    here = min(array.sharding.addressable_devices, key=lambda device: device.id)
-    with anywhere(here):
-        return jax.jit(_weakened, out_shardings=where, donate_argnums=0)(array)
-
-
-def _weakened(array: jax.Array) -> jax.Array:
-    # No function of JAX's makes a weak array of a strong one; this primitive does.
-    return lax.convert_element_type_p.bind(
-        array, new_dtype=array.dtype, weak_type=True, sharding=None
-    )
-
-
-def _of_words(sharding: NamedSharding, leaf: LeafCut) -> NamedSharding:
-    """The sharding of what a leaf is made of: the words of a key are a last axis."""
-    if not is_key(leaf.dtype):
-        return sharding
-    entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
-    kind = sharding.memory_kind
-    return NamedSharding(sharding.mesh, PartitionSpec(*entries), memory_kind=kind)
-
-
-def _from_numpy(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    # A copy for each device: what is handed out may be donated by its new owner.
-    return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: np.array(array[index])
-    )
+                return as_keys(jax.numpy.array(array), leaf)
+        return sharded(array, leaf, sharding)
 
 
 def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
@@ -266,18 +256,25 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
     # Tracing needs the interpreter and this thread's JAX settings; the compiler runs
     # beside it and needs neither.
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        pending = []
+        pending, devices = [], []
         made = batches(plan)
         for batch in made:
             programs = [plan.programs[number] for number in batch.programs]
             places = [by_spec[s] for program in programs for s in program.shardings]
             gspmd = plan.whole_mode == "gspmd"
             bound = committed(programs[0].shardings[0])
-            lowered = lower(programs, places, gspmd=gspmd, committed=bound)
+            in_full = programs[0].program.replicated_reason and not gspmd
+            device = one_for_all(places[0]) if in_full else None
+            if not bound:
+                (device,) = places[0].device_set
+            devices.append(device)
+            lowered = lower(programs, places, gspmd=gspmd, device=device)
             pending.append(pool.submit(lowered.compile))
         executables = tuple(job.result() for job in pending)
     bound = tuple(committed(leaf.sharding) for leaf in plan.leaves)
-    return CompiledPlan(plan, tuple(made), executables, tuple(shardings), bound)
+    return CompiledPlan(
+        plan, tuple(made), executables, tuple(devices), tuple(shardings), bound
+    )
 
 
 def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:

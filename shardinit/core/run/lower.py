@@ -23,9 +23,16 @@ def lower(
     shardings: Sequence[NamedSharding],
     *,
     gspmd: bool = False,
-    committed: bool = True,
+    device: Device | None = None,
 ) -> jax.stages.Lowered:
     """Lowers programs, side by side; ``.compile()`` of it is what runs.
+
+    Args:
+      programs: what is computed.
+      shardings: of each result.
+      gspmd: whether results that are computed in full are the partitioner's to cut.
+      device: one that computes all results in full, bound to no mesh, in place of
+        every device its shards.
 
     The executable takes one replicated uint32 vector, the words of the programs'
     operands and a zero, and returns a tuple with their results. The zero is
@@ -36,11 +43,12 @@ def lower(
     mesh = shardings[0].mesh
     assert isinstance(mesh, Mesh)  # a plan on an AbstractMesh has no devices to run on
     lanes = mesh.devices.flat[0].platform == "cpu"
-    specs = tuple(s.spec for s in shardings)
+    specs = tuple(PartitionSpec() if device else s.spec for s in shardings)
     whole_shapes = [shape for program in programs for shape in program.shapes]
-    shapes = [
-        s.shard_shape(shape) for s, shape in zip(shardings, whole_shapes, strict=True)
-    ]
+    shapes = whole_shapes
+    if device is None:
+        pairs = zip(shardings, whole_shapes, strict=True)
+        shapes = [sharding.shard_shape(shape) for sharding, shape in pairs]
 
     # JAX caches executables under these names (storage/executables.py reads them).
     def leaf_program(words: Words) -> tuple[Values, ...]:
@@ -58,8 +66,8 @@ def lower(
 
     size = sum(program.program.words for program in programs) + 1
 
-    if not committed:
-        with anywhere(mesh.devices.flat[0]):
+    if device is not None:
+        with anywhere(device):
             words = jax.ShapeDtypeStruct((size,), np.uint32)
             return jax.jit(leaf_program).lower(words)
     if gspmd and any(program.program.replicated_reason for program in programs):
