@@ -173,6 +173,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         axes=found["axes"],
         rebuild=rebuild,
         state_of=_state_of,
+        trainable=lambda made: eqx.filter(made, eqx.is_inexact_array),
         name=name,
         draws_on_host=host.moved,
         asks_process=host.asked,
