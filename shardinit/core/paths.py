@@ -37,6 +37,61 @@ def path_str(key_path: Sequence[Any]) -> str:
     return "/".join(parts)
 
 
+def named_leaves(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """Path and leaf of what a tree holds, whatever classes hold it, in its order.
+
+    The box around an array (of an NNX module, of a Linen variable with names), a node
+    that has a ``value`` and nothing else, is no part of its path. A Variable that a
+    model has in several places counts once, in the first of them, and functions that
+    are attributes of a model (activations) do not.
+
+    Example:
+      >>> named_leaves({"w": [1, 2]})
+      [('w/0', 1), ('w/1', 2)]
+    """
+    import jax
+
+    attribute, value = jax.tree_util.GetAttrKey, (jax.tree_util.GetAttrKey("value"),)
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    again, named = _repeated(tree), []
+    for number, (path, leaf) in enumerate(pairs):
+        if path in again:
+            continue
+        if callable(leaf) and any(isinstance(entry, attribute) for entry in path):
+            continue
+        outer = path[:-1]
+        beside = pairs[number - 1 : number] + pairs[number + 1 : number + 2]
+        alone = all(other[: len(outer)] != outer for other, _ in beside)
+        boxed = path[-1:] == value and alone
+        named.append((path_str(outer if boxed else path), leaf))
+    return named
+
+
+def _repeated(tree: Any) -> set[tuple[Any, ...]]:
+    """Key paths of the arrays in Variables that the tree has in a place before, too.
+
+    By the Variable's identity, as Flax NNX has it, never by an array's: a moving
+    average that begins as the weights is not the weights.
+    """
+    import jax
+
+    def is_variable(node: Any) -> bool:
+        return hasattr(type(node), "get_raw_value")
+
+    seen: set[int] = set()
+    repeated: set[tuple[Any, ...]] = set()
+    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
+        if not is_variable(node):
+            continue
+        if id(node) in seen:
+            inner = jax.tree_util.tree_leaves_with_path(node)
+            repeated.update((*path, *rest) for rest, _ in inner)
+        seen.add(id(node))
+    return repeated
+
+
 def nested(paths: Iterable[Sequence[Any]], values: Iterable[Any]) -> dict[Any, Any]:
     """Values in dicts within dicts, a level for each key of their paths."""
     root: dict[Any, Any] = {}

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import jax
 
-from shardinit.core.paths import escape, nested, path_str
+from shardinit.core.paths import escape, keys_of, named_leaves, nested
 from shardinit.errors import CheckpointError
 
 METADATA: Final = "_METADATA"
@@ -114,35 +114,8 @@ def plain(tree: Any) -> Any:
     plain = jax.tree_util.DictKey | jax.tree_util.SequenceKey
     if all(isinstance(entry, plain) for path, _ in named for entry in path):
         return tree
-    again = _repeated(tree)
-    box = jax.tree_util.GetAttrKey("value")  # around an array
-    kept = [(path, leaf) for path, leaf in named if path_str(path) not in again]
-    paths = [path[:-1] if path[-1] == box else path for path, _ in kept]
-    keys = [[path_str([entry]) for entry in path] for path in paths]
-    return nested(keys, [leaf for _, leaf in kept])
-
-
-def _repeated(tree: Any) -> set[str]:
-    """Paths of the arrays in Variables that the model holds in a place before, too.
-
-    By the Variable's identity, as Flax NNX has it, never by an array's: a moving
-    average that begins as the weights is not the weights.
-    """
-
-    def is_variable(node: Any) -> bool:
-        return hasattr(type(node), "get_raw_value")
-
-    seen: set[int] = set()
-    repeated: set[str] = set()
-    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
-    for path, node in nodes:
-        if not is_variable(node):
-            continue
-        if id(node) in seen:
-            inner = jax.tree_util.tree_leaves_with_path(node)
-            repeated.update(path_str((*path, *rest)) for rest, _ in inner)
-        seen.add(id(node))
-    return repeated
+    paths, leaves = zip(*named_leaves(tree), strict=True)
+    return nested(map(keys_of, paths), leaves)
 
 
 def unreadable(target: Path, why: Any) -> CheckpointError:

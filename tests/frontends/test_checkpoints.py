@@ -1,0 +1,111 @@
+"""What init gives, in whatever classes, is written, attested and read back as it is."""
+
+import equinox as eqx
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+from flax.training.train_state import TrainState
+from jax.sharding import AxisType
+
+import shardinit
+from shardinit import deferred
+from shardinit.frontends import equinox as from_equinox
+from shardinit.frontends import haiku as from_haiku
+from shardinit.frontends import linen as from_linen
+from shardinit.frontends import nnx as from_nnx
+from shardinit.frontends.optax import with_optimizer
+from shardinit.storage import orbax, safetensors
+from tests.core.bits import differing
+from tests.deferred.models import stack
+
+pytestmark = pytest.mark.once
+
+X = jnp.ones((2, 32))
+BOXED = nn.with_logical_partitioning(nn.initializers.normal(), ("embed", "mlp"))
+ADAM = optax.adam(1e-3)
+
+
+class Tied(nnx.Module):
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(64, 32, rngs=rngs)
+        self.up = nnx.Linear(32, 64, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.head, self.weight = self.embed, self.up.kernel
+
+
+class Trained(nnx.Module):
+    def __init__(self, rngs):
+        self.model = Tied(rngs)
+        self.optimizer = nnx.Optimizer(self.model, ADAM, wrt=nnx.Param)
+
+
+def mlp(key):
+    return eqx.nn.MLP(32, 8, 64, 2, activation=jax.nn.gelu, key=key)
+
+
+def train_state(key):
+    module = nn.Dense(64, kernel_init=BOXED)
+    params = module.init(key, X)["params"]
+    return TrainState.create(apply_fn=module.apply, params=params, tx=ADAM)
+
+
+def haiku_net():
+    def forward(x):
+        return hk.BatchNorm(True, True, 0.9)(hk.nets.MLP([64])(x), True)
+
+    return from_haiku.init_fn(hk.transform_with_state(forward), X)
+
+
+STATES = {
+    "boxed Linen": lambda: from_linen.init_fn(nn.Dense(64, kernel_init=BOXED), X),
+    "boxes of a plain function": lambda: (
+        lambda key: nn.Dense(64, kernel_init=BOXED).init(key, X)
+    ),
+    "a TrainState of boxes": lambda: train_state,
+    "an NNX model with tied variables": lambda: from_nnx.init_fn(Tied),
+    "an NNX model with its optimizer": lambda: from_nnx.init_fn(Trained),
+    "an Equinox model with activations": lambda: from_equinox.init_fn(mlp),
+    "deferred parameters": lambda: deferred.init_fn(stack(2)),
+    "Haiku, optimised": lambda: with_optimizer(haiku_net(), ADAM),
+    "Equinox, optimised": lambda: with_optimizer(from_equinox.init_fn(mlp), ADAM),
+    "L-BFGS, which has a field called value": lambda: with_optimizer(
+        lambda key: {"w": jax.random.normal(key, (8, 32))}, optax.lbfgs(memory_size=2)
+    ),
+    "NNX, optimised": lambda: with_optimizer(from_nnx.init_fn(Tied), ADAM),
+}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_init_gives_is_written_attested_and_restored(name, mesh, tmp_path):
+    rules = shardinit.fsdp("model", min_bytes=0)
+    plan = shardinit.plan(STATES[name](), mesh=mesh, rules=rules)
+    made = shardinit.compile_plan(plan)(0)
+    orbax.save(tmp_path / "orbax", made)
+    safetensors.write(tmp_path / "safetensors", made)
+    receipt = shardinit.receipt(plan, 0, made)
+    for storage in (orbax, safetensors):
+        back = storage.restore(tmp_path / storage.__name__.split(".")[-1], plan)
+        assert jax.tree.structure(back) == jax.tree.structure(made)
+        arrays, again = eqx.filter((made, back), eqx.is_array)
+        assert differing(again, arrays) == []
+        pairs = zip(*map(jax.tree.leaves, (arrays, again)), strict=True)
+        assert all(one.sharding == other.sharding for one, other in pairs)
+        shardinit.verify_receipt(receipt, back)
+    again = shardinit.init_missing(made, plan, 1)
+    assert differing(*eqx.filter((again, made), eqx.is_array)) == []
+
+
+def test_a_part_of_the_state_of_an_nnx_model_may_lie_in_a_dict():
+    fn = from_nnx.init_fn(Trained)
+    tied = shardinit.init(from_nnx.init_fn(Tied), 7)
+    made = shardinit.init_missing({"model": nnx.state(tied)}, fn, 0)
+    assert differing(nnx.state(made.model), nnx.state(tied)) == []
