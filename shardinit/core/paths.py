@@ -53,13 +53,13 @@ def named_leaves(
     """
     import jax
 
-    attribute, value = jax.tree_util.GetAttrKey, (jax.tree_util.GetAttrKey("value"),)
+    value = (jax.tree_util.GetAttrKey("value"),)
     pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    again, named = _repeated(tree), []
+    again, named = repeated(tree), []
     for number, (path, leaf) in enumerate(pairs):
         if path in again:
             continue
-        if callable(leaf) and any(isinstance(entry, attribute) for entry in path):
+        if is_code(path, leaf):
             continue
         outer = path[:-1]
         beside = pairs[number - 1 : number] + pairs[number + 1 : number + 2]
@@ -69,7 +69,20 @@ def named_leaves(
     return named
 
 
-def _repeated(tree: Any) -> set[tuple[Any, ...]]:
+def is_code(path: Sequence[Any], leaf: Any) -> bool:
+    """Whether a leaf is a function that is an attribute of a model, as activations are.
+
+    Args:
+      path: its key path.
+      leaf: the leaf.
+    """
+    import jax
+
+    attribute = jax.tree_util.GetAttrKey
+    return callable(leaf) and any(isinstance(entry, attribute) for entry in path)
+
+
+def repeated(tree: Any) -> set[tuple[Any, ...]]:
     """Key paths of the arrays in Variables that the tree has in a place before, too.
 
     By the Variable's identity, as Flax NNX has it, never by an array's: a moving
@@ -81,15 +94,15 @@ def _repeated(tree: Any) -> set[tuple[Any, ...]]:
         return hasattr(type(node), "get_raw_value")
 
     seen: set[int] = set()
-    repeated: set[tuple[Any, ...]] = set()
+    found: set[tuple[Any, ...]] = set()
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
         if not is_variable(node):
             continue
         if id(node) in seen:
             inner = jax.tree_util.tree_leaves_with_path(node)
-            repeated.update((*path, *rest) for rest, _ in inner)
+            found.update((*path, *rest) for rest, _ in inner)
         seen.add(id(node))
-    return repeated
+    return found
 
 
 def nested(paths: Iterable[Sequence[Any]], values: Iterable[Any]) -> dict[Any, Any]:

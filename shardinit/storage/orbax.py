@@ -64,8 +64,9 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
       folder: the checkpoint's folder. Where the same checkpoint is there already, it is
         compared and nothing is written.
       tree: jax arrays with any sharding, typed keys, numpy arrays. A model object is
-        written as nested dicts of its arrays, a Variable that it holds in several
-        places once, under the first of them.
+        written as nested dicts of its arrays, without boxes (plain Orbax restores it
+        into ``flax.linen.meta.unbox(plan.abstract())``), a Variable that it holds in
+        several places once, under the first of them.
 
     Raises:
       CheckpointError: something else is there, a leaf has no values, or Orbax cannot

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import jax
 
-from shardinit.core.paths import escape, keys_of, named_leaves, nested
+from shardinit.core.paths import escape, is_code, keys_of, path_str, repeated
 from shardinit.errors import CheckpointError
 
 METADATA: Final = "_METADATA"
@@ -32,6 +32,8 @@ UNREADABLE: Final = (
     RecursionError,
     AssertionError,
 )
+_VALUE: Final = jax.tree_util.GetAttrKey("value")  # of a box around an array
+_LEFT_OUT: Final = object()
 _STEP = re.compile(r"(?:.*[_-])?(\d+)")  # a prefix and leading zeros, as Orbax lets
 
 
@@ -109,13 +111,35 @@ def _inside(path: str, key: Any) -> str:
 
 
 def plain(tree: Any) -> Any:
-    """A tree without the model's classes: nested dicts, unless it is plain already."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    plain = jax.tree_util.DictKey | jax.tree_util.SequenceKey
-    if all(isinstance(entry, plain) for path, _ in named for entry in path):
-        return tree
-    paths, leaves = zip(*named_leaves(tree), strict=True)
-    return nested(map(keys_of, paths), leaves)
+    """A tree without the model's classes: dicts, lists, tuples and None.
+
+    What has attributes becomes a dict of them, as Orbax would have it, so that it is
+    restored into the same classes; boxes and what is repeated are left out, as in
+    `core.paths.named_leaves`.
+    """
+    made = _plain(tree, (), repeated(tree))
+    return {} if made is _LEFT_OUT else made
+
+
+def _plain(node: Any, path: tuple[Any, ...], again: Collection[Any]) -> Any:
+    if node is None:
+        return None
+    inner = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    if [keys for keys, _ in inner] == [()]:
+        kept = None if is_code(path, node) else node
+        return _LEFT_OUT if path in again else kept
+    made = [(keys[-1], _plain(x, (*path, *keys), again)) for keys, x in inner]
+    if type(node) in (list, tuple):
+        return type(node)(None if x is _LEFT_OUT else x for _, x in made)
+    there = {key: x for key, x in made if x is not _LEFT_OUT}
+    if isinstance(node, dict):
+        return {key.key: x for key, x in there.items()}
+    if made and not there:
+        return _LEFT_OUT
+    arrays = jax.tree_util.tree_leaves_with_path(node)
+    if [keys for keys, _ in arrays] == [(_VALUE,)]:
+        return there[_VALUE]
+    return {keys_of(path_str([key]))[0]: x for key, x in there.items()}
 
 
 def unreadable(target: Path, why: Any) -> CheckpointError:

@@ -5,6 +5,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from flax import linen as nn
 from flax import nnx
@@ -102,6 +103,33 @@ def test_what_init_gives_is_written_attested_and_restored(name, mesh, tmp_path):
         shardinit.verify_receipt(receipt, back)
     again = shardinit.init_missing(made, plan, 1)
     assert differing(*eqx.filter((again, made), eqx.is_array)) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Haiku, optimised", "Equinox, optimised", "boxed Linen", "a TrainState of boxes"],
+)
+def test_what_plain_orbax_wrote_and_reads(name, mesh, tmp_path):
+    rules = shardinit.fsdp("model", min_bytes=0)
+    plan = shardinit.plan(STATES[name](), mesh=mesh, rules=rules)
+    made = eqx.filter(shardinit.compile_plan(plan)(0), eqx.is_array)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "theirs", made)
+    assert (
+        differing(
+            eqx.filter(orbax.restore(tmp_path / "theirs", plan), eqx.is_array), made
+        )
+        == []
+    )
+    abstract = eqx.filter(
+        plan.abstract(), lambda x: isinstance(x, jax.ShapeDtypeStruct)
+    )
+    orbax.save(tmp_path / "ours", made)
+    with ocp.StandardCheckpointer() as checkpointer:
+        got = checkpointer.restore(tmp_path / "ours", nn.meta.unbox(abstract))
+    assert differing(got, nn.meta.unbox(made)) == []
+    where = [leaf.sharding for leaf in jax.tree.leaves(got)]
+    assert where == [leaf.sharding for leaf in plan.leaves]
 
 
 def test_a_part_of_the_state_of_an_nnx_model_may_lie_in_a_dict():

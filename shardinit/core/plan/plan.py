@@ -93,11 +93,15 @@ class Plan:
     def paths_of(self, found: Iterable[str]) -> list[str]:
         """The plan's own paths for those of a checkpoint or a digest.
 
+        Orbax itself, given boxes, writes them as dicts of a ``value``.
+
         Args:
           found: the paths; those that are none of its leaves stay as they are.
         """
-        own = {leaf.path for leaf in self.leaves}
-        return [x if x in own else self.unboxed.get(x, x) for x in found]
+        boxed = {f"{leaf.path}/value": leaf.path for leaf in self.leaves}
+        own = {leaf.path: leaf.path for leaf in self.leaves}
+        known = boxed | self.unboxed | own
+        return [known.get(x, x) for x in found]
 
     def selected(self, select: Select | None) -> Plan:
         """The same plan, in which other leaves are made.
