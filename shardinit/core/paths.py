@@ -43,9 +43,8 @@ def named_leaves(
     """Path and leaf of what a tree holds, whatever classes hold it, in its order.
 
     The box around an array (of an NNX module, of a Linen variable with names), a node
-    that has a ``value`` and nothing else, is no part of its path. A Variable that a
-    model has in several places counts once, in the first of them, and functions that
-    are attributes of a model (activations) do not.
+    that has a ``value`` and nothing else, is no part of its path. What `passed_over`
+    finds does not count.
 
     Example:
       >>> named_leaves({"w": [1, 2]})
@@ -55,11 +54,9 @@ def named_leaves(
 
     value = (jax.tree_util.GetAttrKey("value"),)
     pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    again, named = repeated(tree), []
+    over, named = passed_over(tree), []
     for number, (path, leaf) in enumerate(pairs):
-        if path in again:
-            continue
-        if is_code(path, leaf):
+        if path in over:
             continue
         outer = path[:-1]
         beside = pairs[number - 1 : number] + pairs[number + 1 : number + 2]
@@ -69,40 +66,37 @@ def named_leaves(
     return named
 
 
-def is_code(path: Sequence[Any], leaf: Any) -> bool:
-    """Whether a leaf is a function that is an attribute of a model, as activations are.
+def passed_over(tree: Any) -> set[tuple[Any, ...]]:
+    """Key paths of leaves that are no values of their own.
 
-    Args:
-      path: its key path.
-      leaf: the leaf.
+    Those are the arrays in a Variable that the tree has in a place before, too: by the
+    Variable's identity, as Flax NNX has it, never by an array's, since a moving average
+    that begins as the weights is not the weights. And what is no array in an Equinox
+    module: activations and settings.
     """
     import jax
-
-    attribute = jax.tree_util.GetAttrKey
-    return callable(leaf) and any(isinstance(entry, attribute) for entry in path)
-
-
-def repeated(tree: Any) -> set[tuple[Any, ...]]:
-    """Key paths of the arrays in Variables that the tree has in a place before, too.
-
-    By the Variable's identity, as Flax NNX has it, never by an array's: a moving
-    average that begins as the weights is not the weights.
-    """
-    import jax
-
-    def is_variable(node: Any) -> bool:
-        return hasattr(type(node), "get_raw_value")
 
     seen: set[int] = set()
     found: set[tuple[Any, ...]] = set()
-    for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
-        if not is_variable(node):
-            continue
-        if id(node) in seen:
-            inner = jax.tree_util.tree_leaves_with_path(node)
-            found.update((*path, *rest) for rest, _ in inner)
-        seen.add(id(node))
+    for is_one in (_is_variable, _is_equinox):
+        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_one):
+            if not is_one(node):
+                continue
+            again = _is_variable(node) and id(node) in seen
+            seen.add(id(node))
+            for rest, leaf in jax.tree_util.tree_leaves_with_path(node):
+                if again or (_is_equinox(node) and not hasattr(leaf, "dtype")):
+                    found.add((*path, *rest))
     return found
+
+
+def _is_variable(node: Any) -> bool:
+    return hasattr(type(node), "get_raw_value")
+
+
+def _is_equinox(node: Any) -> bool:
+    bases = ((x.__module__.partition(".")[0], x.__name__) for x in type(node).__mro__)
+    return ("equinox", "Module") in bases
 
 
 def nested(paths: Iterable[Sequence[Any]], values: Iterable[Any]) -> dict[Any, Any]:

@@ -18,7 +18,7 @@ import jax
 import optax
 
 from shardinit.core.init_fn import AxisNames, InitFn, Mirror, as_init_fn
-from shardinit.core.ir.jaxpr import collector_paused, no_mesh
+from shardinit.core.ir.jaxpr import collector_paused, without_mesh
 from shardinit.core.paths import path_str
 from shardinit.core.plan.mirrors import Dims, Keys, kept_axes, mirrors
 from shardinit.core.prng.root_key import KeyLike, RootKey, abstract, as_key
@@ -79,11 +79,11 @@ def with_optimizer(
         params.update(_places(tree, trained))
         return tx.init(trained)
 
-    with collector_paused(), no_mesh():
-        shapes = jax.eval_shape(arrays, abstract(root))
+    with collector_paused():
+        shapes = without_mesh(lambda: jax.eval_shape(arrays, abstract(root)))
     try:
-        with collector_paused(), no_mesh():
-            state = jax.eval_shape(optimizer_of, shapes)
+        with collector_paused():
+            state = without_mesh(lambda: jax.eval_shape(optimizer_of, shapes))
     except (TypeError, ValueError, AttributeError) as error:
         raise InitFnError(
             f"optimizer of {base.name}",

@@ -13,7 +13,6 @@ under a temporary name and renames when all processes are done.
 
 from __future__ import annotations
 
-import numbers
 import os
 import tempfile
 from pathlib import Path
@@ -282,11 +281,11 @@ def _check_leaf(path: str, leaf: Any) -> None:
             "an array",
             "Initialise it, or leave it out of the tree",
         )
-    if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number | str):
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float):
         raise CheckpointError(
             f"leaf {path!r}",
             f"got {type(leaf).__name__}",
-            "an array, a number or a string",
+            "an array or a number",
             "Leave it out of the tree",
         )
     dtype = getattr(leaf, "dtype", None)

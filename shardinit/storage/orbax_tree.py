@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import jax
 
-from shardinit.core.paths import escape, is_code, keys_of, path_str, repeated
+from shardinit.core.paths import escape, keys_of, passed_over, path_str
 from shardinit.errors import CheckpointError
 
 METADATA: Final = "_METADATA"
@@ -114,21 +114,22 @@ def plain(tree: Any) -> Any:
     """A tree without the model's classes: dicts, lists, tuples and None.
 
     What has attributes becomes a dict of them, as Orbax would have it, so that it is
-    restored into the same classes; boxes and what is repeated are left out, as in
-    `core.paths.named_leaves`.
+    restored into the same classes; boxes are left out, and what
+    `core.paths.named_leaves` passes over.
     """
-    made = _plain(tree, (), repeated(tree))
+    made = _plain(tree, (), passed_over(tree))
     return {} if made is _LEFT_OUT else made
 
 
-def _plain(node: Any, path: tuple[Any, ...], again: Collection[Any]) -> Any:
+def _plain(node: Any, path: tuple[Any, ...], over: Collection[Any]) -> Any:
     if node is None:
         return None
     inner = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
     if [keys for keys, _ in inner] == [()]:
-        kept = None if is_code(path, node) else node
-        return _LEFT_OUT if path in again else kept
-    made = [(keys[-1], _plain(x, (*path, *keys), again)) for keys, x in inner]
+        if path not in over:
+            return node
+        return _LEFT_OUT if hasattr(node, "dtype") else None
+    made = [(keys[-1], _plain(x, (*path, *keys), over)) for keys, x in inner]
     if type(node) in (list, tuple):
         return type(node)(None if x is _LEFT_OUT else x for _, x in made)
     there = {key: x for key, x in made if x is not _LEFT_OUT}

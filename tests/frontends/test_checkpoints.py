@@ -48,6 +48,22 @@ def mlp(key):
     return eqx.nn.MLP(32, 8, 64, 2, activation=jax.nn.gelu, key=key)
 
 
+class Regular(eqx.Module):
+    layer: eqx.nn.Linear
+    drop: eqx.nn.Dropout
+    norm: eqx.nn.BatchNorm
+    count: int
+
+    def __init__(self, *, key):
+        self.layer = eqx.nn.Linear(32, 64, key=key)
+        self.drop, self.count = eqx.nn.Dropout(0.3), 7
+        self.norm = eqx.nn.BatchNorm(64, axis_name="batch", mode="ema")
+
+
+def regular():
+    return with_optimizer(from_equinox.init_fn(eqx.nn.make_with_state(Regular)), ADAM)
+
+
 def train_state(key):
     module = nn.Dense(64, kernel_init=BOXED)
     params = module.init(key, X)["params"]
@@ -70,6 +86,7 @@ STATES = {
     "an NNX model with tied variables": lambda: from_nnx.init_fn(Tied),
     "an NNX model with its optimizer": lambda: from_nnx.init_fn(Trained),
     "an Equinox model with activations": lambda: from_equinox.init_fn(mlp),
+    "Equinox with settings and state, optimised": regular,
     "deferred parameters": lambda: deferred.init_fn(stack(2)),
     "Haiku, optimised": lambda: with_optimizer(haiku_net(), ADAM),
     "Equinox, optimised": lambda: with_optimizer(from_equinox.init_fn(mlp), ADAM),

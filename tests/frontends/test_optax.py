@@ -281,6 +281,17 @@ def test_a_dataclass_of_the_users_own(mesh):
     assert got["slow/kernel"] == ("data", "model")
 
 
+def test_moments_without_the_boxes_of_their_parameters_lie_with_them(mesh):
+    def init(key):
+        params = MLP().init(key, jnp.ones((2, 128)))["params"]
+        return {"params": params, "m": nn.meta.unbox(params)}
+
+    plan = shardinit.plan(init, mesh=mesh, rules=RULES, opt_state="m/**")
+    specs = {leaf.path: tuple(leaf.sharding.spec) for leaf in plan.leaves}
+    assert specs["m/Dense_0/kernel"] == ("data", "model")
+    assert specs["params/Dense_0/kernel/value"] == ("data", "model")
+
+
 def test_an_nnx_optimizer_lies_with_its_model(mesh):
     class Training(nnx.Module):
         def __init__(self, rngs):

@@ -88,7 +88,9 @@ class Plan:
         in the plan's paths, and none in checkpoints' and digests'.
         """
         own = [leaf.path for leaf in self.leaves]
-        return dict(named_leaves(jax.tree.unflatten(self.cut.tree, own)))
+        stand_ins = [jax.ShapeDtypeStruct((), "float32") for _ in own]
+        named = named_leaves(jax.tree.unflatten(self.cut.tree, stand_ins))
+        return {path: x for (path, _), x in zip(named, own, strict=True)}
 
     def paths_of(self, found: Iterable[str]) -> list[str]:
         """The plan's own paths for those of a checkpoint or a digest.
