@@ -294,7 +294,9 @@ def is_drawn(source: Any) -> bool:
 def _equal(leaf: LeafCut, param: LeafCut) -> bool:
     """Whether two leaves are one value: of one program and the same keys."""
     one, other = leaf.source, param.source
-    if not isinstance(one, Windowed | Replicated) or type(one) is not type(other):
+    if not isinstance(one, Windowed | Replicated):
+        return False
+    if not isinstance(other, Windowed | Replicated) or type(one) is not type(other):
         return False
     programs = (one.program, getattr(one, "result", 0))
     same_keys = list(map(id, one.operands)) == list(map(id, other.operands))
