@@ -149,6 +149,13 @@ def test_what_plain_orbax_wrote_and_reads(name, mesh, tmp_path):
     assert where == [leaf.sharding for leaf in plan.leaves]
 
 
+def test_lines_of_paths_need_not_say_the_boxes_of_a_model():
+    plan = shardinit.plan(train_state)
+    params = nn.meta.unbox(shardinit.compile_plan(plan)(7).params)
+    made = shardinit.init_missing({"old": params}, plan, 0, paths="old/** -> params/**")
+    assert differing(nn.meta.unbox(made.params), params) == []
+
+
 def test_a_part_of_the_state_of_an_nnx_model_may_lie_in_a_dict():
     fn = from_nnx.init_fn(Trained)
     tied = shardinit.init(from_nnx.init_fn(Tied), 7)

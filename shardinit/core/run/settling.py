@@ -86,7 +86,8 @@ def settled(whole: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settle
       StructureMismatchError: something else would have to be done.
     """
     paths = [leaf.path for leaf in whole.leaves]
-    present = mapped(present, allowed.paths, set(paths))
+    there = mapped(present, allowed.paths, {*paths, *whole.unboxed})
+    present = dict(zip(whole.paths_of(there), there.values(), strict=True))
     extra = _unexpected(present, paths, allowed)
     policies = _policies(allowed.grow, paths)
     for path in padded_paths(allowed.pad, paths):
@@ -113,10 +114,10 @@ def settled(whole: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settle
             groups.setdefault(kind, []).append(Entry(leaf.path, nbytes, change))
     _check_missing([x.path for x in groups.get("filled", [])], paths, allowed)
     copies = _copies(whole, present)
-    there = {path: present[path] for path in paths if path in present}
+    kept = {path: present[path] for path in paths if path in present}
     entries = {kind: tuple(found) for kind, found in groups.items()}
     account = Account(**entries, unexpected=tuple(extra))
-    return Settled(account, there, grows, copies)
+    return Settled(account, kept, grows, copies)
 
 
 def _unexpected(
