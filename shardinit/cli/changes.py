@@ -258,8 +258,8 @@ def _kind(source: str) -> str:
 
 def _arrays(folder: str) -> dict[str, Any]:
     """The arrays of a checkpoint of either format, by path."""
+    from shardinit.core.paths import named_leaves
     from shardinit.storage.layout import INDEX, SINGLE
-    from shardinit.verify.digest.devices import named_leaves
 
     if any(os.path.exists(os.path.join(folder, name)) for name in (INDEX, SINGLE)):
         from shardinit.storage import safetensors

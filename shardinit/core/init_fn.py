@@ -115,7 +115,8 @@ def axis_names(node: object) -> tuple[str | None, ...] | None:
     """The names of the dimensions of an array that comes in a box which has them.
 
     Args:
-      node: any node of a pytree; Flax's boxes and Penzai's named arrays have names.
+      node: any node of a pytree; Flax's boxes, Penzai's and Haliax's named arrays have
+        names.
 
     Returns:
       A name, or None, for each dimension; None if ``node`` is no such box.
@@ -129,6 +130,9 @@ def axis_names(node: object) -> tuple[str | None, ...] | None:
     data: Any = getattr(node, "data_array", None) if isinstance(known, dict) else None
     if isinstance(known, dict) and hasattr(data, "shape"):  # names of the last axes
         return (*[None] * (len(data.shape) - len(known)), *map(str, known))
+    if hasattr(type(node), "resolve_axis"):
+        axes: Any = getattr(node, "axes", ())
+        return tuple(axis.name for axis in axes)
     return None
 
 

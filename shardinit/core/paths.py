@@ -37,6 +37,68 @@ def path_str(key_path: Sequence[Any]) -> str:
     return "/".join(parts)
 
 
+def named_leaves(
+    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """Path and leaf of what a tree holds, whatever classes hold it, in its order.
+
+    The box around an array (of an NNX module, of a Linen variable with names), a node
+    that has a ``value`` and nothing else, is no part of its path. What `passed_over`
+    finds does not count.
+
+    Example:
+      >>> named_leaves({"w": [1, 2]})
+      [('w/0', 1), ('w/1', 2)]
+    """
+    import jax
+
+    value = (jax.tree_util.GetAttrKey("value"),)
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    over, named = passed_over(tree), []
+    for number, (path, leaf) in enumerate(pairs):
+        if path in over:
+            continue
+        outer = path[:-1]
+        beside = pairs[number - 1 : number] + pairs[number + 1 : number + 2]
+        alone = all(other[: len(outer)] != outer for other, _ in beside)
+        boxed = path[-1:] == value and alone
+        named.append((path_str(outer if boxed else path), leaf))
+    return named
+
+
+def passed_over(tree: Any) -> set[tuple[Any, ...]]:
+    """Key paths of leaves that are no values of their own.
+
+    Those are the arrays in a Variable that the tree has in a place before, too: by the
+    Variable's identity, as Flax NNX has it, never by an array's, since a moving average
+    that begins as the weights is not the weights. And what is no array in an Equinox
+    module: activations and settings.
+    """
+    import jax
+
+    seen: set[int] = set()
+    found: set[tuple[Any, ...]] = set()
+    for is_one in (_is_variable, _is_equinox):
+        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_one):
+            if not is_one(node):
+                continue
+            again = _is_variable(node) and id(node) in seen
+            seen.add(id(node))
+            for rest, leaf in jax.tree_util.tree_leaves_with_path(node):
+                if again or (_is_equinox(node) and not hasattr(leaf, "dtype")):
+                    found.add((*path, *rest))
+    return found
+
+
+def _is_variable(node: Any) -> bool:
+    return hasattr(type(node), "get_raw_value")
+
+
+def _is_equinox(node: Any) -> bool:
+    bases = ((x.__module__.partition(".")[0], x.__name__) for x in type(node).__mro__)
+    return ("equinox", "Module") in bases
+
+
 def nested(paths: Iterable[Sequence[Any]], values: Iterable[Any]) -> dict[Any, Any]:
     """Values in dicts within dicts, a level for each key of their paths."""
     root: dict[Any, Any] = {}

@@ -51,6 +51,16 @@ def _state_of(tree: Any) -> Any:
     return eqx.filter(tree, _is_drawn) if holds_one else tree
 
 
+def _trainable(made: Any) -> Any:
+    """The inexact arrays, but for the state that ``make_with_state`` gives."""
+
+    def is_state(node: Any) -> bool:
+        return isinstance(node, eqx.nn.State)
+
+    arrays = eqx.filter(made, eqx.is_inexact_array)
+    return jax.tree.map(lambda x: None if is_state(x) else x, arrays, is_leaf=is_state)
+
+
 def _axes(tree: Any) -> Any:
     """The names of the axes of each array, shaped like the tree; None without any."""
     named: dict[int, tuple[str, ...]] = {}
@@ -173,6 +183,7 @@ def init_fn(model: Callable[..., Any], *args: Any, **kwargs: Any) -> InitFn:
         axes=found["axes"],
         rebuild=rebuild,
         state_of=_state_of,
+        trainable=_trainable,
         name=name,
         draws_on_host=host.moved,
         asks_process=host.asked,

@@ -78,6 +78,7 @@ def init_fn(
         fn = examples.bound(init, name)
     return InitFn(
         fn,
+        trainable=lambda made: made[0] if isinstance(made, tuple) else made,
         name=name,
         draws_on_host=host.moved,
         asks_process=host.asked,

@@ -18,6 +18,8 @@ import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import jax
@@ -173,6 +175,7 @@ def init_fn(model: Any, *args: Any, **kwargs: Any) -> InitFn:
         for path, v in named.items()
     ]
     paths = [variable.path.split("/") for variable in variables]
+    trained = [path.split("/") for path, v in named.items() if v.trainable]
     of_keras = all(
         isinstance(v.initializer, keras.Initializer) or v.is_seed for v in variables
     )
@@ -180,8 +183,12 @@ def init_fn(model: Any, *args: Any, **kwargs: Any) -> InitFn:
     def fn(key: jax.Array) -> dict[str, Any]:
         return nested(paths, [variable.draw(key) for variable in variables])
 
+    def trainable(made: Any) -> dict[str, Any]:
+        return nested(trained, [reduce(getitem, path, made) for path in trained])
+
     return InitFn(
         fn,
+        trainable=trainable,
         name=getattr(model, "__name__", type(model).__name__),
         # default seeds come from Python's random state, and a key stands for them
         draws_on_host=host.moved and not of_keras,

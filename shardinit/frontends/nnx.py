@@ -29,7 +29,7 @@ import numpy as np
 
 from shardinit.core.host_state import watched
 from shardinit.core.init_fn import AxisNames, InitFn, check_structure
-from shardinit.core.ir.jaxpr import collector_paused, no_mesh
+from shardinit.core.ir.jaxpr import collector_paused, without_mesh
 from shardinit.core.paths import nested
 from shardinit.core.plan.carried import box_axes
 from shardinit.errors import InitFnError
@@ -205,9 +205,10 @@ def _init_fn(
         found["treedef"] = jax.tree.structure(state)
         return _nest(state, _arrays)
 
-    with collector_paused(), no_mesh(), watched() as host:
+    with collector_paused(), watched() as host:
         one = jax.eval_shape(jax.random.key, 0)
-        shapes = jax.eval_shape(fn, dict.fromkeys(streams, one) if streams else one)
+        key = dict.fromkeys(streams, one) if streams else one
+        shapes = without_mesh(lambda: jax.eval_shape(fn, key))
     structure = jax.tree.structure(shapes)
     graphdef, treedef, axes = found["graphdef"], found["treedef"], found["axes"]
 

@@ -10,6 +10,7 @@ belongs to the parameter at the end of whose path its own ends.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 import optax
 
 from shardinit.core.init_fn import AxisNames, InitFn, Mirror, as_init_fn
-from shardinit.core.ir.jaxpr import collector_paused, no_mesh
+from shardinit.core.ir.jaxpr import collector_paused, without_mesh
 from shardinit.core.paths import path_str
 from shardinit.core.plan.mirrors import Dims, Keys, kept_axes, mirrors
 from shardinit.core.prng.root_key import KeyLike, RootKey, abstract, as_key
@@ -46,7 +47,9 @@ def with_optimizer(
         the parameters (``optax.MultiSteps``).
       trainable: of what ``init_fn`` gives (the user's own object) the part that ``tx``
         trains. Default: what the front end says (the ``params`` of Linen variables, the
-        ``nnx.Param`` of an NNX model), else all of it.
+        ``nnx.Param`` of an NNX model, the inexact arrays of an Equinox module, Haiku's
+        parameters without its state, Keras's trainable variables, Penzai's parameters),
+        else all of it.
       key: a key whose type counts; default ``jax.random.key(0)``. Keys by name for a
         function that takes nothing else.
 
@@ -68,15 +71,19 @@ def with_optimizer(
     # jits of the same functions: JAX keeps the trace that was made of them before
     arrays = jax.jit(base.fn)
 
+    params: dict[Keys, tuple[str | None, Any]] = {}
+
     @jax.jit
     def optimizer_of(tree: Any) -> Any:
-        return tx.init(part(base.rebuild(tree)))
+        trained = part(base.rebuild(tree))
+        params.update(_places(tree, trained))
+        return tx.init(trained)
 
-    with collector_paused(), no_mesh():
-        shapes = jax.eval_shape(arrays, abstract(root))
+    with collector_paused():
+        shapes = without_mesh(lambda: jax.eval_shape(arrays, abstract(root)))
     try:
-        with collector_paused(), no_mesh():
-            state = jax.eval_shape(optimizer_of, shapes)
+        with collector_paused():
+            state = without_mesh(lambda: jax.eval_shape(optimizer_of, shapes))
     except (TypeError, ValueError, AttributeError) as error:
         raise InitFnError(
             f"optimizer of {base.name}",
@@ -107,11 +114,6 @@ def with_optimizer(
         given = {"params": base.state_of, "opt_state": lambda x: _plain(base, x)}
         return {k: given.get(k, lambda x: x)(x) for k, x in made.items()}
 
-    paths = {id(leaf): path_str(keys) for keys, leaf in _with_keys({"params": shapes})}
-    params = {
-        keys: (paths.get(id(leaf)), leaf.shape)
-        for keys, leaf in _with_keys(part(base.rebuild(shapes)))
-    }
     names = _state_names(tx, state, params)
     flat = jax.tree.unflatten(plain_structure, [names[n] for n in order])
     unnamed = jax.tree.map(lambda _: None, shapes)
@@ -132,15 +134,16 @@ def with_optimizer(
     )
 
 
-class _Mark:
-    """Stands for the leaf of that number."""
+class _Mark(jax.ShapeDtypeStruct):
+    """The shape of a leaf, with its number; front ends drop what is no array."""
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, leaf: jax.ShapeDtypeStruct):
+        super().__init__(leaf.shape, leaf.dtype)
         self.number = number
 
 
 def _marks(tree: Any) -> Iterator[_Mark]:
-    return map(_Mark, range(len(jax.tree.leaves(tree))))
+    return itertools.starmap(_Mark, enumerate(jax.tree.leaves(tree)))
 
 
 def _again(base: InitFn, tx: Any, trainable: Any, key: RootKey) -> Callable[[], InitFn]:
@@ -154,6 +157,17 @@ def _plain(base: InitFn, opt_state: Any) -> Any:
         return base.state_of(node) is not node
 
     return jax.tree.map(base.state_of, opt_state, is_leaf=own)
+
+
+def _places(tree: Any, trained: Any) -> dict[Keys, tuple[str | None, Any]]:
+    """Path in the result and shape of what is trained, by its keys there.
+
+    While it is traced: a filter for arrays, as Equinox has it, takes no shapes.
+    """
+    paths = {id(leaf): path_str(keys) for keys, leaf in _with_keys({"params": tree})}
+    return {
+        keys: (paths.get(id(leaf)), leaf.shape) for keys, leaf in _with_keys(trained)
+    }
 
 
 def _with_keys(tree: Any) -> list[tuple[Keys, Any]]:

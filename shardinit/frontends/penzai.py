@@ -194,6 +194,7 @@ def _of_builder(build: Callable[..., Any], args: tuple, kwargs: dict) -> InitFn:
         axes=found["axes"],
         rebuild=rebuild,
         state_of=_state_of,
+        trainable=lambda made: variables.unbind_params(made, freeze=True)[1],
         name=name,
         draws_on_host=host.moved,
         asks_process=host.asked,

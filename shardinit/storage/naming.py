@@ -24,8 +24,7 @@ from shardinit.storage.sources import Leaf
 Names = Lines
 """``"hf"``, lines of pairs, a file of them, or a mapping of leaves to tensors."""
 
-# What stands around the paths of parameters beside optimizer state, and in NNX models.
-_PARAMS, _VALUE = "params/", "/value"
+_PARAMS = "params/"  # what the paths of parameters beside optimizer state begin with
 
 
 class Renamed:
@@ -100,7 +99,7 @@ def named(
         raise CheckpointError(
             'names="hf"', "got no config", "config=, such as a model's config.json"
         )
-    bare = {x.removeprefix(_PARAMS).removesuffix(_VALUE): x for x in shapes}
+    bare = {x.removeprefix(_PARAMS): x for x in shapes}
     inner = {short: shapes[path] for short, path in bare.items()}
     lines = hf.lines_for(hf.read_config(config), inner)
     made = tensors(lines, inner, every_leaf=every, every_line=False)

@@ -63,8 +63,9 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
       folder: the checkpoint's folder. Where the same checkpoint is there already, it is
         compared and nothing is written.
       tree: jax arrays with any sharding, typed keys, numpy arrays. A model object is
-        written as nested dicts of its arrays, a Variable that it holds in several
-        places once, under the first of them.
+        written as nested dicts of its arrays, without boxes (plain Orbax restores it
+        into ``flax.linen.meta.unbox(plan.abstract())``), a Variable that it holds in
+        several places once, under the first of them.
 
     Raises:
       CheckpointError: something else is there, a leaf has no values, or Orbax cannot
@@ -78,6 +79,12 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
     """
     target = Path(os.path.abspath(folder))
     tree = plain(tree)
+    if not isinstance(tree, dict | list | tuple) or not jax.tree.leaves(tree):
+        raise CheckpointError(
+            f"checkpoint {str(target)!r}",
+            f"got {type(tree).__name__} without leaves in it",
+            "a dict, list or tuple of arrays, or a model",
+        )
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         _check_leaf(path_str(path), leaf)
     if (target / METADATA).exists():
@@ -195,6 +202,7 @@ def restore(
         leaves, structure = jax.tree.flatten(shapes, is_leaf=is_metadata)
         named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_metadata)
         paths = [path_str(path) for path, _ in named]
+        paths = paths if plan is None else plan.paths_of(paths)
         arrays = {
             path: leaf
             for path, leaf in zip(paths, leaves, strict=True)
@@ -272,6 +280,13 @@ def _check_leaf(path: str, leaf: Any) -> None:
             "it has a shape and no values",
             "an array",
             "Initialise it, or leave it out of the tree",
+        )
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float):
+        raise CheckpointError(
+            f"leaf {path!r}",
+            f"got {type(leaf).__name__}",
+            "an array or a number",
+            "Leave it out of the tree",
         )
     dtype = getattr(leaf, "dtype", None)
     if dtype is None or is_key(dtype):

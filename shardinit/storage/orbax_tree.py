@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import jax
 
-from shardinit.core.paths import escape, nested, path_str
+from shardinit.core.paths import escape, keys_of, passed_over, path_str
 from shardinit.errors import CheckpointError
 
 METADATA: Final = "_METADATA"
@@ -32,6 +32,8 @@ UNREADABLE: Final = (
     RecursionError,
     AssertionError,
 )
+_VALUE: Final = jax.tree_util.GetAttrKey("value")  # of a box around an array
+_LEFT_OUT: Final = object()
 _STEP = re.compile(r"(?:.*[_-])?(\d+)")  # a prefix and leading zeros, as Orbax lets
 
 
@@ -109,40 +111,36 @@ def _inside(path: str, key: Any) -> str:
 
 
 def plain(tree: Any) -> Any:
-    """A tree without the model's classes: nested dicts, unless it is plain already."""
-    named = jax.tree_util.tree_leaves_with_path(tree)
-    plain = jax.tree_util.DictKey | jax.tree_util.SequenceKey
-    if all(isinstance(entry, plain) for path, _ in named for entry in path):
-        return tree
-    again = _repeated(tree)
-    box = jax.tree_util.GetAttrKey("value")  # around an array
-    kept = [(path, leaf) for path, leaf in named if path_str(path) not in again]
-    paths = [path[:-1] if path[-1] == box else path for path, _ in kept]
-    keys = [[path_str([entry]) for entry in path] for path in paths]
-    return nested(keys, [leaf for _, leaf in kept])
+    """A tree without the model's classes: dicts, lists, tuples and None.
 
-
-def _repeated(tree: Any) -> set[str]:
-    """Paths of the arrays in Variables that the model holds in a place before, too.
-
-    By the Variable's identity, as Flax NNX has it, never by an array's: a moving
-    average that begins as the weights is not the weights.
+    What has attributes becomes a dict of them, as Orbax would have it, so that it is
+    restored into the same classes; boxes are left out, and what
+    `core.paths.named_leaves` passes over.
     """
+    made = _plain(tree, (), passed_over(tree))
+    return {} if made is _LEFT_OUT else made
 
-    def is_variable(node: Any) -> bool:
-        return hasattr(type(node), "get_raw_value")
 
-    seen: set[int] = set()
-    repeated: set[str] = set()
-    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable)
-    for path, node in nodes:
-        if not is_variable(node):
-            continue
-        if id(node) in seen:
-            inner = jax.tree_util.tree_leaves_with_path(node)
-            repeated.update(path_str((*path, *rest)) for rest, _ in inner)
-        seen.add(id(node))
-    return repeated
+def _plain(node: Any, path: tuple[Any, ...], over: Collection[Any]) -> Any:
+    if node is None:
+        return None
+    inner = jax.tree_util.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+    if [keys for keys, _ in inner] == [()]:
+        if path not in over:
+            return node
+        return _LEFT_OUT if hasattr(node, "dtype") else None
+    made = [(keys[-1], _plain(x, (*path, *keys), over)) for keys, x in inner]
+    if type(node) in (list, tuple):
+        return type(node)(None if x is _LEFT_OUT else x for _, x in made)
+    there = {key: x for key, x in made if x is not _LEFT_OUT}
+    if isinstance(node, dict):
+        return {key.key: x for key, x in there.items()}
+    if made and not there:
+        return _LEFT_OUT
+    arrays = jax.tree_util.tree_leaves_with_path(node)
+    if [keys for keys, _ in arrays] == [(_VALUE,)]:
+        return there[_VALUE]
+    return {keys_of(path_str([key]))[0]: x for key, x in there.items()}
 
 
 def unreadable(target: Path, why: Any) -> CheckpointError:

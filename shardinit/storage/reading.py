@@ -169,10 +169,12 @@ def restore(
       ...     safetensors.restore(f"{folder}/ckpt", plan)["w"].shape
       (8, 32)
     """
-    arrays: Mapping[str, Any] = open(folder)
+    opened: Mapping[str, Any] = open(folder)
     if names is not None:
-        shapes = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
-        arrays = open_leaves(folder, shapes, names=names, config=config)
+        of = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
+        shapes = {path: of[own] for path, own in plan.unboxed.items()}
+        opened = open_leaves(folder, shapes, names=names, config=config)
+    arrays = dict(zip(plan.paths_of(opened), opened.values(), strict=True))
     impls = {x.path: key_impl(x.dtype) for x in plan.leaves if is_key(x.dtype)}
     found: dict[str, Any] = dict(arrays)
     for leaf in plan.leaves:

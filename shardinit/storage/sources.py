@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from shardinit.core.ir.jaxpr import is_key
-from shardinit.core.paths import path_str
+from shardinit.core.paths import named_leaves
 from shardinit.core.run.lazy import LazyArray, LazyTree
 from shardinit.errors import CheckpointError
 
@@ -47,6 +47,13 @@ class Held:
         if isinstance(array, jax.ShapeDtypeStruct):
             raise CheckpointError(
                 f"leaf {path!r}", "it has a shape and no values", "an array"
+            )
+        if not isinstance(array, jax.Array) and np.asarray(array).dtype == object:
+            raise CheckpointError(
+                f"leaf {path!r}",
+                f"got {type(array).__name__}",
+                "an array or a number",
+                "Leave it out of the tree",
             )
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             raise CheckpointError(
@@ -86,10 +93,9 @@ def leaves_of(source: Any) -> list[Leaf]:
     """The leaves of a ``LazyTree`` or of a pytree of arrays, lazy ones among them."""
     if isinstance(source, LazyTree):
         return list(source.values())
-    named = jax.tree_util.tree_leaves_with_path(source)
     return [
-        leaf if isinstance(leaf, LazyArray) else Held(path_str(path), leaf)
-        for path, leaf in named
+        leaf if isinstance(leaf, LazyArray) else Held(path, leaf)
+        for path, leaf in named_leaves(source)
     ]
 
 

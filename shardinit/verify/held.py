@@ -7,18 +7,19 @@ another function and leaves that were swapped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from shardinit.core.paths import named_leaves
 from shardinit.core.plan.mesh import alone_on, one_device
 from shardinit.core.plan.plan import Plan
 from shardinit.core.region import Region
-from shardinit.core.run.lazy import LazyArray, LazyTree
+from shardinit.core.run.lazy import LazyArray
 from shardinit.core.run.lazy import open as open_lazily
 from shardinit.errors import ReceiptMismatchError
-from shardinit.verify.digest.devices import Digester, as_array, named_leaves
+from shardinit.verify.digest.devices import Digester, as_array
 from shardinit.verify.digest.host import Digest
 
 WINDOW = 8  # elements along each of the last two axes of a window
@@ -48,13 +49,15 @@ def hold_against(
       ReceiptMismatchError: leaves are missing or extra, or have another shape, dtype
         or value. Its ``differences`` name each of them.
     """
-    lazy = open_lazily(plan, key, device=device)
+    names = dict(zip(plan.paths_of(found.kinds), found.kinds, strict=True))
+    made_by = open_lazily(plan, key, device=device)
+    lazy = {names.get(path, path): leaf for path, leaf in made_by.items()}
     differences = list(_kinds(lazy, found, kept))
     if not differences:
         made = {path: lazy[path] for path in found.leaves if path not in kept}
         held = {p: leaf for p, leaf in made.items() if _can_be_held(plan, leaf)}
         if params is found:
-            differences = [p for p in held if _digest_differs(held[p], found)]
+            differences = [p for p in held if _digest_differs(p, held[p], found)]
         else:
             arrays = dict(named_leaves(params))
             differences = [p for p in held if _windows_differ(held[p], arrays[p])]
@@ -72,7 +75,9 @@ def hold_against(
         )
 
 
-def _kinds(lazy: LazyTree, found: Digest, kept: Collection[str]) -> Iterator[str]:
+def _kinds(
+    lazy: Mapping[str, LazyArray], found: Digest, kept: Collection[str]
+) -> Iterator[str]:
     """What differs in names, shapes and dtypes."""
     for path, leaf in lazy.items():
         if path not in found.kinds:
@@ -95,12 +100,12 @@ def _can_be_held(plan: Plan, leaf: LazyArray) -> bool:
     return not leaf.whole or leaf.nbytes <= FULL_BYTES
 
 
-def _digest_differs(leaf: LazyArray, found: Digest) -> bool:
+def _digest_differs(path: str, leaf: LazyArray, found: Digest) -> bool:
     if leaf.nbytes > RECOMPUTED_BYTES:
         return False
-    digester = Digester({leaf.path: (leaf.shape, leaf.dtype)})
-    digester.add(leaf.path, (0,) * leaf.ndim, np.asarray(leaf))
-    return digester.digest().leaves[leaf.path] != found.leaves[leaf.path]
+    digester = Digester({path: (leaf.shape, leaf.dtype)})
+    digester.add(path, (0,) * leaf.ndim, np.asarray(leaf))
+    return digester.digest().leaves[path] != found.leaves[path]
 
 
 def _windows_differ(leaf: LazyArray, value: Any) -> bool:

@@ -203,6 +203,14 @@ def test_what_may_be_missing_or_unexpected_is_said_by_globs(mesh):
         shardinit.plan_missing({}, model(), grow={"embed": "median"}, **options)
 
 
+def test_leaves_that_lie_too_high_are_told_where_they_would_lie():
+    def training(key):
+        return {"params": {"w": jax.random.normal(key, (8, 32))}, "step": jnp.int32(0)}
+
+    with pytest.raises(StructureMismatchError, match=r"paths='\*\* -> params/\*\*'"):
+        shardinit.plan_missing({"w": jnp.ones((8, 32))}, training)
+
+
 def test_a_plan_says_itself_where_its_leaves_lie(mesh):
     plan = shardinit.plan(model(), mesh=mesh, rules=RULES)
     got = shardinit.init_missing({"embed": ...}, plan, 1)
@@ -226,3 +234,15 @@ def test_an_error_leaves_nothing_allocated(mesh):
         shardinit.init_missing(there, model(), 0, mesh=mesh, rules=RULES)
     held = {id(x) for x in jax.live_arrays()} - before - {id(there["embed"])}
     assert held == set()
+
+
+@pytest.mark.parametrize("policy", ["init", "mean"])
+def test_a_leaf_in_the_memory_of_the_host_grows(mesh, policy):
+    host = shardinit.Placement(jax.P("data"), memory_kind="pinned_host")
+    rules = shardinit.PathRules([("embed", host), ("", jax.P())])
+    there = restored(mesh)
+    got = shardinit.init_missing(
+        there, model(vocab=128), 1, mesh=mesh, rules=rules, grow={"embed": policy}
+    )["embed"]
+    assert got.sharding.memory_kind == "pinned_host"
+    assert differing(np.asarray(got)[:64], there["embed"]) == []

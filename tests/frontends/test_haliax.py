@@ -189,3 +189,14 @@ def test_the_sharded_model_runs(auto):
     out = eqx.filter_jit(model)(hax.ones(Embed))
     assert out.axes == (Vocab,)
     assert bool(jnp.isfinite(out.array).all())
+
+
+def test_named_arrays_of_a_plain_function_lie_by_their_names(auto):
+    def draw(key):
+        axes = (hax.Axis("embed", 64), hax.Axis("mlp", 256))
+        return {"w": hax.random.normal(key, axes)}
+
+    rules = shardinit.AxisRules(list(RULES.items()))
+    made = shardinit.init(draw, 0, mesh=auto, rules=rules)["w"]
+    assert made.array.sharding.spec == jax.P("data", "model")
+    assert [axis.name for axis in made.axes] == ["embed", "mlp"]

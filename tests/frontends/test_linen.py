@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import shardinit
 from shardinit.errors import InitFnError
 from shardinit.frontends import linen as front
+from tests.core.bits import differing
 
 
 class Block(nn.Module):
@@ -155,6 +157,21 @@ def test_modules_that_cannot_be_batched_still_work(abstract):
 
     init = front.init_fn(Rigid(), shapes_of(INPUT) if abstract else INPUT)
     same(jax.jit(init.fn)(KEY), jax.jit(Rigid().init)(KEY, INPUT))
+
+
+def test_a_module_that_needs_a_mesh_in_context_has_it():
+    class Constrained(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jax.lax.with_sharding_constraint(nn.Dense(32)(x), jax.P("x"))
+            return nn.Dense(64)(x)
+
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jnp.ones((2, 8))
+    with jax.set_mesh(mesh):
+        made = shardinit.init(front.init_fn(Constrained(), x), 0)
+        want = jax.jit(Constrained().init)(jax.random.key(0), x)
+    assert differing(made, want) == []
 
 
 def test_a_mesh_in_context_changes_no_value():

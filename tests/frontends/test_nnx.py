@@ -233,6 +233,19 @@ def test_a_mesh_in_context_adds_no_constraint(kind):
     assert init.axes["up"]["kernel"] == ("embed", "mlp")
 
 
+def test_a_model_that_needs_a_mesh_in_context_has_it():
+    def make(*, rngs):
+        weight = jax.random.normal(rngs.params(), (8, 32))
+        spec = jax.P(None, "x")
+        return nnx.Param(jax.lax.with_sharding_constraint(weight, spec))
+
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        made = shardinit.init(front.init_fn(lambda **kw: nnx.Dict(w=make(**kw))), 0)
+        want = jax.jit(lambda key: make(rngs=nnx.Rngs(key)).get_value())
+        assert bits.differing(made.w.get_value(), want(jax.random.key(0))) == []
+
+
 def test_building_allocates_nothing():
     def huge(*, rngs):
         return nnx.Linear(1 << 20, 1 << 20, rngs=rngs)  # 4 TiB

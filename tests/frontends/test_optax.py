@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import equinox as eqx
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,16 @@ from flax import linen as nn
 from flax import nnx
 from flax.training.train_state import TrainState
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from penzai import pz
+from penzai.models import simple_mlp
 
 import shardinit
 from shardinit.errors import InitFnError, ShardingError, StructureMismatchError
+from shardinit.frontends import equinox as from_equinox
+from shardinit.frontends import haiku as from_haiku
 from shardinit.frontends import linen as from_linen
 from shardinit.frontends import nnx as from_nnx
+from shardinit.frontends import penzai as from_penzai
 from shardinit.frontends.optax import with_optimizer
 from tests.core.bits import differing
 
@@ -274,6 +281,17 @@ def test_a_dataclass_of_the_users_own(mesh):
     assert got["slow/kernel"] == ("data", "model")
 
 
+def test_moments_without_the_boxes_of_their_parameters_lie_with_them(mesh):
+    def init(key):
+        params = MLP().init(key, jnp.ones((2, 128)))["params"]
+        return {"params": params, "m": nn.meta.unbox(params)}
+
+    plan = shardinit.plan(init, mesh=mesh, rules=RULES, opt_state="m/**")
+    specs = {leaf.path: tuple(leaf.sharding.spec) for leaf in plan.leaves}
+    assert specs["m/Dense_0/kernel"] == ("data", "model")
+    assert specs["params/Dense_0/kernel/value"] == ("data", "model")
+
+
 def test_an_nnx_optimizer_lies_with_its_model(mesh):
     class Training(nnx.Module):
         def __init__(self, rngs):
@@ -371,7 +389,7 @@ def test_the_parameters_of_a_checkpoint_get_their_optimizer(mesh):
 
 def test_state_that_repeats_parameters_repeats_those_of_the_checkpoint(mesh):
     def weights(key):
-        return {"w": jax.random.normal(key, (128, 256))}
+        return {"w": jax.random.normal(key, (128, 256)), "b": jnp.zeros(256)}
 
     restored = jax.tree.map(jnp.ones_like, weights(jax.random.key(0)))
     tx = optax.contrib.schedule_free_sgd(1e-3)
@@ -401,3 +419,36 @@ def test_programs_select_and_receipts_take_it(mesh, tmp_path):
     assert isinstance(some["params"].layers[0].kernel.get_value(), jax.ShapeDtypeStruct)
     abstract = plan.abstract()
     assert jax.tree.structure(abstract) == jax.tree.structure(made)
+
+
+def equinox_parts():
+    fn = from_equinox.init_fn(eqx.nn.MLP, 64, 8, 64, 2)
+    return fn, lambda made: eqx.filter(made, eqx.is_inexact_array)
+
+
+def haiku_parts():
+    def forward(x):
+        return hk.BatchNorm(True, True, 0.9)(hk.nets.MLP([64])(x), True)
+
+    net = hk.transform_with_state(forward)
+    return from_haiku.init_fn(net, jnp.ones((2, 64))), lambda made: made[0]
+
+
+def penzai_parts():
+    fn = from_penzai.init_fn(simple_mlp.MLP.from_config, feature_sizes=[64, 8])
+    return fn, lambda made: pz.unbind_params(made, freeze=True)[1]
+
+
+@pytest.mark.parametrize("parts", [equinox_parts, haiku_parts, penzai_parts])
+def test_what_is_trained_is_what_the_framework_trains(mesh, parts):
+    fn, trainable = parts()
+    tx, rules = optax.adam(1e-3), shardinit.fsdp("model", min_bytes=0)
+    for given in ({}, {"trainable": trainable}):
+        made = shardinit.init(
+            with_optimizer(fn, tx, **given), 0, mesh=mesh, rules=rules
+        )
+        params, state = trainable(made["params"]), made["opt_state"]
+        assert jax.tree.structure(state[0].mu) == jax.tree.structure(params)
+        pairs = zip(*map(jax.tree.leaves, (params, state[0].mu)), strict=True)
+        assert all(one.sharding == other.sharding for one, other in pairs)
+        assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(params))

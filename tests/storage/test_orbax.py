@@ -271,6 +271,33 @@ def test_a_leaf_grows_while_it_is_restored(tmp_path, mesh):
     assert differing(np.asarray(got)[:60], old["embed"]) == []
     assert not np.asarray(got)[60:].any()
     assert got.sharding == plan.leaves[0].sharding
+    for drawn in ("init", "mean_cov"):
+        with pytest.raises(StructureMismatchError, match=r"'embed'.*Pass key="):
+            orbax.restore(tmp_path / "out", plan, grow={"embed": drawn})
+
+
+def test_a_whole_checkpoint_of_several_streams_needs_no_key(tmp_path):
+    def draw(key):
+        return {name: jax.random.normal(one, (8, 32)) for name, one in key.items()}
+
+    keys = {"params": 0, "dropout": 1}
+    made = shardinit.init(draw, keys)
+    orbax.save(tmp_path / "out", made)
+    plan = shardinit.plan(draw, key=keys)
+    assert differing(orbax.restore(tmp_path / "out", plan), made) == []
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"w": jnp.ones(3), "f": jax.nn.relu}, "leaf 'f'.*got custom_jvp"),
+        (jnp.ones(3), "expected a dict, list or tuple of arrays"),
+        ({}, "expected a dict, list or tuple of arrays"),
+    ],
+)
+def test_what_orbax_keeps_no_place_for_is_named(tmp_path, tree, said):
+    with pytest.raises(CheckpointError, match=said):
+        orbax.save(tmp_path / "out", tree)
 
 
 # ---- what others write ---------------------------------------------------------------

@@ -19,18 +19,8 @@ MAX_AXIS = 1 << 32  # elements
 
 
 def trace(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
-    """Traces without a mesh, or under the caller's if the function asks for one.
-
-    A ``PartitionSpec`` in ``with_sharding_constraint`` or ``out_sharding=`` means a
-    mesh that is set; without one JAX refuses it, by ValueError or RuntimeError.
-    """
-    try:
-        with jx.no_mesh():
-            return _trace(fn, key_aval)
-    except (ValueError, RuntimeError):
-        if jax.sharding.get_abstract_mesh().empty:
-            raise
-        return _trace(fn, key_aval)
+    """Traces without a mesh, or under the caller's if the function asks for one."""
+    return jx.without_mesh(lambda: _trace(fn, key_aval))
 
 
 def _trace(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:

@@ -42,9 +42,11 @@ class Traced:
         inputs: Sequence[jx.Aval],
     ):
         self._key, self._inputs = key, inputs
-        with jx.collector_paused(), jx.no_mesh():
-            given = (key, list(inputs))
-            self._closed, self._shapes = jx.trace(lambda both: fn(*both), given)
+        given = (key, list(inputs))
+        with jx.collector_paused():
+            self._closed, self._shapes = jx.without_mesh(
+                lambda: jx.trace(lambda both: fn(*both), given)
+            )
 
     def __call__(self, key: Values, values: Sequence[Values]) -> Tree:
         """Returns the pytree for a key and arrays, or tracers of them."""

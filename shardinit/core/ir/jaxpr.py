@@ -232,6 +232,21 @@ def no_mesh() -> AbstractContextManager[None]:
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ()))
 
 
+def without_mesh(call: Callable[[], T]) -> T:
+    """What a trace gives without a mesh, or under the caller's if it asks for one.
+
+    A ``PartitionSpec`` in ``with_sharding_constraint`` or ``out_sharding=`` means a
+    mesh that is set; without one JAX refuses it, by ValueError or RuntimeError.
+    """
+    try:
+        with no_mesh():
+            return call()
+    except (ValueError, RuntimeError):
+        if jax.sharding.get_abstract_mesh().empty:
+            raise
+        return call()
+
+
 def coordinator() -> Any:
     """The client of the store of a ``jax.distributed`` job's coordinator, or None.
 

@@ -33,14 +33,20 @@ def mirrors(
     """
     ends: dict[Keys, list[Keys]] = {}
     for path in params:
-        for start in range(len(path)):
-            ends.setdefault(path[start:], []).append(path)
+        bare = _unboxed(path)
+        for start in range(len(bare)):
+            ends.setdefault(bare[start:], []).append(path)
     found = {}
     for path, shape in states.items():
-        for match in _matches(path, shape, ends, params):
+        for match in _matches(_unboxed(path), shape, ends, params):
             found[path] = match
             break
     return found
+
+
+def _unboxed(path: Keys) -> Keys:
+    """A key path without the box around an array, which either side may lack."""
+    return path[:-1] if path[-1:] == (GetAttrKey("value"),) else path
 
 
 def _matches(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ import jax
 
 from shardinit.core.cut.cut import Cut
 from shardinit.core.init_fn import InitFn
-from shardinit.core.paths import chosen
+from shardinit.core.paths import chosen, named_leaves
 from shardinit.core.plan import tables as plan_table
 from shardinit.core.plan import text_table as table
 from shardinit.core.plan.findings import Finding, as_text, warn
@@ -79,6 +79,31 @@ class Plan:
     def root_key(self, key: RootKey) -> RootKey:
         """The key that the function gets for a root key of the user's."""
         return key if self.prng is None else as_threefry(key)
+
+    @cached_property
+    def unboxed(self) -> dict[str, str]:
+        """The path of each leaf by its path without a box around it.
+
+        A function of the user's own may give its arrays in boxes. Those have a place
+        in the plan's paths, and none in checkpoints' and digests'.
+        """
+        own = [leaf.path for leaf in self.leaves]
+        stand_ins = [jax.ShapeDtypeStruct((), "float32") for _ in own]
+        named = named_leaves(jax.tree.unflatten(self.cut.tree, stand_ins))
+        return {path: x for (path, _), x in zip(named, own, strict=True)}
+
+    def paths_of(self, found: Iterable[str]) -> list[str]:
+        """The plan's own paths for those of a checkpoint or a digest.
+
+        Orbax itself, given boxes, writes them as dicts of a ``value``.
+
+        Args:
+          found: the paths; those that are none of its leaves stay as they are.
+        """
+        boxed = {f"{leaf.path}/value": leaf.path for leaf in self.leaves}
+        own = {leaf.path: leaf.path for leaf in self.leaves}
+        known = boxed | self.unboxed | own
+        return [known.get(x, x) for x in found]
 
     def selected(self, select: Select | None) -> Plan:
         """The same plan, in which other leaves are made.

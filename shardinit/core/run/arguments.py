@@ -16,6 +16,7 @@ from shardinit.core.ir.jaxpr import is_key, is_tracer, key_impl
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import RootKey, keys_of, streams_of
 from shardinit.core.types import Array
+from shardinit.errors import InvalidKeyError
 
 
 def key_words(key: RootKey, cut: Cut) -> np.ndarray:
@@ -28,13 +29,14 @@ def key_words(key: RootKey, cut: Cut) -> np.ndarray:
       cut: the function that was planned.
 
     Raises:
-      TypeError: the key has other streams or another implementation than the plan's,
-        or no value.
+      InvalidKeyError: (a ``TypeError``) the key has other streams or another
+        implementation than the plan's, or no value.
     """
     if streams_of(key) != cut.streams:
-        raise TypeError(
-            f"key: got {_said(streams_of(key))}; the plan was made for "
-            f"{_said(cut.streams)}. Pass key= of the same kind to shardinit.plan"
+        raise InvalidKeyError(
+            "key",
+            f"got {_said(streams_of(key))}; the plan was made for {_said(cut.streams)}",
+            remedy="Pass key= of the same kind to shardinit.plan",
         )
     return np.concatenate([_words(one, cut) for one in keys_of(key)])
 
@@ -45,9 +47,11 @@ def _said(streams: tuple[str, ...]) -> str:
 
 def _words(key: Array, cut: Cut) -> np.ndarray:
     if is_tracer(key):
-        raise TypeError(
-            "key: got a value that is being traced; expected a concrete key. Call "
-            "shardinit outside jax.jit and other transformations"
+        raise InvalidKeyError(
+            "key",
+            "got a value that is being traced",
+            "a concrete key",
+            "Call shardinit outside jax.jit and other transformations",
         )
     if is_key(key.dtype):
         impl = key_impl(key.dtype)
@@ -55,9 +59,11 @@ def _words(key: Array, cut: Cut) -> np.ndarray:
     else:
         impl, words = cut.impl, key
     if impl != cut.impl or words.size != keys.words_per_key(cut.impl):
-        raise TypeError(
-            f"key: got a {impl} key with {words.size} words; the plan was made for "
-            f"{cut.impl} keys. Pass key= of the same type to shardinit.plan"
+        raise InvalidKeyError(
+            "key",
+            f"got a {impl} key with {words.size} words; the plan was made for "
+            f"{cut.impl} keys",
+            remedy="Pass key= of the same type to shardinit.plan",
         )
     return np.asarray(words)
 

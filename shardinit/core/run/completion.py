@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from shardinit.core.cut.cut import LeafCut
 from shardinit.core.plan.fsdp import fsdp
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.leaves import PlanLeaf
@@ -158,13 +159,12 @@ def restore_into(
         drawn and there is no key.
     """
     made = settled(whole, found, allowed)
-    lacking = {entry.path for entry in made.account.filled} - set(made.copies)
     for leaf in whole.cut.leaves:
-        if key is None and leaf.path in lacking and is_drawn(leaf.source):
+        if key is None and (why := _draws(leaf, made)):
             raise StructureMismatchError(
                 f"leaf {leaf.path!r}",
-                "the checkpoint does not have it",
-                "a key for what has to be initialised",
+                why,
+                "a key for what has to be drawn",
                 "Pass key=, or restore into a plan without it",
             )
     wanted = {}
@@ -188,9 +188,25 @@ def restore_into(
         path: have.of(arrays) if isinstance(have, Mapped) else arrays[path]
         for path, have in made.present.items()
     }
-    return MissingPlan(whole, replace(made, present=filled)).run(
-        as_key(0 if key is None else key)
-    )
+    root = _any_key(whole) if key is None else as_key(key)
+    return MissingPlan(whole, replace(made, present=filled)).run(root)
+
+
+def _draws(leaf: LeafCut, made: Settled) -> str:
+    """Why numbers are drawn for a leaf; empty if none are."""
+    path, drawn = leaf.path, is_drawn(leaf.source)
+    if path not in made.present:
+        return "the checkpoint lacks it" if drawn and path not in made.copies else ""
+    policy, have = made.policies.get(path), made.present[path]
+    if policy == "mean_cov" or (policy == "init" and drawn):
+        return f"it grows by {policy}"
+    return "it gets noise" if isinstance(have, Mapped) and have.tensor.noise else ""
+
+
+def _any_key(whole: Plan) -> RootKey:
+    """A key such as the plan was made for, where nothing is drawn of it."""
+    one = jax.random.key(0, impl=whole.cut.impl)
+    return dict.fromkeys(whole.cut.streams, one) or one
 
 
 def _before(place: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:

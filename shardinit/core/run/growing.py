@@ -64,13 +64,19 @@ def resized(
         return old
 
     if fresh is not None:
-        fresh = jax.device_put(fresh, NamedSharding(auto, sharding.spec), donate=True)
+        fresh = _moved(fresh, placed)
         made = jax.jit(put, out_shardings=placed, donate_argnums=0)(fresh, old)
     else:
         seed = jax.random.fold_in(seed_of(key), zlib.crc32(path.encode()))
         seed = jax.device_put(seed, NamedSharding(auto, PartitionSpec()))
         made = jax.jit(fill, out_shardings=placed)(old, seed)
-    return jax.device_put(made, sharding, donate=True)
+    return _moved(made, sharding)
+
+
+def _moved(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """An array that nobody else holds, elsewhere; JAX donates within one memory."""
+    same = array.sharding.memory_kind == sharding.memory_kind
+    return jax.device_put(array, sharding, donate=same)
 
 
 def seed_of(key: RootKey) -> jax.Array:

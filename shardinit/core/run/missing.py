@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from shardinit.core.paths import path_str
+from shardinit.core.paths import named_leaves
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.padding import Pad, padded
@@ -206,5 +206,5 @@ def present_in(partial: Any, whole: Plan) -> dict[str, Any]:
         return x is None or x is ... or isinstance(x, jax.ShapeDtypeStruct)
 
     state = whole.init_fn.state_of(partial)
-    flat, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=absent)
-    return {path_str(path): x for path, x in flat if not absent(x)}
+    found = {path: x for path, x in named_leaves(state, absent) if not absent(x)}
+    return dict(zip(whole.paths_of(found), found.values(), strict=True))

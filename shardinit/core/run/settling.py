@@ -7,6 +7,7 @@ is refused by the name of its leaf.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from shardinit.core.cut.cut import LeafCut
 from shardinit.core.cut.sources import Replicated, Windowed
 from shardinit.core.init_fn import AxisNames
 from shardinit.core.paths import chosen, glob, nearest
@@ -84,7 +86,8 @@ def settled(whole: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settle
       StructureMismatchError: something else would have to be done.
     """
     paths = [leaf.path for leaf in whole.leaves]
-    present = mapped(present, allowed.paths, set(paths))
+    there = mapped(present, allowed.paths, {*paths, *whole.unboxed})
+    present = dict(zip(whole.paths_of(there), there.values(), strict=True))
     extra = _unexpected(present, paths, allowed)
     policies = _policies(allowed.grow, paths)
     for path in padded_paths(allowed.pad, paths):
@@ -111,10 +114,10 @@ def settled(whole: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settle
             groups.setdefault(kind, []).append(Entry(leaf.path, nbytes, change))
     _check_missing([x.path for x in groups.get("filled", [])], paths, allowed)
     copies = _copies(whole, present)
-    there = {path: present[path] for path in paths if path in present}
+    kept = {path: present[path] for path in paths if path in present}
     entries = {kind: tuple(found) for kind, found in groups.items()}
     account = Account(**entries, unexpected=tuple(extra))
-    return Settled(account, there, grows, copies)
+    return Settled(account, kept, grows, copies)
 
 
 def _unexpected(
@@ -125,13 +128,16 @@ def _unexpected(
     taken = _taker(allowed.unexpected)
     refused = [path for path in extra if not taken(path)]
     if refused:
+        inside = sorted((x for x in paths if x.endswith(f"/{refused[0]}")), key=len)
+        outer = inside[0].removesuffix(refused[0]) if inside else ""
         raise StructureMismatchError(
             f"leaf {refused[0]!r}",
             f"it is not among the {len(known):,} leaves of the init function"
             + (f", nor are {len(refused) - 1:,} others" if len(refused) > 1 else ""),
-            nearest(refused[0], sorted(known)),
-            "Remove it, give the tree the keys that the function gives it, or allow it "
-            f"with unexpected={refused[0]!r}",
+            nearest(refused[0], inside[:1] or sorted(known)),
+            "Remove it, give the tree the keys that the function gives it"
+            + (f", as by paths='** -> {outer}**'" if outer else "")
+            + f", or allow it with unexpected={refused[0]!r}",
         )
     return [Entry(path, int(getattr(present[path], "nbytes", 0))) for path in extra]
 
@@ -240,29 +246,44 @@ def _changes(
 def _copies(whole: Plan, present: Mapping[str, Any]) -> dict[str, str]:
     """Missing state of an optimizer that repeats a parameter which is there.
 
-    A full initialisation would give it the values of a new parameter.
+    A full initialisation would give it the values of a new parameter. A constant one
+    (zeros of a bias) may be a moment's too: it is repeated where others of its field
+    are.
     """
     cut = whole.cut
-    numbers = {leaf.path: i for i, leaf in enumerate(cut.leaves)}
+    leaves = {leaf.path: leaf for leaf in cut.leaves}
+    names = zip(cut.leaves, names_of(cut, whole.init_fn.axes), strict=True)
+    states = {
+        leaf.path: name.mirrors.path if name.mirrors is not None else ""
+        for leaf, name in names
+        if isinstance(name, AxisNames) and name.optimizer
+    }
+    drawn = {path for path in states if is_drawn(leaves[path].source)}
+    same = {x for x in drawn if states[x] and _equal(leaves[x], leaves[states[x]])}
+    fields = {_field(path, states[path]) for path in same}
     copies: dict[str, str] = {}
-    for leaf, name in zip(cut.leaves, names_of(cut, whole.init_fn.axes), strict=True):
-        source = leaf.source
-        state = isinstance(name, AxisNames) and name.optimizer
-        if leaf.path in present or not state or not is_drawn(source):
+    for path, param in states.items():
+        if path in present or (param and param not in present):
             continue
-        param = name.mirrors.path if name.mirrors is not None else ""
-        if param and param not in present:
-            continue
-        if not param or not _equal(source, cut.leaves[numbers[param]].source):
+        if path in same or (param and _field(path, param) in fields):
+            copies[path] = param
+        elif path in drawn:
             raise StructureMismatchError(
-                f"leaf {leaf.path!r}",
+                f"leaf {path!r}",
                 "it is missing, and the optimizer makes it of the parameters"
                 + (f", of which {param!r} is there" if param else ""),
                 "state that depends on no parameter, or that repeats one",
                 "Make the state of the restored parameters: tx.init(params)",
             )
-        copies[leaf.path] = param
     return copies
+
+
+def _field(path: str, param: str) -> str:
+    """The way to the tree of an optimizer that repeats the tree of the parameters."""
+    keys, inner = path.split("/"), param.split("/")
+    ends = zip(reversed(keys), reversed(inner), strict=False)
+    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], ends))
+    return "/".join(keys[: len(keys) - common])
 
 
 def is_drawn(source: Any) -> bool:
@@ -271,9 +292,12 @@ def is_drawn(source: Any) -> bool:
     return any(node.op == "root" for node in nodes)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(leaf: LeafCut, param: LeafCut) -> bool:
     """Whether two leaves are one value: of one program and the same keys."""
-    if not isinstance(one, Windowed | Replicated) or type(one) is not type(other):
+    one, other = leaf.source, param.source
+    if not isinstance(one, Windowed | Replicated):
+        return False
+    if not isinstance(other, Windowed | Replicated) or type(one) is not type(other):
         return False
     programs = (one.program, getattr(one, "result", 0))
     same_keys = list(map(id, one.operands)) == list(map(id, other.operands))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shardinit.core.paths import named_leaves
 from shardinit.core.plan import text_table as table
 from shardinit.core.plan.folded import folded, template
 from shardinit.core.prng.root_key import KeyLike
@@ -20,7 +21,6 @@ from shardinit.errors import ArgumentError
 from shardinit.verify.compare.renames import renamed
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
 from shardinit.verify.compare.taking import of_arrays, of_digest, of_receipt, snapshot
-from shardinit.verify.digest.devices import named_leaves
 from shardinit.verify.digest.host import Digest
 
 KINDS: Final = (

@@ -31,7 +31,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.ir.jaxpr import is_key
-from shardinit.core.paths import path_str
+from shardinit.core.paths import named_leaves
 from shardinit.core.plan.mesh import alone_on
 from shardinit.core.region import Region
 from shardinit.errors import DigestError
@@ -51,7 +51,6 @@ from shardinit.verify.digest.host import (
 
 # Smaller windows are not worth a call to the device.
 _SMALL = 1 << 14
-_BOX = jax.tree_util.GetAttrKey("value")
 _SPEC = PartitionSpec("window")
 _NOTHING = np.zeros((0, LANES), np.uint32)
 
@@ -102,24 +101,6 @@ def digest(tree: Any) -> Digest:
         (path, array.shape, array.dtype, total)
         for (path, array), total in zip(arrays.items(), totals, strict=True)
     )
-
-
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Path and leaf, in the order of the tree.
-
-    The box around an array (of an NNX module, of a Linen variable with names) is no
-    part of its path: a model has the paths, and the digest, of its plain arrays.
-
-    Example:
-      >>> named_leaves({"w": [1, 2]})
-      [('w/0', 1), ('w/1', 2)]
-    """
-    named = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if path and path[-1] == _BOX:
-            path = path[:-1]
-        named.append((path_str(path), leaf))
-    return named
 
 
 def as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:
