@@ -352,7 +352,8 @@ def init(
     """Implements ``Module.init``."""
     key = as_single_key(key)
     _refuse_others(module)
-    traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
+    with jax.transfer_guard("allow"):
+        traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
     traced = traced or any(map(is_tracer, jax.tree.leaves((key, module, inputs))))
     made = Initialisation(
         module, inputs, call_method, key_policy, key=key, traced=traced
