@@ -276,9 +276,10 @@ def test_numpys_and_pythons_random_state():
             "zeros": jnp.zeros(8),
         }
 
-    found = only(fn, "host-random")
-    assert found.leaves == ("numpy", "python")
-    assert found.severity == "warning"
+    for _ in range(2):  # JAX keeps the trace, and a plan what it took of the host
+        found = only(fn, "host-random")
+        assert found.leaves == ("numpy", "python")
+        assert found.severity == "warning"
 
 
 def test_the_page_of_findings_has_every_kind_with_its_severity():
