@@ -89,7 +89,7 @@ def analyse(graph: Subgraph) -> Analysis:
 
 
 def _has_fences(order: Sequence[Node]) -> bool:
-    return any(node.name in ("fence", "optimization_barrier") for node in order)
+    return any(node.name == "fence" for node in order)
 
 
 def covered(nodes: Iterable[Node]) -> bool:

@@ -11,7 +11,12 @@ from shardinit.core.window.coordinates import spread
 from shardinit.core.window.rules.rule import At, Steps, Zero, rule
 
 
-@rule("fence", "optimization_barrier")
+@rule("optimization_barrier")
+def _barrier(node: Node, which: int, coords: Coords) -> Steps:
+    return lax.optimization_barrier((yield At(which, coords)))
+
+
+@rule("fence")
 def _fence(node: Node, which: int, coords: Coords) -> Steps:
     value = yield At(which, coords)
     return fenced(value, (yield Zero()))
