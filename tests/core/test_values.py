@@ -133,6 +133,7 @@ MASKS = {
     "drawn": lambda k: (
         normal(k) * draw.bernoulli(draw.fold_in(k, 1), 0.5, (64,)).astype(jnp.float32)
     ),
+    "of a derivative": lambda k: jax.jacfwd(jnp.square)(draw.normal(k, (32,))),
     "of blocks": lambda k: jnp.kron(draw.normal(k, (8, 8)), jnp.eye(8)),
 }
 
@@ -206,6 +207,12 @@ def test_a_leaf_without_values_is_refused_by_name():
 
     with pytest.raises(InitFnError, match=r"'tangent'.*float0"):
         shardinit.plan(fn)
+
+
+def test_float64_is_kept_apart_too(mesh):
+    with jax.enable_x64(True):
+        same_as_jit(lambda k: (normal(k, jnp.float64) * 0.3)[3:19] * 0.7, mesh)
+        same_as_jit(lambda k: normal(k, jnp.float64) * (jnp.arange(64) % 3 > 0), mesh)
 
 
 def test_debug_nans_names_the_leaf(mesh):

@@ -80,7 +80,8 @@ def fence_moves(graph: Subgraph) -> Subgraph:
         if node.name in MOVES:
             made = _union(below, node.inputs)
             joined = made & _union(above, node.outputs)
-            if joined & _ANY_MOVE or (joined and node.name in _PICKS):
+            apart = joined & _ANY_MOVE or (joined and node.name in _PICKS)
+            if apart and not _moves_nothing(node):
                 fenced.add(node)
                 made = set()
         for value in node.outputs:
@@ -95,6 +96,12 @@ def fence_moves(graph: Subgraph) -> Subgraph:
         return fence(moved.outputs)
 
     return extract(graph.outs, graph.inputs, expand)
+
+
+def _moves_nothing(node: Node) -> bool:
+    """Whether all elements stay where they are: XLA takes it away."""
+    same = node.inputs[0].shape == node.outputs[0].shape
+    return same and node.name in ("broadcast_in_dim", "reshape", "slice", "split")
 
 
 def _spread_masks(node: Node, below: dict[Value, set[str]]) -> list[Node]:

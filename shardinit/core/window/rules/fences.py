@@ -26,11 +26,11 @@ def fenced(value: Values, zero: Words) -> Values:
     """The same floats, which the compiler cannot join with what they are made of.
 
     Args:
-      value: elements; those that are no floats of 16 or 32 bits are left as they are.
+      value: elements; floats of 8 bits and what is no float are left as they are.
       zero: a uint32 scalar that is zero whenever the program runs.
     """
     dtype = np.dtype(value.dtype)
-    word = {2: np.uint16, 4: np.uint32}.get(dtype.itemsize)
+    word = {2: np.uint16, 4: np.uint32, 8: np.uint64}.get(dtype.itemsize)
     if word is None or dtype.kind not in "fV":
         return value
     # Not an optimization_barrier: on CPU none is left when loops are fused, see
