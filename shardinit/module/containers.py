@@ -217,5 +217,10 @@ def compact_module(fn: Callable[..., Any]) -> Any:
 
     setattr(__call__, "__name__", "__call__")  # noqa: B010
     name = getattr(fn, "__name__", "compact_module")
-    body = {"__call__": __call__, "__doc__": fn.__doc__, "__module__": fn.__module__}
+    body = {
+        "__call__": __call__,
+        "__doc__": fn.__doc__,
+        "__module__": fn.__module__,
+        "__qualname__": getattr(fn, "__qualname__", name),
+    }
     return types.new_class(name, (Module,), exec_body=lambda ns: ns.update(body))

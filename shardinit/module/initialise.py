@@ -12,13 +12,16 @@ the holes of the skeleton.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from shardinit.core.init_fn import InitFn, axis_names, check_structure
+from shardinit.core.host_state import watched
+from shardinit.core.init_fn import InitFn, axis_names, check_structure, identity
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.paths import nested
@@ -75,7 +78,12 @@ class Initialisation:
         abstract = jax.eval_shape(lambda xs: xs, self._given)
         self._abstract = abstract if traced else [_off_meshes(x) for x in abstract]
         self._traces: dict[Any, Traced] = {}
-        trace = self._traced(jax.eval_shape(jax.random.key, 0) if key is None else key)
+        self._again = partial(
+            Initialisation, module, inputs, call_method, key_policy, key=key
+        )
+        key = jax.eval_shape(jax.random.key, 0) if key is None else key
+        with watched() as self._host:
+            trace = self._traced(key)
         if traced:
             self._values = {
                 n: x for n, x in enumerate(self._given) if not _is_abstract(x)
@@ -162,6 +170,9 @@ class Initialisation:
             rebuild=self.rebuild,
             state_of=self.state_of,
             name=self.name,
+            draws_on_host=self._host.moved,
+            asks_process=self._host.asked,
+            again=lambda: self._again().init_fn(),
         )
 
     def _hole(self, value: Any) -> Any:
@@ -352,13 +363,15 @@ def init(
     """Implements ``Module.init``."""
     key = as_single_key(key)
     _refuse_others(module)
-    traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
+    with jax.transfer_guard("allow"):
+        traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
     traced = traced or any(map(is_tracer, jax.tree.leaves((key, module, inputs))))
     made = Initialisation(
         module, inputs, call_method, key_policy, key=key, traced=traced
     )
     if not traced:
-        arrays = compiled.init(InitFn(made.fn, made.axes), key, mesh=mesh, rules=rules)
+        fn = replace(made.init_fn(), rebuild=identity)
+        arrays = compiled.init(fn, key, mesh=mesh, rules=rules)
     elif mesh is None and rules is None:
         arrays = jax.jit(made.fn)(key)
     else:

@@ -54,6 +54,11 @@ MAKERS = {
         draw.gumbel(k, SHAPE, d) * number(0.3 / (i + 1), d) + number(i + 0.1, d),
         number(-0.1 * i, d),
     ),
+    "divided": lambda k, i, d: draw.normal(k, SHAPE, d) / number(3 * i + 2, d),
+    "divided and shifted": lambda k, i, d: (
+        draw.uniform(k, SHAPE, d) / jnp.sqrt(number(3 * i + 2, d)) + number(i + 0.1, d)
+    ),
+    "negated": lambda k, i, d: -(draw.normal(k, SHAPE, d) * number(0.3 / (i + 2), d)),
     "constant": lambda k, i, d: jnp.full(SHAPE, 0.3 * i, d),
     "orthogonal": lambda k, i, d: init.orthogonal(0.3 / (i + 1))(k, (32, 32), d),
     "transposed": lambda k, i, d: (

@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import shardinit
+from shardinit import deferred, module
 
 
 def fn(key):
@@ -88,6 +89,21 @@ def test_inside_a_transfer_guard(mesh):
         window = shardinit.read(fn, key, "w", (slice(0, 2), ...))
     np.testing.assert_array_equal(made["table"], PLAIN["table"])
     np.testing.assert_array_equal(window, PLAIN["w"][:2])
+
+
+def test_seeds_and_names_inside_a_transfer_guard(mesh):
+    waiting = [deferred.UninitializedParameter(lambda key: key, "a")]
+    with jax.transfer_guard("disallow"):
+        plan = shardinit.plan(fn, mesh=mesh)
+        made = shardinit.compile_plan(plan)(0)
+        receipt = shardinit.receipt(plan, 0, made)
+        shardinit.verify_receipt(receipt, made)
+        shardinit.init_missing({"w": made["w"]}, fn, 0, mesh=mesh)
+        assert shardinit.diff(fn, fn).same
+        deferred.initialize_parameters(waiting, 0)
+        module.Linear(4).init(0, jax.ShapeDtypeStruct((2, 8), jnp.float32))
+    with jax.transfer_guard("disallow_explicit"):
+        assert shardinit.digest(made).root == receipt.root
 
 
 @pytest.mark.slow

@@ -87,6 +87,7 @@ VALUES = {
         lax.map(lambda key: draw.normal(key, (64,)), draw.split(k, 8)) + 3.0
     ),
     "barrier of the user's": lambda k: lax.optimization_barrier(normal(k) * 0.3) * 0.7,
+    "barrier before a sum": lambda k: lax.optimization_barrier(normal(k) * 3) + 1,
     "mean of constants that a loop made": lambda k: jnp.mean(
         lax.map(lambda _: jnp.full((4, 64), 0.3), draw.split(k, 8)), 1
     ),
@@ -117,6 +118,26 @@ DIVISORS = {
 }
 
 
+def odd(*shape):
+    return lax.broadcasted_iota(jnp.int32, shape, 0) % 2 == 1
+
+
+# A factor that was a truth value: a choice under jit, or a product with zeros of its
+# sign, as something lies between or not.
+MASKS = {
+    "as it is": lambda k: normal(k) * odd(64, 64).astype(jnp.float32),
+    "of rows": lambda k: normal(k) * odd(64).astype(jnp.float32),
+    "of columns": lambda k: normal(k) * odd(64, 1).astype(jnp.float32),
+    "transposed": lambda k: normal(k) * odd(64, 64).astype(jnp.float32).T,
+    "looked up": lambda k: normal(k)[:19] * odd(64, 64).astype(jnp.float32)[ROWS],
+    "drawn": lambda k: (
+        normal(k) * draw.bernoulli(draw.fold_in(k, 1), 0.5, (64,)).astype(jnp.float32)
+    ),
+    "of a derivative": lambda k: jax.jacfwd(jnp.square)(draw.normal(k, (32,))),
+    "of blocks": lambda k: jnp.kron(draw.normal(k, (8, 8)), jnp.eye(8)),
+}
+
+
 def same_as_jit(fn, mesh):
     key = draw.key(5)
     rules = shardinit.fsdp("data", min_bytes=0)
@@ -128,6 +149,12 @@ def same_as_jit(fn, mesh):
 @pytest.mark.few(6)
 def test_values_are_those_of_jit(name, mesh):
     same_as_jit(VALUES[name], mesh)
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.few(4)
+def test_a_mask_gives_zeros_the_sign_that_jit_gives_them(name, mesh):
+    same_as_jit(MASKS[name], mesh)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -180,6 +207,12 @@ def test_a_leaf_without_values_is_refused_by_name():
 
     with pytest.raises(InitFnError, match=r"'tangent'.*float0"):
         shardinit.plan(fn)
+
+
+def test_float64_is_kept_apart_too(mesh):
+    with jax.enable_x64(True):
+        same_as_jit(lambda k: (normal(k, jnp.float64) * 0.3)[3:19] * 0.7, mesh)
+        same_as_jit(lambda k: normal(k, jnp.float64) * (jnp.arange(64) % 3 > 0), mesh)
 
 
 def test_debug_nans_names_the_leaf(mesh):

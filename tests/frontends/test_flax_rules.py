@@ -134,6 +134,12 @@ def test_rules_of_flaxs_context_count_where_the_plan_has_none():
         assert placed(fn, mine)["params/w"] == [("stage",), ()]
         assert placed(fn, shardinit.fsdp())["params/w"] == [(), ()]  # 1 KiB
 
+        def plain(key):
+            w = jax.random.normal(key, (16, 16))
+            return {"box": nn.LogicallyPartitioned(w, ("embed", "mlp"))}
+
+        assert placed(plain, None)["box/value"] == [("tensor",), ("data",)]
+
 
 def test_a_known_name_beside_an_unknown_one_counts_without_rules():
     fn = nnx_frontend.init_fn(named(("mlp", "tensor")))

@@ -359,3 +359,13 @@ def test_a_class_made_in_a_compact_method_is_met_again_with_this_runs_variables(
         np.testing.assert_array_equal(made(number * X), 3 * number * X)
     assert made.inner.calls == 3
     np.testing.assert_array_equal(jax.jit(lambda m, x: m(x))(made, X), 3 * X)
+
+
+def test_a_compact_module_made_in_a_compact_method_is_met_again():
+    class Outer(tx.Module):
+        @tx.compact
+        def __call__(self, x):
+            return tx.compact_module(lambda x: tx.Linear(3)(x))()(x)
+
+    made = Outer().init(0, X)
+    assert made(X).shape == (*X.shape[:-1], 3)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import shardinit
 from shardinit import module as tx
 from shardinit.errors import InitFnError
 from tests.core.bits import differing
@@ -200,3 +201,24 @@ def test_initialised_parts_may_lie_on_a_mesh(mesh):
     assert made.layers[0].layers[0].kernel is part.layers[0].kernel
     made = tx.Sequential(part, tx.Linear(8)).init(2, x, mesh=mesh)
     assert made.layers[0].layers[0].kernel is part.layers[0].kernel
+
+
+def test_what_a_module_takes_of_the_hosts_state_is_found():
+    class Drawn(tx.Module):
+        value: object = tx.Parameter.node(None)
+        process: object = tx.Parameter.node(None)
+        setting: int = 0
+
+        def __call__(self, x):
+            if self.initializing():
+                self.setting = int(np.random.randint(1 << 30))
+                self.value = jnp.full((8, 8), float(self.setting))
+                self.process = jnp.full((4,), jax.process_index())
+            return x
+
+    fn = tx.init_fn(Drawn(), jnp.ones(2))
+    kinds = {x.kind: x.leaves for x in shardinit.plan(fn).findings}
+    assert kinds["host-random"] == ("value",)
+    assert kinds["by-process"] == ("process",)
+    made = shardinit.init(fn, 0)
+    assert float(made.value[0, 0]) == float(jnp.float32(made.setting))

@@ -3,8 +3,9 @@
 Windows carry moves out on coordinates, so that nothing of them is left between the
 arithmetic on both sides. The compiler would join it there, with other last places:
 ``(x * a)[3:9] * b`` becomes ``x * (a * b)``; a rounding to bfloat16 is dropped before a
-cast back (XLA's excess precision: https://github.com/jax-ml/jax/issues/23007); what a
-loop made is joined with what follows it.
+cast back (XLA's excess precision: https://github.com/jax-ml/jax/issues/23007); of a
+factor that was a truth value it makes a choice; what a loop made is joined with what
+follows it.
 
 An ``optimization_barrier`` does not hold: the CPU compiler of JAX 0.10.2 and 0.12.0.1
 takes it away before it fuses, and LLVM then contracts a product and a sum across it
@@ -32,6 +33,9 @@ MOVES = _PICKS | frozenset(
     """broadcast_in_dim concatenate expand_dims pad reshape rev squeeze tile
     transpose""".split()
 )
+# What no move may lie between: a dropped rounding, and a mask, of which XLA makes a
+# choice, where a product has the sign of its zeros.
+_ANY_MOVE = {"rounding", "mask"}
 _FAMILIES = {"mul": "factor", "div": "factor", "add": "shift", "sub": "shift"}
 
 # What XLA's CPU compiler expands in other ways in a loop than outside of one (JAX
@@ -72,10 +76,12 @@ def fence_moves(graph: Subgraph) -> Subgraph:
     fenced: set[Node] = set()
     for node in order:
         made = _families(node)
+        fenced.update(_spread_masks(node, below))
         if node.name in MOVES:
             made = _union(below, node.inputs)
             joined = made & _union(above, node.outputs)
-            if "rounding" in joined or (joined and node.name in _PICKS):
+            apart = joined & _ANY_MOVE or (joined and node.name in _PICKS)
+            if apart and not _moves_nothing(node):
                 fenced.add(node)
                 made = set()
         for value in node.outputs:
@@ -92,12 +98,27 @@ def fence_moves(graph: Subgraph) -> Subgraph:
     return extract(graph.outs, graph.inputs, expand)
 
 
+def _moves_nothing(node: Node) -> bool:
+    """Whether all elements stay where they are: XLA takes it away."""
+    same = node.inputs[0].shape == node.outputs[0].shape
+    return same and node.name in ("broadcast_in_dim", "reshape", "slice", "split")
+
+
+def _spread_masks(node: Node, below: dict[Value, set[str]]) -> list[Node]:
+    """What makes the masks that an equation itself spreads along axes of size one."""
+    (out, *_) = node.outputs
+    spread = [v for v in node.inputs if node.name == "mul" and v.shape != out.shape]
+    return [v.node for v in spread if v.node and "mask" in below.get(v, ())]
+
+
 def _families(node: Node) -> set[str]:
     """What an equation's results are to the arithmetic that may follow."""
     (out, *_) = node.outputs
     if not _is_float(out) or node.name in MOVES or node.name == FENCE:
         return set()
     found = {"rounding"} if _bits(out) < 32 else set()
+    if node.name == "convert_element_type" and node.inputs[0].dtype == bool:
+        found.add("mask")
     if node.name in _FAMILIES and any(v.size == 1 for v in node.inputs):
         found.add(_FAMILIES[node.name])
     return found
@@ -116,6 +137,8 @@ def _wanted_by(order: Sequence[Node]) -> dict[Value, set[str]]:
                 asked = {"rounding"}
         elif node.name in _FAMILIES and any(v.size == 1 for v in node.inputs):
             asked = {_FAMILIES[node.name]}
+        if node.name == "mul":
+            asked = {*asked, "mask"}
         for value in node.inputs:
             wanted.setdefault(value, set()).update(asked)
     return wanted

@@ -64,8 +64,6 @@ def _is_known(value: Value, constants: set[Value]) -> bool:
 def _is_cheaper(node: Node, axes: dict[Value, Axes]) -> bool:
     """Whether XLA has the reciprocal for less than the division."""
     divided, divisor = node.inputs
-    if divisor.size == 1:
-        return False  # it is a scalar in a window too: left to the compiler
     if _of(divisor, axes) < _long(divided.shape):
         return True
     made = topological([divisor])

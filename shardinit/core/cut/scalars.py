@@ -5,10 +5,10 @@ nothing else; with those as literals a hundred layers would be a hundred program
 leaf is followed from its end towards its draw through bounds, then a shift, then one
 factor, in this order, as far as the other side of each is a scalar of constants alone.
 
-Other literals stay where they are, since XLA specialises on them: it divides by a
-constant by multiplying with its reciprocal (JAX 0.10.2 and 0.12.0.1), and joins the
-factors of ``x * a * b`` (0.10.2). As operands they would give other last places:
-``power(u, 3.0)`` in a quarter of the elements.
+Other literals stay where they are, since XLA specialises on them: it joins the factors
+of ``x * a * b`` (JAX 0.10.2). As operands they would give other last places:
+``power(u, 3.0)`` in a quarter of the elements. A divisor is a factor: its reciprocal
+(``reciprocals``), but for bfloat16, which is divided.
 Scalar factors, shifts and bounds it treats alike, constant or not, so that the bits are
 those of plain ``jax.jit`` (``tests/core/test_scalars.py`` holds it).
 """
@@ -19,14 +19,23 @@ import jax
 import numpy as np
 
 from shardinit.core.cut.fences import MOVES
-from shardinit.core.ir.graph import Subgraph, Value, extract, interpret, topological
+from shardinit.core.ir.graph import (
+    Node,
+    Subgraph,
+    Value,
+    extract,
+    interpret,
+    topological,
+)
 from shardinit.core.prng import derivation as keys
 from shardinit.core.types import DType, Values, Words
 
-_MOVES = frozenset({"convert_element_type", "reshape", "transpose"})
+# A sign changes no rounding: XLA may have it on either side of a factor.
+_MOVES = frozenset({"convert_element_type", "neg", "reshape", "transpose"})
 # The order in which they may follow each other, from the leaf towards the draw.
 _BOUND, _SHIFT, _FACTOR, _END = range(4)
-_STAGES = {"max": _BOUND, "min": _BOUND, "add": _SHIFT, "sub": _SHIFT, "mul": _FACTOR}
+_STAGES = {"max": _BOUND, "min": _BOUND, "add": _SHIFT, "sub": _SHIFT}
+_STAGES |= {"mul": _FACTOR, "div": _FACTOR}
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -65,6 +74,8 @@ def _scalars(graph: Subgraph) -> list[Value]:
             break
         if here == _SHIFT and _is_shifted(others[0]):
             break
+        if node.name == "div" and not _is_divided(node):
+            break
         found.update((v, None) for v in scalars if not _removed(node.name, v))
         stage = here if here == _BOUND else here + 1
         (value,) = others
@@ -78,9 +89,15 @@ def _is_shifted(value: Value) -> bool:
     return value.node is not None and _STAGES.get(value.node.name) == _SHIFT
 
 
+def _is_divided(node: Node) -> bool:
+    """Whether XLA divides a draw by a scalar; elsewhere it has made a product of it."""
+    draw, divisor = node.inputs
+    return _is_scalar(divisor) and str(draw.dtype) == "bfloat16"
+
+
 def _removed(name: str, scalar: Value) -> bool:
     """Whether XLA removes it: in half precision a rounding goes with it."""
-    identity = {"add": 0.0, "sub": 0.0, "mul": 1.0}.get(name)
+    identity = {"add": 0.0, "sub": 0.0, "mul": 1.0, "div": 1.0}.get(name)
     if str(scalar.dtype) == "float32" or identity is None:
         return False
     return bool(_number(scalar) == identity)

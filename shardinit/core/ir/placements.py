@@ -1,22 +1,24 @@
 """Shardings that an init function states itself.
 
-``jax.lax.with_sharding_constraint`` leaves an equation in the trace that names a
-sharding, ``out_sharding=`` the type of the result on explicit mesh axes. The graph
-drops both, since a plan decides where leaves lie; here they are read, so that the plan
-can heed them or say that it does not.
+``jax.lax.with_sharding_constraint`` and ``jax.device_put`` leave an equation in the
+trace that names a sharding, ``out_shardings=`` one at a nested ``jax.jit``, and
+``out_sharding=`` the type of the result on explicit mesh axes. The graph drops them,
+since a plan decides where leaves lie; here they are read, so that the plan can heed
+them or say that it does not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.ir import jaxpr as jx
 
 # Behind these a leaf still lies as was stated.
 _KEEPING = frozenset(
-    {"convert_element_type", "copy", "copy_p", "name", "optimization_barrier"}
+    """convert_element_type copy copy_p device_put name optimization_barrier""".split()
 )
 
 
@@ -46,15 +48,27 @@ def _stated(
         eqn = makers[id(jaxpr)].get(var)
         if eqn is None:
             return None
-        name = eqn.primitive.name
-        if name == "sharding_constraint":
-            found = eqn.params["sharding"]
-            return found if isinstance(found, NamedSharding) else None
+        name, number = eqn.primitive.name, eqn.outvars.index(var)
+        found = _named(eqn.params, number)
+        if found is not None or name == "sharding_constraint":
+            return found
         if name in jx.INLINED:
             jaxpr, _ = jx.nested(eqn)
-            var = jaxpr.outvars[eqn.outvars.index(var)]
+            var = jaxpr.outvars[number]
         elif name in _KEEPING:
-            var = eqn.invars[eqn.outvars.index(var)]
+            var = eqn.invars[number]
         else:
             return None
     return None
+
+
+def _named(params: Mapping[str, Any], number: int) -> NamedSharding | None:
+    """The sharding that an equation itself gives a result; it names a mesh."""
+    given = params.get("sharding")  # of sharding_constraint
+    for several in ("devices", "out_shardings"):  # of device_put, of jit
+        given = params[several][number] if several in params else given
+    if not isinstance(given, NamedSharding):
+        return None
+    free = PartitionSpec.UNCONSTRAINED  # a plan has to say: whole
+    spec = PartitionSpec(*[None if entry is free else entry for entry in given.spec])
+    return NamedSharding(given.mesh, spec, memory_kind=given.memory_kind)

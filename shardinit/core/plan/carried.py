@@ -9,6 +9,7 @@ by the paths that the caller names. No framework is imported for it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,18 @@ def carried_axes(cut: Cut, axes: Any, opt_state: Select | None) -> Any:
     elif all(a is b for a, b in zip(names, given, strict=True)):
         return axes
     return jax.tree.unflatten(cut.tree, names)
+
+
+def rules_of_context(axes: Any) -> Any:
+    """The logical rules of Flax's own context, where a box gave names to a leaf.
+
+    Args:
+      axes: from ``carried_axes``.
+    """
+    flax = sys.modules.get("flax.core.spmd")
+    names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, AxisNames))
+    boxed = any(isinstance(x, AxisNames) and x.named for x in names)
+    return flax.get_logical_axis_rules() if flax is not None and boxed else ()
 
 
 def box_axes(box: Any, rank: int) -> AxisNames | None:

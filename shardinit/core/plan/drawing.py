@@ -124,16 +124,16 @@ def _unused_key(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
 
 
 def _narrow(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
-    known: dict[int, bool] = {}
+    known: dict[int, str] = {}
     groups: dict[str, list[str]] = {}
     for number, leaf in enumerate(leaves):
-        if not leaf.selected or leaf.program < 0 or str(leaf.dtype) not in _NARROW:
+        if not leaf.selected or leaf.program < 0:
             continue
         program = cut.run_of(number).program
         if program not in known:
-            known[program] = _draws_narrow(cut.programs[program])
+            known[program] = _drawn_narrow(cut.programs[program])
         if known[program]:
-            groups.setdefault(str(leaf.dtype), []).append(leaf.path)
+            groups.setdefault(known[program], []).append(leaf.path)
     for dtype, paths in groups.items():
         bits = jnp.finfo(dtype).nmant + 1
         yield finding(
@@ -146,10 +146,12 @@ def _narrow(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
         )
 
 
-def _draws_narrow(program: Program) -> bool:
+def _drawn_narrow(program: Program) -> str:
+    """The narrow float whose bits are drawn; empty if none are."""
     if not isinstance(program, LeafProgram):  # of a file: its graph is not there
-        return False
-    return any(
-        node.name == "random_bits" and node.params["bit_width"] < 32
-        for node in topological(program.graph.outs)
-    )
+        return ""
+    made = topological(program.graph.outs)
+    if not any(n.name == "random_bits" and n.params["bit_width"] < 32 for n in made):
+        return ""
+    floats = [str(n.outputs[0].dtype) for n in made if n.name == "bitcast_convert_type"]
+    return next((dtype for dtype in floats if dtype in _NARROW), "")

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from shardinit.core.cut.cut import Cut
 from shardinit.core.init_fn import InitFn
 from shardinit.core.plan import sharding as sh
+from shardinit.core.plan.carried import rules_of_context
 from shardinit.core.plan.findings import Finding
 from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.leaves import leaf_infos
@@ -64,9 +65,10 @@ def _rules(options: PlanOptions, init_fn: InitFn) -> Rules | None:
     """The plan's rules; those of the framework's own context where it has none."""
     if options.rules is not None or options.out_shardings is not None:
         return options.rules
-    if options.mesh is None or init_fn.context_rules is None:
+    if options.mesh is None:
         return None
-    rules = init_fn.context_rules()
+    context = init_fn.context_rules
+    rules = rules_of_context(init_fn.axes) if context is None else context()
     return AxisRules(rules) if rules else None
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import jax
 
 from shardinit.core.cut.cut import Cut
 from shardinit.core.cut.cutter import cut
-from shardinit.core.host_state import watched
+from shardinit.core.host_state import Watch, watched
 from shardinit.core.init_fn import InitFn
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.drawing import HostLeaves
 from shardinit.core.prng.root_key import RootKey, abstract
 from shardinit.core.types import DType, Init
 from shardinit.errors import UnsupportedConfigError
+
+_SEEN: WeakKeyDictionary[Init, Watch] = WeakKeyDictionary()
 
 
 def traced(
@@ -52,6 +55,7 @@ def traced(
 
     with watched() as host:
         made = traced_once(init_fn.fn)
+    host = _remembered(init_fn.fn, host)
     random, by_process = (), ()
     if host.moved or init_fn.draws_on_host:
         random = changed()
@@ -59,6 +63,17 @@ def traced(
         with watched(index_offset=1):
             by_process = [path for path in changed() if path not in set(random)]
     return made, HostLeaves(tuple(random), tuple(by_process))
+
+
+def _remembered(fn: Init, host: Watch) -> Watch:
+    """What a function took of the host, maybe in an earlier trace that JAX has kept."""
+    try:
+        seen = _SEEN.setdefault(fn, Watch())
+    except TypeError:  # it can be no key: JAX has kept nothing of it either
+        return host
+    seen.moved |= host.moved
+    seen.asked |= host.asked
+    return seen
 
 
 def _check_config() -> None:

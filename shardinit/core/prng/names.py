@@ -52,7 +52,9 @@ def words_of(name: str, *, wide: bool = False) -> tuple[int, ...]:
 
 def key_for_name(key: jax.Array, name: str, *, wide: bool = False) -> jax.Array:
     """The key of the leaf called ``name``: its words folded into ``key``, in order."""
-    return _fold_in(key, *map(np.uint32, words_of(name, wide=wide)))
+    words = map(np.uint32, words_of(name, wide=wide))
+    with jax.transfer_guard("allow"):  # of these words, which no user sees
+        return _fold_in(key, *words)
 
 
 def check_unique(names: Sequence[str], paths: Callable[[], Sequence[str]]) -> None:

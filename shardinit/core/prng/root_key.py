@@ -81,7 +81,8 @@ def as_single_key(key: object, where: str = "key") -> Array:
             raise InvalidKeyError(
                 where, f"got the seed {key}", "one from -2**63 to 2**63 - 1"
             )
-        return jax.random.key(int(key))
+        with jax.transfer_guard("allow"):  # of a seed, which no user sees
+            return jax.random.key(int(key))
     given: Any = key
     if (
         not isinstance(given, bool)

@@ -137,7 +137,7 @@ class ExportedProgram:
             self._refuse("it has effects or runs on several devices")
         outs = [(a.shape, a.dtype) for a in made.out_avals]
         fits = len(outs) == len(shapes) and all(
-            np.dtype(out) == np.dtype(dtype)
+            out == dtype
             and len(have) == len(want)
             and (self._is_windowed or tuple(have) == tuple(want))
             for (have, out), want, dtype in zip(outs, shapes, dtypes, strict=True)

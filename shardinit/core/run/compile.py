@@ -372,8 +372,7 @@ def init(
         opt_rules=opt_rules,
         opt_state=opt_state,
     )
-    with jax.transfer_guard("allow"):
-        root = as_key(key)
+    root = as_key(key)
     made = make_plan(fn, root, options)
     made.warn()
     compiled = compile_plan(made)

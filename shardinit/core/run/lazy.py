@@ -25,7 +25,7 @@ from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Hosted, Replicated
 from shardinit.core.ir.jaxpr import is_key, key_impl
 from shardinit.core.paths import nearest
-from shardinit.core.plan.leaves import gather_results
+from shardinit.core.plan.leaves import gather_results, itemsize
 from shardinit.core.plan.mesh import alone_on, as_device, one_device
 from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.plan import Plan
@@ -246,7 +246,7 @@ class LazyTree(Mapping[str, LazyArray]):
 
 
 def _bytes(leaf: LeafCut) -> int:
-    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+    return math.prod(leaf.shape) * itemsize(leaf.dtype)
 
 
 def _memory(run: jax.stages.Compiled) -> int:

@@ -64,10 +64,10 @@ def snapshot(
         rooted = plan.root_key(root)
         reader = Reader(plan, rooted, numbers, memory_limit=memory_limit)
         hashes = _values(plan, reader, len(numbers)) if values else {}
-        made = _leaves(plan, reader, numbers, hashes)
+        made = tuple(_leaves(plan, reader, numbers, hashes))
     return Snapshot(
         name=plan.name,
-        leaves=tuple(made),
+        leaves=made,
         fingerprint=plan.fingerprint,
         key=tuple(int(word) for word in reader.key),
         impl=plan.cut.impl,

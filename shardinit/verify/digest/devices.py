@@ -77,6 +77,11 @@ def digest(tree: Any) -> Digest:
       dict_keys(['w'])
     """
     named = named_leaves(tree)
+    with jax.transfer_guard("allow"):  # of words, which no user sees
+        return _digest(named)
+
+
+def _digest(named: Sequence[tuple[str, Any]]) -> Digest:
     arrays = {path: as_array(path, leaf) for path, leaf in named}
     if len(arrays) != len(named):
         twice = next(p for i, (p, _) in enumerate(named) if p in dict(named[:i]))

@@ -62,7 +62,7 @@ def test_the_fingerprint_tells_functions_apart_and_not_traces():
         (lambda x: x / (jnp.eye(64) + 1), False),
         (lambda x: x / (x + 1), False),
         (lambda x: TABLE / x, False),
-        (lambda x: x / 3, False),  # a scalar in a window too
+        (lambda x: x / 3, True),
     ],
 )
 def test_where_xla_multiplies_by_a_reciprocal(fn, multiplies):

@@ -11,7 +11,12 @@ from shardinit.core.window.coordinates import spread
 from shardinit.core.window.rules.rule import At, Steps, Zero, rule
 
 
-@rule("fence", "optimization_barrier")
+@rule("optimization_barrier")
+def _barrier(node: Node, which: int, coords: Coords) -> Steps:
+    return lax.optimization_barrier((yield At(which, coords)))
+
+
+@rule("fence")
 def _fence(node: Node, which: int, coords: Coords) -> Steps:
     value = yield At(which, coords)
     return fenced(value, (yield Zero()))
@@ -21,11 +26,11 @@ def fenced(value: Values, zero: Words) -> Values:
     """The same floats, which the compiler cannot join with what they are made of.
 
     Args:
-      value: elements; those that are no floats of 16 or 32 bits are left as they are.
+      value: elements; floats of 8 bits and what is no float are left as they are.
       zero: a uint32 scalar that is zero whenever the program runs.
     """
     dtype = np.dtype(value.dtype)
-    word = {2: np.uint16, 4: np.uint32}.get(dtype.itemsize)
+    word = {2: np.uint16, 4: np.uint32, 8: np.uint64}.get(dtype.itemsize)
     if word is None or dtype.kind not in "fV":
         return value
     # Not an optimization_barrier: on CPU none is left when loops are fused, see
