@@ -20,10 +20,11 @@ def write_file(
     Args:
       path: the file.
       data: its content.
-      replace: whether a file of that name may be replaced.
+      replace: whether a file of that name may be replaced by another; one that has
+        this content already is left as it is.
 
     Raises:
-      FileExistsError: the name is taken and ``replace`` is false.
+      FileExistsError: something else has the name and ``replace`` is false.
       OSError: the file cannot be written; what was there before is still there.
 
     Example:
@@ -46,6 +47,14 @@ def write_file(
         if replace:
             os.replace(temporary, target)
         else:
-            os.link(temporary, target)  # a rename would replace what is there
+            _link(temporary, target, data)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, target: Path, data: bytes) -> None:
+    try:
+        os.link(temporary, target)  # a rename would replace what is there
+    except FileExistsError:
+        if not target.is_file() or target.read_bytes() != data:
+            raise

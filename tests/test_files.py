@@ -39,3 +39,4 @@ def test_a_file_that_must_be_new_replaces_nothing(tmp_path):
     with pytest.raises(FileExistsError):
         write_file(tmp_path / "file", b"new", replace=False)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+    write_file(tmp_path / "file", b"old", replace=False)  # the same once more

@@ -19,6 +19,7 @@ from shardinit.errors import (
     ShardingError,
     ShardinitError,
 )
+from shardinit.verify.compare.taking import snapshot
 
 pytestmark = pytest.mark.once
 
@@ -95,6 +96,26 @@ def test_a_function_where_a_plan_is_meant(tmp_path):
             use(fn)
     with pytest.raises(InitFnError, match="got dict; expected a callable"):
         shardinit.plan(params)
+
+
+def test_what_is_saved_again_is_left_and_something_else_is_refused(tmp_path):
+    other = lambda key: {"w": jax.random.normal(key, (8, 64))}  # noqa: E731
+    saved = {}
+    for number, each in enumerate((fn, other)):
+        plan = shardinit.plan(each)
+        receipt = shardinit.receipt(plan, 0, shardinit.compile_plan(plan)(0))
+        pin = snapshot(plan, 0)
+        saved[number] = [shardinit.export_plan(plan), receipt, pin]
+    for first, second in zip(saved[0], saved[1], strict=True):
+        path = tmp_path / type(first).__name__
+        first.save(path)
+        before = path.read_bytes()
+        first.save(path)
+        with pytest.raises(ShardinitError, match=r"it is not this.*remove it"):
+            second.save(path)
+        assert path.read_bytes() == before
+        second.save(path, replace=True)
+        assert path.read_bytes() != before
 
 
 def test_a_receipt_is_read_from_its_file(tmp_path):

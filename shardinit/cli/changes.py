@@ -80,7 +80,7 @@ def pin(
             "replaces it",
         )
     with writing(file):
-        made.save(file)
+        made.save(file, replace=True)
     _said(file, made, True, as_json)
 
 

@@ -278,7 +278,7 @@ def _write_windows(
 
         def before_publish() -> None:
             if naming.names is None:
-                make_receipt(plan, seed, digester.digest()).save(beside)
+                make_receipt(plan, seed, digester.digest()).save(beside, replace=True)
 
         safetensors.write(
             target,
@@ -295,7 +295,7 @@ def _write_windows(
     # Windows were those of tensors: the leaves are read back, as another tool will.
     shapes = {path: tuple(x.shape) for path, x in lazy.items()}
     made = make_receipt(plan, seed, naming.digest(target, shapes))
-    made.save(beside)
+    made.save(beside, replace=True)
     return made.root
 
 
@@ -322,5 +322,5 @@ def _write_arrays(
     receipt = make_receipt(plan, seed, params)
     orbax.save(target, params)
     if devices.is_first():
-        receipt.save(beside)
+        receipt.save(beside, replace=True)
     return receipt.root

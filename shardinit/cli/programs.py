@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,7 +70,7 @@ def export(
     program = export_plan(make_plan(fn, key=seed, **told))
     if there is None:
         with writing(out):
-            program.save(out)
+            program.save(out, replace=True)
     elif there.fingerprint != program.fingerprint:
         raise _exists(out)
     else:
@@ -207,8 +206,7 @@ def show_window(
     made = io.BytesIO()
     np.save(made, values if plain else values.view(width), allow_pickle=False)
     with writing(out):
-        if not (os.path.isfile(out) and Path(out).read_bytes() == made.getvalue()):
-            write_file(out, made.getvalue(), replace=False)
+        write_file(out, made.getvalue(), replace=False)
     print(json.dumps({**said, "out": out}) if as_json else f"{out}: {text}")
 
 

@@ -168,9 +168,21 @@ class Receipt:
             f"<Receipt of {self.name}, {len(self.leaves):,} leaves, root {self.root}>"
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the receipt to ``path``: complete under its name, or not at all."""
-        write_file(path, self.to_json().encode())
+    def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
+        """Writes the receipt to ``path``: complete under its name, or not at all.
+
+        Args:
+          path: the file; where this receipt is already, it is left.
+          replace: whether something else that is there may be replaced.
+
+        Raises:
+          ReceiptFormatError: something else is there.
+        """
+        try:
+            write_file(path, self.to_json().encode(), replace=replace)
+        except FileExistsError as error:
+            why = "it is not this receipt"
+            raise ReceiptFormatError.taken("receipt", path, why) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Receipt:

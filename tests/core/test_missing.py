@@ -51,6 +51,18 @@ def test_missing_leaves_are_those_of_a_full_init(mesh):
     assert got["embed"].sharding == want["embed"].sharding
 
 
+def test_what_lies_elsewhere_is_placed_as_planned(mesh):
+    """Restored on one device and left there, it would be whole beside its sisters."""
+    want = shardinit.init(model(), 77, mesh=mesh, rules=RULES)
+    there = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), want)
+    got = shardinit.init_missing(there, model(), 1, mesh=mesh, rules=RULES)
+    assert differing(got, want) == []
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert a.sharding == b.sharding
+    got = shardinit.init_missing(there, model(), 1)  # nothing said where
+    assert got["embed"] is there["embed"]
+
+
 def test_nothing_missing_compiles_nothing(mesh, monkeypatch):
     there = restored(mesh)
 

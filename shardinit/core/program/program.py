@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -158,9 +159,25 @@ class InitProgram:
         _check_functions(program.as_cut())
         return program
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the program to ``path``: complete under its name, or not at all."""
-        write_file(path, self.to_bytes())
+    def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
+        """Writes the program to ``path``: complete under its name, or not at all.
+
+        Args:
+          path: the file; where this program is already, it is left.
+          replace: whether something else that is there may be replaced.
+
+        Raises:
+          ProgramFormatError: something else is there.
+        """
+        try:
+            write_file(path, self.to_bytes(), replace=replace)
+        except FileExistsError as error:
+            with suppress(ProgramFormatError, OSError):
+                if load_program(path).fingerprint == self.fingerprint:
+                    return
+            raise ProgramFormatError.taken(
+                "init program", path, "it is not this program"
+            ) from error
 
     def as_cut(self) -> Cut:
         """The program as what a traced function becomes."""

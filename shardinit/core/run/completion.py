@@ -121,9 +121,8 @@ class MissingPlan:
             more = noise.pop(leaf.path)
             array = added(jax.device_put(array, more.sharding), more)
         if tuple(np.shape(array)) != leaf.shape:
-            policy = self._settled.policies.get(
-                leaf.path, "zeros"
-            )  # of what only shrinks
+            # zeros: of what only shrinks
+            policy = self._settled.policies.get(leaf.path, "zeros")
             return resized(
                 array,
                 leaf.shape,
@@ -133,9 +132,11 @@ class MissingPlan:
                 key=key,
                 path=leaf.path,
             )
-        return (
-            array if isinstance(array, jax.Array) else jax.device_put(array, sharding)
-        )
+        if isinstance(array, jax.Array):
+            anywhere = leaf.sharding is None
+            if anywhere or array.sharding.is_equivalent_to(sharding, array.ndim):
+                return array
+        return jax.device_put(array, sharding)
 
 
 def restore_into(

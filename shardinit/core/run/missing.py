@@ -165,9 +165,10 @@ def init_missing(
       progress: called with (leaves dispatched, leaves in all).
 
     Returns:
-      What ``fn(key)`` returns. Arrays of ``partial`` are in it as they are, the same
-      objects; numpy arrays are placed on their shardings. Missing state of an optimizer
-      that repeats parameters (a slow copy of them) repeats those that are there.
+      What ``fn(key)`` returns. Arrays of ``partial`` that lie as planned are in it as
+      they are, the same objects; others are placed on their shardings. Missing state of
+      an optimizer that repeats parameters (a slow copy of them) repeats those that are
+      there.
 
     Example:
       >>> import jax, shardinit

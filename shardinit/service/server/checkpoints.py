@@ -175,7 +175,7 @@ class _Write:
 
     def _sign(self, values: Any) -> None:
         """Writes the receipt: before the checkpoint has its name, never after."""
-        make_receipt(self._plan, self._key, values).save(self.receipt)
+        make_receipt(self._plan, self._key, values).save(self.receipt, replace=True)
 
     def _safetensors(self, report: Callable[[int], None]) -> None:
         from shardinit.storage import safetensors

@@ -120,9 +120,20 @@ class Snapshot:
             ) from e
         return made
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the pin to ``path``: complete under its name, or not at all."""
-        write_file(path, self.to_json().encode())
+    def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
+        """Writes the pin to ``path``: complete under its name, or not at all.
+
+        Args:
+          path: the file; where this pin is already, it is left.
+          replace: whether something else that is there may be replaced.
+
+        Raises:
+          ReceiptFormatError: something else is there.
+        """
+        try:
+            write_file(path, self.to_json().encode(), replace=replace)
+        except FileExistsError as error:
+            raise ReceiptFormatError.taken("pin", path, "it is not this pin") from error
 
 
 def _leaf(data: dict[str, Any]) -> LeafSnapshot:
