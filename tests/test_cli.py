@@ -26,6 +26,9 @@ TINY = {
 }
 
 
+COMMANDS = ((), ("plan",), ("init",), ("serve",), ("client",), ("client", "stream"))
+
+
 def environment():
     return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
@@ -453,3 +456,23 @@ def test_a_table_is_no_wider_than_the_terminal(command, columns):
     assert max(map(len, shown.splitlines())) <= columns
     for number in re.findall(r"\d[\d,]*,\d{3}", shardinit(*command)):
         assert number in shown
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_cuts_nothing_off_where_it_is_narrow(words, monkeypatch, capsys):
+    def said(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["shardinit", *words, "-h"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        lines = capsys.readouterr().out.splitlines()
+        return max(map(len, lines)), "".join("".join(lines).split())
+
+    narrow, text = said(60)
+    assert narrow <= 60
+    assert "…" not in text
+    assert sorted(text) == sorted(said(200)[1])
+
+
+def test_help_of_a_command_that_there_is_none_is_no_help(fails):
+    assert "No such command 'inti'" in fails("inti", "-h", code=2)

@@ -52,6 +52,7 @@ app = typer.Typer(
     help="Sharded parameter initialisation for JAX.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose table cuts off names and lines where it is narrow
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(context_settings={"auto_envvar_prefix": serving.PREFIX})(serving.serve)
