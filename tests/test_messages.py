@@ -4,6 +4,8 @@ import builtins
 import subprocess
 import sys
 
+import equinox
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -187,3 +189,38 @@ def test_none_stands_for_a_subtree_without_names(mesh):
     wrong = {"params": {"v": ("embed", "mlp")}, "opt_state": None, "none": None}
     with pytest.raises(ShardinitError, match=r"InitFn\.axes: its structure differs"):
         shardinit.plan(shardinit.InitFn(state, axes=wrong), mesh=mesh, rules=rules)
+
+
+class _Net(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(8, 8, rngs=rngs)
+
+
+class _Dense(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8)(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "front_end"),
+    [
+        (_Net, "nnx"),
+        (_Dense, "linen"),
+        (equinox.nn.MLP, "equinox"),
+        (equinox.nn.MLP(4, 4, 4, 2, key=jax.random.key(0)), "equinox"),
+    ],
+)
+def test_a_model_for_an_init_function_is_answered_with_its_front_end(model, front_end):
+    with pytest.raises(InitFnError, match=rf"frontends\.{front_end}\.init_fn"):
+        shardinit.plan(model)
+
+
+def test_a_module_that_is_a_function_of_a_key_is_an_init_function():
+    class Init(equinox.Module):
+        width: int
+
+        def __call__(self, key):
+            return jax.random.normal(key, (self.width,))
+
+    assert shardinit.plan(Init(64)).leaves[0].shape == (64,)

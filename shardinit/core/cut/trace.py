@@ -12,6 +12,7 @@ from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
 from shardinit.core.prng.root_key import keys_of, streams_of
+from shardinit.core.systems import refuse_failed_model
 from shardinit.core.types import Init, Tree, TreeDef
 from shardinit.errors import InitFnError, InvalidKeyError
 
@@ -25,12 +26,16 @@ def trace(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
     mesh that is set; without one JAX refuses it, by ValueError or RuntimeError.
     """
     try:
-        with jx.no_mesh():
+        try:
+            with jx.no_mesh():
+                return _trace(fn, key_aval)
+        except (ValueError, RuntimeError):
+            if jax.sharding.get_abstract_mesh().empty:
+                raise
             return _trace(fn, key_aval)
-    except (ValueError, RuntimeError):
-        if jax.sharding.get_abstract_mesh().empty:
-            raise
-        return _trace(fn, key_aval)
+    except Exception as error:  # whatever the model's own code raises
+        refuse_failed_model(fn, error)
+        raise
 
 
 def _trace(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
@@ -131,7 +136,7 @@ def _refuse_non_arrays(fn: Init, key_aval: Tree) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def refuse_effects(effects: list[Node], outs: list[Value], paths: list[str]) -> None:
