@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from shardinit.cli.outcomes import UnreadableError, reading
+from shardinit.cli.outcomes import UnreadableError, model_code, reading
 from shardinit.errors import ShardingError, ShardinitError
 from shardinit.models import ModelSpec, build, example_config, load_package
 from shardinit.models.spec import example_names
@@ -212,11 +212,13 @@ def local_function(source: str) -> Any:
         if inspect.isroutine(found) and not inspect.signature(found).parameters:
             found = found()
     except Exception as error:  # whatever a user's module raises
-        text = f"{type(error).__name__}: {error}"
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        place = model_code(error)
         raise ShardinitError(
             source,
-            " ".join(text.split()),
-            "module:function, an init function, an InitFn, or what returns one",
+            text if place is None else f"{text} ({place})",
+            "module:function as `import` names the module (no .py), an init function, "
+            "an InitFn, or what returns one",
         ) from error
     return found
 
