@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import shardinit
+from shardinit.core.plan.options import PlanOptions
 from shardinit.errors import (
     InitFnError,
     InvalidKeyError,
@@ -118,7 +119,13 @@ def test_a_device_may_be_a_platform():
             shardinit.open(fn, 0, device=wrong)
 
 
+def many(key):
+    return {f"{i}_{'long' * 40}": jax.random.normal(key, (8, 64)) for i in range(60)}
+
+
 def test_what_a_prompt_shows_is_short(mesh):
+    axes = [f"axis_{i}" for i in range(60)]
+    rules = shardinit.AxisRules([(name, "data") for name in axes])
     plan = shardinit.plan(fn, mesh=mesh)
     compiled = shardinit.compile_plan(plan)
     params = compiled(0)
@@ -133,6 +140,15 @@ def test_what_a_prompt_shows_is_short(mesh):
         shardinit.receipt(plan, 0, params),
         shardinit.audit(plan, topology="cpu:8"),
         shardinit.open(plan, 0),
+        *shardinit.plan(many, mesh=mesh, rules=rules).findings,
+        rules,
+        PlanOptions(mesh=mesh, rules=rules),
+        shardinit.PathRules([(name, jax.P("data")) for name in axes]),
+        shardinit.plan_missing({}, many).account,
+        *shardinit.diff(fn, many).changes,
+        *shardinit.audit(shardinit.plan(many, mesh=mesh), topology="cpu:8").rows,
+        shardinit.inspect(many, 0).leaves[0],
+        shardinit.ModelSpec("decoder", dict.fromkeys(axes, 1)),
     ):
         assert type(shown).__name__ in repr(shown)
         assert len(repr(shown)) <= 500
