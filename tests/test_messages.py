@@ -240,3 +240,11 @@ def test_a_module_that_is_a_function_of_a_key_is_an_init_function():
             return jax.random.normal(key, (self.width,))
 
     assert shardinit.plan(Init(64)).leaves[0].shape == (64,)
+
+
+def test_what_stands_for_a_model_or_weights_is_answered_with_the_call():
+    for given in ("gpt2", shardinit.ModelSpec("decoder", {})):
+        with pytest.raises(InitFnError, match=r"models\.build\(spec\)"):
+            shardinit.plan(given)
+    with pytest.raises(ShardinitError, match=r"storage\.orbax\.restore\(folder\)"):
+        shardinit.digest("checkpoint")

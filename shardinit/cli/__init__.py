@@ -10,6 +10,7 @@ once it has said which platform it wants.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
@@ -264,6 +265,8 @@ def _show(message: Warning | str, *where: Any) -> None:
 
 def main() -> None:
     """Runs the command line; ends the process with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a locale that lacks a character
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("always", FindingsWarning)
         warnings.showwarning = _show

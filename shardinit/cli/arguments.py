@@ -142,7 +142,7 @@ def read_spec(source: str, model: str = "decoder") -> ModelSpec:
     """
     if source == "-":
         return _spec(sys.stdin.buffer.read(), model, "standard input")
-    if _is_json(source.encode()):
+    if _is_json(os.fsencode(source)):
         return _spec(source, model, "the config that was typed")
     is_file = os.path.sep in source or source.endswith(".json")
     if not is_file and not os.path.exists(source):
