@@ -12,7 +12,7 @@ _CUT.maxtuple = _CUT.maxlist = _CUT.maxdict = 2
 _CUT.maxstring = _CUT.maxother = 60
 
 
-def short_repr(thing: Any) -> str:
+def short_repr(self: Any) -> str:
     """The ``repr`` of a dataclass; of a long one what is long in it is cut.
 
     Example:
@@ -25,10 +25,10 @@ def short_repr(thing: Any) -> str:
       >>> Pair(tuple(range(1000)))
       Pair(rules=(0, 1, ...))
     """
-    fields = [x.name for x in dataclasses.fields(thing) if x.repr]
+    fields = [x.name for x in dataclasses.fields(self) if x.repr]
     for shown in (repr, _CUT.repr):
-        said = ", ".join(f"{name}={shown(getattr(thing, name))}" for name in fields)
-        text = f"{type(thing).__qualname__}({said})"
+        said = ", ".join(f"{name}={shown(getattr(self, name))}" for name in fields)
+        text = f"{type(self).__qualname__}({said})"
         if len(text) <= _MOST:
             return text
     return f"{text[: _MOST - 4]}...)"
