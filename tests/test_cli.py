@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -24,6 +25,9 @@ TINY = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
+
+
+COMMANDS = ((), ("plan",), ("init",), ("serve",), ("client",), ("client", "stream"))
 
 
 def environment():
@@ -453,3 +457,42 @@ def test_a_table_is_no_wider_than_the_terminal(command, columns):
     assert max(map(len, shown.splitlines())) <= columns
     for number in re.findall(r"\d[\d,]*,\d{3}", shardinit(*command)):
         assert number in shown
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_cuts_nothing_off_where_it_is_narrow(words, monkeypatch, capsys):
+    def said(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["shardinit", *words, "-h"])
+        with pytest.raises(SystemExit):
+            cli.main()
+        lines = capsys.readouterr().out.splitlines()
+        return max(map(len, lines)), "".join("".join(lines).split())
+
+    narrow, text = said(60)
+    assert narrow <= 60
+    assert "…" not in text
+    assert sorted(text) == sorted(said(200)[1])
+
+
+def test_help_of_a_command_that_there_is_none_is_no_help(fails):
+    assert "No such command 'inti'" in fails("inti", "-h", code=2)
+
+
+def test_names_that_are_no_text_are_shown_escaped(fails, tmp_path, monkeypatch):
+    said = fails("plan", os.fsdecode(b"\xff.json"), code=4)
+    assert "cannot read" in said
+    made = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    (tmp_path / "accents.py").write_text(
+        "import jax\ndef init(key):\n"
+        "    return {'\\xfc': jax.random.normal(key, (8, 32))}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "stdout", made)
+    monkeypatch.setattr(sys, "argv", ["shardinit", "plan", "accents:init"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+    made.flush()
+    assert b"\\xfc" in made.buffer.getvalue()

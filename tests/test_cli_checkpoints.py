@@ -186,6 +186,8 @@ def test_processes_of_a_job_write_one_checkpoint(tmp_path, config, expected):
 def test_what_goes_wrong_is_one_line(tmp_path, config, says):
     out = str(tmp_path / "out")
     (tmp_path / "other").write_text("no program")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "file").write_text("no checkpoint")
     says("init", config, "--out", out)
     before = jax.tree.map(str, sorted(os.walk(tmp_path)))
     for args, message in [
@@ -211,9 +213,11 @@ def test_what_goes_wrong_is_one_line(tmp_path, config, says):
         (["init", str(tmp_path / "other"), "--out", out + "2"], "init program"),
         (["init", "missing.json", "--out", out + "2"], "cannot read 'missing.json'"),
         (["digest", out + "2"], "there is no such folder"),
+        (["digest", config], "it is a file; expected a checkpoint's folder"),
+        (["digest", str(tmp_path / "nothing")], "it cannot be read"),
         (["verify", out + "2.json", out], "No such file"),
         (["verify", str(tmp_path / "other"), out], "receipt"),
-        (["verify", config, out], "receipt"),
+        (["verify", config, out], f"receipt {config!r}: it cannot be read"),
     ]:
         said = says(*args, code=4)
         assert message in said
@@ -276,7 +280,7 @@ def test_init_starts_from_executables_that_compile_wrote(tmp_path, config, says)
         out = str(tmp_path / "none")
         assert error in says(*init, "--out", out, *arguments, code=1)
     said = says("init", config, "--out", out, *given, code=1)
-    assert "it is no matter of --format safetensors" in said
+    assert "it means nothing with --format safetensors" in said
     assert not os.path.exists(out)
 
 
@@ -329,7 +333,7 @@ def test_tensors_have_the_names_of_transformers(tmp_path, config, expected, says
     error = says(
         "init", config, "--out", out + "2", "--names", "hf", "--format", "orbax", code=1
     )
-    assert "--names: it is no matter of --format orbax" in error
+    assert "--names: it means nothing with --format orbax" in error
 
 
 def test_tensors_have_names_of_ones_own(tmp_path, says, monkeypatch):

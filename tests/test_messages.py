@@ -4,6 +4,8 @@ import builtins
 import subprocess
 import sys
 
+import equinox
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -11,6 +13,7 @@ import pytest
 from flax import nnx
 
 import shardinit
+from shardinit.core.plan.options import PlanOptions
 from shardinit.errors import (
     InitFnError,
     InvalidKeyError,
@@ -137,7 +140,13 @@ def test_a_device_may_be_a_platform():
             shardinit.open(fn, 0, device=wrong)
 
 
+def many(key):
+    return {f"{i}_{'long' * 40}": jax.random.normal(key, (8, 64)) for i in range(60)}
+
+
 def test_what_a_prompt_shows_is_short(mesh):
+    axes = [f"axis_{i}" for i in range(60)]
+    rules = shardinit.AxisRules([(name, "data") for name in axes])
     plan = shardinit.plan(fn, mesh=mesh)
     compiled = shardinit.compile_plan(plan)
     params = compiled(0)
@@ -152,6 +161,15 @@ def test_what_a_prompt_shows_is_short(mesh):
         shardinit.receipt(plan, 0, params),
         shardinit.audit(plan, topology="cpu:8"),
         shardinit.open(plan, 0),
+        *shardinit.plan(many, mesh=mesh, rules=rules).findings,
+        rules,
+        PlanOptions(mesh=mesh, rules=rules),
+        shardinit.PathRules([(name, jax.P("data")) for name in axes]),
+        shardinit.plan_missing({}, many).account,
+        *shardinit.diff(fn, many).changes,
+        *shardinit.audit(shardinit.plan(many, mesh=mesh), topology="cpu:8").rows,
+        shardinit.inspect(many, 0).leaves[0],
+        shardinit.ModelSpec("decoder", dict.fromkeys(axes, 1)),
     ):
         assert type(shown).__name__ in repr(shown)
         assert len(repr(shown)) <= 500
@@ -208,3 +226,46 @@ def test_none_stands_for_a_subtree_without_names(mesh):
     wrong = {"params": {"v": ("embed", "mlp")}, "opt_state": None, "none": None}
     with pytest.raises(ShardinitError, match=r"InitFn\.axes: its structure differs"):
         shardinit.plan(shardinit.InitFn(state, axes=wrong), mesh=mesh, rules=rules)
+
+
+class _Net(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(8, 8, rngs=rngs)
+
+
+class _Dense(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(8)(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "front_end"),
+    [
+        (_Net, "nnx"),
+        (_Dense, "linen"),
+        (equinox.nn.MLP, "equinox"),
+        (equinox.nn.MLP(4, 4, 4, 2, key=jax.random.key(0)), "equinox"),
+    ],
+)
+def test_a_model_for_an_init_function_is_answered_with_its_front_end(model, front_end):
+    with pytest.raises(InitFnError, match=rf"frontends\.{front_end}\.init_fn"):
+        shardinit.plan(model)
+
+
+def test_a_module_that_is_a_function_of_a_key_is_an_init_function():
+    class Init(equinox.Module):
+        width: int
+
+        def __call__(self, key):
+            return jax.random.normal(key, (self.width,))
+
+    assert shardinit.plan(Init(64)).leaves[0].shape == (64,)
+
+
+def test_what_stands_for_a_model_or_weights_is_answered_with_the_call():
+    for given in ("gpt2", shardinit.ModelSpec("decoder", {})):
+        with pytest.raises(InitFnError, match=r"models\.build\(spec\)"):
+            shardinit.plan(given)
+    with pytest.raises(ShardinitError, match=r"storage\.orbax\.restore\(folder\)"):
+        shardinit.digest("checkpoint")

@@ -10,6 +10,7 @@ once it has said which platform it wants.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import warnings
@@ -52,6 +53,7 @@ app = typer.Typer(
     help="Sharded parameter initialisation for JAX.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose table cuts off names and lines where it is narrow
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(context_settings={"auto_envvar_prefix": serving.PREFIX})(serving.serve)
@@ -263,6 +265,8 @@ def _show(message: Warning | str, *where: Any) -> None:
 
 def main() -> None:
     """Runs the command line; ends the process with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # of a locale that lacks a character
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.simplefilter("always", FindingsWarning)
         warnings.showwarning = _show

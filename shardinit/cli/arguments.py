@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from shardinit.cli.outcomes import UnreadableError, reading
+from shardinit.cli.outcomes import UnreadableError, model_code, reading
 from shardinit.errors import ShardingError, ShardinitError
 from shardinit.models import ModelSpec, build, example_config, load_package
 from shardinit.models.spec import example_names
@@ -142,7 +142,7 @@ def read_spec(source: str, model: str = "decoder") -> ModelSpec:
     """
     if source == "-":
         return _spec(sys.stdin.buffer.read(), model, "standard input")
-    if _is_json(source.encode()):
+    if _is_json(os.fsencode(source)):
         return _spec(source, model, "the config that was typed")
     is_file = os.path.sep in source or source.endswith(".json")
     if not is_file and not os.path.exists(source):
@@ -212,11 +212,13 @@ def local_function(source: str) -> Any:
         if inspect.isroutine(found) and not inspect.signature(found).parameters:
             found = found()
     except Exception as error:  # whatever a user's module raises
-        text = f"{type(error).__name__}: {error}"
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        place = model_code(error)
         raise ShardinitError(
             source,
-            " ".join(text.split()),
-            "module:function, an init function, an InitFn, or what returns one",
+            text if place is None else f"{text} ({place})",
+            "module:function as `import` names the module (no .py), an init function, "
+            "an InitFn, or what returns one",
         ) from error
     return found
 

@@ -13,7 +13,7 @@ from shardinit.cli import arguments, devices, options
 from shardinit.cli.outcomes import DIFFERS, reading
 from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target, writing
-from shardinit.errors import CheckpointError, ShardinitError
+from shardinit.errors import CheckpointError, ReceiptFormatError, ShardinitError
 
 if TYPE_CHECKING:
     from shardinit.verify.compare.snapshot import Snapshot
@@ -152,7 +152,11 @@ def _read(file: str) -> Snapshot:
     from shardinit.verify.compare.snapshot import Snapshot
 
     with reading():
-        return Snapshot.from_json(Path(file).read_bytes())
+        try:
+            return Snapshot.from_json(Path(file).read_bytes())
+        except ReceiptFormatError as error:
+            error.relocate(f"pin {file!r}")
+            raise
 
 
 class _Sides:
@@ -267,6 +271,6 @@ def _arrays(folder: str) -> dict[str, Any]:
         return safetensors.open(folder)
     if not os.listdir(folder):
         raise CheckpointError(f"checkpoint {folder!r}", "the folder is empty")
-    from shardinit.storage import orbax
+    from shardinit.cli.folders import quiet_orbax
 
-    return dict(named_leaves(orbax.restore(folder)))
+    return dict(named_leaves(quiet_orbax().restore(folder)))

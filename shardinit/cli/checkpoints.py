@@ -16,7 +16,7 @@ import typer
 
 from shardinit import storage
 from shardinit.cli import arguments, devices, options
-from shardinit.cli.folders import Naming, digest_folder
+from shardinit.cli.folders import Naming, digest_folder, quiet_orbax
 from shardinit.cli.outcomes import interruptible, reading
 from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target
@@ -111,7 +111,7 @@ def init(
         if value is not None:
             other = "orbax" if layout == "safetensors" else "safetensors"
             raise ShardinitError(
-                option, f"it is no matter of --format {layout}", f"--format {other}"
+                option, f"it means nothing with --format {layout}", f"--format {other}"
             )
     if (executables is None) != (executables_sha256 is None):
         raise ShardinitError(
@@ -309,7 +309,6 @@ def _write_arrays(
 ) -> str:
     """Writes an Orbax folder and a receipt; the root of the digest."""
     from shardinit.core.run.compile import compile_plan
-    from shardinit.storage import orbax
     from shardinit.storage.executables import load_executables
     from shardinit.verify.receipt import receipt as make_receipt
 
@@ -320,7 +319,7 @@ def _write_arrays(
     with progress("initialise", unit="leaves") as report:
         params = compiled(seed, progress=report)
     receipt = make_receipt(plan, seed, params)
-    orbax.save(target, params)
+    quiet_orbax().save(target, params)
     if devices.is_first():
         receipt.save(beside, replace=True)
     return receipt.root

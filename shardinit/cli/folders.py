@@ -62,12 +62,23 @@ def digest_folder(folder: str) -> Digest:
 
     if any(os.path.exists(os.path.join(folder, name)) for name in (INDEX, SINGLE)):
         return _digest_windows(folder)
-    if not os.path.isdir(folder):  # Orbax would complain on its own as well
-        raise CheckpointError(f"checkpoint {folder!r}", "there is no such folder")
-    from shardinit.storage import orbax
+    if not os.path.isdir(folder):
+        is_file = os.path.exists(folder)
+        got = "it is a file" if is_file else "there is no such folder"
+        raise CheckpointError(f"checkpoint {folder!r}", got, "a checkpoint's folder")
     from shardinit.verify.digest.devices import digest
 
-    return digest(orbax.restore(folder))
+    return digest(quiet_orbax().restore(folder))
+
+
+def quiet_orbax() -> Any:
+    """The room of Orbax folders; its log says again, at length, what our errors say."""
+    from absl import logging
+
+    from shardinit.storage import orbax
+
+    logging.set_verbosity(logging.FATAL)
+    return orbax
 
 
 def _digest_windows(folder: str) -> Digest:

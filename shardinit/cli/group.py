@@ -14,6 +14,20 @@ class Commands(TyperGroup):
         """The words of the command line, those options in front."""
         return super().parse_args(ctx, self._in_order(ctx, args))
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands with what each does in full, where click would cut it off."""
+        found = [
+            (name, self.get_command(ctx, name)) for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, one.get_short_help_str(limit=500))
+                    for name, one in found
+                    if one
+                ]
+            )
+
     def _in_order(self, ctx: Any, args: list[str]) -> list[str]:
         ours = _options(self, ctx)
         ahead: list[str] = []
@@ -27,8 +41,9 @@ class Commands(TyperGroup):
                 takes = not equals and not getattr(ours[name], "is_flag", False)
                 ahead += [word, *([next(words, "")] if takes else [])]
             else:
-                if not behind and (found := self.get_command(ctx, word)) is not None:
-                    theirs = _options(found, ctx)
+                if not behind:
+                    found = self.get_command(ctx, word)
+                    theirs = ours if found is None else _options(found, ctx)
                     ours = {k: v for k, v in ours.items() if k not in theirs}
                 behind.append(word)
         return ahead + behind

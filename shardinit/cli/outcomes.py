@@ -13,9 +13,11 @@
 from __future__ import annotations
 
 import _thread
+import itertools
 import os
 import signal
 import sys
+import sysconfig
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -106,6 +108,34 @@ def end_with_code(command: Callable[[], None], *, debug: Callable[[], bool]) -> 
     except (InterruptedByUserError, KeyboardInterrupt) as error:
         print(f"interrupted. {str(error) or NOTHING_KEPT}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if debug() or (place := model_code(error)) is None:
+            raise  # of our own code, where the traceback is what we need to hear
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        where = f"  at {place}; --debug shows the traceback"
+        print(f"error: {said}", where, sep="\n", file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+def model_code(error: Exception) -> str | None:
+    """The line that raised an error, if a model's own code stands in its traceback.
+
+    That is code behind ours in the traceback, and neither ours nor installed.
+    """
+    ours = os.path.dirname(os.path.dirname(__file__))
+    installed = (ours, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+    frames = traceback.extract_tb(error.__traceback__)
+    names = itertools.dropwhile(
+        lambda frame: not frame.filename.startswith(ours), frames
+    )
+    theirs = [
+        frame
+        for frame in names
+        if not frame.filename.startswith(installed) and os.path.isfile(frame.filename)
+    ]
+    if not theirs:
+        return None
+    return f"{theirs[-1].filename}, line {theirs[-1].lineno}, in {theirs[-1].name}"
 
 
 def _code(error: Exception) -> int:

@@ -130,7 +130,8 @@ def compile_for_here(
     given = (rules, select, strict, indivisible, memory_limit, prng, draw_dtype)
     asked = options.Asked(*given, state, seed)
     plan = options.planned(fn, devices.real_mesh(axes), asked)
-    digest = save_executables(plan, out)
+    with writing(out):
+        digest = save_executables(plan, out)
     size, count = os.path.getsize(out), len(plan.programs)
     if as_json:
         facts = {"out": out, "bytes": size, "programs": count, "sha256": digest}

@@ -14,7 +14,7 @@ def check_target(out: str, *, folder: bool = False) -> Path:
     """The absolute path of a target that can be written.
 
     Args:
-      out: as typed for ``--out``.
+      out: as it was typed.
       folder: whether a folder is written; else a file.
 
     Raises:
@@ -22,7 +22,7 @@ def check_target(out: str, *, folder: bool = False) -> Path:
         a folder has the name of the file.
     """
     target = Path(os.path.abspath(out))
-    above, where = target.parent, f"--out {out}"
+    above, where = target.parent, f"target {out!r}"
     if not folder and target.is_dir():
         raise ShardinitError(where, "it is a folder", "the name of a file")
     if not above.exists():
@@ -37,8 +37,8 @@ def check_target(out: str, *, folder: bool = False) -> Path:
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
-    """What the system says against the file is said of the option."""
+    """What the system says against the file is said of what was typed."""
     try:
         yield
     except OSError as error:
-        raise ShardinitError(f"--out {out}", error.strerror or str(error)) from error
+        raise ShardinitError(f"target {out!r}", error.strerror or str(error)) from error

@@ -238,5 +238,7 @@ def as_init_fn(fn: object) -> InitFn:
             "the init function",
             f"got {type(fn).__name__}",
             "a callable `key -> pytree of arrays`, an InitFn or an InitProgram",
+            "shardinit.load_program(path) reads one, shardinit.models.build(spec) "
+            "makes one of a ModelSpec",
         )
     return InitFn(fn, name=getattr(fn, "__name__", type(fn).__name__))

@@ -65,6 +65,11 @@ _NNX = System(
     "shardinit.frontends.nnx.init_fn(Model, *args, **kwargs) makes an init function of "
     "its constructor",
 )
+_EQUINOX = System(
+    "a module of Equinox",
+    "shardinit.frontends.equinox.init_fn(Model, *args, **kwargs) makes an init "
+    "function of its constructor",
+)
 _HAIKU = System(
     "a transformed function of Haiku",
     "shardinit.frontends.haiku.init_fn(transformed, *inputs) makes an init function "
@@ -93,6 +98,7 @@ _CLASSES = {
     "penzai.core.variables.AbstractVariableSlot": _PENZAI2,
     "flax.linen.module.Module": _LINEN,
     "flax.nnx.module.Module": _NNX,
+    "equinox._module._module.Module": _EQUINOX,
     "keras.src.layers.layer.Layer": _KERAS,
     "torch.nn.modules.module.Module": _TORCH,
     "haiku._src.transform.Transformed": _HAIKU,
@@ -159,18 +165,35 @@ def refuse_models(fn: object) -> None:
       InitFnError: with the front end that makes an init function of it.
     """
     system = _of_class(type(fn))
+    if system is _EQUINOX:  # where a function with fields is a module as well
+        return
     if isinstance(fn, type) and not _takes_one(fn):
         system = _of_class(fn)
     if system is None:
         nodes = jax.tree.leaves(fn, is_leaf=lambda node: _waiting(node) is not None)
         system = next(filter(None, map(_waiting, nodes)), None)
     if system is not None:
-        raise InitFnError(
-            getattr(fn, "__name__", type(fn).__name__),
-            f"it is, or holds, {system.name}",
-            "an init function, `key -> pytree of arrays`",
-            system.remedy,
-        )
+        raise _no_init_fn(fn, f"it is, or holds, {system.name}", system)
+
+
+def refuse_failed_model(fn: object, error: Exception) -> None:
+    """Refuses a model, or its class, that failed when it was called with a key.
+
+    Raises:
+      InitFnError: with the front end that makes an init function of it.
+    """
+    system = _of_class(fn if isinstance(fn, type) else type(fn))
+    if system is not None:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        got = f"it is {system.name}, and fails if called with a key ({why})"
+        raise _no_init_fn(fn, got, system) from error
+
+
+def _no_init_fn(fn: object, got: str, system: System) -> InitFnError:
+    name = getattr(fn, "__name__", type(fn).__name__)
+    return InitFnError(
+        name, got, "an init function, `key -> pytree of arrays`", system.remedy
+    )
 
 
 def _takes_one(cls: type) -> bool:

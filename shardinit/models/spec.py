@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shardinit.errors import SpecError
+from shardinit.short import short_repr
 
 _MAX_EXACT = 2**53  # beyond it a float no longer names one integer
 
@@ -73,6 +74,8 @@ class ModelSpec:
       >>> spec.config["n_layer"], len(spec.fingerprint)
       (12, 64)
     """
+
+    __repr__ = short_repr
 
     model: str
     config: Mapping[str, Any] = field(compare=False)

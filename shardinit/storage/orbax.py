@@ -92,8 +92,14 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
         return
     check_free(target)
     metadata = {OURS: {"tuples": list(tuples_of(tree, ""))}}
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target, tree, custom_metadata=metadata)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(target, tree, custom_metadata=metadata)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # the latter is TensorStore's, of a full disk
+        raise _unwritable(target, error) from error
 
 
 def _compare(target: Path, tree: Any) -> None:
@@ -335,8 +341,12 @@ def check_free(target: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".shardinit-", dir=above):
             pass
     except OSError as error:
-        raise CheckpointError(
-            f"checkpoint {str(target)!r}",
-            f"it cannot be written ({error.strerror or error})",
-            "a folder in which files may be made",
-        ) from error
+        raise _unwritable(target, error.strerror or error) from error
+
+
+def _unwritable(target: Path, why: object) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {str(target)!r}",
+        f"it cannot be written ({' '.join(str(why).split())})",
+        "a folder in which files may be made, on a disk with room for them",
+    )

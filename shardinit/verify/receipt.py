@@ -200,7 +200,12 @@ class Receipt:
                 "That of a checkpoint lies beside it: FOLDER.receipt.json",
             )
         with open(path, "rb") as file:
-            return cls.from_json(file.read())
+            text = file.read()
+        try:
+            return cls.from_json(text)
+        except ReceiptFormatError as error:
+            error.relocate(f"receipt {os.fspath(path)!r}")
+            raise
 
 
 def receipt(plan: Plan, key: KeyLike, params: Any, *, kept: Select = ()) -> Receipt:
@@ -309,9 +314,10 @@ def verify_receipt(receipt: Receipt | str | os.PathLike[str], params: Any) -> Di
         some = "; ".join(differences[:_SHOWN])
         if len(differences) > _SHOWN:
             some += f"; and {len(differences) - _SHOWN} more"
+        count = len({leaf.path for leaf in receipt.leaves} | set(found.leaves))
         raise ReceiptMismatchError(
             f"receipt of {receipt.name!r}",
-            f"{len(differences)} of {len(receipt.leaves)} leaves differ: {some}",
+            f"{len(differences)} of {count} leaves differ: {some}",
             differences=differences,
         )
     return found

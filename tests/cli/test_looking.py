@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from shardinit import cli
+from shardinit.cli import arguments
 
 pytestmark = pytest.mark.once
 
@@ -85,6 +86,26 @@ def test_a_local_function_is_inspected_and_a_wrong_one_is_one_message(run, tmp_p
         assert code == 1
         assert "module:function" in err
         assert "Traceback" not in err
+
+
+def test_what_a_models_code_raises_is_one_message_with_its_line(run, tmp_path):
+    (tmp_path / "mymodel.py").write_text(
+        "def init(key):\n    raise ValueError('no such layer')\n"
+    )
+    code, _, err = run("plan", "mymodel:init")
+    where = f"{tmp_path}/mymodel.py, line 2, in init"
+    assert code == 1
+    assert err.startswith(f"error: ValueError: no such layer\n  at {where};")
+    (tmp_path / "mymodel.py").write_text("\n\nimport nothing_of_that_name\n")
+    code, _, err = run("plan", "mymodel:init")
+    assert code == 1
+    assert f"({tmp_path}/mymodel.py, line 3, in <module>)" in err
+
+
+def test_what_our_own_code_raises_keeps_its_traceback(run, monkeypatch):
+    monkeypatch.setattr(arguments, "read_source", divmod)  # which takes two
+    with pytest.raises(TypeError, match="divmod"):
+        run("plan", "gpt2")
 
 
 def test_a_pin_finds_what_a_change_did(run, tmp_path):

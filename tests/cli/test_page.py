@@ -200,6 +200,20 @@ def test_the_page_is_no_wider_than_a_screen_or_a_phone(chromium, tmp_path, width
 
 
 @in_a_browser
+@in_a_browser
+def test_names_of_leaves_have_room_on_a_phone(chromium, tmp_path):
+    def fn(key):
+        return {
+            f"layers_{i}": {"up": jax.random.normal(key, (8, 8))} for i in range(99)
+        }
+
+    made = shardinit.plan(fn)
+    (tmp_path / "page.html").write_text(page(made, shardinit.inspect(made, 0)))
+    shown = chromium.open((tmp_path / "page.html").as_uri(), 390)
+    names = "[...document.querySelectorAll('.charts td.path')]"
+    assert shown.see(f"Math.max(...{names}.map(x => x.clientHeight))") < 50
+
+
 def test_a_click_unfolds_a_group_of_leaves_and_another_folds_it(chromium, tmp_path):
     shown = chromium.open(written(plan_of(), tmp_path), 1280)
     folded = shown.see(PATHS)

@@ -73,7 +73,9 @@ def test_a_plan_of_many_rows_is_one_screen():
     plan = shardinit.plan(wide, mesh=MESH)
     lines = str(plan).splitlines()
     assert len(lines) <= 40
-    assert "… and 34 smaller rows: plan.table() has every leaf" in lines
+    assert (
+        "… and 34 smaller rows: plan.table() and plan --json have every leaf" in lines
+    )
     assert any(" hh " in line for line in lines)  # the largest stays
     assert not any(" aa " in line for line in lines)
     assert len(plan.rows()) == 64

@@ -171,6 +171,15 @@ def test_nothing_is_overwritten(saved, tmp_path):
         orbax.save(tmp_path / "file", {"x": jnp.zeros(3)})
 
 
+def test_what_the_disk_says_is_an_error_of_the_checkpoint(tmp_path, monkeypatch):
+    def full(*_, **__):  # as TensorStore says it
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "save", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(RESOURCE.*room"):
+        orbax.save(tmp_path / "ckpt", {"w": jnp.ones(8)})
+
+
 def test_the_same_again_is_compared_and_not_written(tmp_path):
     odd = {"nan": jnp.array([jnp.nan, -0.0]), "n": np.arange(3), "z": jnp.ones(2) * 1j}
     tree = {**shardinit.init(model, 3), **odd, "four": jnp.ones(4, jnp.int4)}

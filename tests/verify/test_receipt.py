@@ -98,7 +98,7 @@ def test_every_difference_is_named(made):
         "'layers/1/kernel' has other values",
         "'more' is extra",
     )
-    assert "5 of 4 leaves differ" in str(caught.value)
+    assert "5 of 5 leaves differ" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -48,7 +48,7 @@ def described(mesh: Mapping[str, int], spec: Sequence[Any], rank: int) -> str:
     parts = [math.prod(mesh[a] for a in names) for names in entries]
     copies = _copies(mesh, parts)
     if math.prod(parts) == 1:
-        return f"whole on each of {copies:,} devices"
+        return f"whole on each of {copies:,} devices" if copies > 1 else "on one device"
     held = f", each piece on {copies:,} devices" if copies > 1 else ""
     return f"{_parts_text(parts)}{held}"
 

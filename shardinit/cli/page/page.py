@@ -215,7 +215,9 @@ def _folded(leaves: Iterable[Any], most: int = 6) -> list[str]:
     groups: dict[str, list[str]] = {}
     for leaf in leaves:
         groups.setdefault(template(leaf.path), []).append(leaf.path)
-    said = [_esc(folded(paths)) for paths in list(groups.values())[:most]]
+    said = [
+        _esc(folded(paths)) or "(the leaf)" for paths in list(groups.values())[:most]
+    ]
     more = len(groups) - len(said)
     return said + ([f"{more:,} more"] if more > 0 else [])
 

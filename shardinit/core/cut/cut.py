@@ -26,6 +26,7 @@ from shardinit.core.ir import jaxpr as jx
 from shardinit.core.prng import derivation as keys
 from shardinit.core.types import DType, TreeDef
 from shardinit.core.window import constants
+from shardinit.short import short_repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,8 @@ class Cut:
       stated: the sharding that the function itself gives each leaf, or None.
       repeats: groups of leaves, by number, of one value that one key drew twice.
     """
+
+    __repr__ = short_repr
 
     leaves: tuple[LeafCut, ...]
     programs: tuple[Program, ...]

@@ -12,6 +12,7 @@ from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
 from shardinit.core.prng.root_key import keys_of, streams_of
+from shardinit.core.systems import refuse_failed_model
 from shardinit.core.types import Init, Tree, TreeDef
 from shardinit.errors import InitFnError, InvalidKeyError
 
@@ -20,7 +21,11 @@ MAX_AXIS = 1 << 32  # elements
 
 def trace(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
     """Traces without a mesh, or under the caller's if the function asks for one."""
-    return jx.without_mesh(lambda: _trace(fn, key_aval))
+    try:
+        return jx.without_mesh(lambda: _trace(fn, key_aval))
+    except Exception as error:  # whatever the model's own code raises
+        refuse_failed_model(fn, error)
+        raise
 
 
 def _trace(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
@@ -121,7 +126,7 @@ def _refuse_non_arrays(fn: Init, key_aval: Tree) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def refuse_effects(effects: list[Node], outs: list[Value], paths: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Draws in another precision: narrow random numbers drawn wide and rounded.
 
-A draw in bfloat16 has the bits of eight, so a normal has 256 values and none beyond 2.7
+A draw in bfloat16 has seven bits, so a normal has 128 values and none beyond 2.9
 standard deviations. With ``draw_dtype`` each draw of a narrower float is made in that
 dtype, of the same key, and rounded to its own; everything after it is as it was. The
 draws are known by the names that JAX gives their calls (0.10.2 and 0.12.0.1), and one

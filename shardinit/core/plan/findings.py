@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shardinit.errors import FindingsError, FindingsWarning
+from shardinit.short import short_repr
 
 KINDS: Final = {
     "replicated": "warning",
@@ -67,6 +68,8 @@ class Finding:
       >>> finding.kind, finding.severity, finding.leaves
       ('replicated', 'warning', ('odd',))
     """
+
+    __repr__ = short_repr
 
     kind: str
     severity: str

@@ -14,6 +14,7 @@ from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.rules import Rules
 from shardinit.core.types import DType, Tree
 from shardinit.errors import ArgumentError, ShardingError
+from shardinit.short import short_repr
 
 Select = str | Iterable[str] | Callable[[str], bool]
 
@@ -42,6 +43,8 @@ class PlanOptions:
       ShardingError: what is no mesh, or both rules and shardings.
       ValueError: another ``whole``.
     """
+
+    __repr__ = short_repr
 
     mesh: AnyMesh | None = None
     rules: Rules | None = None

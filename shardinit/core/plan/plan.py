@@ -201,7 +201,9 @@ class Plan:
     def screen(self) -> tuple[list[tuple[str, ...]], str]:
         """The largest of ``rows()``, as many as a screen has, and what to say of it."""
         rows, more = plan_table.largest(self.rows(), _SCREEN)
-        said = f"… and {more:,} smaller rows: plan.table() has every leaf"
+        said = (
+            f"… and {more:,} smaller rows: plan.table() and plan --json have every leaf"
+        )
         return rows, said if more else ""
 
     def summary(self) -> str:

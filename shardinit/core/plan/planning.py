@@ -74,7 +74,7 @@ def plan(
         that ``jax.random.key(seed, impl="threefry2x32")`` gives.
       draw_dtype: ``"float32"`` makes each draw of a narrower float in that dtype, of
         the same key, and rounds it to its own inside the shard: a normal in bfloat16
-        has 256 values, and none beyond 2.7 standard deviations. What follows the draw
+        has 128 values, and none beyond 2.9 standard deviations. What follows the draw
         stays as it is. Values are then no longer those of plain jit.
       opt_rules: rules for optimizer state alone, on top of where its parameters lie:
         ``fsdp("data")`` shards it over mesh axes that they leave free (ZeRO-1), axis

@@ -31,6 +31,7 @@ from shardinit.core.plan.placement import (
     path_rule,
 )
 from shardinit.errors import ShardingError
+from shardinit.short import short_repr
 
 
 @dataclass(frozen=True, init=False)
@@ -54,6 +55,8 @@ class AxisRules:
     Example:
       >>> rules = AxisRules([("embed", "data"), ("mlp", ("model",)), ("norm", None)])
     """
+
+    __repr__ = short_repr
 
     rules: tuple[tuple[str, MeshAxes | Placement], ...]
 
@@ -140,6 +143,8 @@ class PathRules:
       >>> from jax.sharding import PartitionSpec as P
       >>> rules = PathRules([("embed$", P("data")), (".*", P())])
     """
+
+    __repr__ = short_repr
 
     rules: tuple[tuple[str, PartitionSpec | Placement], ...]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from shardinit.core.plan import text_table
+from shardinit.short import short_repr
 
 KINDS: Final = ("kept", "mapped", "cast", "grown", "shrunk", "filled", "unexpected")
 _SHOWN = 3
@@ -52,6 +53,8 @@ class Account:
       >>> [entry.path for entry in plan.account.filled]
       ['new']
     """
+
+    __repr__ = short_repr
 
     kept: tuple[Entry, ...] = ()
     mapped: tuple[Entry, ...] = ()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardinit.core.plan import text_table as table
+from shardinit.short import short_repr
 
 FLOOR_BYTES = 1 << 20  # below this nothing is large
 SHARE = 10  # temporaries may take one part in so many of the shard beyond the floor
@@ -57,6 +58,8 @@ class AuditRow:
       >>> row.shard_bytes, row.collectives, row.ok
       (4096, (), True)
     """
+
+    __repr__ = short_repr
 
     program: int
     paths: tuple[str, ...]

@@ -18,6 +18,7 @@ from shardinit.core.plan import text_table as table
 from shardinit.core.plan.folded import folded, template
 from shardinit.core.prng.root_key import KeyLike
 from shardinit.errors import ArgumentError
+from shardinit.short import short_repr
 from shardinit.verify.compare.renames import renamed
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
 from shardinit.verify.compare.taking import of_arrays, of_digest, of_receipt, snapshot
@@ -53,6 +54,8 @@ class Change:
       >>> str(Change("dtype", ("w",), "float32", "bfloat16"))
       'dtype: w: float32 -> bfloat16'
     """
+
+    __repr__ = short_repr
 
     kind: str
     leaves: tuple[str, ...]

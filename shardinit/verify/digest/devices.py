@@ -128,7 +128,13 @@ def as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:
     if isinstance(leaf, jax.Array):
         return jax.random.key_data(leaf) if is_key(leaf.dtype) else leaf
     if not isinstance(leaf, np.ndarray | np.generic | bool | int | float | complex):
-        raise DigestError(f"leaf {path!r}", f"a {type(leaf).__name__}", "an array")
+        raise DigestError(
+            f"leaf {path!r}",
+            f"a {type(leaf).__name__}",
+            "an array",
+            "A checkpoint's are read by shardinit.storage.orbax.restore(folder), or "
+            "safetensors.open(folder)",
+        )
     return np.asarray(leaf)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from shardinit.core.plan import text_table as table
 from shardinit.core.plan.findings import Finding, as_text
 from shardinit.core.plan.folded import folded, template
+from shardinit.short import short_repr
 from shardinit.verify.inspect.gain import depth_of
 from shardinit.verify.inspect.law import Law
 from shardinit.verify.inspect.moments import Moments, sparkline
@@ -44,6 +45,8 @@ class LeafStatistics:
       >>> leaf.law.family, leaf.moments.mean, leaf.exact
       ('constant', 1.0, True)
     """
+
+    __repr__ = short_repr
 
     path: str
     shape: tuple[int, ...]
