@@ -138,6 +138,9 @@ def test_models_of_the_operator_are_registered(tmp_path, monkeypatch):
     ("args", "message"),
     [
         (["plan", "no-such"], "no example config is named 'no-such'"),
+        (["plan", "gpt3"], "(did you mean 'gpt2'?)"),
+        (["export", "gpt2", "-o", "x" * 300], "File name too long"),
+        (["init", "gpt2", "--out", "x" * 250], "File name too long"),
         (["plan", "gpt2", "--mesh", "data"], "--mesh"),
         (["plan", "gpt2", "--rules", "embed"], "--rules"),
         (["plan", "gpt2", "--model", "nope"], "no model is registered as 'nope'"),
@@ -153,6 +156,11 @@ def test_what_is_wrong_is_one_message_and_exit_code_1(args, message, fails):
     text = shardinit(*args, code=1) if args[0] == "serve" else fails(*args)
     assert text.startswith("error: ")
     assert message in text
+
+
+def test_an_empty_standard_input_is_said(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert "standard input is empty" in shardinit("plan", "-", code=4)
 
 
 def test_a_faulty_config_shows_every_fault(tmp_path, fails):

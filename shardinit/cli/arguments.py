@@ -141,13 +141,20 @@ def read_spec(source: str, model: str = "decoder") -> ModelSpec:
       UnreadableError: the file or the text cannot be read.
     """
     if source == "-":
-        return _spec(sys.stdin.buffer.read(), model, "standard input")
+        return _spec(_typed(), model, "standard input")
     if _is_json(os.fsencode(source)):
         return _spec(source, model, "the config that was typed")
     is_file = os.path.sep in source or source.endswith(".json")
     if not is_file and not os.path.exists(source):
         return ModelSpec(model, example_config(source))
     return _spec(_content(source), model, source)
+
+
+def _typed() -> bytes:
+    content = sys.stdin.buffer.read()
+    if not content:
+        raise UnreadableError("standard input is empty; expected a config or a program")
+    return content
 
 
 def read_source(
@@ -175,7 +182,7 @@ def read_model(
     if _LOCAL.fullmatch(source) and not os.path.exists(source):
         return local_function(source), None
     if source == "-":
-        content, name = sys.stdin.buffer.read(), "standard input"
+        content, name = _typed(), "standard input"
     elif os.path.isfile(source) and not source.endswith(".json"):
         content, name = _content(source), source
     else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shardinit.errors import ShardinitError
+
+_LONGEST = ".receipt.json"  # what stands beside a folder has its name
 
 
 def check_target(out: str, *, folder: bool = False) -> Path:
@@ -23,6 +25,8 @@ def check_target(out: str, *, folder: bool = False) -> Path:
     """
     target = Path(os.path.abspath(out))
     above, where = target.parent, f"target {out!r}"
+    with writing(out), suppress(FileNotFoundError, NotADirectoryError):
+        os.lstat(f"{target}{_LONGEST if folder else ''}")  # is the name too long?
     if not folder and target.is_dir():
         raise ShardinitError(where, "it is a folder", "the name of a file")
     if not above.exists():

@@ -9,6 +9,7 @@ is left has one canonical text, and the fingerprint is the digest of that text.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -184,8 +185,10 @@ def example_config(name: str) -> dict[str, Any]:
       768
     """
     if name not in example_names():
+        near = difflib.get_close_matches(name, example_names(), n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
         known = ", ".join(example_names())
-        fault = f"no example config is named {name!r}; there are {known}"
+        fault = f"no example config is named {name!r}{meant}; there are {known}"
         raise SpecError("decoder", [("config", fault)])
     file = resources.files("shardinit.models") / "configs" / f"{name}.json"
     return json.loads(file.read_bytes())
