@@ -123,6 +123,9 @@ def test_rules_that_match_nothing_where_a_name_has_no_rule():
     assert (found.kind, found.severity) == ("unmatched-rule", "note")
     assert found.rules == (("mpl", "model"),)
     assert "'mpl', and no rule is for 'mlp'" in found.reason
+    odd = AXIS([("embed", "data"), ("mlp", "model"), ("hedas", "model")])
+    found = only(named(("embed", "mlp")), "unmatched-rule", odd)
+    assert "no axis of the model is called 'hedas'" in found.reason
     never = shardinit.PathRules([("kern", P("data")), ("kernel", P()), ("bias", P())])
     late, none = findings(kernel, never)
     assert (late.kind, late.leaves) == ("unmatched-rule", ("kernel",))
@@ -145,11 +148,16 @@ def test_rules_that_are_for_activations_and_a_last_resort_are_left_over_in_silen
 
 def test_a_name_without_a_rule_is_said_where_a_rule_could_cut_the_leaf_further():
     rules = AXIS([("mlp", "model")])
-    for names, shape in (
-        (("conv", "mlp"), (3, 1 << 15)),  # nothing divides 3
-        (("layers", "mlp"), (4, 512)),  # a small leaf, cut already
-    ):
-        assert findings(named(names, shape), rules) == ()
+    conv = named(("conv", "mlp"), (3, 1 << 15))  # nothing divides 3
+    assert findings(conv, rules) == ()
+
+    def with_scales(key):
+        return {**kernel(key, (512, 512)), "scale": jax.numpy.ones((4, 512))}
+
+    axes = {"kernel": ("conv", "mlp"), "scale": ("layers", "mlp")}
+    rules_of_both = AXIS([("mlp", "model"), ("conv", None)])
+    small_part = shardinit.InitFn(with_scales, axes=axes)  # a hundredth of the model
+    assert findings(small_part, rules_of_both) == ()
     both = AXIS([("embed", "data"), ("mlp", "model")])
     assert findings(named(("layers", "embed", "mlp"), (4, 256, 512)), both) == ()
     found = only(named(("layers", "embed", "mlp"), (4, 256, 512)), "replicated", rules)

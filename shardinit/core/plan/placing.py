@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +16,8 @@ from shardinit.core.plan.leaf_info import LARGE, Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.placement import axes_of
 from shardinit.core.plan.rules import AxisRules, DefaultRules, PathRules, Rules
+
+_ACTIVATIONS = re.compile("act|batch|length|seq")
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,10 @@ def _replicated(placed: Sequence[Placed]) -> Iterator[Finding]:
 def _unmatched_names(
     placed: Sequence[Placed], mesh: AnyMesh, rules: AxisRules
 ) -> Iterator[Finding]:
-    """Rules for other names than the model's, where a leaf lacks a rule.
+    """Rules for other names than the model's.
 
-    Where none does, the rules that are left over are for activations or for other
-    models: lists of dozens are shared.
+    Where no leaf lacks a rule and many rules are left over, the list is one that models
+    share, of dozens; and what names activations is for those.
     """
     names = {name for x in placed for name in x.leaf.axes or ()} - {None}
     lacking = [x for x in placed if x.choice.reasons]
@@ -200,14 +203,16 @@ def _unmatched_names(
     missing = {
         name for x in lacking for name in x.leaf.axes or () if isinstance(name, str)
     } - ruled
-    if unmatched and missing:
+    odd = {rule[0] for rule in unmatched if not _ACTIVATIONS.search(rule[0])}
+    used = {rule[0] for rule in rules.rules if rule[0] in names}
+    if unmatched and (missing or 0 < 2 * len(odd) <= len(used)):
         near = {n for r in unmatched for n in get_close_matches(r[0], missing, 1)}
         meant = f"{_quoted(near)} may be meant. " if near else ""
         yield finding(
             "unmatched-rule",
             (),
-            f"no axis of the model is called {_quoted({r[0] for r in unmatched})}, and "
-            f"no rule is for {_quoted(missing)}",
+            f"no axis of the model is called {_quoted({r[0] for r in unmatched})}"
+            + (f", and no rule is for {_quoted(missing)}" if missing else ""),
             f"{meant}Write the rules for the model's names, unless these are for "
             "activations",
             rules=unmatched,

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from shardinit.core.plan.entries import mesh_axes, mesh_axes_of
-from shardinit.core.plan.leaf_info import LARGE, WHOLE, LeafInfo, Reason
+from shardinit.core.plan.leaf_info import WHOLE, LeafInfo, Reason
 from shardinit.core.plan.mesh import AnyMesh
 
 
@@ -30,8 +30,7 @@ def no_rule(
 ) -> tuple[Reason, ...]:
     """No rule is for some of its names.
 
-    Of a leaf that other names cut it is said where a rule could cut it further, and
-    where that is worth it: the stacked scales of norms are small.
+    Of a leaf that other names cut it is said where a rule could cut it further.
 
     Args:
       leaf: the leaf.
@@ -41,8 +40,7 @@ def no_rule(
       preferred: mesh axes that the remedy names first.
     """
     cut = _free_cut(leaf, mesh, names, spec, preferred)
-    cut_already = bool(mesh_axes_of(spec))
-    if not names or (cut_already and (cut is None or leaf.nbytes < LARGE)):
+    if not names or (cut is None and mesh_axes_of(spec)):
         return ()
     listed = ", ".join(dict.fromkeys(map(repr, names.values())))
     one = len(set(names.values())) == 1
