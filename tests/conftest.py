@@ -6,6 +6,7 @@ tests marked ``devices``; the others count on eight.
 
 import collections
 import os
+import signal
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SHARDINIT_TEST_PLATFORM", "cpu")
 os.environ["KERAS_BACKEND"] = "jax"
@@ -19,6 +20,10 @@ import jaxtyping
 import pytest
 
 from tests import typechecker
+
+# A shell has what it runs in the background ignore Ctrl-C, and so would all that the
+# tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Calls in the rooms of core that carry arrays are held against their annotations:
 # arrays by jaxtyping, all else by beartype. Doors that users call check for themselves.

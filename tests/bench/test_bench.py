@@ -34,8 +34,11 @@ def test_a_tiny_run_writes_figures_of_both_sides(tmp_path):
     assert found["command"] == " ".join(["python -m shardinit.bench", *words])
     assert {"python", "shardinit", "jax", "jaxlib"} <= set(found["versions"])
     assert found["machine"]["cores"] >= 1
-    cold, plan, growth, again = found["rows"]
-    assert [row["case"] for row in found["rows"]] == ["cold", "plan", "plan", "plan"]
+    cold, floor, plan, growth, again = found["rows"]
+    cases = [row["case"] for row in found["rows"]]
+    assert cases == ["cold", "cold", "plan", "plan", "plan"]
+    assert floor["against"] == "tracing and one warm run"
+    assert floor["shardinit"] == cold["shardinit"]
     assert growth["against"].startswith("shardinit at")
     assert again["baseline"]["median"] == plan["shardinit"]["median"]
     ours, theirs = cold["shardinit"], cold["baseline"]
@@ -46,9 +49,8 @@ def test_a_tiny_run_writes_figures_of_both_sides(tmp_path):
     assert plan["baseline"] is None
     assert plan["unit"] == "s"
     sides = [run["side"] for run in found["runs"]]
-    assert sides == ["shardinit", "jit", "shardinit", "shardinit"]
-    leaves = [run["figures"]["leaves"] for run in found["runs"]]
-    assert leaves[0] == leaves[1] == 12
+    assert sides == ["shardinit", "jit", "floor", "shardinit", "shardinit"]
+    assert [run["figures"]["leaves"] for run in found["runs"][:2]] == [12, 12]
     assert all(run["figures"]["peak_bytes"] > 0 for run in found["runs"])
     assert "cold init, 1 layers" in done.stdout
     assert "| measured |" in page.read_text()
