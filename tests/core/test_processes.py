@@ -35,6 +35,8 @@ def fn(key):
         "weak": jax.numpy.full((8,), 0.5),
         "key": b,
         "table": np.arange(16.0),
+        "sorted": jax.numpy.sort(jax.random.normal(b, (16, 32)), axis=0),
+        "whole": jax.numpy.sort(jax.random.normal(b, (3, 5)), axis=1),
     }
 
 try:
@@ -44,7 +46,7 @@ except shardinit.errors.FingerprintMismatchError as error:
     sys.exit()
 want = jax.jit(fn)(jax.random.key(3))
 assert got["weak"].weak_type
-for name in ("w", "one", "weak", "table"):
+for name in ("w", "one", "weak", "table", "sorted", "whole"):
     shards = got[name].addressable_shards
     assert len(shards) == 4
     for shard in shards:
