@@ -32,7 +32,6 @@ from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.arguments import key_words
 from shardinit.errors import ReceiptFormatError, ReceiptMismatchError
-from shardinit.files import write_file
 from shardinit.verify.digest.devices import digest
 from shardinit.verify.digest.host import Digest, root_digest
 from shardinit.verify.held import hold_against
@@ -43,6 +42,7 @@ from shardinit.verify.receipt_format import (
     SINCE_2,
     head_of,
     read_fields,
+    save_text,
     seal_of,
 )
 from shardinit.version import __version__
@@ -178,11 +178,7 @@ class Receipt:
         Raises:
           ReceiptFormatError: something else is there.
         """
-        try:
-            write_file(path, self.to_json().encode(), replace=replace)
-        except FileExistsError as error:
-            why = "it is not this receipt"
-            raise ReceiptFormatError.taken("receipt", path, why) from error
+        save_text(path, self.to_json(), "receipt", replace=replace)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Receipt:

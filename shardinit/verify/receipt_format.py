@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
 from shardinit.errors import ReceiptFormatError
+from shardinit.files import write_file
 from shardinit.verify.digest.host import ALGORITHM
 
 FORMAT = 2
@@ -111,3 +113,23 @@ def _unreadable(what: str) -> ReceiptFormatError:
         f"it cannot be read ({what})"[:200],
         "the JSON that a receipt was saved as",
     )
+
+
+def save_text(
+    path: str | os.PathLike[str], text: str, what: str, *, replace: bool
+) -> None:
+    """Writes a receipt or a pin whole; where the same is already, it is left.
+
+    Args:
+      path: the file.
+      text: its JSON.
+      what: ``"receipt"`` or ``"pin"``, for people.
+      replace: whether something else that is there may be replaced.
+
+    Raises:
+      ReceiptFormatError: something else is there.
+    """
+    try:
+        write_file(path, text.encode(), replace=replace)
+    except FileExistsError as error:
+        raise ReceiptFormatError.taken(what, path, f"it is not this {what}") from error

@@ -43,7 +43,7 @@ def lower(
     mesh = shardings[0].mesh
     assert isinstance(mesh, Mesh)  # a plan on an AbstractMesh has no devices to run on
     lanes = mesh.devices.flat[0].platform == "cpu"
-    specs = tuple(PartitionSpec() if device else s.spec for s in shardings)
+    specs = tuple(s.spec if device is None else PartitionSpec() for s in shardings)
     whole_shapes = [shape for program in programs for shape in program.shapes]
     shapes = whole_shapes
     if device is None:

@@ -1,8 +1,9 @@
 """Shards of what is there in full: each device gets its part.
 
 A constant, a table and keys are on the host; and a leaf that needs all of itself is
-computed once where devices share their processor, not by each of them: a QR by eight
-simulated devices takes eight times as long, and stacked matrices never end. LAPACK's
+computed once where devices share their processor, not by each of them: that would be
+the same work as often as there are devices, and a QR of stacked matrices would never
+end. LAPACK's
 kernels hand the matrices of a batch to the threads on which the devices wait for them
 (jaxlib 0.10.2: ``lapack_sgeqrf_ffi`` in a ``BlockingCounter``), as in
 https://github.com/PyAutoLabs/PyAutoFit/issues/1530.

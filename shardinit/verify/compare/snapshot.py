@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardinit.errors import ReceiptFormatError
-from shardinit.files import write_file
-from shardinit.verify.receipt_format import seal_of
+from shardinit.verify.receipt_format import save_text, seal_of
 
 FORMAT = "shardinit-pin-1"
 
@@ -130,10 +129,7 @@ class Snapshot:
         Raises:
           ReceiptFormatError: something else is there.
         """
-        try:
-            write_file(path, self.to_json().encode(), replace=replace)
-        except FileExistsError as error:
-            raise ReceiptFormatError.taken("pin", path, "it is not this pin") from error
+        save_text(path, self.to_json(), "pin", replace=replace)
 
 
 def _leaf(data: dict[str, Any]) -> LeafSnapshot:
