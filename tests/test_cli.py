@@ -103,8 +103,8 @@ def test_plan_takes_what_a_plan_may_be_told(config, fails):
     strict = fails(*odd, "--indivisible", "next", "--strict", "replicated")
     assert "none of replicated" in strict
     assert "memory_limit=1,024 bytes" in fails("plan", config, "--memory-limit", "1KiB")
-    assert "bytes, such as" in fails("plan", config, "--memory-limit", "much")
-    assert "kinds of findings" in fails("plan", config, "--strict", "loud")
+    assert "bytes, such as" in fails("plan", config, "--memory-limit", "much", code=2)
+    assert "kinds of findings" in fails("plan", config, "--strict", "loud", code=2)
     chosen = ("--select", "embed/**", "--prng", "threefry")
     text = shardinit("plan", config, *chosen)
     assert "16,384" in text
@@ -141,13 +141,10 @@ def test_models_of_the_operator_are_registered(tmp_path, monkeypatch):
         (["plan", "gpt3"], "(did you mean 'gpt2'?)"),
         (["export", "gpt2", "-o", "x" * 300], "File name too long"),
         (["init", "gpt2", "--out", "x" * 250], "File name too long"),
-        (["plan", "gpt2", "--mesh", "data"], "--mesh"),
-        (["plan", "gpt2", "--rules", "embed"], "--rules"),
         (["plan", "gpt2", "--model", "nope"], "no model is registered as 'nope'"),
         (["plan", "gpt2", "--mesh", "a=7", "--rules", "vocab=a"], "does not divide"),
         (["plan", "gpt2", "--rules", "vocab=expert"], "'expert'"),
         (["serve", "--listen", "0.0.0.0:1"], "from other machines, without TLS"),
-        (["serve", "--log-level", "loud"], "--log-level"),
         (["serve", "--models", "no_such_module"], "No module named"),
         (["models", "--models", "json"], "registers no model"),
     ],
@@ -156,6 +153,31 @@ def test_what_is_wrong_is_one_message_and_exit_code_1(args, message, fails):
     text = shardinit(*args, code=1) if args[0] == "serve" else fails(*args)
     assert text.startswith("error: ")
     assert message in text
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("plan gpt2 --mesh data", "--mesh"),
+        ("plan gpt2 --rules embed", "--rules"),
+        ("plan gpt2 --opt-rules embed", "--opt-rules"),
+        ("plan gpt2 --memory-limit much", "--memory-limit"),
+        ("plan gpt2 --strict loud", "--strict"),
+        ("plan gpt2 --statistics", "--statistics"),
+        ("inspect gpt2 --memory-limit 0", "--memory-limit"),
+        ("init gpt2 --out made --max-memory 1XB", "--max-memory"),
+        ("init gpt2 --out made --mesh data=2", "--mesh"),
+        ("init gpt2 --out made --format orbax --names hf", "--names"),
+        ("init gpt2 --out made --format orbax --distributed here", "--distributed"),
+        ("read gpt2 wte/embedding 0:4:0", "window"),
+        ("serve --log-level loud", "--log-level"),
+        ("serve --log-format xml", "--log-format"),
+    ],
+)
+def test_an_option_that_reads_wrong_is_exit_code_2(words, option, fails, tmp_path):
+    text = fails(*words.replace("made", str(tmp_path / "made")).split(), code=2)
+    assert text.startswith(f"error: {option}: ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_standard_input_is_said(monkeypatch):
@@ -307,7 +329,7 @@ def test_export_and_read(config, tmp_path, fails):
     assert "it exists" not in shardinit("export", config, "--out", path, "--force")
     assert "none of the" in fails("read", path, "no/such/leaf")
     assert "out of bounds" in fails("read", path, leaf, "99999")
-    assert "'a' in '1,a'" in fails("read", path, leaf, "1,a")
+    assert "'a' in '1,a'" in fails("read", path, leaf, "1,a", code=2)
     (tmp_path / "broken").write_bytes(b"not a program")
     assert "init program" in fails("read", str(tmp_path / "broken"), code=4)
     shardinit("read", path, leaf, "3:9,::2", "--seed", "5", "--out", npy)  # again

@@ -331,7 +331,7 @@ def test_tensors_have_the_names_of_transformers(tmp_path, config, expected, says
     error = says(*command[:-2], code=1)
     assert "not those of its receipt" in error
     error = says(
-        "init", config, "--out", out + "2", "--names", "hf", "--format", "orbax", code=1
+        "init", config, "--out", out + "2", "--names", "hf", "--format", "orbax", code=2
     )
     assert "--names: it means nothing with --format orbax" in error
 

@@ -30,11 +30,16 @@ from shardinit.cli import (
     serving,
 )
 from shardinit.cli.group import Commands
-from shardinit.cli.outcomes import end_with_code, interruptible, keep_interrupts
+from shardinit.cli.outcomes import (
+    UsageError,
+    end_with_code,
+    interruptible,
+    keep_interrupts,
+)
 from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target
 from shardinit.doctor import version_line
-from shardinit.errors import FindingsWarning, ShardinitError
+from shardinit.errors import FindingsWarning
 from shardinit.progress import progress
 
 if TYPE_CHECKING:
@@ -138,9 +143,7 @@ def plan(
     if html is not None:
         check_target(html)
     elif statistics:
-        raise ShardinitError(
-            "--statistics", "there is no --html", "--html FILE with it"
-        )
+        raise UsageError("--statistics", "there is no --html", "--html FILE with it")
 
     state = (opt_rules, opt_memory, opt_state)
     given = (rules, select, strict, indivisible, memory_limit, prng, draw_dtype)

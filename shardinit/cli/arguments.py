@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from shardinit.cli.outcomes import UnreadableError, model_code, reading
-from shardinit.errors import ShardingError, ShardinitError
+from shardinit.cli.outcomes import UnreadableError, UsageError, model_code, reading
+from shardinit.errors import CheckpointError, ShardinitError
 from shardinit.models import ModelSpec, build, example_config, load_package
 from shardinit.models.spec import example_names
 
@@ -39,14 +39,14 @@ def parse_mesh(text: str) -> dict[str, int]:
     """``data=2,model=4`` as axis sizes by name, in order.
 
     Raises:
-      ShardingError: it does not read like that.
+      UsageError: it does not read like that.
     """
     axes: dict[str, int] = {}
     for part in text.split(","):
         name, equals, size = (piece.strip() for piece in part.partition("="))
         right = equals and name and size.isascii() and size.isdigit()
         if not right or not 0 < int(size) < 1 << 31 or name in axes:
-            raise ShardingError(
+            raise UsageError(
                 "--mesh",
                 f"{part.strip()!r} in {text!r}",
                 "each axis once with its size, such as data=2,model=4",
@@ -68,7 +68,7 @@ def parse_rules(text: str | None, option: str = "--rules") -> Rules | None:
     ``fsdp`` and ``fsdp:data+model`` are ``fsdp()`` and ``fsdp("data", "model")``.
 
     Raises:
-      ShardingError: it does not read like that.
+      UsageError: it does not read like that.
     """
     if text is None:
         return None
@@ -83,7 +83,7 @@ def parse_rules(text: str | None, option: str = "--rules") -> Rules | None:
         name, equals, axes = (piece.strip() for piece in part.partition("="))
         names = [axis.strip() for axis in axes.split("+")] if axes else []
         if not equals or not name or not all(names):
-            raise ShardingError(
+            raise UsageError(
                 option,
                 f"{part.strip()!r} in {text!r}",
                 "logical axis = mesh axes, such as embed=data,mlp=data+model,norm=, or "
@@ -116,15 +116,29 @@ def parse_seed(text: str | int) -> int | dict[str, int]:
     return streams.get("", streams)
 
 
+def parse_bytes(text: str, option: str) -> int:
+    """``5GB`` or ``512MiB`` as a number of bytes.
+
+    Raises:
+      UsageError: it does not read like that.
+    """
+    from shardinit.storage.layout import parse_size
+
+    try:
+        return parse_size(text, option)
+    except CheckpointError as error:
+        raise UsageError(option, repr(text), error.expected) from None
+
+
 def parse_level(text: str) -> int:
     """A logging level by name.
 
     Raises:
-      ShardinitError: there is none of that name.
+      UsageError: there is none of that name.
     """
     names = ("debug", "info", "warning", "error")
     if text.lower() not in names:
-        raise ShardinitError("--log-level", repr(text), " or ".join(names))
+        raise UsageError("--log-level", repr(text), " or ".join(names))
     return getattr(logging, text.upper())
 
 
@@ -207,7 +221,7 @@ def local_function(source: str) -> Any:
         plan, or a function without arguments that returns one of these.
 
     Raises:
-      ShardinitError: there is none of that name.
+      UsageError: there is none of that name.
     """
     module, _, name = source.partition(":")
     if os.getcwd() not in sys.path:  # as `python -m` has it, and a console script not

@@ -17,10 +17,10 @@ import typer
 from shardinit import storage
 from shardinit.cli import arguments, devices, options
 from shardinit.cli.folders import Naming, digest_folder, quiet_orbax
-from shardinit.cli.outcomes import interruptible, reading
+from shardinit.cli.outcomes import UsageError, interruptible, reading
 from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target
-from shardinit.errors import CheckpointError, ReceiptMismatchError, ShardinitError
+from shardinit.errors import CheckpointError, ReceiptMismatchError
 from shardinit.progress import counted, progress
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ def init(
     for option, value in (sharded if layout == "safetensors" else windowed).items():
         if value is not None:
             other = "orbax" if layout == "safetensors" else "safetensors"
-            raise ShardinitError(
+            raise UsageError(
                 option, f"it means nothing with --format {layout}", f"--format {other}"
             )
     if (executables is None) != (executables_sha256 is None):
-        raise ShardinitError(
+        raise UsageError(
             "--executables and --executables-sha256", "one was given", "both or neither"
         )
     target = check_target(out, folder=True)
@@ -260,12 +260,11 @@ def _write_windows(
     """Writes safetensors and a receipt; the root of the digest."""
     from shardinit.core.run.lazy import open as open_lazily
     from shardinit.storage import safetensors
-    from shardinit.storage.layout import parse_size
     from shardinit.verify.digest.devices import Digester
     from shardinit.verify.receipt import receipt as make_receipt
 
-    memory = parse_size(max_memory or "1GiB", "--max-memory")
-    shard = parse_size(max_shard_size or "5GB", "--max-shard-size")
+    memory = arguments.parse_bytes(max_memory or "1GiB", "--max-memory")
+    shard = arguments.parse_bytes(max_shard_size or "5GB", "--max-shard-size")
     lazy = open_lazily(plan, seed, memory_limit=memory)
     digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
     with progress("write") as report:

@@ -16,9 +16,9 @@ import typer
 
 from shardinit.cli import arguments, devices, options, programs, serving
 from shardinit.cli.group import Commands
+from shardinit.cli.outcomes import UsageError
 from shardinit.cli.programs import AsJson, ModelName, WindowFile, WindowIndex
 from shardinit.cli.targets import check_target, writing
-from shardinit.errors import ShardinitError
 
 if TYPE_CHECKING:
     from shardinit.service.client.client import Client
@@ -229,14 +229,14 @@ def _spec(source: str, model: str, seed: Any, draw_dtype: str | None) -> Spec:
     """What was typed as a spec, with how it is drawn and the streams of its key.
 
     Raises:
-      ShardinitError: ``--draw-dtype`` for a program.
+      UsageError: ``--draw-dtype`` for a program.
     """
     from shardinit.service.wire.messages import spec_for
 
     if not re.fullmatch(r"[0-9a-f]{64}", source):
         return spec_for(arguments.read_spec(source, model), seed, draw_dtype)
     if draw_dtype is not None:
-        raise ShardinitError(
+        raise UsageError(
             "--draw-dtype", "the draws of a program are settled", "a model's config"
         )
     return source

@@ -6,6 +6,7 @@ import math
 import os
 from typing import Any
 
+from shardinit.cli.outcomes import UsageError
 from shardinit.core.platform import with_cpu_devices
 from shardinit.errors import ShardingError, ShardinitError
 
@@ -37,7 +38,8 @@ def join(text: str, axes: dict[str, int] | None) -> None:
       axes: the mesh; on the CPU its devices are simulated, an equal part in each.
 
     Raises:
-      ShardinitError: it does not read like that, or the job does not come together.
+      UsageError: it does not read like that.
+      ShardinitError: the job does not come together.
     """
     given: tuple[Any, ...] = ()
     if text != "auto":
@@ -45,7 +47,7 @@ def join(text: str, axes: dict[str, int] | None) -> None:
         right = ":" in address and len(numbers) == 2 and all(map(str.isdigit, numbers))
         given = (address, *map(int, numbers)) if right else ()
         if not right or not given[2] < given[1]:
-            raise ShardinitError(
+            raise UsageError(
                 "--distributed",
                 repr(text),
                 "auto, or HOST:PORT,PROCESSES,THIS, such as host0:8476,4,0",

@@ -33,10 +33,9 @@ def inspect(
     """Shows statistics of every leaf, from windows; makes no large leaf."""
     devices.on_cpu()
     from shardinit.cli import tables
-    from shardinit.storage.layout import parse_size
     from shardinit.verify.inspect.inspect import inspect as look
 
-    limit = parse_size(memory_limit, "--memory-limit")
+    limit = arguments.parse_bytes(memory_limit, "--memory-limit")
     fn = arguments.read_source(source, model, models)
     found = look(fn, seed, select=select or None, memory_limit=limit)
     if as_json:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from shardinit.cli import arguments
+from shardinit.cli.outcomes import UsageError
 from shardinit.progress import progress
 
 if TYPE_CHECKING:
@@ -117,27 +118,26 @@ def plan_options(mesh: AnyMesh, asked: Asked) -> PlanOptions:
     """What was typed as ``PlanOptions``.
 
     Raises:
-      ShardingError: rules that do not read like rules.
-      ShardinitError: a size or a kind that is none.
+      UsageError: rules, a size or a kind that does not read like one.
     """
     from shardinit.core.plan.findings import KINDS
     from shardinit.core.plan.options import PlanOptions
-    from shardinit.errors import ShardinitError
-    from shardinit.storage.layout import parse_size
 
     strict: bool | set[str] = asked.strict == "all"
     if asked.strict is not None and not strict:
         strict = {kind.strip() for kind in asked.strict.split(",")}
         if not strict <= set(KINDS):
             kinds = f"'all', or kinds of findings: {', '.join(KINDS)}"
-            raise ShardinitError("--strict", repr(asked.strict), kinds)
-    limit = asked.memory_limit
+            raise UsageError("--strict", repr(asked.strict), kinds)
+    limit = None
+    if asked.memory_limit is not None:
+        limit = arguments.parse_bytes(asked.memory_limit, "--memory-limit")
     return PlanOptions(
         mesh=mesh,
         select=asked.select,
         strict=strict,
         indivisible=asked.indivisible,
-        memory_limit=None if limit is None else parse_size(limit, "--memory-limit"),
+        memory_limit=limit,
         prng=asked.prng,
         draw_dtype=asked.draw_dtype,
         **placing_of(asked.rules, *asked.of_state),

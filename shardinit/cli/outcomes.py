@@ -3,7 +3,7 @@
 ====  ==================================================================
 0     done
 1     refused or failed: the message says what, and what to do about it
-2     wrong usage: an option or an argument that there is none
+2     wrong usage: an option or an argument that there is none, or that reads wrong
 3     differs: all could be read, and values are not those of the receipt
 4     cannot be read: a file or a checkpoint is missing, or damaged
 130   interrupted by Ctrl-C: the message says what is kept
@@ -26,9 +26,13 @@ from typing import Any
 
 from shardinit.errors import ReceiptMismatchError, ShardinitError
 
-REFUSED, DIFFERS, UNREADABLE, INTERRUPTED = 1, 3, 4, 130
+REFUSED, USAGE, DIFFERS, UNREADABLE, INTERRUPTED = 1, 2, 3, 4, 130
 
 NOTHING_KEPT = "Nothing was written; the same command again begins anew"
+
+
+class UsageError(ShardinitError):
+    """An option or an argument reads wrong, or means nothing beside the others."""
 
 
 class UnreadableError(Exception):
@@ -141,4 +145,6 @@ def model_code(error: Exception) -> str | None:
 def _code(error: Exception) -> int:
     if isinstance(error, ReceiptMismatchError):
         return DIFFERS
+    if isinstance(error, UsageError):
+        return USAGE
     return UNREADABLE if isinstance(error, UnreadableError) else REFUSED

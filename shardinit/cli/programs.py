@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shardinit.cli import arguments, devices, options
+from shardinit.cli.outcomes import UsageError
 from shardinit.cli.targets import check_target, writing
 from shardinit.errors import ProgramFormatError, ShardinitError
 from shardinit.files import write_file
@@ -225,7 +226,7 @@ def parse_window(text: str) -> tuple[Any, ...]:
     """``0:4,::2`` or ``...,-1`` as a numpy index of ints, slices and ``...``.
 
     Raises:
-      ShardinitError: it does not read like that.
+      UsageError: it does not read like that.
     """
     index: list[Any] = []
     for part in text.strip("[] ").split(","):
@@ -240,9 +241,9 @@ def parse_window(text: str) -> tuple[Any, ...]:
             else:
                 raise ValueError
         except ValueError:
-            raise ShardinitError(
+            raise UsageError(
                 "window", f"{part.strip()!r} in {text!r}", "such as '0:4,::2' or '-1'"
             ) from None
         if isinstance(index[-1], slice) and index[-1].step == 0:
-            raise ShardinitError("window", f"a step of 0 in {text!r}")
+            raise UsageError("window", f"a step of 0 in {text!r}")
     return tuple(index)

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from shardinit.cli import arguments, devices
+from shardinit.cli.outcomes import UsageError
 from shardinit.cli.programs import AsJson
-from shardinit.errors import ServiceError, ShardinitError
+from shardinit.errors import ServiceError
 from shardinit.extras import needs
 from shardinit.service.server.config import Config, Listen, Setting
 
@@ -159,7 +160,7 @@ def _log(level: int, form: str) -> None:
     from shardinit.service.server.telemetry import JsonFormatter
 
     if form not in ("text", "json"):
-        raise ShardinitError("--log-format", repr(form), "text or json")
+        raise UsageError("--log-format", repr(form), "text or json")
     handler = logging.StreamHandler(sys.stderr)
     text = "%(asctime)s %(levelname)s %(name)s %(message)s"
     handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(text))

@@ -7,6 +7,7 @@ takes pictures. No package is needed, and no port is opened.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -22,13 +23,21 @@ _FLAGS = "--headless=new --no-sandbox --disable-gpu --no-first-run --hide-scroll
 _SECONDS = 60.0
 
 
+def _above(least: int, descriptor: int) -> int:
+    """The same descriptor under a number that is at least so large."""
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, least)
+    os.close(descriptor)
+    return moved
+
+
 class Browser:
     """One browser process; its profile lies in ``folder``."""
 
     def __init__(self, folder: Path):
-        there, self._out = os.pipe()
-        self._in, back = os.pipe()
-        # The protocol is spoken on descriptors 3 and 4.
+        ends = (*os.pipe(), *os.pipe())
+        # The protocol is spoken on descriptors 3 and 4: one of these ends that had such
+        # a number would be overwritten by the other.
+        there, self._out, self._in, back = (_above(10, end) for end in ends)
         shell = ["bash", "-c", f'exec "$0" "$@" 3<&{there} 4>&{back}', str(BINARY)]
         flags = [
             *_FLAGS.split(),

@@ -159,9 +159,6 @@ def test_the_command_writes_the_page_and_refuses_what_makes_none(
 
 # ---- in a browser --------------------------------------------------------------------
 
-in_a_browser = pytest.mark.skipif(
-    browser.BINARY is None, reason="no chromium is installed"
-)
 DEEP = """
 import jax, jax.numpy as jnp
 
@@ -175,6 +172,8 @@ PATHS = f"{SHOWN}.map(r => r.querySelector('td.path').innerText.trim())"
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory):
+    if browser.BINARY is None:
+        pytest.skip("no chromium is installed")
     opened = browser.Browser(tmp_path_factory.mktemp("profile"))
     yield opened
     opened.close()
@@ -191,7 +190,6 @@ def count(shown):
     return shown.see("document.querySelector('#count').innerText")
 
 
-@in_a_browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_is_no_wider_than_a_screen_or_a_phone(chromium, tmp_path, width):
     shown = chromium.open(written(plan_of(), tmp_path), width)
@@ -199,8 +197,6 @@ def test_the_page_is_no_wider_than_a_screen_or_a_phone(chromium, tmp_path, width
     assert shown.see(f"{root}.scrollWidth") <= shown.see(f"{root}.clientWidth") == width
 
 
-@in_a_browser
-@in_a_browser
 def test_names_of_leaves_have_room_on_a_phone(chromium, tmp_path):
     def fn(key):
         return {
@@ -226,7 +222,6 @@ def test_a_click_unfolds_a_group_of_leaves_and_another_folds_it(chromium, tmp_pa
     assert shown.see(PATHS) == folded
 
 
-@in_a_browser
 def test_typing_searches_and_a_choice_filters(chromium, tmp_path):
     url = written(plan_of(), tmp_path)
     shown = chromium.open(url, 1280)
@@ -248,7 +243,6 @@ def test_typing_searches_and_a_choice_filters(chromium, tmp_path):
     assert chosen.see("location.hash") == "#dtype=bfloat16"
 
 
-@in_a_browser
 def test_search_and_filters_find_leaves_among_two_thousand(chromium, tmp_path):
     (tmp_path / "deep.py").write_text(DEEP)
     words = "plan deep:init --mesh data=8 --html page.html".split()
@@ -266,7 +260,6 @@ def test_search_and_filters_find_leaves_among_two_thousand(chromium, tmp_path):
     assert count(shown) == "2 leaves"
 
 
-@in_a_browser
 def test_the_pages_own_policy_lets_its_script_run_and_no_other(chromium, tmp_path):
     file = tmp_path / "page.html"
     text = page(plan_of())

@@ -156,6 +156,7 @@ def test_stopping_says_not_serving_and_finishes_what_runs(gate):
 @pytest.mark.few(1)
 def test_a_signal_drains_the_server_and_it_exits_with_0(number, spec, tmp_path):
     command = [sys.executable, "-m", "shardinit", "serve", "--listen", "127.0.0.1:0"]
+    command += ["--models", "shardinit.bench.serving_models"]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -167,6 +168,8 @@ def test_a_signal_drains_the_server_and_it_exits_with_0(number, spec, tmp_path):
             address = process.stdout.readline().split()[-1]
             with shardinit.connect(address, cache_dir=tmp_path) as client:
                 assert "decoder" in client.models()
+                unseeded = ModelSpec("bench-constant", {"rows": 4096})
+                assert client.describe(unseeded).findings
             process.send_signal(number)
             out, err = process.communicate(timeout=30)
         finally:
@@ -174,6 +177,7 @@ def test_a_signal_drains_the_server_and_it_exits_with_0(number, spec, tmp_path):
     assert process.returncode == 0
     assert "Traceback" not in out + err
     assert "ListModels OK" in err
+    assert "Warning" not in err  # a caller's findings go to the caller
 
 
 SLOW = """

@@ -18,13 +18,14 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import message_factory
 from google.protobuf.message import Message
 
-from shardinit.errors import ServiceError
+from shardinit.errors import FindingsWarning, ServiceError
 from shardinit.models import load_package
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import COUNTS, Frames, Kind, Piece, Task, map_memory
@@ -143,6 +144,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[_Forward(frames)])
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("shardinit").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    warnings.simplefilter("ignore", FindingsWarning)  # they travel with the answer
     try:
         servicer = _prepare(config, json.loads(modules))
         models = servicer.ListModels(service_pb2.ListModelsRequest())
