@@ -21,6 +21,7 @@ from typing import Any
 
 from shardinit.core.run.lazy import LazyTree
 from shardinit.errors import CheckpointError
+from shardinit.files import write_file
 from shardinit.storage import hf
 from shardinit.storage.filling import WORKERS, OnWindow, Writer, compare
 from shardinit.storage.layout import (
@@ -131,7 +132,7 @@ def write(
             if len(files) > 1:
                 beside[INDEX] = index_json(files)
             for title, text in beside.items():
-                _write_text(begun.folder / title, text)
+                write_file(begun.folder / title, text.encode())
             if before_publish is not None:
                 before_publish()
             begun.publish()
@@ -155,13 +156,6 @@ def _plan_renamed(leaves: Sequence[Renamed], shard: int) -> list[File]:
     titles = {leaf.path: leaf.name for leaf in leaves}
     specs = [(leaf.path, leaf.shape, leaf.dtype) for leaf in leaves]
     return plan_files(specs, shard, titles.__getitem__)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _compare_beside(target: Path, beside: Mapping[str, str]) -> None:

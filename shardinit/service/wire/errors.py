@@ -11,7 +11,6 @@ anything.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import grpc
@@ -112,8 +111,7 @@ def _add_details(status: status_pb2.Status, error: Exception) -> None:
     faults: tuple[tuple[str, str], ...] = ()
     if isinstance(error, errors.SpecError):
         faults = error.faults
-        match = re.fullmatch(r"spec of model '(.*)'", error.where)
-        info.metadata["model"] = one_line(match[1] if match else error.where, 128)
+        info.metadata["model"] = one_line(error.model, 128)
     elif isinstance(error, errors.ShardinitError):
         for part, key in _PARTS.items():
             info.metadata[key] = one_line(getattr(error, part))
