@@ -209,15 +209,15 @@ class Initialisation:
             return values[value.number] if isinstance(value, Hole) else value
 
         root, copies = walk.copy(self._template, fill)
-        now = context.Scope(
+        scope = context.Scope(
             keys=context.key_source(key, self._policy),
             root_key=key,
             initializing=True,
             tree=context.Tree(root),
             module=root,
-            calls=context.scope().calls,
+            calls=context.current_scope().calls,
         )
-        with context.entered(now):
+        with context.entered(scope):
             steps.initialise(root)
             if self._asked:
                 args, kwargs = jax.tree.map(fill, self._arguments)

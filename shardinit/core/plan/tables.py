@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardinit.core.plan.folded import folded, template
+
+if TYPE_CHECKING:
+    from jax.sharding import NamedSharding
 
 HEADER = (
     "program",
@@ -27,7 +30,12 @@ def rows(leaves: Iterable[Any]) -> list[Row]:
     groups: dict[Any, list[Any]] = {}
     for leaf in leaves:
         if leaf.selected:
-            alike = (leaf.program, leaf.shape, str(leaf.dtype), _spec(leaf))
+            alike = (
+                leaf.program,
+                leaf.shape,
+                str(leaf.dtype),
+                spec_text(leaf.sharding),
+            )
             groups.setdefault((*alike, template(leaf.path)), []).append(leaf)
     return [_row(alike) for alike in groups.values()]
 
@@ -47,10 +55,11 @@ def largest(found: Sequence[Row], most: int) -> tuple[list[Row], int]:
     return [row for row in found if row in kept], len(found) - most
 
 
-def _spec(leaf: Any) -> str:
-    if leaf.sharding is None:
+def spec_text(sharding: NamedSharding | None) -> str:
+    """A sharding as a table shows it."""
+    if sharding is None:
         return "-"
-    return str(leaf.sharding.spec).replace("PartitionSpec", "P")
+    return str(sharding.spec).replace("PartitionSpec", "P")
 
 
 def _row(alike: Sequence[Any]) -> Row:
@@ -61,7 +70,7 @@ def _row(alike: Sequence[Any]) -> Row:
         folded([x.path for x in alike]),
         "x".join(map(str, leaf.shape)) or "scalar",
         str(leaf.dtype),
-        _spec(leaf),
+        spec_text(leaf.sharding),
         f"{leaf.bytes_per_device * len(alike):,}",
         leaf.whole,
     )
