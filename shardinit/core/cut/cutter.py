@@ -9,8 +9,7 @@ and written down canonically; programs are equal when those bytes are.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import jax
 import numpy as np
@@ -76,12 +75,12 @@ def cut(fn: Init, key_aval: Tree, draw_dtype: DType = None) -> Cut:
         roots = keys_of(key_aval)
         typed = jx.is_key(roots[0].dtype)
         impl = jx.key_impl(roots[0].dtype) if typed else _raw_impl(roots[0])
-        builder = Builder(fold=True, opaque=True)
+        builder = Builder(folds_keys=True, keeps_calls=True)
         drawn = closed if draw_dtype is None else widened(closed, draw_dtype)
         outs = builder.read(*jx.opened(drawn), _root_values(roots, impl))
         refuse_effects(builder.effects, outs, paths)
         refuse_no_values(outs, paths)
-        weak = [aval.weak_type for aval in closed.out_avals]
+        weak = jx.weak_types(closed)
         leaves, programs = _Cutter(outs, paths, weak).run()
         repeats = repeated_draws([leaf.source for leaf in leaves], outs)
         stated = tuple(stated_shardings(closed))
@@ -89,7 +88,7 @@ def cut(fn: Init, key_aval: Tree, draw_dtype: DType = None) -> Cut:
         return Cut(leaves, programs, tree, impl, typed, streams, stated, repeats)
 
 
-def _root_values(roots: list[Any], impl: str) -> list[Value]:
+def _root_values(roots: Sequence[jx.Aval], impl: str) -> list[Value]:
     """What a function is called with: of each stream its part of the root."""
     root = keys.root(impl, len(roots))
     width = root.words // len(roots)
@@ -113,7 +112,7 @@ class _Cutter:
         self._outs = outs
         self._paths = paths
         self._weak = weak
-        self._tokens: dict[int, tuple[Any, Any]] = {}
+        self._tokens: dict[int, tuple[object, str]] = {}
         self._by_form: dict[Hashable, tuple[LeafProgram, list[Value]]] = {}
         self._windowed: dict[str, LeafProgram] = {}
         self._programs: dict[str, int] = {}

@@ -8,7 +8,6 @@ the data and what is done with a piece of it: order it, run it, copy it out.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -77,7 +76,7 @@ class Node:
         self,
         name: str,
         prim: jx.Primitive | None,
-        params: Mapping[str, Any],
+        params: jx.Params,
         inputs: Sequence[Value],
         out_avals: Iterable[jx.Aval],
     ):
@@ -88,7 +87,7 @@ class Node:
         )
 
 
-def constant(value: Any, dtype: DType = None, *, counted: bool = False) -> Value:
+def constant(value: jx.Operand, dtype: DType = None, *, counted: bool = False) -> Value:
     """A value known while tracing; ``dtype`` where a literal does not carry its own."""
     if not hasattr(value, "dtype") or dtype is not None:
         value = np.asarray(value, dtype)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -120,7 +119,9 @@ def _add_wide(
     return add(add(high, more_high), carry), total
 
 
-def _binary(op: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], Any]:
+def _binary(
+    op: Callable[[Values, Values], jax.Array],
+) -> Callable[[Values, Values], Values]:
     def apply(x: Values, y: Values) -> Values:
         return op(*spread([x, y]))
 

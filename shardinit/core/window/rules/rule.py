@@ -62,12 +62,12 @@ class Later:
 
     Attributes:
       number: which operand.
-      folds: whether an element of the result costs a whole axis of the operand, which
-        does not pay where the result is broadcast along that axis again.
+      reads_axis: whether an element of the result costs a whole axis of the operand,
+        which does not pay where the result is broadcast along that axis again.
     """
 
     number: int
-    folds: bool = False
+    reads_axis: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import itertools
 import numpy as np
 from jax import lax
 
+from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node
 from shardinit.core.types import Coords, Values, Words
 from shardinit.core.window.coordinates import (
@@ -76,7 +77,7 @@ def _only_combines(node: Node) -> bool:
     body = node.params["update_jaxpr"]
     if body is None or node.name != "scatter":
         return True
-    return not body.eqns and body.outvars[0] is body.invars[1]
+    return jx.returns_operand(body, 1)
 
 
 def _both(one: Values | None, other: Values) -> Values:
