@@ -99,6 +99,7 @@ def _root_values(roots: Sequence[jx.Aval], impl: str) -> list[Value]:
 
 
 def _raw_impl(key_aval: jx.Aval) -> str:
+    # Four words are a key of rbg or of unsafe_rbg: raw data does not say which.
     default = str(jx.setting("jax_default_prng_impl"))
     if key_aval.shape == (keys.words_per_key(default),):
         return default
@@ -212,7 +213,8 @@ class _Cutter:
             return self._windowed[digest], operands + lifted
         analysis = None if table else analyse(graph)
         if table or (analysis is not None and analysis.replicated_reason is not None):
-            # Calls and loops stay as they were traced.
+            # Calls and loops stay as they were traced: XLA folds constants differently
+            # across a call (``ir.jaxpr.call``), and the bits are to be plain jit's.
             graph, lifted = extract(outs, operands), []
             if not table and len(outs) == 1:
                 graph, lifted = lift_scalars(graph)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from shardinit.core.cut.fences import MOVES
 from shardinit.core.ir.graph import (
     Node,
     Subgraph,
@@ -29,6 +28,7 @@ from shardinit.core.ir.graph import (
 )
 from shardinit.core.prng import derivation as keys
 from shardinit.core.types import DType, Values, Words
+from shardinit.core.window.rules.rule import MOVES
 
 # A sign changes no rounding: XLA may have it on either side of a factor.
 _MOVES = frozenset({"convert_element_type", "neg", "reshape", "transpose"})

@@ -1,7 +1,7 @@
 """Reads a jaxpr into a graph, once, from front to back.
 
 ``jax.make_jaxpr`` gives one long list of equations. Key derivations and small integers
-leave it at once (``prelude``); calls that only turn keys into numbers stay one node
+leave it at once (``fold``); calls that only turn keys into numbers stay one node
 (an unrolled model calls the same few a thousand times); other calls are inlined; and a
 ``scan`` becomes maps as far as only keys are carried from step to step (``scan``).
 """
@@ -12,12 +12,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shardinit.core.ir import fold as prelude
+from shardinit.core.ir import fold
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Subgraph, Value, constant
 from shardinit.core.ir.scan import ScanSplit
 from shardinit.core.types import Values
 
+# Steps of a loop over integers that are written out one after the other. The search
+# by halves of ``jax.random.choice`` takes no more than 32.
 MAX_UNROLLED = 64
 
 
@@ -70,11 +72,11 @@ class Builder:
         if self._folds_keys:
             known = _known(args)
             if known is not None:
-                folded = prelude.fold_integers(name, params, known, avals[0])
+                folded = fold.fold_integers(name, params, known, avals[0])
                 if folded is not None:
                     counted = name == "iota" or any(a.counted for a in args)
                     return [constant(f, counted=counted) for f in folded]
-            derived = prelude.fold_keys(name, params, args, avals[0]) if avals else None
+            derived = fold.fold_keys(name, params, args, avals[0]) if avals else None
             if derived is not None:
                 return [
                     Value(a.shape, a.dtype, key=d)
@@ -87,6 +89,7 @@ class Builder:
     def _equation(self, eqn: jx.JaxprEqn, args: list[Value]) -> list[Value]:
         avals = [jx.aval(v) for v in eqn.outvars]
         name = eqn.primitive.name
+        # ``pure_callback`` states no effect, though JAX may call it twice or never.
         if eqn.effects or name in jx.CALLBACKS:
             node = Node(name, eqn.primitive, eqn.params, args, avals)
             self.effects.append(node)
@@ -114,7 +117,7 @@ class Builder:
     def _may_stay(self, body: jx.Jaxpr) -> bool:
         """Whether a call is one leaf's own arithmetic and derives no keys.
 
-        One float result, and nothing inside that the prelude or the map would want.
+        One float result, and nothing inside that would fold or be made a map.
         """
         known = self._may_be_kept.get(id(body))
         if known is None:

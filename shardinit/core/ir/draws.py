@@ -38,9 +38,6 @@ _DRAWS: Final[dict[str, tuple[int, Callable[..., Values]]]] = {
 }
 
 
-_JITS: Final = frozenset({"jit", "pjit"})
-
-
 def widened(closed: jx.ClosedJaxpr, dtype: DType) -> jx.ClosedJaxpr:
     """The same function, its draws of narrower floats made in ``dtype``.
 
@@ -73,7 +70,7 @@ class _Widener:
 
     def _is_draw(self, eqn: jx.JaxprEqn) -> bool:
         """Whether a call is a draw that is too narrow."""
-        if eqn.primitive.name not in _JITS or eqn.params["name"] not in _DRAWS:
+        if eqn.primitive.name != "jit" or eqn.params["name"] not in _DRAWS:
             return False
         operands = [jx.aval(atom) for atom in eqn.invars]
         count, _ = _DRAWS[eqn.params["name"]]
@@ -109,7 +106,7 @@ class _Widener:
             return [self._drawn(eqn, *given)]
         if not any(map(self._any, jx.subjaxprs(eqn))):
             return jx.rebind(eqn, given)
-        if eqn.primitive.name in jx.INLINED - _JITS:
+        if eqn.primitive.name in jx.INLINED - {"jit"}:
             return self._run(*jx.nested(eqn), given)
         return jx.rebind(eqn, given, self._inside)
 

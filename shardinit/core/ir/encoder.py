@@ -84,6 +84,8 @@ class Encoder:
 
     def params(self, params: Params) -> None:
         """Appends an equation's parameters; names of functions do not count."""
+        # Where it was traced and under which mesh: no value depends on it, and equal
+        # functions of other names or contexts would be two programs.
         skip = {"name", "ctx_mesh", "context_mesh", "debug_info", "sharding"}
         if "jaxpr" in params:
             skip.add("computation")  # of ``reduce``: the function that the jaxpr is of

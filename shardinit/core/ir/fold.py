@@ -188,6 +188,7 @@ def fold_keys(
 def _seed(seed: Value, out_aval: Aval) -> list[keys.Derivation] | None:
     if seed.const is None or seed.shape:
         return None
+    # Each implementation makes keys of seeds in its own way: JAX does it.
     impl = key_impl(out_aval.dtype)
     key = jax.random.key(int(seed.const), impl=impl)
     return [keys.constant(np.asarray(jax.random.key_data(key)), impl)]

@@ -58,7 +58,7 @@ class Value:
 
 
 class Node:
-    """One equation: a primitive, an opaque call, or a map over a leading axis.
+    """One equation: a primitive, a call that was kept, or a map over a leading axis.
 
     Attributes:
       name: the primitive's name, ``"call"``, ``"map"`` or ``"fence"``.
@@ -148,6 +148,8 @@ def interpret(wanted: Sequence[Value], known: Mapping[Value, Values]) -> list[Va
 
 
 def _run_map(node: Node, args: Sequence[Values]) -> Values:
+    # A loop again and no vmap: in loops XLA's CPU compiler gives some functions other
+    # last places (``cut.fences.looped``).
     mapped = node.params["mapped"]
     xs = [a for a, m in zip(args, mapped, strict=True) if m]
 

@@ -17,7 +17,7 @@ from shardinit.core.ir import jaxpr as jx
 
 # Behind these a leaf still lies as was stated.
 _KEEPING = frozenset(
-    """convert_element_type copy copy_p device_put name optimization_barrier""".split()
+    "convert_element_type copy device_put name optimization_barrier".split()
 )
 
 

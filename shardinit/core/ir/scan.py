@@ -175,13 +175,14 @@ def _is_known(value: Value, folded: set[Value]) -> bool:
 
 
 def _stand_in(value: Value) -> Value:
-    """A value of the same kind for asking the prelude whether it would fold."""
+    """A value of the same kind for asking whether an equation of it would fold."""
     if value.const is not None:
         return value
     if jx.is_key(value.dtype):
         impl = jx.key_impl(value.dtype)
         words = np.zeros(value.size * keys.words_per_key(impl), np.uint32)
         return Value(value.shape, value.dtype, key=keys.constant(words, impl))
+    # A raw key has no type of its own: it is two words of threefry or four of rbg.
     if np.dtype(value.dtype) == np.uint32 and value.shape[-1:] in ((2,), (4,)):
         words = np.zeros(value.size, np.uint32)
         impl = keys.THREEFRY if value.shape[-1] == 2 else "rbg"

@@ -359,7 +359,7 @@ def _read_leaf(
 ) -> LeafCut:
     shape = _shape(leaf.shape)
     dtype: DType = _dtype(leaf.dtype)
-    if leaf.key_impl:
+    if leaf.key_impl:  # there is no public name for the dtype of keys: as it is traced
         dtype = jax.eval_shape(lambda: jax.random.key(0, impl=leaf.key_impl)).dtype
     source = _read_source(leaf, derived, functions)
     if isinstance(source, Constant):

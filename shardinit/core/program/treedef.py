@@ -6,17 +6,13 @@ names, which is what a reader without the model's classes gets.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Sequence
 
 import jax
 
 from shardinit.core.paths import entry_name
 from shardinit.core.types import Tree, TreeDef
 from shardinit.v1 import program_pb2 as pb
-
-T = TypeVar("T")
-
 
 _KINDS = {
     type(None): pb.Node.KIND_NONE,
@@ -91,46 +87,30 @@ def read_tree(nodes: Sequence[pb.Node], leaves: int) -> tuple[TreeDef, list[int]
     Raises:
       ValueError: the nodes are no tree, or have another number of leaves.
     """
-    tokens = iter(nodes)
-    numbers = iter(range(leaves))
-    # Each open node: its message, the children so far.
-    stack: list[tuple[pb.Node, list[Tree]]] = []
-    value: Tree = None
-    while True:
-        node = _next(tokens, "it ends inside a node")
-        if node.kind in (pb.Node.KIND_LEAF, pb.Node.KIND_NONE):
-            if node.kind == pb.Node.KIND_LEAF:
-                value = _next(numbers, f"it has more than {leaves} leaves")
-            else:
-                value = None
+    number = leaves
+    # From the last node to the first: what is behind a node begins with its children.
+    behind: list[Tree] = []
+    for node in reversed(nodes):
+        if node.kind == pb.Node.KIND_LEAF:
+            number -= 1
+            behind.append(number)
+        elif node.kind == pb.Node.KIND_NONE:
+            behind.append(None)
+        elif node.children > len(behind):
+            raise ValueError("the tree: it ends inside a node")
         else:
-            stack.append((node, []))
-            value = stack
-        while stack:
-            opened, children = stack[-1]
-            if value is not stack:
-                children.append(value)
-            if len(children) < opened.children:
-                break
-            stack.pop()
-            value = _build(opened, children)
-        if not stack:
-            break
-    if any(True for _ in tokens) or any(True for _ in numbers):
+            children = [behind.pop() for _ in range(node.children)]
+            behind.append(_build(node, children))
+    if len(behind) != 1 or number:
         raise ValueError("the tree and its leaves do not match")
     try:
-        flat, structure = jax.tree.flatten(value)
+        flat, structure = jax.tree.flatten(behind[0])
     except (RecursionError, SystemError) as error:
-        # JAX recurses here: a thousand levels on Python 3.11, some thousands on 3.13.
-        # Beyond them 0.10.2 and 0.12.0.1 raise a SystemError that hides the other one.
+        # JAX recurses here: a thousand levels on Python 3.11, some thousands on 3.13
+        # (https://github.com/openxla/xla/pull/3980). Beyond them 0.10.2 and 0.12.0.1
+        # raise a SystemError, of which the RecursionError is the cause.
         raise ValueError("the tree: it is deeper than JAX flattens here") from error
     return structure, flat
-
-
-def _next(items: Iterator[T], problem: str) -> T:
-    for item in items:
-        return item
-    raise ValueError(f"the tree: {problem}")
 
 
 def _build(node: pb.Node, children: list[Tree]) -> Tree:

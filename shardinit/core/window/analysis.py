@@ -82,6 +82,7 @@ def analyse(graph: Subgraph) -> Analysis:
         return Analysis(ReplicatedReason(error.reason, _describe(node) + often))
     rows = len(trial.key_axes)
     is_prefix = trial.key_axes == set(range(rows))
+    # Each row of lanes is padded to whole vectors: short rows would be mostly padding.
     pays = is_prefix and math.prod(out.shape[rows:]) >= LANES
     inputs = [*trial.full, *(v for v in graph.inputs if v in trial.read)]
     return Analysis(

@@ -32,11 +32,7 @@ MAX_UPDATES = 64  # scattered windows that are worth a comparison each
 _COMBINE = {
     "scatter": lambda old, new: new,
     "scatter-add": lax.add,
-    "scatter_add": lax.add,
     "scatter-mul": lax.mul,
-    "scatter_mul": lax.mul,
-    "scatter_min": lax.min,
-    "scatter_max": lax.max,
     "scatter-min": lax.min,
     "scatter-max": lax.max,
 }
