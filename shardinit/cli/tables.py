@@ -42,7 +42,8 @@ def print_description(found: Any) -> None:
     def planned(leaf: Any) -> Any:
         spec = None if leaf.spec is None else PartitionSpec(*map(as_entry, leaf.spec))
         place = None if spec is None else SimpleNamespace(spec=spec)
-        return SimpleNamespace(**vars(leaf), sharding=place, selected=True)
+        added = {"sharding": place, "selected": True, "is_hosted": leaf.is_hosted}
+        return SimpleNamespace(**vars(leaf), **added)
 
     rows = tables.rows(map(planned, found.leaves))
     said = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from shardinit.core.cut.sources import Replicated, Source, Windowed
+from shardinit.core.cut.sources import Run, Source
 from shardinit.core.ir.graph import Value, topological
 from shardinit.core.prng import derivation as keys
 
@@ -28,12 +28,11 @@ def repeated_draws(
     groups: dict[Any, list[int]] = {}
     for number, source in enumerate(sources):
         # A constant has operands too, its number; no key reaches it.
-        if not isinstance(source, (Windowed, Replicated)):
+        if not isinstance(source, Run):
             continue
         operands = tuple(same[id(d)] for d in source.operands)
         if not drawn.isdisjoint(operands):
-            kind = (source.program, source.result, operands)
-            groups.setdefault(kind, []).append(number)
+            groups.setdefault((source.computation, operands), []).append(number)
     return tuple(
         apart
         for group in groups.values()

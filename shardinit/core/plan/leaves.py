@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,12 +13,14 @@ from jax.sharding import NamedSharding
 
 from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.leaf_program import Program
-from shardinit.core.cut.sources import Replicated, Windowed
+from shardinit.core.cut.sources import Hosted, Replicated, Source, Windowed
 from shardinit.core.init_fn import AxisNames, Mirror
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.types import DType, Tree
 from shardinit.errors import ShardingError
+
+_NO_PROGRAM = -1
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class PlanLeaf:
       sharding: where it lies; None in a plan without a mesh.
       bytes_per_device: bytes of one shard.
       program: index into ``plan.programs``; -1 for a leaf made on the host (a
-        constant, or keys).
+        constant, or keys), and for one that ``select`` left out.
       whole: why every device computes the full leaf; empty when it computes its shard.
       selected: False for a leaf that ``select`` left out.
+      source: what it is made of.
     """
 
     path: str
@@ -44,6 +47,17 @@ class PlanLeaf:
     program: int
     whole: str
     selected: bool
+    source: Source = field(repr=False, compare=False)
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether it is there on the host before anything runs: a constant, or keys."""
+        return isinstance(self.source, Hosted)
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether a program computes all of it on every device."""
+        return isinstance(self.source, Replicated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +200,7 @@ def group_programs(
 
     A program with several results is compiled when any of its leaves is selected.
     """
-    numbers = [-1] * len(cut.leaves)
+    numbers = [_NO_PROGRAM] * len(cut.leaves)
     found: dict[Any, int] = {}
     programs: list[list[Any]] = []
     for together in gather_results(cut):
@@ -250,4 +264,5 @@ def _plan_leaf(
         number,
         cut.replicated_text(leaf),
         taken,
+        leaf.source,
     )

@@ -12,11 +12,11 @@ from shardinit.core.init_fn import InitFn
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.carried import rules_of_context
 from shardinit.core.plan.findings import Finding
-from shardinit.core.plan.leaf_info import Choice, LeafInfo
+from shardinit.core.plan.leaf_info import Choice, LeafInfo, Placed
 from shardinit.core.plan.leaves import leaf_infos
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions
-from shardinit.core.plan.placing import Placed, placing, unplaced
+from shardinit.core.plan.placing import placing, unplaced
 from shardinit.core.plan.rules import AxisRules, Rules
 from shardinit.errors import ShardingError
 
