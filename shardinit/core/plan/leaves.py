@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,19 +106,16 @@ def names_of(cut: Cut, axes: Tree) -> list[Any]:
       ShardingError: the structure of ``axes`` is not the result's.
     """
     names: list[Any] = [None] * len(cut.leaves)
-
-    def name(axes: Tree, part: Tree) -> None:
-        if axes is None:
-            return
-        if isinstance(part, int):
-            names[part] = axes
-            return
-        children, level = jax.tree.flatten(part, is_leaf=lambda x: x is not part)
-        for inner, child in zip(level.flatten_up_to(axes), children, strict=True):
-            name(inner, child)
-
     try:
-        name(axes, jax.tree.unflatten(cut.tree, range(len(cut.leaves))))
+        # A list and no recursion: a tree may be deeper than Python's stack.
+        waiting = [(axes, jax.tree.unflatten(cut.tree, range(len(cut.leaves))))]
+        while waiting:
+            given, part = waiting.pop()
+            if isinstance(part, int):
+                names[part] = given
+            elif given is not None:
+                children, level = jax.tree.flatten(part, is_leaf=_is_below(part))
+                waiting += zip(level.flatten_up_to(given), children, strict=True)
         return names
     except (ValueError, TypeError) as error:
         raise ShardingError(
@@ -126,6 +123,11 @@ def names_of(cut: Cut, axes: Tree) -> list[Any]:
             f"its structure differs from the result's ({error})"[:300],
             f"a tuple of axis names, or None, for each of the {len(cut.leaves)} leaves",
         ) from error
+
+
+def _is_below(top: Tree) -> Callable[[Tree], bool]:
+    """Stops a flattening one level below ``top``."""
+    return lambda node: node is not top
 
 
 def leaf_infos(cut: Cut, axes: Tree) -> list[LeafInfo]:

@@ -150,13 +150,7 @@ def _unnamed(placed: Sequence[Placed], rules: AxisRules) -> Finding:
 def _replicated(placed: Sequence[Placed]) -> Iterator[Finding]:
     """What no rule reaches, but for a hundredth of the model: biases and scales."""
     worth_saying = sum(x.leaf.nbytes for x in placed) / 100
-    groups: dict[tuple[Cause, bool, bool], list[tuple[Placed, str]]] = {}
-    for x in placed:
-        large = x.is_replicated and x.leaf.nbytes >= LARGE
-        for reason in x.choice.reasons:
-            kind = (reason.cause, x.is_replicated, large)
-            groups.setdefault(kind, []).append((x, reason.remedy))
-    for (cause, is_replicated, large), found in groups.items():
+    for (cause, is_replicated, large), found in _by_cause(placed).items():
         leaves, (remedy, *_) = zip(*found, strict=True)
         if not large and sum(x.leaf.nbytes for x in leaves) < worth_saying:
             continue
@@ -169,3 +163,16 @@ def _replicated(placed: Sequence[Placed]) -> Iterator[Finding]:
             rules=dict.fromkeys(rule for x in leaves for rule in x.choice.rules),
             severity="warning" if large else "note",
         )
+
+
+def _by_cause(
+    placed: Sequence[Placed],
+) -> dict[tuple[Cause, bool, bool], list[tuple[Placed, str]]]:
+    """Leaves with their remedies by cause, replicated or not, and large or not."""
+    groups: dict[tuple[Cause, bool, bool], list[tuple[Placed, str]]] = {}
+    for x in placed:
+        large = x.is_replicated and x.leaf.nbytes >= LARGE
+        for reason in x.choice.reasons:
+            kind = (reason.cause, x.is_replicated, large)
+            groups.setdefault(kind, []).append((x, reason.remedy))
+    return groups

@@ -90,11 +90,7 @@ class AxisRules:
         rules = self.with_own(leaf)
         settled = _settled(leaf, leaf.axes, rules, mesh, indivisible)
         spec = PartitionSpec(*(None if e is logical.UNSETTLED else e for e in settled))
-        left = {
-            dim: name
-            for dim, name in enumerate(leaf.axes)
-            if isinstance(name, str) and settled[dim] is logical.UNSETTLED
-        }
+        left = _left(leaf.axes, settled)
         why = list(_undivided(leaf, left, rules, mesh))
         if not any(isinstance(name, str | tuple) for name in leaf.axes):
             why.append(reasons.no_names(leaf, mesh))
@@ -243,6 +239,15 @@ def _settled(
     ruled = {name for name, _ in pairs}
     unknown = [None if name in ruled else name for name in names]
     return logical.pass_through(unknown, settled, mesh.shape, fits)
+
+
+def _left(names: tuple[Name, ...], settled: logical.Settled) -> dict[int, str]:
+    """The names of the dimensions that nothing has settled."""
+    return {
+        dim: name
+        for dim, name in enumerate(names)
+        if isinstance(name, str) and settled[dim] is logical.UNSETTLED
+    }
 
 
 def _undivided(
