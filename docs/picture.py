@@ -50,7 +50,7 @@ def _leaves(plan: Any, colours: list[str]) -> Iterator[str]:
     squares: dict[str, str] = {}
     for number, leaf in enumerate(plan.leaves):
         row, column = divmod(number, columns)
-        fill = colours[leaf.program] if leaf.program >= 0 else "#8fa0b3"
+        fill = "#8fa0b3" if leaf.is_hosted else colours[leaf.program]
         square = f"M{column * size} {40 + row * size}h5v5h-5z"
         squares[fill] = squares.get(fill, "") + square
     for fill, path in squares.items():

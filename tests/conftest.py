@@ -28,7 +28,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Calls in the rooms of core that carry arrays are held against their annotations:
 # arrays by jaxtyping, all else by beartype. Doors that users call check for themselves.
 # SHARDINIT_UNCHECKED=1 leaves that out, a third of these rooms' time: CI checks once.
-CHECKED = ("prng", "ir", "window", "cut", "program", "run.arguments", "run.lower")
+RUN = "arguments growing lower mapped noise parts shards tensors"
+CHECKED = (
+    *("prng", "ir", "window", "cut", "program"),
+    *(f"run.{name}" for name in RUN.split()),
+)
 if not os.environ.get("SHARDINIT_UNCHECKED"):
     jaxtyping.install_import_hook(
         [f"shardinit.core.{room}" for room in CHECKED], f"{typechecker.__name__}.check"

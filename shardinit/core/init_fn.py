@@ -98,16 +98,8 @@ class AxisNames(tuple[Name, ...]):
 
     def of_optimizer(self) -> AxisNames:
         """The same names, of a leaf that is state of an optimizer."""
-        made = AxisNames(
-            self,
-            len(self),
-            passes=self.passes,
-            rules=self.rules,
-            mesh=self.mesh,
-            mirrors=self.mirrors,
-            optimizer=True,
-        )
-        made.named = self.named
+        made = AxisNames(self, len(self))
+        vars(made).update(vars(self), optimizer=True)
         return made
 
 

@@ -198,8 +198,9 @@ def _programs(plan: Any) -> Iterator[str]:
     yield "<th class=n>shard</th><th>computed</th></tr></thead><tbody>"
     for number, leaves in sorted(serves.items()):
         shapes = dict.fromkeys("x".join(map(str, x.shape)) or "scalar" for x in leaves)
-        how = "on the host" if number < 0 else leaves[0].whole or "its shard alone"
-        named = "host" if number < 0 else str(number)
+        hosted = leaves[0].is_hosted
+        how = "on the host" if hosted else leaves[0].whole or "its shard alone"
+        named = "host" if hosted else str(number)
         sizes = sorted({leaf.bytes_per_device for leaf in leaves})
         yield (
             f'<tr id="program-{named}"><td class="n">{named}</td>'
@@ -259,7 +260,7 @@ def _leaves(plan: Any, statistics: Any) -> Iterator[str]:
             f"{_times(len(leaves)) if many else ''}</td>"
             f'<td class="nb">{"x".join(map(str, shape)) or "scalar"}</td>'
             f'<td>{_esc(dtype)}</td><td class="spec">{_esc(spec)}</td>'
-            f'<td data-name="program">{program if program >= 0 else "host"}</td>'
+            f'<td data-name="program">{"host" if leaves[0].is_hosted else program}</td>'
             f"{_cells(leaves, seen)}</tr>"
         )
         if many:

@@ -15,17 +15,16 @@ from shardinit.core.cut.leaf_program import (
 )
 from shardinit.core.cut.sources import (
     Constant,
-    Keys,
     Replicated,
     Run,
     Source,
-    Table,
     Windowed,
 )
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.prng import derivation as keys
 from shardinit.core.types import DType, TreeDef
 from shardinit.core.window import constants
+from shardinit.core.window.reasons import ReplicatedReason
 from shardinit.short import short_repr
 
 
@@ -80,20 +79,24 @@ class Cut:
     def run_of(self, number: int) -> Run:
         """The source of a leaf that a program computes."""
         source = self.leaves[number].source
-        assert isinstance(source, (Windowed, Replicated))
+        assert isinstance(source, Run)
         return source
+
+    def replicated_reason(self, leaf: LeafCut) -> ReplicatedReason | None:
+        """Why every device computes all of a leaf; None if none does."""
+        if not isinstance(leaf.source, Replicated):
+            return None
+        return leaf.source.program_of(self.programs).replicated_reason
 
     def replicated_text(self, leaf: LeafCut) -> str:
         """Why every device computes all of a leaf, for people; empty if none does."""
-        if not isinstance(leaf.source, Replicated):
-            return ""
-        return str(self.programs[leaf.source.program].replicated_reason or "")
+        return str(self.replicated_reason(leaf) or "")
 
     def is_uniform(self, leaf: LeafCut) -> bool:
         """Whether all elements of a leaf are known to be one number."""
         if not isinstance(leaf.source, Windowed):
             return False
-        program = self.programs[leaf.source.program]
+        program = leaf.source.program_of(self.programs)
         return isinstance(program, LeafProgram) and constants.is_uniform(program.graph)
 
     @cached_property
@@ -116,14 +119,11 @@ def _fingerprint(cuts: Cut) -> str:
         sha.update(repr((node.op, node.impl, node.words, parents, node.shape)).encode())
         sha.update(node.data.tobytes())
     for leaf in leaves:
-        source, program = leaf.source, ""
-        if isinstance(source, Table):
-            program = source.program.digest
-        elif not isinstance(source, (Constant, Keys)):
-            program = cuts.programs[source.program].digest
-        result = getattr(source, "result", 0)
+        source = leaf.source
+        program = source.program_of(cuts.programs)
+        digest = "" if program is None else program.digest
         derived = [numbers[id(d)] for d in leaf.operands]
-        facts = (leaf.path, leaf.shape, str(leaf.dtype), program, result, derived)
+        facts = (leaf.path, leaf.shape, str(leaf.dtype), digest, source.result, derived)
         sha.update(repr(facts).encode())
         if isinstance(source, Constant):
             sha.update(np.ascontiguousarray(source.array).tobytes())

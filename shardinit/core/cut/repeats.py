@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 
-from shardinit.core.cut.sources import Replicated, Source, Windowed
+from shardinit.core.cut.sources import Run, Source
 from shardinit.core.ir.graph import Value, topological
 from shardinit.core.prng import derivation as keys
 
@@ -24,15 +24,14 @@ def repeated_draws(
       outs: each leaf in the traced graph.
     """
     same, drawn = _equal_keys(sources)
-    groups: dict[tuple[int, int, tuple[int, ...]], list[int]] = {}
+    groups: dict[tuple[Hashable, tuple[int, ...]], list[int]] = {}
     for number, source in enumerate(sources):
         # A constant has operands too, its number; no key reaches it.
-        if not isinstance(source, (Windowed, Replicated)):
+        if not isinstance(source, Run):
             continue
         operands = tuple(same[id(d)] for d in source.operands)
         if not drawn.isdisjoint(operands):
-            kind = (source.program, source.result, operands)
-            groups.setdefault(kind, []).append(number)
+            groups.setdefault((source.computation, operands), []).append(number)
     return tuple(
         apart
         for group in groups.values()

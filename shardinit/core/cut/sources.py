@@ -7,7 +7,7 @@ before anything runs, and each device gets its part of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -34,6 +34,15 @@ class Windowed:
     operands: tuple[Derivation, ...]
     result: ClassVar[int] = 0
 
+    def program_of(self, programs: Sequence[Program]) -> Program:
+        """The program that makes it, out of those of its function."""
+        return programs[self.program]
+
+    @property
+    def computation(self) -> Hashable:
+        """Equal for leaves that are computed alike, of whatever keys."""
+        return self.program, self.result
+
 
 @dataclass(frozen=True, eq=False)
 class Replicated:
@@ -50,6 +59,15 @@ class Replicated:
     operands: tuple[Derivation, ...]
     result: int
 
+    def program_of(self, programs: Sequence[Program]) -> Program:
+        """The program that makes it, out of those of its function."""
+        return programs[self.program]
+
+    @property
+    def computation(self) -> Hashable:
+        """Equal for leaves that are computed alike, of whatever keys."""
+        return self.program, self.result
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -61,6 +79,11 @@ class Table:
 
     program: Program
     operands: ClassVar[tuple[Derivation, ...]] = ()
+    result: ClassVar[int] = 0
+
+    def program_of(self, programs: Sequence[Program]) -> Program:
+        """Its own program, which is none of its function's."""
+        return self.program
 
     def on_host(
         self, shape: Sequence[int], words: np.ndarray, device: Device
@@ -79,6 +102,10 @@ class Constant:
 
     array: np.ndarray
     operands: ClassVar[tuple[Derivation, ...]] = ()
+    result: ClassVar[int] = 0
+
+    def program_of(self, programs: Sequence[Program]) -> None:
+        """No program makes it."""
 
     def on_host(
         self, shape: Sequence[int], words: np.ndarray, device: Device
@@ -96,6 +123,10 @@ class Keys:
     """
 
     derivation: Derivation
+    result: ClassVar[int] = 0
+
+    def program_of(self, programs: Sequence[Program]) -> None:
+        """No program makes them."""
 
     @property
     def operands(self) -> tuple[Derivation, ...]:

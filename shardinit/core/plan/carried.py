@@ -10,23 +10,24 @@ by the paths that the caller names. No framework is imported for it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from shardinit.core.cut.cut import Cut
-from shardinit.core.init_fn import AxisNames, Mirror, axis_names
+from shardinit.core.init_fn import AxisNames, AxisRule, Mirror, axis_names
 from shardinit.core.paths import chosen, path_str
 from shardinit.core.plan.leaves import names_of
 from shardinit.core.plan.mirrors import mirrors
 from shardinit.core.plan.options import Select
+from shardinit.core.types import Tree
 
 # Flax NNX called the same metadata by these names, newest first.
 _SHARDING_METADATA = ("out_sharding", "sharding_names", "sharding")
 
 
-def carried_axes(cut: Cut, axes: Any, opt_state: Select | None) -> Any:
+def carried_axes(cut: Cut, axes: Tree, opt_state: Select | None) -> Tree:
     """The axis names of all leaves, with what the result itself carries.
 
     Args:
@@ -43,13 +44,7 @@ def carried_axes(cut: Cut, axes: Any, opt_state: Select | None) -> Any:
     tree = jax.tree.unflatten(cut.tree, shapes)
     given = names_of(cut, axes)
     names = [b if a is None else a for a, b in zip(given, _boxed(tree), strict=True)]
-    state = [
-        by_class or (isinstance(name, AxisNames) and name.optimizer)
-        for by_class, name in zip(_optimizers(tree), names, strict=True)
-    ]
-    if opt_state is not None:
-        globs = chosen(opt_state, [leaf.path for leaf in cut.leaves], "opt_state")
-        state = [a or b for a, b in zip(state, globs, strict=True)]
+    state = _in_state(cut, tree, names, opt_state)
     if any(state):
         names = _mirrored(tree, names, state)
     elif all(a is b for a, b in zip(names, given, strict=True)):
@@ -57,7 +52,18 @@ def carried_axes(cut: Cut, axes: Any, opt_state: Select | None) -> Any:
     return jax.tree.unflatten(cut.tree, names)
 
 
-def rules_of_context(axes: Any) -> Any:
+def _in_state(
+    cut: Cut, tree: Tree, names: Sequence[object], opt_state: Select | None
+) -> list[bool]:
+    """For each leaf whether it is state of an optimizer, whoever says so."""
+    said = [isinstance(name, AxisNames) and name.optimizer for name in names]
+    globs = [False] * len(said)
+    if opt_state is not None:
+        globs = chosen(opt_state, [leaf.path for leaf in cut.leaves], "opt_state")
+    return list(map(any, zip(_optimizers(tree), said, globs, strict=True)))
+
+
+def rules_of_context(axes: Tree) -> Sequence[AxisRule]:
     """The logical rules of Flax's own context, where a box gave names to a leaf.
 
     Args:
@@ -81,12 +87,7 @@ def box_axes(box: Any, rank: int) -> AxisNames | None:
     """
     read = getattr(box, "get_metadata", None)
     metadata: Any = read() if callable(read) else getattr(box, "metadata", None) or {}
-    given = (metadata[k] for k in _SHARDING_METADATA if metadata.get(k))
-    names: Any = getattr(box, "names", None) or next(given, None)
-    if not names and hasattr(box, "get_partition_spec"):  # a box of somebody else's
-        names = box.get_partition_spec()
-    while hasattr(names, "sharding"):  # a jax Format wraps a sharding
-        names = names.sharding
+    names = _names_in_box(box, metadata)
     # a NamedSharding wraps a PartitionSpec, and names a mesh
     own_mesh = getattr(box, "mesh", None) or metadata.get("mesh")
     mesh = getattr(names, "mesh", None) or own_mesh
@@ -98,7 +99,18 @@ def box_axes(box: Any, rank: int) -> AxisNames | None:
     return AxisNames(names, rank, passes=not logical, rules=rules, mesh=mesh)
 
 
-def _is_box(node: Any) -> bool:
+def _names_in_box(box: Any, metadata: Mapping[str, Any]) -> Any:
+    """The names that a box gives, or the sharding, or the spec; or nothing."""
+    given = (metadata[k] for k in _SHARDING_METADATA if metadata.get(k))
+    names: Any = getattr(box, "names", None) or next(given, None)
+    if not names and hasattr(box, "get_partition_spec"):  # a box of somebody else's
+        names = box.get_partition_spec()
+    while hasattr(names, "sharding"):  # a jax Format wraps a sharding
+        names = names.sharding
+    return names
+
+
+def _is_box(node: object) -> bool:
     kind = type(node)
     return (
         (hasattr(kind, "unbox") and hasattr(kind, "replace_boxed"))
@@ -107,7 +119,7 @@ def _is_box(node: Any) -> bool:
     )
 
 
-def _boxed(tree: Any) -> list[AxisNames | None]:
+def _boxed(tree: Tree) -> list[AxisNames | None]:
     """For each leaf the names from its box, if it has one."""
     names: list[AxisNames | None] = []
     for node in jax.tree.leaves(tree, is_leaf=_is_box):
@@ -124,11 +136,11 @@ def _boxed(tree: Any) -> list[AxisNames | None]:
     return names
 
 
-def _is_state(node: Any) -> bool:
+def _is_state(node: object) -> bool:
     return type(node).__module__.partition(".")[0] == "optax"
 
 
-def _optimizers(tree: Any) -> list[bool]:
+def _optimizers(tree: Tree) -> list[bool]:
     """For each leaf whether it lies in a state of optax's."""
     found: list[bool] = []
     for node in jax.tree.leaves(tree, is_leaf=_is_state):
@@ -137,7 +149,7 @@ def _optimizers(tree: Any) -> list[bool]:
 
 
 def _mirrored(
-    tree: Any, names: Sequence[Any], state: Sequence[bool]
+    tree: Tree, names: Sequence[Any], state: Sequence[bool]
 ) -> list[AxisNames | None]:
     """The names, with a `Mirror` in state of an optimizer that has a parameter."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)

@@ -14,6 +14,7 @@ from shardinit.core.plan.findings import Finding, finding
 from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.mesh import one_computes
 from shardinit.core.prng import derivation as keys
+from shardinit.core.window.reasons import ReplicatedReason
 
 _NARROW = ("bfloat16", "float16")
 
@@ -41,7 +42,7 @@ def drawing(
       leaves: of the plan; those that are not selected are passed over.
       host: which of them the host's state reaches.
     """
-    yield from _in_full(leaves)
+    yield from _in_full(cut, leaves)
     yield from _rbg(cut, leaves)
     yield from _same_key(cut, leaves)
     yield from _unused_key(cut, leaves)
@@ -65,14 +66,15 @@ def drawing(
         )
 
 
-def _in_full(leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for leaf in leaves:
-        if leaf.whole and leaf.selected:
+def _in_full(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
+    groups: dict[tuple[bool, ReplicatedReason], list[str]] = {}
+    for source, leaf in zip(cut.leaves, leaves, strict=True):
+        reason = cut.replicated_reason(source)
+        if reason is not None and leaf.selected:
             one = leaf.sharding is not None and one_computes(leaf.sharding.mesh)
-            who = "one device of a process" if one else "every device"
-            groups.setdefault((who, leaf.whole), []).append(leaf.path)
-    for (who, reason), paths in groups.items():
+            groups.setdefault((one, reason), []).append(leaf.path)
+    for (one, reason), paths in groups.items():
+        who = "one device of a process" if one else "every device"
         yield finding(
             "computed-in-full",
             paths,
@@ -83,7 +85,7 @@ def _in_full(leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
 
 
 def _rbg(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
-    paths = [x.path for x in leaves if x.selected and x.program >= 0]
+    paths = [x.path for x in leaves if x.selected and not x.is_hosted]
     if cut.impl != keys.THREEFRY and paths:
         yield finding(
             "rbg",
@@ -127,7 +129,7 @@ def _narrow(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
     known: dict[int, str] = {}
     groups: dict[str, list[str]] = {}
     for number, leaf in enumerate(leaves):
-        if not leaf.selected or leaf.program < 0:
+        if not leaf.selected or leaf.is_hosted:
             continue
         program = cut.run_of(number).program
         if program not in known:

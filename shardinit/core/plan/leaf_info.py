@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.init_fn import AxisRule, Mirror, Name
+from shardinit.core.plan.entries import mesh_axes_of
 from shardinit.core.plan.mesh import AnyMesh
 
 WHOLE: Final = PartitionSpec()
@@ -62,16 +64,43 @@ class LeafInfo:
         return math.prod(self.shape) * self.itemsize
 
 
+class Obstacle(enum.Enum):
+    """What keeps an axis from being cut, with its text for people."""
+
+    NO_NAMES = "it has no axis names"
+    NO_RULE = "no rule for the axis name {}"
+    NO_RULES = "no rule for the axis names {}"
+    NO_PATH_RULE = "no path rule matches"
+    NO_AXIS_DIVIDES = "no axis of {} divides by any of {}"
+    AXIS_UNDIVIDED = "{} of size {} does not divide by {}"
+
+
 @dataclass(frozen=True)
-class Reason:
-    """Why an axis lies whole that no rule keeps whole.
+class Cause:
+    """Why an axis lies whole that no rule keeps whole: equal for equal causes.
 
     Attributes:
-      text: the reason, the same for all leaves that it holds for.
+      obstacle: what is in the way.
+      facts: the names and sizes that its text speaks of.
+    """
+
+    obstacle: Obstacle
+    facts: tuple[object, ...] = ()
+
+    def __str__(self) -> str:
+        return self.obstacle.value.format(*self.facts)
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why an axis of a leaf lies whole, with what would help.
+
+    Attributes:
+      cause: why; the same for all leaves that it holds for.
       remedy: what would help the leaf at hand.
     """
 
-    text: str
+    cause: Cause
     remedy: str
 
 
@@ -90,3 +119,18 @@ class Choice:
     memory_kind: str | None = None
     reasons: tuple[Reason, ...] = ()
     rules: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One leaf, where it lies, what its rules say of it, and whether it is made."""
+
+    leaf: LeafInfo
+    sharding: NamedSharding
+    choice: Choice
+    selected: bool = True
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every device holds all of it."""
+        return not mesh_axes_of(self.sharding.spec)

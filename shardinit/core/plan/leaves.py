@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -13,12 +13,14 @@ from jax.sharding import NamedSharding
 
 from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.leaf_program import Program
-from shardinit.core.cut.sources import Replicated, Windowed
+from shardinit.core.cut.sources import Hosted, Replicated, Source, Windowed
 from shardinit.core.init_fn import AxisNames, Mirror
 from shardinit.core.ir.jaxpr import is_key
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.types import DType, Tree
 from shardinit.errors import ShardingError
+
+_NO_PROGRAM = -1
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,10 @@ class PlanLeaf:
       sharding: where it lies; None in a plan without a mesh.
       bytes_per_device: bytes of one shard.
       program: index into ``plan.programs``; -1 for a leaf made on the host (a
-        constant, or keys).
+        constant, or keys), and for one that ``select`` left out.
       whole: why every device computes the full leaf; empty when it computes its shard.
       selected: False for a leaf that ``select`` left out.
+      source: what it is made of.
     """
 
     path: str
@@ -44,6 +47,17 @@ class PlanLeaf:
     program: int
     whole: str
     selected: bool
+    source: Source = field(repr=False, compare=False)
+
+    @property
+    def is_hosted(self) -> bool:
+        """Whether it is there on the host before anything runs: a constant, or keys."""
+        return isinstance(self.source, Hosted)
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether a program computes all of it on every device."""
+        return isinstance(self.source, Replicated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,19 +106,16 @@ def names_of(cut: Cut, axes: Tree) -> list[Any]:
       ShardingError: the structure of ``axes`` is not the result's.
     """
     names: list[Any] = [None] * len(cut.leaves)
-
-    def name(axes: Tree, part: Tree) -> None:
-        if axes is None:
-            return
-        if isinstance(part, int):
-            names[part] = axes
-            return
-        children, level = jax.tree.flatten(part, is_leaf=lambda x: x is not part)
-        for inner, child in zip(level.flatten_up_to(axes), children, strict=True):
-            name(inner, child)
-
     try:
-        name(axes, jax.tree.unflatten(cut.tree, range(len(cut.leaves))))
+        # A list and no recursion: a tree may be deeper than Python's stack.
+        waiting = [(axes, jax.tree.unflatten(cut.tree, range(len(cut.leaves))))]
+        while waiting:
+            given, part = waiting.pop()
+            if isinstance(part, int):
+                names[part] = given
+            elif given is not None:
+                children, level = jax.tree.flatten(part, is_leaf=_is_below(part))
+                waiting += zip(level.flatten_up_to(given), children, strict=True)
         return names
     except (ValueError, TypeError) as error:
         raise ShardingError(
@@ -112,6 +123,11 @@ def names_of(cut: Cut, axes: Tree) -> list[Any]:
             f"its structure differs from the result's ({error})"[:300],
             f"a tuple of axis names, or None, for each of the {len(cut.leaves)} leaves",
         ) from error
+
+
+def _is_below(top: Tree) -> Callable[[Tree], bool]:
+    """Stops a flattening one level below ``top``."""
+    return lambda node: node is not top
 
 
 def leaf_infos(cut: Cut, axes: Tree) -> list[LeafInfo]:
@@ -186,7 +202,7 @@ def group_programs(
 
     A program with several results is compiled when any of its leaves is selected.
     """
-    numbers = [-1] * len(cut.leaves)
+    numbers = [_NO_PROGRAM] * len(cut.leaves)
     found: dict[Any, int] = {}
     programs: list[list[Any]] = []
     for together in gather_results(cut):
@@ -250,4 +266,5 @@ def _plan_leaf(
         number,
         cut.replicated_text(leaf),
         taken,
+        leaf.source,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from shardinit.core.cut.cut import Cut
 from shardinit.core.plan.leaves import PlanLeaf, gather_results, itemsize
@@ -19,28 +19,40 @@ def check_memory(cut: Cut, leaves: Sequence[PlanLeaf], limit: int) -> None:
     Raises:
       WholeLeafError: with the leaves that take most.
     """
-    shards = sum(leaf.bytes_per_device for leaf in leaves if leaf.selected)
-    most, running = 0, ""
-    for group in gather_results(cut):
-        made = [leaves[i] for i in group]
-        if not made[0].whole or not any(leaf.selected for leaf in made):
-            continue
-        full = sum(math.prod(x.shape) * itemsize(x.dtype) for x in made)
-        beside = full - sum(x.bytes_per_device for x in made if x.selected)
-        if not running or beside > most:
-            most = beside
-            running = (
-                f"; {made[0].path!r} must be computed in full "
-                f"({made[0].whole}): {full:,} bytes"
-            )
+    chosen = [leaf for leaf in leaves if leaf.selected]
+    shards = sum(leaf.bytes_per_device for leaf in chosen)
+    group = max(_in_full(cut, leaves), key=_beside, default=[])
+    most = _beside(group)
     if shards + most <= limit:
         return
-    chosen = [leaf for leaf in leaves if leaf.selected]
     heaviest = sorted(chosen, key=lambda leaf: -leaf.bytes_per_device)[:3]
     named = ", ".join(f"{x.path!r} {x.bytes_per_device:,}" for x in heaviest)
+    if group:
+        named += (
+            f"; {group[0].path!r} must be computed in full ({group[0].whole}): "
+            f"{sum(map(_nbytes, group)):,} bytes"
+        )
     raise WholeLeafError(
         f"leaf {heaviest[0].path!r}",
-        f"a device holds {shards + most:,} bytes, most of them of {named}{running}",
+        f"a device holds {shards + most:,} bytes, most of them of {named}",
         f"at most memory_limit={limit:,} bytes",
         "Shard these leaves over more devices, or raise memory_limit",
     )
+
+
+def _in_full(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[list[PlanLeaf]]:
+    """Leaves that every device computes in full, those of one run together."""
+    for numbers in gather_results(cut):
+        group = [leaves[i] for i in numbers]
+        if group[0].is_replicated and any(leaf.selected for leaf in group):
+            yield group
+
+
+def _beside(group: Sequence[PlanLeaf]) -> int:
+    """Bytes that a run of whole leaves takes beside the shards that stay."""
+    kept = sum(leaf.bytes_per_device for leaf in group if leaf.selected)
+    return sum(map(_nbytes, group)) - kept
+
+
+def _nbytes(leaf: PlanLeaf) -> int:
+    return math.prod(leaf.shape) * itemsize(leaf.dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,15 +88,18 @@ def kept_axes(
         return (*[None] * extra, *range(len(param)))
     if len(rest) == 1 and rest[0].idx < len(param) and shape == (param[rest[0].idx],):
         return (rest[0].idx,)  # SM3 keeps a list with a vector for each axis
-    kept = [
-        dims
-        for dims in itertools.combinations(range(len(param)), max(len(shape), 0))
-        if tuple(param[dim] for dim in dims) == shape
-    ]
+    kept = list(_of_sizes(shape, param))
     if len(kept) == 1:
         return kept[0]
     dropped = _factored(param, field)
     return dropped if dropped in kept else None
+
+
+def _of_sizes(shape: tuple[int, ...], param: tuple[int, ...]) -> Iterator[Dims]:
+    """All choices of a parameter's axes, in order, that have a leaf's sizes."""
+    for dims in itertools.combinations(range(len(param)), len(shape)):
+        if tuple(param[dim] for dim in dims) == shape:
+            yield dims
 
 
 def _factored(param: tuple[int, ...], field: Keys) -> Dims | None:

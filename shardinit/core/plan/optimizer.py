@@ -48,7 +48,7 @@ def for_optimizer(
     mesh: AnyMesh,
     indivisible: str,
 ) -> Choice:
-    """Where a leaf of optimizer state lies, given where it would lie otherwise.
+    """Where a leaf lies: if it is optimizer state, by the rules for that as well.
 
     Args:
       leaf: the leaf.
@@ -57,6 +57,8 @@ def for_optimizer(
       mesh: the mesh.
       indivisible: as for ``AxisRules.choose``.
     """
+    if not leaf.optimizer:
+        return choice
     if math.prod(leaf.shape) <= 1:  # scalars lie everywhere
         return Choice()
     rules = axes_of(opt_rules)

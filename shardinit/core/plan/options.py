@@ -80,6 +80,11 @@ class PlanOptions:
                     f"{name} and out_shardings", "both were given", "one"
                 )
 
+    def differing(self, names: Iterable[str]) -> list[str]:
+        """Those of the fields that are not as by default."""
+        default = PlanOptions()
+        return [x for x in names if getattr(self, x) != getattr(default, x)]
+
 
 def _check_draw_dtype(dtype: DType) -> None:
     try:

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from shardinit.core.init_fn import InitFn, as_init_fn
 from shardinit.core.paths import chosen, path_str
+from shardinit.core.types import Array, Tree
 from shardinit.errors import InitFnError, ShardingError
 
 Pad = Mapping[str, int | tuple[int | None, ...]]
 """Globs to the multiple of the first axis, or to those of the first axes."""
 
 
-def padded(fn: Any, pad: Pad) -> InitFn:
+def padded(fn: object, pad: Pad) -> InitFn:
     """An init function whose leaves are padded to multiples, with zeros.
 
     The values of what ``fn`` draws stay as they are. Whoever runs the model with padded
@@ -52,19 +52,10 @@ def padded(fn: Any, pad: Pad) -> InitFn:
             "an init function",
             "Pad the function that it is of: shardinit.padded(fn, pad)",
         )
-    if not isinstance(pad, Mapping) or not all(isinstance(x, str) for x in pad):
-        raise ShardingError("pad", repr(pad), "globs to multiples: {'**/embed': 128}")
-    for pattern, multiples in pad.items():
-        for multiple in _all(multiples):
-            if multiple is not None and (type(multiple) is not int or multiple < 1):
-                raise ShardingError(
-                    f"pad={{{pattern!r}: {multiples!r}}}",
-                    repr(multiple),
-                    "a positive integer, or a tuple of such and None",
-                )
+    _check(pad)
     inner = as_init_fn(fn)
 
-    def draw(key: Any) -> Any:
+    def draw(key: Array) -> Tree:
         named, structure = jax.tree_util.tree_flatten_with_path(inner.fn(key))
         asked = multiples_of(pad, [path_str(path) for path, _ in named])
         leaves = [
@@ -82,6 +73,24 @@ def padded(fn: Any, pad: Pad) -> InitFn:
             None if streams is None else lambda names: padded(streams(names), pad)
         ),
     )
+
+
+def _check(pad: Pad) -> None:
+    """Refuses what is no multiple.
+
+    Raises:
+      ShardingError: with the glob that has it.
+    """
+    if not isinstance(pad, Mapping) or not all(isinstance(x, str) for x in pad):
+        raise ShardingError("pad", repr(pad), "globs to multiples: {'**/embed': 128}")
+    for pattern, multiples in pad.items():
+        for multiple in _all(multiples):
+            if multiple is not None and (type(multiple) is not int or multiple < 1):
+                raise ShardingError(
+                    f"pad={{{pattern!r}: {multiples!r}}}",
+                    repr(multiple),
+                    "a positive integer, or a tuple of such and None",
+                )
 
 
 def multiples_of(pad: Pad, paths: Sequence[str]) -> dict[str, tuple[int | None, ...]]:
@@ -103,7 +112,7 @@ def _all(multiples: int | tuple[int | None, ...]) -> tuple[int | None, ...]:
     return multiples if isinstance(multiples, tuple) else (multiples,)
 
 
-def _longer(leaf: Any, multiples: tuple[int | None, ...], path: str) -> Any:
+def _longer(leaf: Array, multiples: tuple[int | None, ...], path: str) -> Array:
     if len(multiples) > jnp.ndim(leaf):
         raise ShardingError(
             f"leaf {path!r}",

@@ -12,11 +12,11 @@ from shardinit.core.init_fn import InitFn
 from shardinit.core.plan import sharding as sh
 from shardinit.core.plan.carried import rules_of_context
 from shardinit.core.plan.findings import Finding
-from shardinit.core.plan.leaf_info import Choice, LeafInfo
+from shardinit.core.plan.leaf_info import Choice, LeafInfo, Placed
 from shardinit.core.plan.leaves import leaf_infos
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import PlanOptions
-from shardinit.core.plan.placing import Placed, placing, unplaced
+from shardinit.core.plan.placing import placing, unplaced
 from shardinit.core.plan.rules import AxisRules, Rules
 from shardinit.errors import ShardingError
 
@@ -37,17 +37,12 @@ def place(
     """
     infos = leaf_infos(cut, init_fn.axes)
     rules, given = _rules(options, init_fn), options.out_shardings is not None
-    mesh = options.mesh
     if given:
-        shardings = sh.from_tree(options.out_shardings, infos, cut.tree, mesh)
-        mesh = mesh or (shardings[0].mesh if shardings else None)
+        shardings = sh.from_tree(options.out_shardings, infos, cut.tree, options.mesh)
+        mesh = options.mesh or (shardings[0].mesh if shardings else None)
         chosen = [(sharding, Choice()) for sharding in shardings]
     else:
-        if mesh is None and rules is not None:
-            raise ShardingError("rules", "given without a mesh", "mesh=...")
-        mesh = mesh or _own_mesh(infos)
-        if mesh is None and options.opt_rules is not None:
-            raise ShardingError("opt_rules", "given without a mesh", "mesh=...")
+        mesh = _mesh(options, rules, infos)
         if mesh is None:
             found = unplaced(jax.device_count(), len(infos))
             return None, [None] * len(infos), list(found)
@@ -70,6 +65,18 @@ def _rules(options: PlanOptions, init_fn: InitFn) -> Rules | None:
     context = init_fn.context_rules
     rules = rules_of_context(init_fn.axes) if context is None else context()
     return AxisRules(rules) if rules else None
+
+
+def _mesh(
+    options: PlanOptions, rules: Rules | None, infos: Sequence[LeafInfo]
+) -> AnyMesh | None:
+    """The mesh that rules count for: the plan's own, or that of the model."""
+    if options.mesh is None and rules is not None:
+        raise ShardingError("rules", "given without a mesh", "mesh=...")
+    mesh = options.mesh or _own_mesh(infos)
+    if mesh is None and options.opt_rules is not None:
+        raise ShardingError("opt_rules", "given without a mesh", "mesh=...")
+    return mesh
 
 
 def _own_mesh(infos: Sequence[LeafInfo]) -> AnyMesh | None:

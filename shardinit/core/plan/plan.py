@@ -179,7 +179,7 @@ class Plan:
     @property
     def whole_leaves(self) -> tuple[PlanLeaf, ...]:
         """Leaves that every device must compute in full."""
-        return tuple(x for x in self.leaves if x.whole and x.selected)
+        return tuple(x for x in self.leaves if x.is_replicated and x.selected)
 
     def rows(self) -> list[tuple[str, ...]]:
         """The plan as a table: one row for the leaves of all layers, folded."""
@@ -200,7 +200,7 @@ class Plan:
 
     def screen(self) -> tuple[list[tuple[str, ...]], str]:
         """The largest of ``rows()``, as many as a screen has, and what to say of it."""
-        rows, more = plan_table.largest(self.rows(), _SCREEN)
+        rows, more = plan_table.largest(self.leaves, _SCREEN)
         said = (
             f"… and {more:,} smaller rows: plan.table() and plan --json have every leaf"
         )

@@ -9,14 +9,14 @@ from typing import Any
 from jax.sharding import PartitionSpec
 
 from shardinit.core.plan.entries import mesh_axes, mesh_axes_of
-from shardinit.core.plan.leaf_info import WHOLE, LeafInfo, Reason
+from shardinit.core.plan.leaf_info import WHOLE, Cause, LeafInfo, Obstacle, Reason
 from shardinit.core.plan.mesh import AnyMesh
 
 
 def no_names(leaf: LeafInfo, mesh: AnyMesh) -> Reason:
     """The leaf has no axis names that a rule could be for."""
     return Reason(
-        "it has no axis names",
+        Cause(Obstacle.NO_NAMES),
         f"Name its axes in the model, or {_path_rule(leaf, mesh)}",
     )
 
@@ -42,28 +42,28 @@ def no_rule(
     cut = _free_cut(leaf, mesh, names, spec, preferred)
     if not names or (cut is None and mesh_axes_of(spec)):
         return ()
-    listed = ", ".join(dict.fromkeys(map(repr, names.values())))
-    one = len(set(names.values())) == 1
-    whole = f"({names[next(iter(names))]!r}, None)" if one else "None for each of them"
-    rule = "" if cut is None else f"({names[cut[0]]!r}, {cut[1]!r})"
-    return (
-        Reason(
-            f"no rule for the axis name{'' if one else 's'} {listed}",
-            f"Add {rule} to the rules, or {whole}" if rule else f"Add {whole}",
-        ),
-    )
+    distinct = list(dict.fromkeys(names.values()))
+    if len(distinct) == 1:
+        obstacle, remedy = Obstacle.NO_RULE, f"({distinct[0]!r}, None)"
+    else:
+        obstacle, remedy = Obstacle.NO_RULES, "None for each of them"
+    if cut is not None:
+        dim, axis = cut
+        remedy = f"({names[dim]!r}, {axis!r}) to the rules, or {remedy}"
+    cause = Cause(obstacle, (", ".join(map(repr, distinct)),))
+    return (Reason(cause, f"Add {remedy}"),)
 
 
 def no_path_rule(leaf: LeafInfo, mesh: AnyMesh) -> Reason:
     """No path rule matches its path."""
-    return Reason("no path rule matches", _path_rule(leaf, mesh))
+    return Reason(Cause(Obstacle.NO_PATH_RULE), _path_rule(leaf, mesh))
 
 
 def indivisible(leaf: LeafInfo, mesh: AnyMesh, axes: tuple[str, ...]) -> Reason:
     """Of none of its axes the size divides by the mesh axes."""
     ways = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
     return Reason(
-        f"no axis of {leaf.shape} divides by any of {ways}",
+        Cause(Obstacle.NO_AXIS_DIVIDES, (leaf.shape, ways)),
         f"Pad one of its axes, or keep it whole: PathRules([..., ({_pattern(leaf)!r}, "
         "PartitionSpec())])",
     )
@@ -77,7 +77,7 @@ def undivided(leaf: LeafInfo, dim: int, entry: Any, mesh: AnyMesh) -> Reason:
     axis = f"axis {dim}" + (f" ({name!r})" if name else "")
     rule = (name, None) if name else (_pattern(leaf), "PartitionSpec()")
     return Reason(
-        f"{axis} of size {leaf.shape[dim]} does not divide by {ways}",
+        Cause(Obstacle.AXIS_UNDIVIDED, (axis, leaf.shape[dim], ways)),
         f"Pad the axis, or keep it whole with a rule {rule}",
     )
 

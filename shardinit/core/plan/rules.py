@@ -9,9 +9,8 @@ no names. ``DefaultRules`` stand in where a plan is given none. Each answers wit
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from jax.sharding import PartitionSpec
 
@@ -20,7 +19,7 @@ from shardinit.core.plan import logical, reasons
 from shardinit.core.plan.divide import divides, fits_of
 from shardinit.core.plan.entries import MeshAxes, as_entry, mesh_axes, mesh_axes_of
 from shardinit.core.plan.fsdp import Fsdp, fsdp
-from shardinit.core.plan.leaf_info import Choice, LeafInfo
+from shardinit.core.plan.leaf_info import Choice, LeafInfo, Reason
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.placement import (
     Placement,
@@ -32,6 +31,8 @@ from shardinit.core.plan.placement import (
 )
 from shardinit.errors import ShardingError
 from shardinit.short import short_repr
+
+_AxisRule = tuple[str, MeshAxes | Placement]
 
 
 @dataclass(frozen=True, init=False)
@@ -58,7 +59,7 @@ class AxisRules:
 
     __repr__ = short_repr
 
-    rules: tuple[tuple[str, MeshAxes | Placement], ...]
+    rules: tuple[_AxisRule, ...]
 
     def __init__(
         self,
@@ -86,37 +87,20 @@ class AxisRules:
         if leaf.axes is None:
             return Choice(reasons=(reasons.no_names(leaf, mesh),))
         logical.check_distinct(leaf.axes, f"leaf {leaf.path!r}")
-        rules, fits = self.with_own(leaf), fits_of(leaf, mesh, indivisible)
-        pairs = [(name, axes_of(value)) for name, value in rules]
-        settled = logical.assign(leaf.axes, pairs, fits)
-        known = {name for name, _ in rules}
-        unknown: list[Name] = [None if name in known else name for name in leaf.axes]
-        if leaf.passes:
-            settled = logical.pass_through(unknown, settled, mesh.shape, fits)
-        entries = [None if e is logical.UNSETTLED else e for e in settled]
-        why = []
-        unruled: dict[int, str] = {}
-        for dim, name in enumerate(leaf.axes):
-            if settled[dim] is not logical.UNSETTLED or not isinstance(name, str):
-                continue
-            tried = [axes for rule, axes in pairs if rule == name]
-            if not tried:
-                unruled[dim] = name
-            elif not all(divides(leaf, dim, entry, mesh) for entry in tried):
-                why.append(reasons.undivided(leaf, dim, tried[0], mesh))
+        rules = self.with_own(leaf)
+        settled = _settled(leaf, leaf.axes, rules, mesh, indivisible)
+        spec = PartitionSpec(*(None if e is logical.UNSETTLED else e for e in settled))
+        left = _left(leaf.axes, settled)
+        why = list(_undivided(leaf, left, rules, mesh))
         if not any(isinstance(name, str | tuple) for name in leaf.axes):
             why.append(reasons.no_names(leaf, mesh))
-        spec = PartitionSpec(*entries)
+        ruled = {name for name, _ in rules}
+        unruled = {dim: name for dim, name in left.items() if name not in ruled}
         why.extend(reasons.no_rule(leaf, mesh, unruled, spec, self.mesh_axes()))
-        kinds = [(rule[0], kind_of(rule[1])) for rule in rules if rule[0] in leaf.axes]
-        return Choice(
-            spec,
-            _one_kind(leaf, dict(kinds)),
-            tuple(why),
-            tuple(rule for rule in rules if rule[0] in leaf.axes),
-        )
+        used = tuple(rule for rule in rules if rule[0] in leaf.axes)
+        return Choice(spec, _one_kind(leaf, used), tuple(why), used)
 
-    def with_own(self, leaf: LeafInfo) -> tuple[tuple[str, Any], ...]:
+    def with_own(self, leaf: LeafInfo) -> tuple[_AxisRule, ...]:
         """The rules, then the leaf's own for names that these do not know."""
         if not leaf.own_rules:
             return self.rules
@@ -172,20 +156,15 @@ class PathRules:
         if not matching:
             return Choice(reasons=(reasons.no_path_rule(leaf, mesh),))
         fits = fits_of(leaf, mesh, indivisible)
-        for rule in matching:
-            spec = axes_of(rule[1])
-            if all(fits(dim, mesh_axes(entry)) for dim, entry in enumerate(spec)):
-                return Choice(spec, kind_of(rule[1]), (), (rule,))
-        rule = matching[0]
-        spec = axes_of(rule[1])
-        kept = [
-            entry if fits(i, mesh_axes(entry)) else None for i, entry in enumerate(spec)
-        ]
-        why = [
-            reasons.undivided(leaf, dim, entry, mesh)
-            for dim, entry in enumerate(spec)
-            if entry is not None and kept[dim] is None
-        ]
+
+        def misfits(rule: tuple[str, PartitionSpec | Placement]) -> dict[int, MeshAxes]:
+            entries = enumerate(axes_of(rule[1]))
+            return {i: entry for i, entry in entries if not fits(i, mesh_axes(entry))}
+
+        rule = next((rule for rule in matching if not misfits(rule)), matching[0])
+        whole = misfits(rule)
+        kept = (None if i in whole else e for i, e in enumerate(axes_of(rule[1])))
+        why = (reasons.undivided(leaf, i, e, mesh) for i, e in whole.items())
         return Choice(PartitionSpec(*kept), kind_of(rule[1]), tuple(why), (rule,))
 
 
@@ -202,36 +181,91 @@ class DefaultRules:
 
     def choose(self, leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
         """Where one leaf lies; see ``AxisRules.choose``."""
-        if leaf.stated is not None and set(mesh_axes_of(leaf.stated.spec)) <= set(
-            mesh.shape
-        ):
-            return Choice(leaf.stated.spec, leaf.stated.memory_kind)
+        stated = leaf.stated
+        if stated is not None and _are_axes(mesh_axes_of(stated.spec), mesh):
+            return Choice(stated.spec, stated.memory_kind)
         if leaf.own_rules:
             return AxisRules(leaf.own_rules).choose(leaf, mesh, indivisible)
-        named = [
-            mesh_axes(name) if isinstance(name, str | tuple) else ()
-            for name in leaf.axes or ()
-        ]
-        if not any(names and set(names) <= set(mesh.shape) for names in named):
+        if not any(names and _are_axes(names, mesh) for names in _names(leaf)):
             return fsdp().choose(leaf, mesh, indivisible)
-        fits = fits_of(leaf, mesh, indivisible)
-        entries: list[MeshAxes] = []
-        why = []
-        unruled: dict[int, str] = {}
-        for dim, names in enumerate(named):
-            known = set(names) <= set(mesh.shape)
-            entries.append(as_entry(names) if known and fits(dim, names) else None)
-            if not known:
-                unruled[dim] = "+".join(names)
-            elif not fits(dim, names):
-                why.append(reasons.undivided(leaf, dim, names, mesh))
-        spec = PartitionSpec(*entries)
-        why.extend(reasons.no_rule(leaf, mesh, unruled, spec))
-        return Choice(spec, None, tuple(why))
+        return _by_mesh_names(leaf, mesh, indivisible)
 
 
-def _one_kind(leaf: LeafInfo, kinds: Mapping[str, str | None]) -> str | None:
+def _names(leaf: LeafInfo) -> list[tuple[str, ...]]:
+    """The names of each dimension, as those of mesh axes."""
+    return [
+        mesh_axes(name) if isinstance(name, str | tuple) else ()
+        for name in leaf.axes or ()
+    ]
+
+
+def _are_axes(names: Iterable[str], mesh: AnyMesh) -> bool:
+    return set(names) <= set(mesh.shape)
+
+
+def _by_mesh_names(leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
+    """Where a leaf lies of which some names are mesh axes themselves."""
+    fits = fits_of(leaf, mesh, indivisible)
+    entries: list[MeshAxes] = []
+    why = []
+    unruled: dict[int, str] = {}
+    for dim, names in enumerate(_names(leaf)):
+        entry = None
+        if not _are_axes(names, mesh):
+            unruled[dim] = "+".join(names)
+        elif fits(dim, names):
+            entry = as_entry(names)
+        else:
+            why.append(reasons.undivided(leaf, dim, names, mesh))
+        entries.append(entry)
+    spec = PartitionSpec(*entries)
+    why.extend(reasons.no_rule(leaf, mesh, unruled, spec))
+    return Choice(spec, None, tuple(why))
+
+
+def _settled(
+    leaf: LeafInfo,
+    names: tuple[Name, ...],
+    rules: Iterable[_AxisRule],
+    mesh: AnyMesh,
+    indivisible: str,
+) -> logical.Settled:
+    """What the rules settle of each dimension, and names that are mesh axes."""
+    fits = fits_of(leaf, mesh, indivisible)
+    pairs = [(name, axes_of(value)) for name, value in rules]
+    settled = logical.assign(names, pairs, fits)
+    if not leaf.passes:
+        return settled
+    ruled = {name for name, _ in pairs}
+    unknown = [None if name in ruled else name for name in names]
+    return logical.pass_through(unknown, settled, mesh.shape, fits)
+
+
+def _left(names: tuple[Name, ...], settled: logical.Settled) -> dict[int, str]:
+    """The names of the dimensions that nothing has settled."""
+    return {
+        dim: name
+        for dim, name in enumerate(names)
+        if isinstance(name, str) and settled[dim] is logical.UNSETTLED
+    }
+
+
+def _undivided(
+    leaf: LeafInfo, left: Mapping[int, str], rules: Iterable[_AxisRule], mesh: AnyMesh
+) -> Iterator[Reason]:
+    """Dimensions that no rule settled though there are some: they do not divide."""
+    tried: dict[str, list[MeshAxes]] = {}
+    for name, value in rules:
+        tried.setdefault(name, []).append(axes_of(value))
+    for dim, name in left.items():
+        entries = tried.get(name, [])
+        if not all(divides(leaf, dim, entry, mesh) for entry in entries):
+            yield reasons.undivided(leaf, dim, entries[0], mesh)
+
+
+def _one_kind(leaf: LeafInfo, rules: Iterable[_AxisRule]) -> str | None:
     """The one kind of memory that the rules for a leaf name, or None."""
+    kinds = {name: kind_of(value) for name, value in rules}
     named = {name: kind for name, kind in kinds.items() if kind is not None}
     if len(set(named.values())) > 1:
         raise ShardingError(

@@ -75,8 +75,7 @@ def choose(
             kind += (leaf.path, source and source.path)
         if kind not in known:
             choice = _choice(leaf, source, chooser, mesh, indivisible)
-            if leaf.optimizer:
-                choice = for_optimizer(leaf, choice, opt_rules, mesh, indivisible)
+            choice = for_optimizer(leaf, choice, opt_rules, mesh, indivisible)
             spec = _short(choice.spec, leaf)
             sharding = _placed(mesh, spec, leaf, choice.memory_kind)
             check(leaf, sharding)

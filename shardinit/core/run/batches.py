@@ -18,7 +18,8 @@ from shardinit.core.plan.plan import Plan
 from shardinit.core.prng.derivation import Derivation
 
 # With more results XLA's time to compile grows faster than their number: 64 in 0.4 s,
-# 1,024 in 4.4 s (broadcasts under shard_map on 8 CPU devices, JAX 0.10.2).
+# 1,024 in 4.4 s (broadcasts under shard_map on 8 CPU devices, JAX 0.10.2). So it does
+# for whatever is written out again and again: https://github.com/jax-ml/jax/issues/2777
 _WIDEST = 64
 
 

@@ -11,10 +11,11 @@ and reach the devices as a few words a leaf.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from shardinit.core.cut.sources import Hosted
 from shardinit.core.ir.jaxpr import setting
+from shardinit.core.plan.leaves import PlanProgram
 from shardinit.core.plan.mesh import AnyMesh, alone_on, one_device
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.placement import Placement
@@ -42,8 +44,7 @@ from shardinit.core.run.shards import (
 )
 from shardinit.core.types import Device, DType, Leaf, Tree, Words
 from shardinit.errors import ShardingError
-
-Progress = Callable[[int, int], None]
+from shardinit.progress import Report
 
 
 class _Run(NamedTuple):
@@ -88,7 +89,7 @@ class CompiledPlan:
     def __repr__(self) -> str:
         return f"<CompiledPlan of {self.plan.summary()}>"
 
-    def __call__(self, key: KeyLike, progress: Progress | None = None) -> Tree:
+    def __call__(self, key: KeyLike, progress: Report | None = None) -> Tree:
         """Initialises.
 
         Args:
@@ -108,7 +109,7 @@ class CompiledPlan:
         """
         return self.rebuild(self.run(as_key(key), progress))
 
-    def leaves(self, key: KeyLike, progress: Progress | None = None) -> list[Leaf]:
+    def leaves(self, key: KeyLike, progress: Report | None = None) -> list[Leaf]:
         """The leaves alone, in the order of the pytree (see ``__call__``)."""
         return self.run(as_key(key), progress)
 
@@ -116,47 +117,57 @@ class CompiledPlan:
         """The user's object from its leaves."""
         return self.plan.init_fn.rebuild(jax.tree.unflatten(self.plan.cut.tree, leaves))
 
-    def run(self, key: RootKey, progress: Progress | None = None) -> list[Leaf]:
+    def run(self, key: RootKey, progress: Report | None = None) -> list[Leaf]:
         """``leaves`` for a key that ``as_key`` made."""
         with jax.transfer_guard("allow"):  # of the words of keys, which no user sees
             return self._run(key, progress)
 
-    def _run(self, key: RootKey, progress: Progress | None) -> list[Leaf]:
-        cut = self.plan.cut
+    def _run(self, key: RootKey, progress: Report | None) -> list[Leaf]:
+        cut, leaves = self.plan.cut, self.plan.leaves
         words = operands.key_words(self.plan.root_key(key), cut)
-        chosen = [leaf.selected for leaf in self.plan.leaves]
-        self._assert_same(
-            words, [s for s, c in zip(self.shardings, chosen, strict=True) if c]
-        )
-        leaves: list[Any] = [
-            None if picked else self._unselected(i) for i, picked in enumerate(chosen)
-        ]
+        self._assert_same(words)
         runs = self._runs()
-        hosted = [
-            i
-            for i, leaf in enumerate(cut.leaves)
-            if isinstance(leaf.source, Hosted) and chosen[i]
-        ]
+        hosted = [i for i, x in enumerate(leaves) if x.is_hosted and x.selected]
         derived = [run.call.operands(cut) for run in runs]
         derived += [cut.leaves[i].operands for i in hosted]
         vectors = operands.operand_words(derived, words)
-        arguments = [np.append(v, np.uint32(0)) for v in vectors[: len(runs)]]
+        made: dict[int, Leaf] = {}
         done, total = 0, sum(len(run.call.leaves) for run in runs) + len(hosted)
+        computed = self._computed(runs, vectors[: len(runs)])
+        for count, found in chain(computed, self._hosted(hosted, vectors[len(runs) :])):
+            made |= found
+            done += count
+            if progress is not None:
+                progress(done, total)
+        return [
+            made[i] if leaf.selected else self._unselected(i)
+            for i, leaf in enumerate(leaves)
+        ]
+
+    def _computed(
+        self, runs: Sequence[_Run], vectors: Sequence[np.ndarray]
+    ) -> Iterator[tuple[int, dict[int, Leaf]]]:
+        """Of each run the number of its leaves, and those of them that are selected."""
+        # The last word is the origin of all windows; see ``lower``.
+        arguments = [np.append(words, np.uint32(0)) for words in vectors]
         for run, argument in zip(runs, self._put(runs, arguments), strict=True):
-            made = run.call.leaves
-            arrays = self._call(run.executable, argument, made)
-            for i, array in zip(made, arrays, strict=True):
-                if chosen[i]:
-                    leaves[i] = self._placed(i, array, run.device)
-            done += len(made)
-            if progress is not None:
-                progress(done, total)
-        for i, operand in zip(hosted, vectors[len(runs) :], strict=True):
-            leaves[i] = typed(cut.leaves[i], self._on_host(i, operand))
-            done += 1
-            if progress is not None:
-                progress(done, total)
-        return leaves
+            numbers = run.call.leaves
+            arrays = self._call(run.executable, argument, numbers)
+            yield (
+                len(numbers),
+                {
+                    i: self._placed(i, array, run.device)
+                    for i, array in zip(numbers, arrays, strict=True)
+                    if self.plan.leaves[i].selected
+                },
+            )
+
+    def _hosted(
+        self, numbers: Sequence[int], vectors: Sequence[np.ndarray]
+    ) -> Iterator[tuple[int, dict[int, Leaf]]]:
+        """The leaves that are there on the host, one after the other."""
+        for i, words in zip(numbers, vectors, strict=True):
+            yield 1, {i: typed(self.plan.cut.leaves[i], self._on_host(i, words))}
 
     def _runs(self) -> list[_Run]:
         made = zip(self.batches, self.executables, self.devices, strict=True)
@@ -192,9 +203,11 @@ class CompiledPlan:
             leaf.shape, leaf.dtype, sharding=where, weak_type=leaf.weak_type
         )
 
-    def _assert_same(self, words: np.ndarray, shardings: list[NamedSharding]) -> None:
+    def _assert_same(self, words: np.ndarray) -> None:
         """Before the first dispatch: all processes of a job bring the same."""
         if not self._compared:
+            pairs = zip(self.shardings, self.plan.leaves, strict=True)
+            shardings = [where for where, leaf in pairs if leaf.selected]
             key = f"{self.plan.cut.impl} {words.tolist()}"
             assert_same({"fingerprint": self.plan.fingerprint, "key": key}, shardings)
             self._compared.append(True)
@@ -249,10 +262,9 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
     checked(plan, "compile_plan")
     shardings = on_devices(plan, mesh)
 
-    def committed(planned: NamedSharding | None) -> bool:
-        return mesh is not None or planned is not None
-
+    bound = tuple(mesh is not None or x.sharding is not None for x in plan.leaves)
     by_spec = dict(zip((leaf.sharding for leaf in plan.leaves), shardings, strict=True))
+    gspmd = plan.whole_mode == "gspmd"
     # Tracing needs the interpreter and this thread's JAX settings; the compiler runs
     # beside it and needs neither.
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
@@ -261,20 +273,25 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
         for batch in made:
             programs = [plan.programs[number] for number in batch.programs]
             places = [by_spec[s] for program in programs for s in program.shardings]
-            gspmd = plan.whole_mode == "gspmd"
-            bound = committed(programs[0].shardings[0])
-            in_full = programs[0].program.replicated_reason and not gspmd
-            device = one_for_all(places[0]) if in_full else None
-            if not bound:
-                (device,) = places[0].device_set
+            device = _sole_device(plan, programs[0], places[0], mesh)
             devices.append(device)
             lowered = lower(programs, places, gspmd=gspmd, device=device)
             pending.append(pool.submit(lowered.compile))
         executables = tuple(job.result() for job in pending)
-    bound = tuple(committed(leaf.sharding) for leaf in plan.leaves)
     return CompiledPlan(
         plan, tuple(made), executables, tuple(devices), tuple(shardings), bound
     )
+
+
+def _sole_device(
+    plan: Plan, program: PlanProgram, place: NamedSharding, mesh: Mesh | None
+) -> Device | None:
+    """The one device that makes a program's leaves in full; None: each its shards."""
+    if mesh is None and program.shardings[0] is None:  # bound to no mesh
+        (device,) = place.device_set
+        return device
+    in_full = program.program.replicated_reason is not None
+    return one_for_all(place) if in_full and plan.whole_mode != "gspmd" else None
 
 
 def on_devices(plan: Plan, mesh: Mesh | None = None) -> list[NamedSharding]:
@@ -324,7 +341,7 @@ def init(
     draw_dtype: DType = None,
     opt_rules: Rules | Placement | None = None,
     opt_state: Select | None = None,
-    progress: Progress | None = None,
+    progress: Report | None = None,
 ) -> Tree:
     """Initialises ``fn`` on a mesh, every device making its own shard.
 
@@ -372,6 +389,13 @@ def init(
         opt_rules=opt_rules,
         opt_state=opt_state,
     )
+    return initialised(fn, key, options, progress)
+
+
+def initialised(
+    fn: object, key: KeyLike, options: PlanOptions, progress: Report | None
+) -> Tree:
+    """``init`` for options that are one object."""
     root = as_key(key)
     made = make_plan(fn, root, options)
     made.warn()

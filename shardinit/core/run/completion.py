@@ -22,12 +22,13 @@ from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.sharding import resolve
 from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
 from shardinit.core.run.account import Account
-from shardinit.core.run.compile import Progress, compile_plan, on_devices
+from shardinit.core.run.compile import compile_plan, on_devices
 from shardinit.core.run.growing import dividing, resized
 from shardinit.core.run.mapped import Mapped
 from shardinit.core.run.noise import Noise, added, noises
 from shardinit.core.run.settling import Allowed, Settled, is_drawn, settled
 from shardinit.errors import StructureMismatchError
+from shardinit.progress import Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class MissingPlan:
     def __str__(self) -> str:
         return f"{self.plan.name}\n{self.account}"
 
-    def __call__(self, key: KeyLike, progress: Progress | None = None) -> Any:
+    def __call__(self, key: KeyLike, progress: Report | None = None) -> Any:
         """Completes the tree.
 
         Args:
@@ -68,7 +69,7 @@ class MissingPlan:
         """
         return self.run(as_key(key), progress)
 
-    def run(self, key: RootKey, progress: Progress | None = None) -> Any:
+    def run(self, key: RootKey, progress: Report | None = None) -> Any:
         """``__call__`` for a key that ``as_key`` made."""
         present, copies = self._settled.present, self._settled.copies
         policies = self._settled.policies
@@ -87,7 +88,9 @@ class MissingPlan:
             )
         }
         for leaf, sharding in zip(self.plan.leaves, places, strict=True):
-            if leaf.path in copies:  # its own memory: who trains donates both
+            # By default JAX may hand out the same buffers again, and who trains donates
+            # both: the second donation would be of buffers that are deleted.
+            if leaf.path in copies:
                 source = out[copies[leaf.path]]
                 out[leaf.path] = jax.device_put(source, sharding, may_alias=False)
         return exe.rebuild([out[leaf.path] for leaf in self.plan.leaves])
@@ -140,7 +143,7 @@ class MissingPlan:
 
 
 def restore_into(
-    whole: Plan,
+    plan: Plan,
     found: Mapping[str, Any],
     read: Callable[[dict[str, jax.ShapeDtypeStruct]], Mapping[str, Any]],
     key: KeyLike | None,
@@ -149,7 +152,7 @@ def restore_into(
     """What a plan gives, its leaves from a checkpoint as far as that has them.
 
     Args:
-      whole: the plan.
+      plan: the plan.
       found: shapes and dtypes of what the checkpoint has, by path.
       read: reads arrays, given where each will lie.
       key: for leaves that the checkpoint lacks; None where none of them is drawn.
@@ -159,8 +162,8 @@ def restore_into(
       StructureMismatchError: something else would have to be done, or a leaf has to be
         drawn and there is no key.
     """
-    made = settled(whole, found, allowed)
-    for leaf in whole.cut.leaves:
+    made = settled(plan, found, allowed)
+    for leaf in plan.cut.leaves:
         if key is None and (why := _draws(leaf, made)):
             raise StructureMismatchError(
                 f"leaf {leaf.path!r}",
@@ -168,29 +171,37 @@ def restore_into(
                 "a key for what has to be drawn",
                 "Pass key=, or restore into a plan without it",
             )
-    wanted = {}
-    for leaf, place in zip(whole.leaves, on_devices(whole), strict=True):
-        have = made.present.get(leaf.path)
-        if have is None:
-            continue
-        sources = have.arrays if isinstance(have, Mapped) else {leaf.path: have}
-        for path, array in sources.items():
-            if isinstance(have, Mapped) and not have.same:
-                if not isinstance(array, jax.ShapeDtypeStruct):
-                    continue  # read by windows when the leaf is made
-                where = _spread(place, path, array)
-            else:
-                where = _before(place, array.shape)
-            wanted[path] = jax.ShapeDtypeStruct(
-                array.shape, array.dtype, sharding=where
-            )
+    wanted: dict[str, jax.ShapeDtypeStruct] = {}
+    for leaf, place in zip(plan.leaves, on_devices(plan), strict=True):
+        if leaf.path in made.present:
+            wanted |= _wanted(leaf.path, made.present[leaf.path], place)
     arrays = read(wanted)
     filled = {
         path: have.of(arrays) if isinstance(have, Mapped) else arrays[path]
         for path, have in made.present.items()
     }
-    root = _any_key(whole) if key is None else as_key(key)
-    return MissingPlan(whole, replace(made, present=filled)).run(root)
+    root = _any_key(plan) if key is None else as_key(key)
+    return MissingPlan(plan, replace(made, present=filled)).run(root)
+
+
+def _wanted(
+    path: str, have: Any, place: NamedSharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What is read in advance for a leaf, by path, and where each array will lie."""
+    if not isinstance(have, Mapped):
+        return {path: _abstract(have, _before(place, have.shape))}
+    if have.same:
+        items = have.arrays.items()
+        return {path: _abstract(x, _before(place, x.shape)) for path, x in items}
+    return {  # others are read by windows when the leaf is made
+        path: _abstract(x, _spread(place, path, x))
+        for path, x in have.arrays.items()
+        if isinstance(x, jax.ShapeDtypeStruct)
+    }
+
+
+def _abstract(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def _draws(leaf: LeafCut, made: Settled) -> str:
@@ -204,10 +215,10 @@ def _draws(leaf: LeafCut, made: Settled) -> str:
     return "it gets noise" if isinstance(have, Mapped) and have.tensor.noise else ""
 
 
-def _any_key(whole: Plan) -> RootKey:
+def _any_key(plan: Plan) -> RootKey:
     """A key such as the plan was made for, where nothing is drawn of it."""
-    one = jax.random.key(0, impl=whole.cut.impl)
-    return dict.fromkeys(whole.cut.streams, one) or one
+    one = jax.random.key(0, impl=plan.cut.impl)
+    return dict.fromkeys(plan.cut.streams, one) or one
 
 
 def _before(place: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:

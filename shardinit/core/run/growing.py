@@ -46,7 +46,9 @@ def resized(
       key: the root key, for ``"mean_cov"``; of several streams the last one's counts.
       path: of the leaf, which tells its numbers from those of others.
     """
-    # The compiler places the copy; explicit axes would have to be told how.
+    # The compiler places the copy. On Explicit axes, which jax.make_mesh gives by
+    # default, JAX asks for the sharding of each result instead, as in
+    # https://github.com/marin-community/marin/pull/2288
     mesh = sharding.mesh
     auto = Mesh(np.asarray(mesh.devices), mesh.axis_names)
     old = jax.device_put(old, NamedSharding(auto, dividing(sharding, np.shape(old))))

@@ -43,26 +43,24 @@ def lower(
     mesh = shardings[0].mesh
     assert isinstance(mesh, Mesh)  # a plan on an AbstractMesh has no devices to run on
     lanes = mesh.devices.flat[0].platform == "cpu"
-    specs = tuple(s.spec if device is None else PartitionSpec() for s in shardings)
-    whole_shapes = [shape for program in programs for shape in program.shapes]
-    shapes = whole_shapes
+    full = [shape for program in programs for shape in program.shapes]
     if device is None:
-        pairs = zip(shardings, whole_shapes, strict=True)
-        shapes = [sharding.shard_shape(shape) for sharding, shape in pairs]
+        specs, shapes = _shards(shardings, full)
+    else:
+        specs, shapes = (PartitionSpec(),) * len(full), full
 
     # JAX caches executables under these names (storage/executables.py reads them).
     def leaf_program(words: Words) -> tuple[Values, ...]:
-        starts = [
-            _starts(mesh, spec, shape, words[-1])
-            for spec, shape in zip(specs, shapes, strict=True)
-        ]
+        origin = words[-1]
+        windows = zip(specs, shapes, strict=True)
+        starts = [_starts(mesh, spec, shape, origin) for spec, shape in windows]
         return _side_by_side(programs, words, starts, shapes, lanes)
 
     def whole_program(words: Words) -> tuple[Values, ...]:
         # Numbers, not arrays: with arrays here the TPU's compiler hands back replicated
         # results, which JAX refuses ("Unexpected XLA sharding override", 0.12.0.1).
-        starts = [[0] * len(shape) for shape in whole_shapes]
-        return _side_by_side(programs, words, starts, whole_shapes, lanes)
+        starts = [[0] * len(shape) for shape in full]
+        return _side_by_side(programs, words, starts, full, lanes)
 
     size = sum(program.program.words for program in programs) + 1
 
@@ -80,12 +78,21 @@ def lower(
             out_specs=specs,
             # The check wants constants marked as varying before they meet a window's
             # coordinates: "shift_right_logical requires varying manual axes to match"
-            # on JAX 0.10.2 and 0.12.0.1.
+            # on JAX 0.10.2 and 0.12.0.1, as for any array that is made inside
+            # (https://github.com/microsoft/folx/pull/36).
             check_vma=False,
         )
     argument = jax.ShapeDtypeStruct((size,), np.uint32, sharding=replicated(mesh))
     with _set_mesh(mesh), no_mesh():  # the caller's mesh may have other devices
         return jax.jit(run, out_shardings=tuple(shardings)).lower(argument)
+
+
+def _shards(
+    shardings: Sequence[NamedSharding], shapes: Sequence[tuple[int, ...]]
+) -> tuple[tuple[PartitionSpec, ...], Sequence[tuple[int, ...]]]:
+    """The spec of each result and the shape of its shards."""
+    pairs = zip(shardings, shapes, strict=True)
+    return tuple(s.spec for s in shardings), [s.shard_shape(n) for s, n in pairs]
 
 
 def _side_by_side(
@@ -141,5 +148,5 @@ def _starts(
 
 
 def replicated(mesh: AnyMesh) -> NamedSharding:
-    """In full on every device of a mesh."""
+    """The sharding of an array of which every device of a mesh holds all."""
     return NamedSharding(mesh, PartitionSpec())

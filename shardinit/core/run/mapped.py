@@ -7,7 +7,7 @@ Any other is read where it will lie: a device's shard, from windows of what is t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -131,10 +131,7 @@ def mapped(
         return dict(present)
     shapes = {path: tuple(np.shape(x)) for path, x in present.items()}
     made = tensors(lines, shapes, every_leaf=False)
-    users: dict[str, set[str]] = {}
-    for name, tensor in made.items():
-        for part in tensor.parts:
-            users.setdefault(part.path, set()).add(name)
+    users = _users(made.values())
     stays = {x for x in users if x in model and x not in made and _copied(x, lines)}
     out = {path: x for path, x in present.items() if path not in users or path in stays}
     for name, tensor in made.items():
@@ -147,6 +144,15 @@ def mapped(
             )
         out[name] = _leaf(name, tensor, present, users, stays)
     return out
+
+
+def _users(made: Iterable[Tensor]) -> dict[str, set[str]]:
+    """For each leaf that is there the names of what is made of it."""
+    users: dict[str, set[str]] = {}
+    for tensor in made:
+        for part in tensor.parts:
+            users.setdefault(part.path, set()).add(tensor.name)
+    return users
 
 
 def _leaf(

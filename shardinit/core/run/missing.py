@@ -22,21 +22,22 @@ from shardinit.core.plan.placement import Placement
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.planning import make_plan
 from shardinit.core.plan.rules import Rules
-from shardinit.core.prng.root_key import KeyLike, as_key
-from shardinit.core.run.compile import Progress
+from shardinit.core.prng.root_key import KeyLike, RootKey, as_key
 from shardinit.core.run.completion import MissingPlan
 from shardinit.core.run.renames import Lines
 from shardinit.core.run.settling import Allowed, Grow, settled
+from shardinit.core.types import Tree
+from shardinit.progress import Report
 
 
 def plan_missing(
-    partial: Any,
-    fn: Any,
+    partial: Tree,
+    fn: object,
     key: KeyLike | None = None,
     *,
     mesh: AnyMesh | None = None,
     rules: Rules | None = None,
-    out_shardings: Any = None,
+    out_shardings: Tree = None,
     missing: Select | None = None,
     unexpected: Select = (),
     grow: Grow = (),
@@ -107,10 +108,6 @@ def plan_missing(
         opt_rules=opt_rules,
         opt_state=opt_state,
     )
-    pad = {} if pad is None else pad
-    fn = padded(fn, pad) if pad else fn
-    placed = isinstance(fn, Plan) and options == PlanOptions()
-    whole = fn if placed else make_plan(fn, as_key(0 if key is None else key), options)
     allowed = Allowed(
         missing=missing,
         unexpected=unexpected,
@@ -118,19 +115,32 @@ def plan_missing(
         shrink=shrink,
         cast=cast,
         paths=paths,
-        pad=pad,
+        pad=pad or {},
     )
-    return MissingPlan(whole, settled(whole, present_in(partial, whole), allowed))
+    root = as_key(0 if key is None else key)
+    return _completion(partial, fn, root, options, allowed)
+
+
+def _completion(
+    partial: Tree, fn: object, key: RootKey, options: PlanOptions, allowed: Allowed
+) -> MissingPlan:
+    """``plan_missing`` for options that are two objects."""
+    fn = padded(fn, allowed.pad) if allowed.pad else fn
+    if isinstance(fn, Plan) and options == PlanOptions():
+        plan = fn
+    else:
+        plan = make_plan(fn, key, options)
+    return MissingPlan(plan, settled(plan, present_in(partial, plan), allowed))
 
 
 def init_missing(
-    partial: Any,
-    fn: Any,
+    partial: Tree,
+    fn: object,
     key: KeyLike,
     *,
     mesh: AnyMesh | None = None,
     rules: Rules | None = None,
-    out_shardings: Any = None,
+    out_shardings: Tree = None,
     missing: Select | None = None,
     unexpected: Select = (),
     grow: Grow = (),
@@ -140,8 +150,8 @@ def init_missing(
     pad: Pad | None = None,
     opt_rules: Rules | Placement | None = None,
     opt_state: Select | None = None,
-    progress: Progress | None = None,
-) -> Any:
+    progress: Report | None = None,
+) -> Tree:
     """Fills what ``partial`` lacks of what ``fn(key)`` would give.
 
     ``plan_missing`` and its call in one; see there for the arguments and the errors.
@@ -178,34 +188,34 @@ def init_missing(
       >>> sorted(whole), whole["old"] is restored["old"]
       (['new', 'old'], True)
     """
-    root = as_key(key)
-    made = plan_missing(
-        partial,
-        fn,
-        root,
+    options = PlanOptions(
         mesh=mesh,
         rules=rules,
         out_shardings=out_shardings,
+        opt_rules=opt_rules,
+        opt_state=opt_state,
+    )
+    allowed = Allowed(
         missing=missing,
         unexpected=unexpected,
         grow=grow,
         shrink=shrink,
         cast=cast,
         paths=paths,
-        pad=pad,
-        opt_rules=opt_rules,
-        opt_state=opt_state,
+        pad=pad or {},
     )
+    root = as_key(key)
+    made = _completion(partial, fn, root, options, allowed)
     made.plan.warn()
     return made.run(root, progress)
 
 
-def present_in(partial: Any, whole: Plan) -> dict[str, Any]:
+def present_in(partial: Tree, plan: Plan) -> dict[str, Any]:
     """The arrays of a partial tree by path."""
 
-    def absent(x: Any) -> bool:
+    def absent(x: object) -> bool:
         return x is None or x is ... or isinstance(x, jax.ShapeDtypeStruct)
 
-    state = whole.init_fn.state_of(partial)
+    state = plan.init_fn.state_of(partial)
     found = {path: x for path, x in named_leaves(state, absent) if not absent(x)}
-    return dict(zip(whole.paths_of(found), found.values(), strict=True))
+    return dict(zip(plan.paths_of(found), found.values(), strict=True))

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 
 from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.planning import make_plan
-from shardinit.core.prng.root_key import RootKey, as_key
+from shardinit.core.prng.root_key import RootKey
 from shardinit.core.run.compile import compile_plan
 from shardinit.core.run.growing import seed_of
 from shardinit.core.types import DType
@@ -57,8 +57,8 @@ def noises(asked: Sequence[Noise], key: RootKey) -> dict[str, Any]:
     root = seed_of(key)
     places = [one.sharding for one in asked]
     options = PlanOptions(out_shardings=places)
-    plan = make_plan(lambda key: [x.draw(key) for x in asked], as_key(root), options)
-    made = compile_plan(plan).leaves(root)
+    plan = make_plan(lambda key: [x.draw(key) for x in asked], root, options)
+    made = compile_plan(plan).run(root)
     return {one.path: array for one, array in zip(asked, made, strict=True)}
 
 

@@ -125,6 +125,31 @@ class Part:
         array = read(self.path, begin, size).reshape(merged)[tuple(crops)]
         return array.T if self.swap else array
 
+    def read_tensor(self, spans: Sequence[Span], read: Read) -> np.ndarray:
+        """A rectangle of the matrix from the tensor, its axes as the matrix's."""
+        inside = self.in_tensor(spans)
+        shape = [b - a for a, b in inside]
+        begin = (*self.at, *(a for a, _ in inside))
+        size = (*[1] * len(self.at), *shape)
+        window = (_inner(x, self.at_axis, len(self.at)) for x in (begin, size))
+        array = read(self.tensor, *window).reshape(shape)
+        return array.T if self.swap else array
+
+    def runs(
+        self, box: Sequence[Span]
+    ) -> Iterator[tuple[tuple[Span, ...], tuple[slice, ...]]]:
+        """The rectangles of the matrix that make a rectangle of the leaf.
+
+        Yields:
+          Each of them, and its place inside the leaf's rectangle.
+        """
+        ends = itertools.pairwise(itertools.accumulate(self.lens, initial=0))
+        axes = zip(self.groups, ends, self.size, strict=True)
+        runs = [list(_runs(dims, box[a:b], clip)) for dims, (a, b), clip in axes]
+        for chosen in itertools.product(*runs):
+            spans, places = zip(*chosen, strict=True) if chosen else ((), ())
+            yield spans, tuple(itertools.chain(*places))
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -177,8 +202,8 @@ class Tensor:
         start, shape = (_outer(x, axis, lead) for x in (start, shape))
         out = np.empty(shape, dtype)
         for part in self.parts:
-            place = [a - s for a, s in zip(part.at, start, strict=False)]
-            if not all(0 <= p < n for p, n in zip(place, shape, strict=False)):
+            place = _inside(part.at, start, shape)
+            if place is None:
                 continue
             box = [(s, s + n) for s, n in zip(start[lead:], shape[lead:], strict=True)]
             spans = part.in_matrix(box)
@@ -219,27 +244,23 @@ def read_leaf(
     start, shape = (_outer(x, axis, lead) for x in (start, shape))
     out = np.empty(shape, dtype)
     for part in parts:
-        place = [a - s for a, s in zip(part.lead, start, strict=False)]
-        if not all(0 <= p < n for p, n in zip(place, shape, strict=False)):
+        place = _inside(part.lead, start, shape)
+        if place is None:
             continue
         box = [(s, s + n) for s, n in zip(start[lead:], shape[lead:], strict=True)]
-        ends = list(itertools.accumulate(part.lens, initial=0))
-        runs = [
-            list(_runs(dims, box[a:b], clip))
-            for dims, (a, b), clip in zip(
-                part.groups, itertools.pairwise(ends), part.size, strict=True
-            )
-        ]
-        for chosen in itertools.product(*runs):
-            inside = part.in_tensor([span for span, _ in chosen])
-            begin = (*part.at, *(a for a, _ in inside))
-            size = (*[1] * len(part.at), *(b - a for a, b in inside))
-            window = (_inner(x, part.at_axis, len(part.at)) for x in (begin, size))
-            array = read(part.tensor, *window).reshape([b - a for a, b in inside])
-            index = [i for _, into in chosen for i in into]
-            view = out[(*place, *index)]
-            view[...] = (array.T if part.swap else array).reshape(view.shape)
+        for spans, into in part.runs(box):
+            view = out[(*place, *into)]
+            view[...] = part.read_tensor(spans, read).reshape(view.shape)
     return np.moveaxis(out, range(lead), range(axis, axis + lead))
+
+
+def _inside(
+    index: Sequence[int], start: Sequence[int], shape: Sequence[int]
+) -> list[int] | None:
+    """An index along the first axes of an array, in a window; None if outside."""
+    place = [i - s for i, s in zip(index, start, strict=False)]
+    within = all(0 <= p < n for p, n in zip(place, shape, strict=False))
+    return place if within else None
 
 
 def _outer(sizes: Sequence[int], axis: int, count: int) -> tuple[int, ...]:

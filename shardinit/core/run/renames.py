@@ -193,27 +193,35 @@ def _rename(line: str) -> Rename:
         raise SelectError(
             f"line {line!r}", "it names no pair", "leaf -> tensor, or with : words"
         )
-    words: dict[str, int | None] = {}
-    noise = 0.0
-    for text in filter(None, (word.strip() for word in said.split(","))):
-        word, _, number = text.partition(" ")
-        number = number.strip()
-        right = word in _WORDS and (
-            not number or (word in _NUMBERED and number.isdigit())
-        )
-        if word == "noise":
-            right = _is_positive(number)
-            noise = float(number) if right else 0.0
-        if not right or (word == "repeat" and not int(number or 0)):
-            expected = ", ".join(_WORDS)
-            raise SelectError(
-                f"line {line!r}", f"got {text!r}", f"one of {expected}, with its number"
-            )
-        words[word] = int(number) if word in _NUMBERED and number else None
+    given = dict(_word(line, text.strip()) for text in said.split(",") if text.strip())
+    words = {
+        word: int(number) if word in _NUMBERED and number else None
+        for word, number in given.items()
+    }
     targets = tuple(part.strip() for part in target.split(","))
-    made = Rename(line, source, targets, words, noise)
+    made = Rename(line, source, targets, words, float(given.get("noise", 0)))
     _check(made)
     return made
+
+
+def _word(line: str, text: str) -> tuple[str, str]:
+    """A word of a line and its number, empty where it has none."""
+    word, _, number = (part.strip() for part in text.partition(" "))
+    if not _is_word(word, number):
+        expected = ", ".join(_WORDS)
+        raise SelectError(
+            f"line {line!r}", f"got {text!r}", f"one of {expected}, with its number"
+        )
+    return word, number
+
+
+def _is_word(word: str, number: str) -> bool:
+    if word == "noise":
+        return _is_positive(number)
+    if word == "repeat":
+        return number.isdigit() and int(number) > 0
+    numbered = word in _NUMBERED and number.isdigit()
+    return word in _WORDS and (not number or numbered)
 
 
 def _is_positive(number: str) -> bool:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shardinit.core.cut.cut import LeafCut
-from shardinit.core.cut.sources import Replicated, Windowed
+from shardinit.core.cut.sources import Run, Source
 from shardinit.core.init_fn import AxisNames
 from shardinit.core.paths import chosen, glob, nearest
 from shardinit.core.plan.leaves import PlanLeaf, itemsize, names_of
@@ -74,47 +74,37 @@ class Settled:
     copies: Mapping[str, str]
 
 
-def settled(whole: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settled:
+def settled(plan: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settled:
     """What a completion will do, from what is there by path.
 
     Args:
-      whole: the plan of the whole result.
+      plan: of the whole result.
       present: what has shape and dtype, by path.
       allowed: what may be done.
 
     Raises:
       StructureMismatchError: something else would have to be done.
     """
-    paths = [leaf.path for leaf in whole.leaves]
-    there = mapped(present, allowed.paths, {*paths, *whole.unboxed})
-    present = dict(zip(whole.paths_of(there), there.values(), strict=True))
+    paths = [leaf.path for leaf in plan.leaves]
+    there = mapped(present, allowed.paths, {*paths, *plan.unboxed})
+    present = dict(zip(plan.paths_of(there), there.values(), strict=True))
     extra = _unexpected(present, paths, allowed)
-    policies = _policies(allowed.grow, paths)
-    for path in padded_paths(allowed.pad, paths):
-        policies.setdefault(path, "zeros")
+    policies = _policies(allowed, paths)
     may = {
         "shrink": _chosen(allowed.shrink, paths, "shrink"),
         "cast": _chosen(allowed.cast, paths, "cast"),
     }
     groups: dict[str, list[Entry]] = {}
-    grows: dict[str, str] = {}
-    for leaf in whole.leaves:
-        nbytes = math.prod(leaf.shape) * itemsize(leaf.dtype)
-        if leaf.path not in present:
-            groups.setdefault("filled", []).append(Entry(leaf.path, nbytes))
-            continue
-        array = present[leaf.path]
-        changes = _changes(leaf, array, policies, may)
-        if "grown" in changes:
-            grows[leaf.path] = policies[leaf.path]
-        if isinstance(array, Mapped):
-            _check_noise(leaf, array)
-            changes["mapped"] = array.change
-        for kind, change in (changes or {"kept": ""}).items():
+    for leaf in plan.leaves:
+        nbytes, changes = math.prod(leaf.shape) * itemsize(leaf.dtype), {"filled": ""}
+        if leaf.path in present:
+            changes = _changes(leaf, present[leaf.path], policies, may)
+        for kind, change in changes.items():
             groups.setdefault(kind, []).append(Entry(leaf.path, nbytes, change))
     _check_missing([x.path for x in groups.get("filled", [])], paths, allowed)
-    copies = _copies(whole, present)
+    copies = _copies(plan, present)
     kept = {path: present[path] for path in paths if path in present}
+    grows = {x.path: policies[x.path] for x in groups.get("grown", [])}
     entries = {kind: tuple(found) for kind, found in groups.items()}
     account = Account(**entries, unexpected=tuple(extra))
     return Settled(account, kept, grows, copies)
@@ -128,18 +118,24 @@ def _unexpected(
     taken = _taker(allowed.unexpected)
     refused = [path for path in extra if not taken(path)]
     if refused:
-        inside = sorted((x for x in paths if x.endswith(f"/{refused[0]}")), key=len)
-        outer = inside[0].removesuffix(refused[0]) if inside else ""
-        raise StructureMismatchError(
-            f"leaf {refused[0]!r}",
-            f"it is not among the {len(known):,} leaves of the init function"
-            + (f", nor are {len(refused) - 1:,} others" if len(refused) > 1 else ""),
-            nearest(refused[0], inside[:1] or sorted(known)),
-            "Remove it, give the tree the keys that the function gives it"
-            + (f", as by paths='** -> {outer}**'" if outer else "")
-            + f", or allow it with unexpected={refused[0]!r}",
-        )
+        raise _not_of_the_model(refused, paths)
     return [Entry(path, int(getattr(present[path], "nbytes", 0))) for path in extra]
+
+
+def _not_of_the_model(refused: list[str], paths: list[str]) -> StructureMismatchError:
+    """An error for leaves that the model does not have, where it may have them."""
+    first, *others = refused
+    inside = sorted((x for x in paths if x.endswith(f"/{first}")), key=len)
+    outer = inside[0].removesuffix(first) if inside else ""
+    return StructureMismatchError(
+        f"leaf {first!r}",
+        f"it is not among the {len(set(paths)):,} leaves of the init function"
+        + (f", nor are {len(others):,} others" if others else ""),
+        nearest(first, inside[:1] or sorted(set(paths))),
+        "Remove it, give the tree the keys that the function gives it"
+        + (f", as by paths='** -> {outer}**'" if outer else "")
+        + f", or allow it with unexpected={first!r}",
+    )
 
 
 def _check_noise(leaf: PlanLeaf, have: Mapped) -> None:
@@ -163,11 +159,13 @@ def _taker(select: Select) -> Callable[[str], bool]:
     return lambda path: any(matches(path) for matches in globs)
 
 
-def _policies(grow: Grow, paths: list[str]) -> dict[str, str]:
+def _policies(allowed: Allowed, paths: list[str]) -> dict[str, str]:
     """The policy of each leaf that may grow; the first glob that matches counts."""
+    grow, found = allowed.grow, {}
     if not isinstance(grow, Mapping):
-        return {path: "init" for path, ok in _chosen(grow, paths, "grow").items() if ok}
-    found: dict[str, str] = {}
+        taken = _chosen(grow, paths, "grow")
+        found = {path: "init" for path in paths if taken[path]}
+        grow = {}
     for pattern, policy in grow.items():
         if policy not in POLICIES:
             raise SelectError(
@@ -175,10 +173,9 @@ def _policies(grow: Grow, paths: list[str]) -> dict[str, str]:
                 "there is no such policy",
                 ", ".join(map(repr, POLICIES)),
             )
-        for path, ok in _chosen(pattern, paths, "grow").items():
-            if ok:
-                found.setdefault(path, policy)
-    return found
+        taken = _chosen(pattern, paths, "grow")
+        found = dict.fromkeys((x for x in paths if taken[x]), policy) | found
+    return dict.fromkeys(padded_paths(allowed.pad, paths), "zeros") | found
 
 
 def _check_missing(lacking: list[str], paths: list[str], allowed: Allowed) -> None:
@@ -207,75 +204,113 @@ def _changes(
             f"got {type(array).__name__}",
             f"an array of dtype {leaf.dtype}, or None where it is missing",
         )
-    shape, dtype = tuple(np.shape(array)), array.dtype
     changes: dict[str, str] = {}
-    if dtype != leaf.dtype:
+    if array.dtype != leaf.dtype:
         if not may["cast"][leaf.path]:
             raise StructureMismatchError(
                 f"leaf {leaf.path!r}",
-                f"it has dtype {dtype}",
+                f"it has dtype {array.dtype}",
                 f"{leaf.dtype}: values are never cast unasked",
                 f"Cast it, initialise with its dtype, or pass cast={leaf.path!r}",
             )
-        changes["cast"] = f"{dtype} -> {leaf.dtype}"
-    if shape == leaf.shape:
-        return changes
-    ranks = len(shape) == len(leaf.shape)
-    pairs = list(zip(shape, leaf.shape, strict=False))
+        changes["cast"] = f"{array.dtype} -> {leaf.dtype}"
+    shape = tuple(np.shape(array))
+    if shape != leaf.shape:
+        grow, shrink = policies.get(leaf.path), may["shrink"][leaf.path]
+        changes |= _resizing(leaf, shape, grow, shrink)
+    if isinstance(array, Mapped):
+        _check_noise(leaf, array)
+        changes["mapped"] = array.change
+    return changes or {"kept": ""}
+
+
+def _resizing(
+    leaf: PlanLeaf, shape: tuple[int, ...], grow: str | None, shrink: bool
+) -> dict[str, str]:
+    """How an array of another shape becomes the leaf; refuses what may not be.
+
+    Args:
+      leaf: the leaf.
+      shape: of the array.
+      grow: the policy by which it may grow; None where it may not.
+      shrink: whether it may shrink.
+    """
+    where, expected = f"leaf {leaf.path!r}", str(leaf.shape)
+    if len(shape) != len(leaf.shape):
+        remedy = "A leaf can grow and shrink; it cannot change its number of axes"
+        raise StructureMismatchError(where, f"it has shape {shape}", expected, remedy)
+    pairs = list(zip(shape, leaf.shape, strict=True))
     grows, shrinks = any(a < b for a, b in pairs), any(a > b for a, b in pairs)
-    wanted = ["grow"] * grows + ["shrink"] * shrinks
-    allowed = {"grow": leaf.path in policies, "shrink": may["shrink"][leaf.path]}
-    if not ranks or not all(allowed[verb] for verb in wanted):
+    if (grows and grow is None) or (shrinks and not shrink):
+        wanted = ["grow"] * grows + ["shrink"] * shrinks
         remedy = " and ".join(f"{verb}={leaf.path!r}" for verb in wanted)
         raise StructureMismatchError(
-            f"leaf {leaf.path!r}",
+            where,
             f"it has shape {shape}",
-            f"{leaf.shape}",
-            f"Pass {remedy} to keep its values at the low end of every axis"
-            if ranks
-            else "A leaf can grow and shrink; it cannot change its number of axes",
+            expected,
+            f"Pass {remedy} to keep its values at the low end of every axis",
         )
     text = f"{shape} -> {leaf.shape}"
-    if grows:
-        changes["grown"] = f"{text} by {policies[leaf.path]}"
-    if shrinks:
-        changes["shrunk"] = text
-    return changes
+    grown = {"grown": f"{text} by {grow}"} if grows else {}
+    return grown | ({"shrunk": text} if shrinks else {})
 
 
-def _copies(whole: Plan, present: Mapping[str, Any]) -> dict[str, str]:
+def _copies(plan: Plan, present: Mapping[str, Any]) -> dict[str, str]:
     """Missing state of an optimizer that repeats a parameter which is there.
 
     A full initialisation would give it the values of a new parameter. A constant one
     (zeros of a bias) may be a moment's too: it is repeated where others of its field
     are.
     """
-    cut = whole.cut
-    leaves = {leaf.path: leaf for leaf in cut.leaves}
-    names = zip(cut.leaves, names_of(cut, whole.init_fn.axes), strict=True)
-    states = {
+    states, leaves = _optimizer_state(plan), {x.path: x for x in plan.cut.leaves}
+    fields = _repeating_fields(states, leaves)
+    lacking = {
+        path: param
+        for path, param in states.items()
+        if path not in present and (not param or param in present)
+    }
+    copies = {
+        path: param
+        for path, param in lacking.items()
+        if param and _field(path, param) in fields
+    }
+    for path in lacking:
+        if path not in copies and is_drawn(leaves[path].source):
+            raise _made_of_parameters(path, lacking[path])
+    return copies
+
+
+def _made_of_parameters(path: str, param: str) -> StructureMismatchError:
+    """An error for missing state that parameters make, of which some are there."""
+    return StructureMismatchError(
+        f"leaf {path!r}",
+        "it is missing, and the optimizer makes it of the parameters"
+        + (f", of which {param!r} is there" if param else ""),
+        "state that depends on no parameter, or that repeats one",
+        "Make the state of the restored parameters: tx.init(params)",
+    )
+
+
+def _optimizer_state(plan: Plan) -> dict[str, str]:
+    """The leaves of optimizer state, each with its parameter's path if it has one."""
+    names = names_of(plan.cut, plan.init_fn.axes)
+    return {
         leaf.path: name.mirrors.path if name.mirrors is not None else ""
-        for leaf, name in names
+        for leaf, name in zip(plan.cut.leaves, names, strict=True)
         if isinstance(name, AxisNames) and name.optimizer
     }
-    drawn = {path for path in states if is_drawn(leaves[path].source)}
-    same = {x for x in drawn if states[x] and _equal(leaves[x], leaves[states[x]])}
-    fields = {_field(path, states[path]) for path in same}
-    copies: dict[str, str] = {}
-    for path, param in states.items():
-        if path in present or (param and param not in present):
-            continue
-        if path in same or (param and _field(path, param) in fields):
-            copies[path] = param
-        elif path in drawn:
-            raise StructureMismatchError(
-                f"leaf {path!r}",
-                "it is missing, and the optimizer makes it of the parameters"
-                + (f", of which {param!r} is there" if param else ""),
-                "state that depends on no parameter, or that repeats one",
-                "Make the state of the restored parameters: tx.init(params)",
-            )
-    return copies
+
+
+def _repeating_fields(
+    states: Mapping[str, str], leaves: Mapping[str, LeafCut]
+) -> set[str]:
+    """The fields of optimizer state that begin as their parameters."""
+    drawn = {x: param for x, param in states.items() if is_drawn(leaves[x].source)}
+    return {
+        _field(path, param)
+        for path, param in drawn.items()
+        if param and _equal(leaves[path], leaves[param])
+    }
 
 
 def _field(path: str, param: str) -> str:
@@ -286,7 +321,7 @@ def _field(path: str, param: str) -> str:
     return "/".join(keys[: len(keys) - common])
 
 
-def is_drawn(source: Any) -> bool:
+def is_drawn(source: Source) -> bool:
     """Whether a leaf depends on the key."""
     nodes = keys.topological(source.operands)
     return any(node.op == "root" for node in nodes)
@@ -295,10 +330,7 @@ def is_drawn(source: Any) -> bool:
 def _equal(leaf: LeafCut, param: LeafCut) -> bool:
     """Whether two leaves are one value: of one program and the same keys."""
     one, other = leaf.source, param.source
-    if not isinstance(one, Windowed | Replicated):
+    if not (isinstance(one, Run) and isinstance(other, Run)):
         return False
-    if not isinstance(other, Windowed | Replicated) or type(one) is not type(other):
-        return False
-    programs = (one.program, getattr(one, "result", 0))
     same_keys = list(map(id, one.operands)) == list(map(id, other.operands))
-    return programs == (other.program, getattr(other, "result", 0)) and same_keys
+    return same_keys and one.computation == other.computation

@@ -14,6 +14,9 @@ from shardinit.core.run.parts import Part, Tensor
 from shardinit.core.run.renames import Rename
 from shardinit.errors import SelectError
 
+_Placed = tuple[Rename, Part, tuple[int, ...]]
+"""A part, the line that it comes of, and its place along stacked axes."""
+
 
 def tensors(
     lines: Sequence[Rename],
@@ -41,8 +44,8 @@ def tensors(
       >>> made["weight"].shape
       (32, 8)
     """
-    found: dict[str, list[tuple[Rename, Part, tuple[int, ...]]]] = {}
-    left, idle = dict.fromkeys(shapes), list(lines)
+    found: dict[str, list[_Placed]] = {}
+    left, idle = dict.fromkeys(shapes), {id(line): line for line in lines}
     for path, shape in shapes.items():
         for line in lines:
             if path not in left and "copy" not in line.words:
@@ -51,7 +54,7 @@ def tensors(
             if values is None:
                 continue
             left.pop(path, None)
-            idle = [other for other in idle if other is not line]
+            idle.pop(id(line), None)
             for part, at in _parts(line, path, tuple(shape), values):
                 found.setdefault(part.tensor, []).append((line, part, at))
     if left and every_leaf:
@@ -60,7 +63,15 @@ def tensors(
             f"leaf {path!r}", f"no line renames it ({len(left):,} such leaves)", "one"
         )
     if idle and every_line:
-        raise idle[0].fault("it renames no leaf", "a path that is there")
+        line = next(iter(idle.values()))
+        raise line.fault("it renames no leaf", "a path that is there")
+    return _all_joined(lines, found)
+
+
+def _all_joined(
+    lines: Sequence[Rename], found: Mapping[str, Iterable[_Placed]]
+) -> dict[str, Tensor]:
+    """The tensors of their parts, those of earlier lines first."""
     order = {id(line): number for number, line in enumerate(lines)}
     return {
         name: _joined(name, sorted(parts, key=lambda x: order[id(x[0])]))
@@ -88,16 +99,19 @@ def _parts(
         told = dict(zip(free, map(str, [turn] if counts else lead), strict=True))
         names = line.names(values | told)
         swap = "transpose" in line.words
-        whole = Part(path, "", lead, inner, lens, swap, lead_axis=first)
+        part = Part(path, "", lead, inner, lens, swap, lead_axis=first)
         where = at if counts or times is None else (*at, turn)
-        if "split" not in line.words:
-            yield whole.named(names[0]), where
-            continue
-        axis, count, made = line.words["split"] or 0, len(names), whole.tensor_shape
-        if axis >= len(made) or made[axis] % count:
-            raise line.fault(f"leaf {path!r} makes {made}", f"{count} equal parts")
-        for number, name in enumerate(names):
-            yield whole.cut(name, axis, number, count), where
+        yield from ((one, where) for one in _split(line, part, names))
+
+
+def _split(line: Rename, part: Part, names: Sequence[str]) -> list[Part]:
+    """A part of the tensor of that name, or in equal pieces of several tensors."""
+    if "split" not in line.words:
+        return [part.named(names[0])]
+    axis, count, made = line.words["split"] or 0, len(names), part.tensor_shape
+    if axis >= len(made) or made[axis] % count:
+        raise line.fault(f"leaf {part.path!r} makes {made}", f"{count} equal parts")
+    return [part.cut(name, axis, i, count) for i, name in enumerate(names)]
 
 
 def _lens(line: Rename, path: str, rank: int) -> tuple[int, ...]:
@@ -120,7 +134,7 @@ def _integer(line: Rename, value: str) -> int:
     return int(value)
 
 
-def _joined(name: str, parts: Sequence[tuple[Rename, Part, tuple[int, ...]]]) -> Tensor:
+def _joined(name: str, parts: Sequence[_Placed]) -> Tensor:
     """One tensor of its parts: stacked along leading axes, fused along one."""
     line = parts[0][0]
     columns = zip(*(at for _, _, at in parts), strict=False)
@@ -133,24 +147,34 @@ def _joined(name: str, parts: Sequence[tuple[Rename, Part, tuple[int, ...]]]) ->
             )
         place = tuple(r.index(n) for r, n in zip(ranks, at, strict=True))
         groups.setdefault(place, []).append(part)
-    placed, shapes, stack = [], set(), line.words.get("stack") or 0
+    placed, shapes = [], set()
     for place, group in groups.items():
-        if len(group) > 1 and "fuse" not in line.words:
-            raise line.fault(f"{name!r} is several leaves", "fuse, or other names")
-        end, axis = 0, line.words.get("fuse") or 0
-        whole = list(group[0].tensor_shape)
-        if axis >= max(1, len(whole)) or stack > len(whole):
-            raise line.fault(f"{name!r} is of {tuple(whole)}", "axes that it has")
-        for part in group:
-            placed.append(part.placed(place, axis, end, stack))
-            end += part.tensor_shape[axis] if part.tensor_shape else 0
-        if len(group) > 1:
-            whole[axis] = end
-        shapes.add(tuple(whole))
+        fused, shape = _fused(name, line, place, group)
+        placed += fused
+        shapes.add(shape)
     lead = tuple(map(len, ranks))
     if len(shapes) > 1 or len(groups) != math.prod(lead):
         raise line.fault(f"{name!r} is of {sorted(shapes)}", "equal shapes, all there")
     return Tensor.stacked(name, lead, shapes.pop(), placed, line.noise)
+
+
+def _fused(
+    name: str, line: Rename, place: tuple[int, ...], group: Sequence[Part]
+) -> tuple[list[Part], tuple[int, ...]]:
+    """The parts of one place along stacked axes, end to end, and their shape."""
+    if len(group) > 1 and "fuse" not in line.words:
+        raise line.fault(f"{name!r} is several leaves", "fuse, or other names")
+    axis, stack = line.words.get("fuse") or 0, line.words.get("stack") or 0
+    shape = list(group[0].tensor_shape)
+    if axis >= max(1, len(shape)) or stack > len(shape):
+        raise line.fault(f"{name!r} is of {tuple(shape)}", "axes that it has")
+    sizes = [part.tensor_shape[axis] if shape else 0 for part in group]
+    starts = itertools.accumulate(sizes, initial=0)
+    pairs = zip(group, starts, strict=False)
+    fused = [part.placed(place, axis, start, stack) for part, start in pairs]
+    if len(group) > 1:
+        shape[axis] = sum(sizes)
+    return fused, tuple(shape)
 
 
 def _way(line: Rename, at: tuple[int, ...]) -> tuple[object, ...]:

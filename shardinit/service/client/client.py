@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 Path = str | os.PathLike[str]
 
+_NOT_STREAMED = ("whole", "indivisible", "memory_limit", "prng")
+"""Options of a plan that a service knows nothing of."""
+
 
 def connect(
     target: str,
@@ -225,49 +228,47 @@ class Client:
         if via not in ("program", "stream"):
             raise ValueError(f"via={via!r}; expected 'program' or 'stream'")
         spec = wire.spec_for(spec, key, draw_dtype)
-        where = {"mesh": mesh, "out_shardings": out_shardings, "select": select}
-        state = {"opt_rules": opt_rules, "opt_state": opt_state}
+        from shardinit.core.plan.options import PlanOptions
+
+        options = PlanOptions(
+            mesh=mesh,
+            rules=rules,
+            out_shardings=out_shardings,
+            select=select,
+            strict=strict,
+            whole=whole,
+            indivisible=indivisible,
+            memory_limit=memory_limit,
+            prng=prng,
+            opt_rules=opt_rules,
+            opt_state=opt_state,
+        )
         if via == "program":
             program = self.program(spec)
-            from shardinit.core.run.compile import init
+            from shardinit.core.run.compile import initialised
 
             with shown("initialise", progress, "leaves") as report:
-                return init(
-                    program,
-                    key,
-                    rules=rules,
-                    strict=strict,
-                    whole=whole,
-                    indivisible=indivisible,
-                    memory_limit=memory_limit,
-                    prng=prng,
-                    progress=report,
-                    **where,
-                    **state,
-                )
-        own = {
-            "whole": whole != "replicate",
-            "indivisible": indivisible != "error",
-            "memory_limit": memory_limit is not None,
-            "prng": prng is not None,
-        }
-        if any(own.values()):
-            given = ", ".join(name for name, is_given in own.items() if is_given)
+                return initialised(program, key, options, report)
+        if given := options.differing(_NOT_STREAMED):
             raise ValueError(
-                f"via='stream' with {given}: the service computes and places leaves "
-                f"without them; expected via='program'"
+                f"via='stream' with {', '.join(given)}: the service computes and "
+                f"places leaves without them; expected via='program'"
             )
         from shardinit.service.client.arrays import from_windows
 
-        given = mesh if out_shardings is None else None
-        described = self.describe(spec, given, rules, **state)
+        placed_on = mesh if out_shardings is None else None
+        described = self.describe(
+            spec, placed_on, rules, opt_rules=opt_rules, opt_state=opt_state
+        )
         refuse(described.findings, strict, str(spec))
         with shown("receive", progress, "leaves") as report:
             return from_windows(
                 described,
                 lambda pieces: self.receive(spec, key, pieces),
+                mesh=mesh,
+                out_shardings=out_shardings,
+                select=select,
                 progress=report,
-                **where,
             )
 
     def numpy(

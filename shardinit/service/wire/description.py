@@ -51,6 +51,11 @@ class LeafDescription:
     program: int
     whole: str
 
+    @property
+    def is_hosted(self) -> bool:
+        """Whether no program makes it: a constant, or keys."""
+        return self.program == -1
+
 
 @dataclass(frozen=True)
 class Description:

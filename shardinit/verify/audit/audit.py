@@ -138,7 +138,7 @@ def _report(
         _row(plan, number, figures, wanted.chip.bandwidth)
         for number, figures in enumerate(result["rows"])
     )
-    hosted = [leaf for leaf in chosen if leaf.program < 0]
+    hosted = [leaf for leaf in chosen if leaf.is_hosted]
     padded = _padded(rows) + sum(leaf.bytes_per_device for leaf in hosted)
     largest = max((row.temporary_bytes for row in rows), default=0)
     moved = sum(row.bytes_moved * row.runs for row in rows)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shardinit.core.cut.cut import Cut, LeafCut
-from shardinit.core.cut.sources import Constant, Replicated, Windowed
+from shardinit.core.cut.sources import Constant, Run
 from shardinit.core.plan.leaves import names_of
 from shardinit.core.plan.options import PlanOptions, Select
 from shardinit.core.plan.plan import Plan
@@ -118,10 +118,10 @@ def _statistics(
 def _alike(leaf: LeafCut) -> Hashable:
     """Equal for leaves of one law, of equal programs and scalars; None if unknown."""
     source = leaf.source
-    if not isinstance(source, Windowed | Replicated):
+    if not isinstance(source, Run):
         return None
     scalars = tuple(int(d.data[0]) for d in source.operands if d.op == "words")
-    return source.program, source.result, scalars
+    return source.computation, scalars
 
 
 def _of_leaf(leaf: LeafCut, names: Any, seen: Seen, law: Law) -> LeafStatistics:
@@ -160,8 +160,8 @@ def law_of(cut: Cut, number: int, words: np.ndarray) -> Law:
     source = cut.leaves[number].source
     if isinstance(source, Constant):
         return _of_array(source.array)
-    if isinstance(source, Windowed | Replicated):
-        return read_law(cut.programs[source.program], words, source.result)
+    if isinstance(source, Run):
+        return read_law(source.program_of(cut.programs), words, source.result)
     return UNKNOWN
 
 
