@@ -1,7 +1,7 @@
 """Parameters with the state of their optimizer, each leaf where its parameter lies."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import haiku as hk
@@ -91,6 +91,43 @@ OPTIMIZERS = {
         optax.adam(1e-3), 4
     ).gradient_transformation(),
 }
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Quantised:
+    """A moment in 8 bits, with a scale for each column."""
+
+    values: Any
+    scale: Any
+
+
+def quantised_momentum():
+    class State(NamedTuple):
+        mu: Any
+
+    def quantised(x):
+        return Quantised(jnp.zeros(x.shape, jnp.int8), jnp.ones(x.shape[-1:]))
+
+    def init(params):
+        return State(jax.tree.map(quantised, params))
+
+    return optax.GradientTransformation(init, lambda g, s, p=None: (g, s))
+
+
+def test_moments_of_8_bits_lie_where_their_parameters_lie(mesh):
+    def init(key):
+        return {"w": jax.random.normal(key, (8, 16)), "b": jnp.zeros((16,))}
+
+    named = shardinit.InitFn(init, axes={"w": ("in", "out"), "b": ("out",)})
+    fn = with_optimizer(named, quantised_momentum())
+    rules = shardinit.AxisRules([("in", "data"), ("out", "model")])
+    plan = shardinit.plan(fn, mesh=mesh, rules=rules)
+    lies = {leaf.path: tuple(leaf.sharding.spec) for leaf in plan.leaves}
+    assert lies["opt_state/mu/w/values"] == ("data", "model")
+    assert lies["opt_state/mu/b/values"] == ("model",)
+    assert lies["opt_state/mu/w/scale"] in ((), (None,))  # by no coincidence of sizes
+    assert lies["opt_state/mu/b/scale"] == ("model",)
 
 
 def shardings_by_optax(tx, state, params):

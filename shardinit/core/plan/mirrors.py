@@ -86,13 +86,22 @@ def kept_axes(
     extra = len(shape) - len(param)
     if extra > 0 and param and shape[extra:] == param:  # a history of it, as of L-BFGS
         return (*[None] * extra, *range(len(param)))
-    if len(rest) == 1 and rest[0].idx < len(param) and shape == (param[rest[0].idx],):
-        return (rest[0].idx,)  # SM3 keeps a list with a vector for each axis
+    if rest and isinstance(rest[0], SequenceKey):
+        dim = rest[0].idx  # SM3 keeps a list with a vector for each axis
+        if len(rest) == 1 and shape == param[dim : dim + 1]:
+            return (dim,)
+    elif rest and not _is_box(rest[0]):
+        return None  # beside what repeats the parameter, as the scales of 8-bit moments
     kept = list(_of_sizes(shape, param))
     if len(kept) == 1:
         return kept[0]
     dropped = _factored(param, field)
     return dropped if dropped in kept else None
+
+
+def _is_box(key: object) -> bool:
+    """Whether a key leads into a box, as Flax has them around an array."""
+    return isinstance(key, GetAttrKey) and key.name == "value"
 
 
 def _of_sizes(shape: tuple[int, ...], param: tuple[int, ...]) -> Iterator[Dims]:
