@@ -297,10 +297,12 @@ class SpecError(ShardinitError, ValueError):
     """A model spec with faults: all of them at once, each by field.
 
     Attributes:
+      model: name of the model that the spec is of, or of the request that has faults.
       faults: pairs of field name and description, in the order of the fields.
     """
 
     def __init__(self, model: str, faults: Sequence[tuple[str, str]]):
+        self.model = model
         self.faults = tuple((str(field), str(text)) for field, text in faults)
         lines = [f"{field}: {text}" for field, text in self.faults]
         count = f"{len(lines)} fault" + ("" if len(lines) == 1 else "s")

@@ -148,7 +148,7 @@ def test_a_folder_is_no_receipt(tmp_path, says):
 )
 def test_a_job_that_is_none_is_refused(tmp_path, config, says, given, expected):
     out = str(tmp_path / "made")
-    assert expected in says("init", config, "--out", out, *given, code=1)
+    assert expected in says("init", config, "--out", out, *given, code=2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as the jobs of test_processes.py")
@@ -272,14 +272,14 @@ def test_init_starts_from_executables_that_compile_wrote(tmp_path, config, says)
     given = ("--executables", code, "--executables-sha256", digest)
     assert says(*init, "--out", loaded, *given).split()[-1] == said.split()[-1]
     wrong = (*given[:-1], digest[::-1])
-    for arguments, error in (
-        (wrong, "its SHA-256 is"),
-        (given[:2], "both or neither"),
-        ((*given, "--seed", "1", "--mesh", "data=4,model=2"), "made for the mesh"),
+    for arguments, error, status in (
+        (wrong, "its SHA-256 is", 1),
+        (given[:2], "both or neither", 2),
+        ((*given, "--seed", "1", "--mesh", "data=4,model=2"), "made for the mesh", 1),
     ):
         out = str(tmp_path / "none")
-        assert error in says(*init, "--out", out, *arguments, code=1)
-    said = says("init", config, "--out", out, *given, code=1)
+        assert error in says(*init, "--out", out, *arguments, code=status)
+    said = says("init", config, "--out", out, *given, code=2)
     assert "it means nothing with --format safetensors" in said
     assert not os.path.exists(out)
 

@@ -117,7 +117,7 @@ def test_what_goes_wrong_is_one_line_and_a_code(ask, config):
     assert "error:" in ask("models", code=1, target="127.0.0.1:1")
     assert "error:" in ask("health", code=1, target="127.0.0.1:1")
     ask("describe", code=2)
-    assert "'x'" in ask("describe", config, "--mesh", "x", code=1)
+    assert "'x'" in ask("describe", config, "--mesh", "x", code=2)
 
 
 @pytest.mark.slow

@@ -150,6 +150,7 @@ def test_what_a_prompt_shows_is_short(mesh):
     plan = shardinit.plan(fn, mesh=mesh)
     compiled = shardinit.compile_plan(plan)
     params = compiled(0)
+    audited = shardinit.audit(shardinit.plan(many, mesh=mesh), topology="cpu:8")
     for shown in (
         shardinit.InitFn(fn),
         plan,
@@ -159,7 +160,8 @@ def test_what_a_prompt_shows_is_short(mesh):
         shardinit.export_plan(plan),
         shardinit.digest(params),
         shardinit.receipt(plan, 0, params),
-        shardinit.audit(plan, topology="cpu:8"),
+        audited,
+        *audited.rows,
         shardinit.open(plan, 0),
         *shardinit.plan(many, mesh=mesh, rules=rules).findings,
         rules,
@@ -167,7 +169,6 @@ def test_what_a_prompt_shows_is_short(mesh):
         shardinit.PathRules([(name, jax.P("data")) for name in axes]),
         shardinit.plan_missing({}, many).account,
         *shardinit.diff(fn, many).changes,
-        *shardinit.audit(shardinit.plan(many, mesh=mesh), topology="cpu:8").rows,
         shardinit.inspect(many, 0).leaves[0],
         shardinit.ModelSpec("decoder", dict.fromkeys(axes, 1)),
     ):

@@ -21,11 +21,14 @@ compare two results, noise told from change; exit code 1 where one is for the wo
   python -m shardinit.bench compare HISTORY.jsonl    its last two of one command"""
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a positive number is expected")
+    return int(text)
+
+
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: positive numbers are expected")
-    return numbers
+    return tuple(map(_positive, text.split(",")))
 
 
 def _parser(known: dict[str, cases.Case]) -> argparse.ArgumentParser:
@@ -40,8 +43,12 @@ def _parser(known: dict[str, cases.Case]) -> argparse.ArgumentParser:
     parser.add_argument("--case", default=every, help=f"default: {every}")
     parser.add_argument("--layers", type=_numbers, help="depths of cold, as in 4,16")
     parser.add_argument("--platform", default="cpu", help="cpu (default), tpu or cuda")
-    parser.add_argument("--devices", type=int, help="simulated CPU devices; default 8")
-    parser.add_argument("--repeats", type=int, help="runs a side; default 3, quick 1")
+    parser.add_argument(
+        "--devices", type=_positive, default=8, help="simulated CPU devices; default 8"
+    )
+    parser.add_argument(
+        "--repeats", type=_positive, help="runs a side; default 3, quick 1"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, one run")
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     parser.add_argument("--markdown", type=Path, help="also write the table to it")
@@ -98,9 +105,7 @@ def _options(
     for name in names:
         if name not in known:
             parser.error(f"no case is named {name!r}; there are {', '.join(known)}")
-    if (chosen.devices or 1) < 1 or (chosen.repeats or 1) < 1:
-        parser.error("--devices and --repeats are positive numbers")
-    devices = chosen.devices or 8
+    devices = chosen.devices
     if chosen.platform != "cpu":
         try:
             devices = count_devices(chosen.platform)

@@ -78,19 +78,21 @@ def parse_rules(text: str | None, option: str = "--rules") -> Rules | None:
     kind, _, over = text.partition(":")
     if kind.strip() == "fsdp":
         return fsdp(*(axis.strip() for axis in over.split("+") if axis.strip()))
-    rules: list[tuple[str, Any]] = []
-    for part in text.split(","):
-        name, equals, axes = (piece.strip() for piece in part.partition("="))
-        names = [axis.strip() for axis in axes.split("+")] if axes else []
-        if not equals or not name or not all(names):
-            raise UsageError(
-                option,
-                f"{part.strip()!r} in {text!r}",
-                "logical axis = mesh axes, such as embed=data,mlp=data+model,norm=, or "
-                "fsdp:data",
-            )
-        rules.append((name, names or None))
-    return AxisRules(rules)
+    return AxisRules([_axis_rule(part, text, option) for part in text.split(",")])
+
+
+def _axis_rule(part: str, text: str, option: str) -> tuple[str, list[str] | None]:
+    """One logical axis and its mesh axes, of rules that were typed."""
+    name, equals, axes = (piece.strip() for piece in part.partition("="))
+    names = [axis.strip() for axis in axes.split("+")] if axes else []
+    if not equals or not name or not all(names):
+        raise UsageError(
+            option,
+            f"{part.strip()!r} in {text!r}",
+            "logical axis = mesh axes, such as embed=data,mlp=data+model,norm=, or "
+            "fsdp:data",
+        )
+    return name, names or None
 
 
 def parse_seed(text: str | int) -> int | dict[str, int]:

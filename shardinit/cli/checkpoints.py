@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -26,6 +27,8 @@ from shardinit.progress import counted, progress
 if TYPE_CHECKING:
     from shardinit.core.plan.plan import Plan
     from shardinit.core.prng.root_key import KeyLike
+    from shardinit.models import ModelSpec
+    from shardinit.verify.digest.host import Digest
 
 Folder = Annotated[str, typer.Argument(help="A checkpoint's folder, of either format.")]
 Names = Annotated[
@@ -107,56 +110,56 @@ def init(
         "--opt-memory": opt_memory,
         "--opt-state": opt_state,
     }
-    for option, value in (sharded if layout == "safetensors" else windowed).items():
-        if value is not None:
-            other = "orbax" if layout == "safetensors" else "safetensors"
-            raise UsageError(
-                option, f"it means nothing with --format {layout}", f"--format {other}"
-            )
+    _refuse_others({"orbax": sharded, "safetensors": windowed}, layout)
     if (executables is None) != (executables_sha256 is None):
         raise UsageError(
             "--executables and --executables-sha256", "one was given", "both or neither"
         )
     target = check_target(out, folder=True)
-    beside = target.with_name(target.name + ".receipt.json")
     axes = None if mesh is None else arguments.parse_mesh(mesh)
     if distributed is not None:
         devices.join(distributed, axes)
     elif axes is not None:
         devices.simulate_where_asked(axes)
     fn, spec = arguments.read_model(source, model, models)
-    own = None if spec is None else spec.config.get("config", spec.config)
-    naming = Naming(names, config or own)
-    from shardinit.core.plan.planning import plan as make_plan
-
-    if layout == "safetensors":
-        plan = make_plan(fn, key=seed, draw_dtype=draw_dtype)
-    else:
-        placing = options.placing_of(rules, opt_rules, opt_memory, opt_state)
-        on = devices.real_mesh(axes or devices.one_axis())
-        plan = make_plan(fn, key=seed, mesh=on, draw_dtype=draw_dtype, **placing)
-    new = not _has_format(target, layout)
-    root = _held(plan, seed, target, beside, layout, naming)
+    of_state = (opt_rules, opt_memory, opt_state)
+    asked = options.Asked(
+        rules, None, None, "error", None, None, draw_dtype, of_state, seed
+    )
+    on = None if layout == "safetensors" else devices.real_mesh(axes)
+    naming = Naming(names, config or _config_of(spec))
+    wanted = _Checkpoint(target, layout, options.planned(fn, on, asked), seed, naming)
+    new, root = not wanted.is_there(), wanted.verified()
     if root is None and layout == "safetensors":
-        sizes = (max_memory, max_shard_size)
-        kept = f"What is written is kept in {target}.unfinished"
-        with interruptible(f"{kept}; the same command again goes on from there"):
-            root = _write_windows(plan, seed, target, beside, naming, *sizes)
+        root = wanted.write_windows(max_memory, max_shard_size)
     elif root is None:
-        if not _has_format(target, layout):
-            storage.orbax.check_free(target)
-        code = (executables, executables_sha256)
-        kept = f"The same command again makes {target} anew, or verifies it if complete"
-        with interruptible(kept):
-            root = _write_arrays(plan, seed, target, beside, *code)
-    if not devices.is_first():
-        return
+        root = wanted.write_arrays(executables, executables_sha256)
+    if devices.is_first():
+        _report(wanted, root, new, as_json)
+
+
+def _config_of(spec: ModelSpec | None) -> Any:
+    """What a spec says of its model, as ``config.json`` has it."""
+    return None if spec is None else spec.config.get("config", spec.config)
+
+
+def _report(wanted: _Checkpoint, root: str, new: bool, as_json: bool) -> None:
+    target, receipt = wanted.target, wanted.receipt
     if as_json:
-        facts = {"checkpoint": str(target), "receipt": str(beside), "root": root}
+        facts = {"checkpoint": str(target), "receipt": str(receipt), "root": root}
         print(json.dumps({**facts, "written": new}))
         return
     said = f"wrote {target}" if new else f"{target} is there already, and verified"
-    print(f"{said}\nreceipt {beside}\nroot {root}")
+    print(f"{said}\nreceipt {receipt}\nroot {root}")
+
+
+def _refuse_others(given: Mapping[str, Mapping[str, Any]], layout: str) -> None:
+    """Refuses options of another format than the one that is written."""
+    for other, options_of in given.items():
+        typed = [name for name, value in options_of.items() if value is not None]
+        if other != layout and typed:
+            text = f"it means nothing with --format {layout}"
+            raise UsageError(typed[0], text, f"--format {other}")
 
 
 def digest(
@@ -205,120 +208,138 @@ def verify(
     print(f"{len(found.leaves)} leaves are those of {wanted.name}, root {found.root}")
 
 
-def _held(
-    plan: Plan, seed: KeyLike, target: Path, beside: Path, layout: str, naming: Naming
-) -> str | None:
-    """The root of a checkpoint that is there with its receipt, verified.
+class _Checkpoint(NamedTuple):
+    """A checkpoint that is asked for.
 
-    None where there is no receipt, or one of the same whose checkpoint is still to be
-    written: whoever writes finds out what else is there.
-
-    Raises:
-      CheckpointError: what is there is something else.
+    Attributes:
+      target: its folder.
+      layout: its format.
+      plan, seed: the weights.
+      naming: how its tensors are named.
     """
-    if not os.path.lexists(beside):
-        return None
-    from shardinit.core.prng.root_key import as_key
-    from shardinit.core.run.arguments import key_words
-    from shardinit.verify.receipt import Receipt, verify_receipt
 
-    found = Receipt.load(beside)
-    words = tuple(map(int, key_words(as_key(seed), plan.cut)))
-    if (found.fingerprint, found.key) != (plan.fingerprint, words):
-        what = "model" if found.key == words else "seed"
-        raise CheckpointError.taken("receipt", beside, f"it is of another {what}")
-    if not os.path.lexists(target):
-        return None
-    if not _has_format(target, layout):
-        raise CheckpointError.taken("checkpoint", target, f"it is not {layout}")
-    try:
-        shapes = {leaf.path: tuple(leaf.shape) for leaf in plan.leaves}
-        verify_receipt(found, naming.digest(target, shapes))
-    except ReceiptMismatchError as error:
-        why = f"its leaves are not those of its receipt ({error.differences[0]})"
-        raise CheckpointError.taken("checkpoint", target, why) from error
-    return found.root
+    target: Path
+    layout: str
+    plan: Plan
+    seed: KeyLike
+    naming: Naming
 
+    @property
+    def receipt(self) -> Path:
+        """Where its receipt is."""
+        return self.target.with_name(self.target.name + ".receipt.json")
 
-def _has_format(target: Path, layout: str) -> bool:
-    """Whether a folder holds a checkpoint of that format."""
-    from shardinit.storage.layout import INDEX, SINGLE
+    def is_there(self) -> bool:
+        """Whether the folder holds a checkpoint of that format."""
+        from shardinit.storage.layout import INDEX, SINGLE
 
-    names = (INDEX, SINGLE) if layout == "safetensors" else ("_METADATA",)
-    return any((target / name).exists() for name in names)
+        names = (INDEX, SINGLE) if self.layout == "safetensors" else ("_METADATA",)
+        return any((self.target / name).exists() for name in names)
 
+    def verified(self) -> str | None:
+        """The root of what is there with its receipt, when that has been verified.
 
-def _write_windows(
-    plan: Plan,
-    seed: KeyLike,
-    target: Path,
-    beside: Path,
-    naming: Naming,
-    max_memory: str | None,
-    max_shard_size: str | None,
-) -> str:
-    """Writes safetensors and a receipt; the root of the digest."""
-    from shardinit.core.run.lazy import open as open_lazily
-    from shardinit.storage import safetensors
-    from shardinit.verify.digest.devices import Digester
-    from shardinit.verify.receipt import receipt as make_receipt
+        None where there is no receipt, or one of the same whose checkpoint is still to
+        be written: whoever writes finds out what else is there.
 
-    memory = arguments.parse_bytes(max_memory or "1GiB", "--max-memory")
-    shard = arguments.parse_bytes(max_shard_size or "5GB", "--max-shard-size")
-    lazy = open_lazily(plan, seed, memory_limit=memory)
-    digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
-    with progress("write") as report:
-        advance = counted(report, lazy.nbytes)
+        Raises:
+          CheckpointError: what is there is something else.
+        """
+        target, beside = self.target, self.receipt
+        if not os.path.lexists(beside):
+            return None
+        from shardinit.core.prng.root_key import as_key
+        from shardinit.core.run.arguments import key_words
+        from shardinit.verify.receipt import Receipt, verify_receipt
 
-        def on_window(path: str, start: tuple[int, ...], window: Any) -> None:
-            if naming.names is None:
-                digester.add(path, start, window)
-            advance(window.nbytes)
+        found = Receipt.load(beside)
+        words = tuple(map(int, key_words(as_key(self.seed), self.plan.cut)))
+        if (found.fingerprint, found.key) != (self.plan.fingerprint, words):
+            what = "model" if found.key == words else "seed"
+            raise CheckpointError.taken("receipt", beside, f"it is of another {what}")
+        if not os.path.lexists(target):
+            return None
+        if not self.is_there():
+            why = f"it is not {self.layout}"
+            raise CheckpointError.taken("checkpoint", target, why)
+        try:
+            shapes = {leaf.path: tuple(leaf.shape) for leaf in self.plan.leaves}
+            verify_receipt(found, self.naming.digest(target, shapes))
+        except ReceiptMismatchError as error:
+            why = f"its leaves are not those of its receipt ({error.differences[0]})"
+            raise CheckpointError.taken("checkpoint", target, why) from error
+        return found.root
 
-        def before_publish() -> None:
-            if naming.names is None:
-                make_receipt(plan, seed, digester.digest()).save(beside, replace=True)
+    def write_windows(self, max_memory: str | None, max_shard_size: str | None) -> str:
+        """Writes safetensors and a receipt; the root of the digest."""
+        memory = arguments.parse_bytes(max_memory or "1GiB", "--max-memory")
+        shard = arguments.parse_bytes(max_shard_size or "5GB", "--max-shard-size")
+        kept = f"What is written is kept in {self.target}.unfinished"
+        with interruptible(f"{kept}; the same command again goes on from there"):
+            return self._write_windows(memory, shard)
 
-        safetensors.write(
-            target,
-            lazy,
-            max_memory=memory,
-            max_shard_size=shard,
-            names=naming.names,
-            config=naming.config,
-            on_window=on_window,
-            before_publish=before_publish,
-        )
-    if naming.names is None:
-        return digester.digest().root
-    # Windows were those of tensors: the leaves are read back, as another tool will.
-    shapes = {path: tuple(x.shape) for path, x in lazy.items()}
-    made = make_receipt(plan, seed, naming.digest(target, shapes))
-    made.save(beside, replace=True)
-    return made.root
+    def _write_windows(self, memory: int, shard: int) -> str:
+        from shardinit.core.run.lazy import open as open_lazily
+        from shardinit.storage import safetensors
+        from shardinit.verify.digest.devices import Digester
 
+        named = self.naming.names is not None
+        lazy = open_lazily(self.plan, self.seed, memory_limit=memory)
+        digester = Digester({path: (x.shape, x.dtype) for path, x in lazy.items()})
+        with progress("write") as report:
+            advance = counted(report, lazy.nbytes)
 
-def _write_arrays(
-    plan: Plan,
-    seed: KeyLike,
-    target: Path,
-    beside: Path,
-    executables: str | None,
-    sha256: str | None,
-) -> str:
-    """Writes an Orbax folder and a receipt; the root of the digest."""
-    from shardinit.core.run.compile import compile_plan
-    from shardinit.storage.executables import load_executables
-    from shardinit.verify.receipt import receipt as make_receipt
+            def on_window(path: str, start: tuple[int, ...], window: Any) -> None:
+                if not named:
+                    digester.add(path, start, window)
+                advance(window.nbytes)
 
-    if executables is None or sha256 is None:
-        compiled = compile_plan(plan)
-    else:
-        compiled = load_executables(executables, plan, sha256=sha256)
-    with progress("initialise", unit="leaves") as report:
-        params = compiled(seed, progress=report)
-    receipt = make_receipt(plan, seed, params)
-    quiet_orbax().save(target, params)
-    if devices.is_first():
-        receipt.save(beside, replace=True)
-    return receipt.root
+            def before_publish() -> None:
+                if not named:
+                    self._sign(digester.digest())
+
+            safetensors.write(
+                self.target,
+                lazy,
+                max_memory=memory,
+                max_shard_size=shard,
+                names=self.naming.names,
+                config=self.naming.config,
+                on_window=on_window,
+                before_publish=before_publish,
+            )
+        if not named:
+            return digester.digest().root
+        # Windows were those of tensors: the leaves are read back, as another tool will.
+        shapes = {path: tuple(x.shape) for path, x in lazy.items()}
+        return self._sign(self.naming.digest(self.target, shapes))
+
+    def write_arrays(self, executables: str | None, sha256: str | None) -> str:
+        """Writes an Orbax folder and a receipt; the root of the digest."""
+        from shardinit.core.run.compile import compile_plan
+        from shardinit.storage.executables import load_executables
+        from shardinit.verify.receipt import receipt as make_receipt
+
+        if not self.is_there():
+            storage.orbax.check_free(self.target)
+        kept = f"The same command again makes {self.target} anew, or verifies it if"
+        with interruptible(f"{kept} complete"):
+            if executables is None or sha256 is None:
+                compiled = compile_plan(self.plan)
+            else:
+                compiled = load_executables(executables, self.plan, sha256=sha256)
+            with progress("initialise", unit="leaves") as report:
+                params = compiled(self.seed, progress=report)
+            made = make_receipt(self.plan, self.seed, params)
+            quiet_orbax().save(self.target, params)
+            if devices.is_first():
+                made.save(self.receipt, replace=True)
+        return made.root
+
+    def _sign(self, found: Digest) -> str:
+        """Writes the receipt of a digest; the root of it."""
+        from shardinit.verify.receipt import receipt as make_receipt
+
+        made = make_receipt(self.plan, self.seed, found)
+        made.save(self.receipt, replace=True)
+        return made.root

@@ -147,7 +147,7 @@ def describe(
         return
     from shardinit.cli import tables
 
-    tables.print_description(found)
+    tables.print_description(found, axes)
 
 
 @app.command()

@@ -72,15 +72,8 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def one_axis() -> dict[str, int]:
-    """The mesh where none is asked for: one device, or all of a job."""
-    import jax
-
-    return {"device": jax.device_count() if jax.process_count() > 1 else 1}
-
-
-def real_mesh(axes: dict[str, int]) -> Any:
-    """A mesh of the first devices that are there.
+def real_mesh(axes: dict[str, int] | None) -> Any:
+    """A mesh of the first devices that are there; for None one, or all of a job.
 
     Raises:
       ShardingError: there are fewer devices.
@@ -88,6 +81,8 @@ def real_mesh(axes: dict[str, int]) -> Any:
     import jax
     import numpy as np
 
+    if axes is None:
+        axes = {"device": jax.device_count() if jax.process_count() > 1 else 1}
     wanted, devices = math.prod(axes.values()), jax.devices()
     if wanted > len(devices):
         raise ShardingError(

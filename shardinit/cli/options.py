@@ -114,7 +114,7 @@ def placing_of(
     return {"rules": ours, "opt_rules": state, "opt_state": opt_state}
 
 
-def plan_options(mesh: AnyMesh, asked: Asked) -> PlanOptions:
+def plan_options(mesh: AnyMesh | None, asked: Asked) -> PlanOptions:
     """What was typed as ``PlanOptions``.
 
     Raises:
@@ -144,7 +144,7 @@ def plan_options(mesh: AnyMesh, asked: Asked) -> PlanOptions:
     )
 
 
-def planned(fn: object, mesh: AnyMesh, asked: Asked) -> Plan:
+def planned(fn: object, mesh: AnyMesh | None, asked: Asked) -> Plan:
     """The plan, and its warning.
 
     Raises:

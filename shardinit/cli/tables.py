@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardinit.core.plan import tables
 from shardinit.core.plan.entries import as_entry, mesh_axes
 from shardinit.core.plan.text_table import as_text, fitted, wrapped
+
+if TYPE_CHECKING:
+    from shardinit.service.wire.description import Description, LeafDescription
 
 _LEAST = 40  # columns: narrower terminals wrap by themselves
 
@@ -35,15 +37,25 @@ def print_plan(plan: Any) -> None:
         print(wrapped(said, width))
 
 
-def print_description(found: Any) -> None:
-    """Prints what a service says of a model, as a plan of it is printed."""
-    from jax.sharding import PartitionSpec
+def print_description(found: Description, axes: dict[str, int] | None) -> None:
+    """Prints what a service says of a model, as a plan of it is printed.
 
-    def planned(leaf: Any) -> Any:
-        spec = None if leaf.spec is None else PartitionSpec(*map(as_entry, leaf.spec))
-        place = None if spec is None else SimpleNamespace(spec=spec)
-        added = {"sharding": place, "selected": True, "is_hosted": leaf.is_hosted}
-        return SimpleNamespace(**vars(leaf), **added)
+    Args:
+      found: what it said.
+      axes: those of the mesh that it was asked for.
+    """
+    from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+
+    from shardinit.core.plan.leaves import PlanLeaf
+
+    mesh = None if axes is None else AbstractMesh(tuple(axes.values()), tuple(axes))
+
+    def planned(leaf: LeafDescription) -> PlanLeaf:
+        place = None
+        if mesh is not None and leaf.spec is not None:
+            place = NamedSharding(mesh, PartitionSpec(*map(as_entry, leaf.spec)))
+        about = {name: value for name, value in vars(leaf).items() if name != "spec"}
+        return PlanLeaf(**about, sharding=place, selected=True)
 
     rows = tables.rows(map(planned, found.leaves))
     said = [

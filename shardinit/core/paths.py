@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from shardinit.errors import SelectError
@@ -35,6 +35,14 @@ def path_str(key_path: Sequence[Any]) -> str:
             part = entry
         parts.append(escape(str(part)))
     return "/".join(parts)
+
+
+def entry_name(entry: Hashable) -> Hashable:
+    """What one entry of a JAX key path says: a key, a field's name or an index."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return str(entry)
 
 
 def named_leaves(

@@ -161,23 +161,23 @@ def combine(*trees: Any) -> Any:
     return _combine(trees, ())
 
 
+def _are_one_node(treedefs: list[Any]) -> bool:
+    return all(treedef == treedefs[0] for treedef in treedefs)
+
+
 def _combine(trees: tuple[Any, ...], path: KeyPath) -> Any:
-    there = [t for t in trees if not isinstance(t, NotInThisPartition)]
-    if len(there) <= 1:
-        return (there or trees)[0]
-    levels = [one_level(tree) for tree in there]
-    first = levels[0]
-    if first is None or any(x is None or x[1] != first[1] for x in levels):
+    there = [t for t in trees if not isinstance(t, NotInThisPartition)] or trees[:1]
+    if len(there) == 1:
+        return there[0]
+    levels = [level for tree in there if (level := one_level(tree)) is not None]
+    if len(levels) < len(there) or not _are_one_node([x for _, x in levels]):
         raise SelectionError(
             f"combine at {path_str(path)!r}",
             f"{len(there)} of the trees have something of their own there",
             "exactly one, or the same node in all that go deeper",
         )
-    children, treedef = first
-    columns = zip(*[[child for _, child in x[0]] for x in levels if x], strict=True)
-    return treedef.unflatten(
-        [
-            _combine(column, (*path, key))
-            for (key, _), column in zip(children, columns, strict=True)
-        ]
-    )
+    merged = []
+    for column in zip(*[children for children, _ in levels], strict=True):
+        keys, below = zip(*column, strict=True)
+        merged.append(_combine(below, (*path, keys[0])))
+    return levels[0][1].unflatten(merged)

@@ -136,22 +136,16 @@ def pytree_dataclass(
     def decorate(cls: Any) -> Any:
         if is_pytree_dataclass_type(cls):
             raise ValueError(f"{cls.__name__} is a pytree dataclass already")
-        flattens = _defined(cls, _FLATTEN) or _defined(cls, _FLATTEN_WITH_KEYS)
-        if not (flattens and hasattr(cls, "tree_unflatten")):
-            raise TypeError(
-                f"{cls.__name__} has no {_FLATTEN} (or {_FLATTEN_WITH_KEYS}) and "
-                f"tree_unflatten; inherit from deferred.Struct, which has them"
-            )
+        _check_flattens(cls)
         written = cls.__dict__.get("__init__")
-        if init and written is None and not overwrite_parent_init:
+        generates = init and written is None
+        if generates and not overwrite_parent_init:
             _keep_parent_init(cls)
-        hashed = cls.__dict__.get("__hash__") is not None
-        is_struct = hasattr(cls, "from_attributes")
-        wanted = not is_struct if repr == "auto" else repr
+        hashes = eq and _hashes_by_structure(cls)
+        wanted = not _is_struct(cls) if repr == "auto" else repr
         cls = dataclasses.dataclass(frozen=True, repr=wanted, **options)(cls)
-        generated = cls.__init__ if init and written is None else None
-        setattr(cls, _INFO, generated)
-        if eq and is_struct and not hashed:
+        setattr(cls, _INFO, cls.__init__ if generates else None)
+        if hashes:
             cls.__hash__ = cls._structural_hash
         _check_fields(cls, has_implicitly_inherited_fields)
         _register(cls)
@@ -163,6 +157,24 @@ def pytree_dataclass(
 
 
 _FLATTEN, _FLATTEN_WITH_KEYS = "tree_flatten", "tree_flatten_with_keys"
+
+
+def _is_struct(cls: Any) -> bool:
+    return hasattr(cls, "from_attributes")
+
+
+def _hashes_by_structure(cls: Any) -> bool:
+    """Whether a class hashes as Structs do: it has no ``__hash__`` of its own."""
+    return _is_struct(cls) and cls.__dict__.get("__hash__") is None
+
+
+def _check_flattens(cls: Any) -> None:
+    flattens = _defined(cls, _FLATTEN) or _defined(cls, _FLATTEN_WITH_KEYS)
+    if not (flattens and hasattr(cls, "tree_unflatten")):
+        raise TypeError(
+            f"{cls.__name__} has no {_FLATTEN} (or {_FLATTEN_WITH_KEYS}) and "
+            f"tree_unflatten; inherit from deferred.Struct, which has them"
+        )
 
 
 def _defined(cls: Any, method: str) -> int:

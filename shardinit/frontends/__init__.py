@@ -32,7 +32,16 @@ if TYPE_CHECKING:
     from shardinit.frontends import penzai as penzai
     from shardinit.frontends import torch as torch
 
-_MODULES = ("equinox", "haiku", "keras", "linen", "nnx", "optax", "penzai", "torch")
+_MODULES = (
+    "equinox",
+    "haiku",
+    "keras",
+    "linen",
+    "nnx",
+    "optax",
+    "penzai",
+    "torch",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -81,16 +81,7 @@ def with_optimizer(
 
     with collector_paused():
         shapes = without_mesh(lambda: jax.eval_shape(arrays, abstract(root)))
-    try:
-        with collector_paused():
-            state = without_mesh(lambda: jax.eval_shape(optimizer_of, shapes))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise InitFnError(
-            f"optimizer of {base.name}",
-            f"its init refuses the parameters ({error})"[:300],
-            "a part of the model that it can train",
-            "Pass trainable=, a function from what init_fn gives to that part",
-        ) from error
+    state = _state_of(optimizer_of, shapes, base.name)
     numbers = jax.tree.unflatten(jax.tree.structure(state), _marks(state))
     plain = _plain(base, numbers)
     order = [mark.number for mark in jax.tree.leaves(plain)]
@@ -116,11 +107,9 @@ def with_optimizer(
 
     names = _state_names(tx, state, params)
     flat = jax.tree.unflatten(plain_structure, [names[n] for n in order])
-    unnamed = jax.tree.map(lambda _: None, shapes)
-    named = unnamed if base.axes is None else base.axes
     return InitFn(
         fn,
-        axes={"params": named, "opt_state": flat},
+        axes={"params": _names(base, shapes), "opt_state": flat},
         rebuild=rebuild,
         state_of=state_of,
         trainable=lambda made: part(made["params"]),
@@ -132,6 +121,24 @@ def with_optimizer(
             base, tx, trainable=trainable, key=dict.fromkeys(names, 0)
         ),
     )
+
+
+def _state_of(optimizer_of: Callable[[Any], Any], shapes: Any, name: str) -> Any:
+    """The shapes of an optimizer's state.
+
+    Raises:
+      InitFnError: its init does not take the parameters.
+    """
+    try:
+        with collector_paused():
+            return without_mesh(lambda: jax.eval_shape(optimizer_of, shapes))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InitFnError(
+            f"optimizer of {name}",
+            f"its init refuses the parameters ({error})"[:300],
+            "a part of the model that it can train",
+            "Pass trainable=, a function from what init_fn gives to that part",
+        ) from error
 
 
 class _Mark(jax.ShapeDtypeStruct):
@@ -148,6 +155,11 @@ def _marks(tree: Any) -> Iterator[_Mark]:
 
 def _again(base: InitFn, tx: Any, trainable: Any, key: RootKey) -> Callable[[], InitFn]:
     return lambda: with_optimizer(base.again(), tx, trainable=trainable, key=key)  # pyright: ignore[reportOptionalCall]
+
+
+def _names(base: InitFn, shapes: Any) -> Any:
+    """The axis names of the parameters; None for each where the model has none."""
+    return jax.tree.map(lambda _: None, shapes) if base.axes is None else base.axes
 
 
 def _plain(base: InitFn, opt_state: Any) -> Any:

@@ -16,6 +16,7 @@ from shardinit.models.keys import (
     FIXED,
     KEYS,
     REQUIRED,
+    Key,
     known_names,
 )
 
@@ -42,14 +43,19 @@ def refuse_unknown(config: Mapping[str, Any], family: str | None, fault: Fault) 
         if name in FIXED and value not in (*FIXED[name], None):
             fault(name, f"{value!r} is not supported; only {FIXED[name][0]!r} is")
         elif name in named and family and family not in named[name].families:
-            if value is None or value is False:
-                continue  # says that the family lacks what it lacks
-            if name == "head_dim" and family == "deepseek_v3":
-                continue  # some tools write the rotary part here
-            own = ", ".join(named[name].families)
-            fault(name, f"no key of model_type {family!r}, but of {own}")
+            if not _is_idle(name, value, family):
+                own = ", ".join(named[name].families)
+                fault(name, f"no key of model_type {family!r}, but of {own}")
         elif name not in known_names(None):
             fault(name, f"unknown key{close_to(name, known_names(family))}")
+
+
+def _is_idle(name: str, value: Any, family: str) -> bool:
+    """Whether another family's key says nothing here."""
+    if value is None or value is False:
+        return True  # says that the family lacks what it lacks
+    # some tools write the rotary part here
+    return name == "head_dim" and family == "deepseek_v3"
 
 
 def read_values(
@@ -69,23 +75,13 @@ def read_values(
     for key in KEYS:
         if family is not None and family not in key.families:
             continue
-        default = DEFAULTS.get(family or "", {}).get(key.name, key.default)
         value = config.get(key.name)
         if value is None:
-            if key.name in config and key.nullable:
-                default = None
-            elif default is REQUIRED:
-                if family is not None:
-                    fault(key.name, f"missing; {key.text}")
-                default = None
+            nulled = key.name in config and key.nullable
+            default = None if nulled else _default(key, family, fault)
             values.setdefault(key.field, default)
             continue
-        text = _type_fault(value, key.type)
-        if text is None and key.least is not None and value < key.least:
-            text = f"{value} is too small; at least {key.least}"
-        if text is None and key.choices and value not in key.choices:
-            text = f"{value!r} is not one of {', '.join(key.choices)}"
-            text += close_to(value, key.choices)
+        text = _value_fault(value, key)
         if text is not None:
             fault(key.name, text)
             value = None
@@ -93,6 +89,29 @@ def read_values(
             value = float(value)
         values[key.field] = value
     return values
+
+
+def _default(key: Key, family: str | None, fault: Fault) -> Any:
+    """What a key means that a config does not have; a fault if it must have it."""
+    default = DEFAULTS.get(family or "", {}).get(key.name, key.default)
+    if default is not REQUIRED:
+        return default
+    if family is not None:
+        fault(key.name, f"missing; {key.text}")
+    return None
+
+
+def _value_fault(value: Any, key: Key) -> str | None:
+    """What is wrong with the value of a key, by itself; None if nothing is."""
+    text = _type_fault(value, key.type)
+    if text is not None:
+        return text
+    if key.least is not None and value < key.least:
+        return f"{value} is too small; at least {key.least}"
+    if key.choices and value not in key.choices:
+        known = f"{value!r} is not one of {', '.join(key.choices)}"
+        return known + close_to(value, key.choices)
+    return None
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -152,6 +152,9 @@ class DecoderConfig:
         return _resolve(_TRAITS.get(family, {}) | values)
 
 
+_DTYPES = ("param_dtype", "dtype", "torch_dtype")  # the first that is given counts
+
+
 def _resolve(v: Mapping[str, Any]) -> DecoderConfig:
     width, heads, std = v["hidden_size"], v["num_heads"], v["std"]
     biased = v.get("attention_bias", False)
@@ -165,7 +168,7 @@ def _resolve(v: Mapping[str, Any]) -> DecoderConfig:
         "experts": _experts(v) if "num_experts" in v else None,
         "latent": _latent(v) if "kv_rank" in v else None,
         "residual_std": residual_std,
-        "param_dtype": v["param_dtype"] or v["dtype"] or v["torch_dtype"] or "float32",
+        "param_dtype": next(filter(None, map(v.__getitem__, _DTYPES)), "float32"),
         "stacked": v["layer_layout"] == "stacked",
     }
     names = (field.name for field in fields(DecoderConfig))

@@ -33,9 +33,7 @@ def _normalise(value: Any, where: str, faults: list[tuple[str, str]]) -> Any:
     if isinstance(value, float):
         if not math.isfinite(value):
             faults.append((where, f"{value} is not a finite number"))
-        elif value.is_integer() and abs(value) <= _MAX_EXACT:
-            return int(value)
-        return value
+        return _number(value)
     if isinstance(value, Mapping):
         result = {}
         for key, item in value.items():
@@ -49,6 +47,12 @@ def _normalise(value: Any, where: str, faults: list[tuple[str, str]]) -> Any:
     kind = type(value).__name__
     faults.append((where, f"a {kind} is no plain data (number, text, list, mapping)"))
     return None
+
+
+def _number(value: float) -> float | int:
+    """An int where a float is one exactly, as JSON of another writer may have it."""
+    exact = value.is_integer() and abs(value) <= _MAX_EXACT
+    return int(value) if exact else value
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,10 @@ class ModuleMeta(ABCMeta):
             if found is not None:
                 return found
             module = cls.__new__(cls)
-            now = context.scope()
-            with context.entered(context.Scope(running=now.running, calls=now.calls)):
+            scope = context.current_scope()
+            with context.entered(
+                context.Scope(running=scope.running, calls=scope.calls)
+            ):
                 module._set_defaults()
                 module.__init__(*args, **kwargs)
             module._check_fields()
@@ -323,10 +325,10 @@ def _entered(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
-        with context.calling(self) as now:
+        with context.calling(self) as scope:
             outputs = method(self, *args, **kwargs)
-        if now.calls is not None:
-            tabulate.record(now, self, args, kwargs, outputs)
+        if scope.calls is not None:
+            tabulate.record(scope, self, args, kwargs, outputs)
         return outputs
 
     return call

@@ -162,7 +162,7 @@ class Scope:
         """The path and class of ``module``, for error messages."""
         return self.tree.where(module) if self.tree else Tree(module).where(module)
 
-    def asking(self) -> str:
+    def path_of_request(self) -> str:
         """Path of the field or module that needs a key; empty for the root."""
         if self.path is not None:
             return self.path
@@ -174,7 +174,7 @@ class Scope:
 _SCOPE: ContextVar[Scope] = ContextVar("shardinit.module", default=Scope())  # noqa: B039
 
 
-def scope() -> Scope:
+def current_scope() -> Scope:
     """Returns the current scope of this thread."""
     return _SCOPE.get()
 
@@ -196,7 +196,7 @@ def calling(module: Any) -> Iterator[Scope]:
     An exception raised in it during ``init`` gets a note with the path of the innermost
     module.
     """
-    outer = scope()
+    outer = current_scope()
     tree = outer.tree or Tree(module)
     inner = replace(outer, tree=tree, module=module, path=None, compact=None)
     try:
@@ -235,17 +235,17 @@ def next_key(*, axis_name: str | None = None) -> jax.Array:
       >>> bool(first == second)
       False
     """
-    now = scope()
-    if now.keys is None:
+    scope = current_scope()
+    if scope.keys is None:
         raise ModuleStateError(
-            now.where(now.module) if now.module is not None else "next_key()",
+            scope.where(scope.module) if scope.module is not None else "next_key()",
             "a key was asked for outside of init",
             "a call inside init: in rng_init or in an `if self.initializing():` block",
             "Initialise the module first with m.init(key, inputs), or wrap the code "
             "in `with rng_key(key):`. An __init__ draws nothing: assign "
             "Initializer(fn) there",
         )
-    key = now.keys.take(now.asking())
+    key = scope.keys.take(scope.path_of_request())
     return key if axis_name is None else fold_in(key, jax.lax.axis_index(axis_name))
 
 
@@ -264,7 +264,9 @@ def rng_key(key: Any) -> Iterator[None]:
       >>> bool(key == jax.random.split(jax.random.key(42))[0])
       True
     """
-    with entered(replace(scope(), keys=SequenceKeys(as_single_key(key)), path=None)):
+    with entered(
+        replace(current_scope(), keys=SequenceKeys(as_single_key(key)), path=None)
+    ):
         yield
 
 
@@ -274,20 +276,20 @@ def initializing(module: Any) -> bool:
     Raises:
       ModuleStateError: (a ``RuntimeError``) it is not.
     """
-    now = scope()
-    if now.initializing and now.tree is not None:
-        if now.tree.path(module) is not None:
+    scope = current_scope()
+    if scope.initializing and scope.tree is not None:
+        if scope.tree.path(module) is not None:
             return True
         raise ModuleStateError(
             f"module {type(module).__name__}",
-            f"it is not initialised and no node of the {type(now.tree.root).__name__} "
-            "that is being initialised",
+            "it is not initialised and no node of the "
+            f"{type(scope.tree.root).__name__} that is being initialised",
             "a module in a node field",
             "Assign it to a field that is not static, before it is called; in a "
             "@compact method a module is a field by being constructed",
         )
     raise ModuleStateError(
-        now.where(module),
+        scope.where(module),
         "it was called before it was initialised",
         "an initialised module",
         "Call m = m.init(key, inputs) first, where m is the outermost module",
@@ -299,6 +301,8 @@ def sub_scope(path: Sequence[Any], module: Any) -> Scope:
 
     A sequence of keys is replaced by a new one that starts from its next key.
     """
-    now = scope()
-    assert now.keys is not None
-    return replace(now, keys=now.keys.part(path_str(path)), module=module, compact=None)
+    scope = current_scope()
+    assert scope.keys is not None
+    return replace(
+        scope, keys=scope.keys.part(path_str(path)), module=module, compact=None
+    )

@@ -113,6 +113,11 @@ def _merge_module(path: Path, left: Any, right: Any, seen: set[int]) -> None:
         given = mine if left._initialized else theirs
         if walk.lacks(value) and not (given is None and value is None):
             complete = False
+    _join_private(left, right, complete)
+
+
+def _join_private(left: Any, right: Any, complete: bool) -> None:
+    """Joins what two modules note of themselves beside their fields."""
     own = left.__dict__
     own["_initialized"] = complete
     own["_nodes"] = left._nodes | right._nodes
@@ -131,17 +136,31 @@ def _merge(path: Path, left: Any, right: Any, seen: set[int]) -> Any:
         _merge_module(path, left, right, seen)
         return left
     if isinstance(left, dict) and isinstance(right, dict):
-        if left.keys() != right.keys():
-            raise _mismatch(path, sorted(left), sorted(right))
-        pairs = {k: ((*path, DictKey(k)), left[k], right[k]) for k in left}
-        return type(left)((k, _merge(*pair, seen)) for k, pair in pairs.items())
+        return _merge_dicts(path, left, right, seen)
     if type(left) in (list, tuple) and type(left) is type(right):
-        if len(left) != len(right):
-            raise _mismatch(path, f"{len(left)} items", f"{len(right)} items")
-        return type(left)(
-            _merge((*path, SequenceKey(i)), a, b, seen)
-            for i, (a, b) in enumerate(zip(left, right, strict=True))
-        )
+        return _merge_items(path, left, right, seen)
+    return _merge_nodes(path, left, right, seen)
+
+
+def _merge_dicts(path: Path, left: dict, right: dict, seen: set[int]) -> dict:
+    if left.keys() != right.keys():
+        raise _mismatch(path, sorted(left), sorted(right))
+    return type(left)(
+        (k, _merge((*path, DictKey(k)), left[k], right[k], seen)) for k in left
+    )
+
+
+def _merge_items(path: Path, left: Any, right: Any, seen: set[int]) -> Any:
+    if len(left) != len(right):
+        raise _mismatch(path, f"{len(left)} items", f"{len(right)} items")
+    return type(left)(
+        _merge((*path, SequenceKey(i)), a, b, seen)
+        for i, (a, b) in enumerate(zip(left, right, strict=True))
+    )
+
+
+def _merge_nodes(path: Path, left: Any, right: Any, seen: set[int]) -> Any:
+    """Merges leaves, or nodes of other classes, whose children have no names here."""
     flat_left, tree_left = jax.tree.flatten(left, is_leaf=walk.stops)
     flat_right, tree_right = jax.tree.flatten(right, is_leaf=walk.stops)
     if tree_left != tree_right:

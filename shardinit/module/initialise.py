@@ -24,7 +24,7 @@ from shardinit.core.host_state import watched
 from shardinit.core.init_fn import InitFn, axis_names, check_structure, identity
 from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
-from shardinit.core.paths import nested
+from shardinit.core.paths import entry_name, nested
 from shardinit.core.prng.root_key import as_single_key
 from shardinit.core.run import compile as compiled
 from shardinit.core.systems import MODULE, refuse_others
@@ -209,15 +209,15 @@ class Initialisation:
             return values[value.number] if isinstance(value, Hole) else value
 
         root, copies = walk.copy(self._template, fill)
-        now = context.Scope(
+        scope = context.Scope(
             keys=context.key_source(key, self._policy),
             root_key=key,
             initializing=True,
             tree=context.Tree(root),
             module=root,
-            calls=context.scope().calls,
+            calls=context.current_scope().calls,
         )
-        with context.entered(now):
+        with context.entered(scope):
             steps.initialise(root)
             if self._asked:
                 args, kwargs = jax.tree.map(fill, self._arguments)
@@ -301,14 +301,7 @@ def _is_abstract(x: Any) -> bool:
 
 def _nest(paths: Sequence[Path], values: Iterable[Any]) -> dict[Any, Any]:
     """Nests values in dicts by path: names of fields, indices and dict keys."""
-    return nested([[_part(entry) for entry in path] for path in paths], values)
-
-
-def _part(entry: Any) -> Any:
-    for attribute in ("name", "idx", "key"):
-        if hasattr(entry, attribute):
-            return getattr(entry, attribute)
-    return str(entry)
+    return nested([[entry_name(entry) for entry in path] for path in paths], values)
 
 
 def init_fn(

@@ -35,7 +35,9 @@ def initialise(root: Any, prefix: Path = ()) -> None:
         if not isinstance(leaf, Initializer):
             return leaf
         where = path_str((*prefix, *path))
-        with context.entered(replace(context.scope(), path=where, module=owner)):
+        with context.entered(
+            replace(context.current_scope(), path=where, module=owner)
+        ):
             try:
                 return leaf(context.next_key())
             except Exception as error:
@@ -59,7 +61,7 @@ def _make_left_out(root: Any) -> None:
         if not isinstance(leaf, LeftOut):
             return leaf
         if leaf.fn not in made:
-            made[leaf.fn] = jax.tree.leaves(leaf.fn(context.scope().root_key))
+            made[leaf.fn] = jax.tree.leaves(leaf.fn(context.current_scope().root_key))
         completed[id(owner)] = owner
         return made[leaf.fn][leaf.number]
 

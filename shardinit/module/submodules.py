@@ -126,25 +126,25 @@ def _key(cls: type, name: str, method: Any) -> str:
 
 @contextmanager
 def _running(module: ModuleNode, method: str) -> Iterator[None]:
-    now = context.scope()
-    _refuse_recursion(now, module, method)
+    scope = context.current_scope()
+    _refuse_recursion(scope, module, method)
     known = (module._subtrees or {}).get(method)
-    frame = Frame(module, method, now.running, known)
-    tree = now.tree or context.Tree(module)
-    inner = replace(now, compact=frame, running=frame, tree=tree, module=module)
+    frame = Frame(module, method, scope.running, known)
+    tree = scope.tree or context.Tree(module)
+    inner = replace(scope, compact=frame, running=frame, tree=tree, module=module)
     with context.entered(inner):
         yield
-    if known is None and now.initializing:
+    if known is None and scope.initializing:
         subtrees = {**(module._subtrees or {}), method: tuple(frame.made)}
         module.__dict__["_subtrees"] = subtrees
 
 
-def _refuse_recursion(now: context.Scope, module: ModuleNode, method: str) -> None:
-    frame: Frame | None = now.running
+def _refuse_recursion(scope: context.Scope, module: ModuleNode, method: str) -> None:
+    frame: Frame | None = scope.running
     while frame is not None:
         if frame.module is module and frame.method == method:
             raise ModuleStateError(
-                now.where(module),
+                scope.where(module),
                 f"its compact method {method!r} was called while it runs",
                 "a compact method that does not call itself, directly or through "
                 "another module",
@@ -160,10 +160,10 @@ def first_run(module: ModuleNode) -> bool:
     Raises:
       ModuleStateError: no compact method of ``module`` is running.
     """
-    frame = context.scope().compact
+    frame = context.current_scope().compact
     if frame is None or frame.module is not module:
         raise ModuleStateError(
-            context.scope().where(module),
+            context.current_scope().where(module),
             "first_run was read outside of a compact method",
             "a method decorated with @compact",
         )
@@ -177,13 +177,13 @@ def met_again(cls: type) -> Any:
       ModuleStateError: the first run constructed an instance of another class here, or
         none; or this is the first run and no ``init`` is running.
     """
-    now = context.scope()
-    frame: Frame | None = now.compact
+    scope = context.current_scope()
+    frame: Frame | None = scope.compact
     if frame is None:
         return None
-    where = f"{now.where(frame.module)}, compact method {frame.method!r}"
+    where = f"{scope.where(frame.module)}, compact method {frame.method!r}"
     if frame.known is None:
-        if now.keys is None or not now.initializing:
+        if scope.keys is None or not scope.initializing:
             raise ModuleStateError(
                 where,
                 f"it constructs a {cls.__name__} for the first time outside of init",
@@ -211,7 +211,7 @@ def met_again(cls: type) -> Any:
             "Construct modules unconditionally, or in __init__",
         )
     frame.made.append(name)
-    return found if type(found) is cls else _seen_as(cls, found, name, now)
+    return found if type(found) is cls else _seen_as(cls, found, name, scope)
 
 
 def _same_class(known: type, cls: type) -> bool:
@@ -222,7 +222,7 @@ def _same_class(known: type, cls: type) -> bool:
     return names[0] == names[1] and "<locals>" in cls.__qualname__
 
 
-def _seen_as(cls: type, found: Any, name: str, now: context.Scope) -> Any:
+def _seen_as(cls: type, found: Any, name: str, scope: context.Scope) -> Any:
     """A module with the fields of ``found``, and the code of a class made since.
 
     The code of a class that is made in a compact method may refer to variables of the
@@ -230,9 +230,9 @@ def _seen_as(cls: type, found: Any, name: str, now: context.Scope) -> Any:
     """
     view = object.__new__(cls)
     view.__dict__ = found.__dict__
-    assert now.tree is not None
-    owner = now.tree.path(now.compact.module) or ()
-    now.tree.add((*owner, GetAttrKey(name)), view)
+    assert scope.tree is not None
+    owner = scope.tree.path(scope.compact.module) or ()
+    scope.tree.add((*owner, GetAttrKey(name)), view)
     return view
 
 
@@ -240,8 +240,8 @@ def adopt(module: Any) -> None:
     """Assigns a new module to a field if a compact method runs; initialises it."""
     from shardinit.module.steps import initialise
 
-    now = context.scope()
-    frame: Frame | None = now.compact
+    scope = context.current_scope()
+    frame: Frame | None = scope.compact
     if frame is None:
         return
     owner = frame.module
@@ -249,7 +249,7 @@ def adopt(module: Any) -> None:
     declared = owner._fields.get(name)
     if declared is not None and declared.metadata.get("node") is False:
         raise ModuleFieldError(
-            now.where(owner),
+            scope.where(owner),
             f"a {type(module).__name__} is constructed for its field {name!r}, which "
             "is declared static",
             "a node field, or another name",
@@ -257,8 +257,8 @@ def adopt(module: Any) -> None:
         )
     setattr(owner, name, module)
     frame.made.append(name)
-    assert now.tree is not None
-    path = (*(now.tree.path(owner) or ()), GetAttrKey(name))
-    now.tree.add(path, module)
+    assert scope.tree is not None
+    path = (*(scope.tree.path(owner) or ()), GetAttrKey(name))
+    scope.tree.add(path, module)
     with context.entered(context.sub_scope(path, module)):
         initialise(module, prefix=path)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, TypeAlias
 
 import jax
 
@@ -19,16 +21,19 @@ from shardinit.module import context, walk
 from shardinit.module.fields import MISSING, Initializer, is_array
 from shardinit.module.initialise import Initialisation
 
+_Leaf: TypeAlias = tuple[str, type | None, Any]
+"""A leaf of a module: its path below the module, its kind and what it is."""
+
 
 def record(
-    now: context.Scope, module: Any, args: Any, kwargs: Any, outputs: Any
+    scope: context.Scope, module: Any, args: Any, kwargs: Any, outputs: Any
 ) -> None:
-    """Records the shapes of the first call of a module in ``now.calls``."""
-    assert now.calls is not None
-    assert now.tree is not None
+    """Records the shapes of the first call of a module in ``scope.calls``."""
+    assert scope.calls is not None
+    assert scope.tree is not None
     given = (args[0] if len(args) == 1 else args) if not kwargs else (args, kwargs)
-    path = path_str(now.tree.path(module) or ())
-    now.calls.setdefault(path, (_shapes(given), _shapes(outputs)))
+    path = path_str(scope.tree.path(module) or ())
+    scope.calls.setdefault(path, (_shapes(given), _shapes(outputs)))
 
 
 def _shapes(tree: Any) -> str:
@@ -64,7 +69,7 @@ def tabulate(module: Any, inputs: Any = MISSING, depth: int = -1) -> str:
             made = Initialisation(module, inputs)
         key = jax.eval_shape(jax.random.key, 0)
         shown = made.rebuild(jax.eval_shape(made.fn, key))
-    leaves: dict[int, list[tuple[str, type | None, Any]]] = {}
+    leaves: dict[int, list[_Leaf]] = {}
 
     def collect(path: Any, owner: Any, name: str, leaf: Any) -> Any:
         below = path_str(path[len(paths[id(owner)]) :])
@@ -79,7 +84,7 @@ def tabulate(module: Any, inputs: Any = MISSING, depth: int = -1) -> str:
     return _render(found, leaves, kinds, calls, inputs is not MISSING, depth)
 
 
-def _kinds(leaves: dict[int, list[tuple[str, type | None, Any]]]) -> list[Any]:
+def _kinds(leaves: dict[int, list[_Leaf]]) -> list[Any]:
     kinds = {kind for own in leaves.values() for _, kind, leaf in own if is_array(leaf)}
     return sorted(kinds, key=lambda kind: "~" if kind is None else kind.__name__)
 
@@ -95,7 +100,7 @@ def _order(item: tuple[walk.Path, Any]) -> list[tuple[bool, Any]]:
 
 def _render(
     found: list[tuple[walk.Path, Any]],
-    leaves: dict[int, list[tuple[str, type | None, Any]]],
+    leaves: dict[int, list[_Leaf]],
     kinds: list[Any],
     calls: dict[str, tuple[Any, Any]],
     called: bool,
@@ -110,32 +115,30 @@ def _render(
     for title in titles[:-1]:
         table.add_column(title)
     table.add_column(titles[-1], footer="total", footer_style="bold")
-    sizes = {kind: [0, 0] for kind in kinds}
-    rows = []
+    everything = list(chain.from_iterable(leaves.values()))
+    for kind in kinds:
+        title = "other" if kind is None else kind.__name__
+        table.add_column(title, footer=_sizes(everything, kind), justify="right")
     for path, module in sorted(found, key=_order):
-        own = leaves.get(id(module), [])
-        cells = []
-        for kind in kinds:
-            arrays = [x for _, k, x in own if k is kind and is_array(x)]
-            count = sum(math.prod(x.shape) for x in arrays)
-            size = sum(math.prod(x.shape) * itemsize(x.dtype) for x in arrays)
-            sizes[kind][0] += count
-            sizes[kind][1] += size
-            cells.append(f"{count:,}  {human(size)}" if arrays else "")
         if 0 <= depth < len(path):
             continue
-        name = path_str(path)
+        name, own = path_str(path), leaves.get(id(module), [])
         fields = "\n".join(_field(*leaf) for leaf in own if _is_shown(leaf[2]))
         shapes = calls.get(name, ("", "")) if called else ()
-        rows.append([name, type(module).__name__, fields, *shapes, *cells])
-    for kind, (count, size) in sizes.items():
-        title = "other" if kind is None else kind.__name__
-        table.add_column(title, footer=f"{count:,}  {human(size)}", justify="right")
-    for row in rows:
+        cells = [_sizes(own, kind) for kind in kinds]
+        row = [name, type(module).__name__, fields, *shapes, *cells]
         table.add_row(*map(Text, row))
     out = io.StringIO()
     Console(file=out, width=200, color_system=None).print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+
+
+def _sizes(leaves: Sequence[_Leaf], kind: type | None) -> str:
+    """Elements and bytes of the arrays of one kind; empty where there are none."""
+    arrays = [x for _, its, x in leaves if its is kind and is_array(x)]
+    sizes = [math.prod(x.shape) for x in arrays]
+    size = sum(n * itemsize(x.dtype) for n, x in zip(sizes, arrays, strict=True))
+    return f"{sum(sizes):,}  {human(size)}" if arrays else ""
 
 
 def _is_shown(leaf: Any) -> bool:

@@ -195,15 +195,6 @@ def copy(
     def in_node(value: Any) -> Any:
         return one(value) if isinstance(value, ModuleNode) else leaf(value)
 
-    def in_static(value: Any) -> Any:
-        if isinstance(value, ModuleNode):
-            return one(value)
-        if type(value) in (list, tuple):
-            return type(value)(map(in_static, value))
-        if type(value) is dict:
-            return {k: in_static(v) for k, v in value.items()}
-        return value
-
     def one(module: ModuleNode) -> Any:
         if id(module) in copies:
             return copies[id(module)]
@@ -224,8 +215,19 @@ def copy(
     result = in_node(root)
     leaf = _unchanged  # what is met from here on is no part of the pytree
     for new, name, value in statics:  # grows as modules in static fields are copied
-        new.__dict__[name] = in_static(value)
+        new.__dict__[name] = _map_static(one, value)
     return result, copies
+
+
+def _map_static(change: Callable[[ModuleNode], Any], value: Any) -> Any:
+    """Changes the modules in a static field: itself, or in lists, tuples and dicts."""
+    if isinstance(value, ModuleNode):
+        return change(value)
+    if type(value) in (list, tuple):
+        return type(value)(_map_static(change, item) for item in value)
+    if type(value) is dict:
+        return {key: _map_static(change, item) for key, item in value.items()}
+    return value
 
 
 def same(left: Any, right: Any) -> bool:
@@ -238,12 +240,7 @@ def same(left: Any, right: Any) -> bool:
         (a, tree_a), (b, tree_b) = jax.tree.flatten(left), jax.tree.flatten(right)
         return tree_a == tree_b and same(a, b)
     if isinstance(left, (np.ndarray, jax.Array)):
-        return (
-            isinstance(right, (np.ndarray, jax.Array))
-            and left.shape == right.shape
-            and left.dtype == right.dtype
-            and bool((left == right).all())
-        )
+        return _same_array(left, right)
     if type(left) is not type(right):
         return False
     if isinstance(left, (list, tuple)):
@@ -253,6 +250,13 @@ def same(left: Any, right: Any) -> bool:
             same(left[k], right[k]) for k in left
         )
     return bool(left == right)
+
+
+def _same_array(left: np.ndarray | jax.Array, right: Any) -> bool:
+    if not isinstance(right, (np.ndarray, jax.Array)):
+        return False
+    alike = left.shape == right.shape and left.dtype == right.dtype
+    return alike and bool((left == right).all())
 
 
 class Aux:

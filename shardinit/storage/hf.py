@@ -137,17 +137,18 @@ def lines_for(
         lines = [_stacked(line, "experts/{e}/", "experts/") for line in lines]
     if _are_stacked(shapes, "layers/attention_norm"):
         first = next((n for p, (n, *_) in shapes.items() if p[:6] == "dense_"), 0)
-        rest = [
-            _stacked(line, "layers/{l}/", "layers/").replace(
-                ".{l}.", f".{{l+{first}}}."
-            )
-            if line.startswith("layers/")
-            else line
-            for line in lines
-        ]
         dense = [_stacked(line, "layers/{l}/", "dense_layers/") for line in lines]
-        lines = rest + (dense if first else [])
+        lines = [_stacked_layer(line, first) for line in lines]
+        lines += dense if first else []
     return renames(lines)
+
+
+def _stacked_layer(line: str, first: int) -> str:
+    """A line of one layer as one of all layers from the first that is not dense."""
+    if not line.startswith("layers/"):
+        return line
+    stacked = _stacked(line, "layers/{l}/", "layers/")
+    return stacked.replace(".{l}.", f".{{l+{first}}}.")
 
 
 def _are_stacked(shapes: Iterable[str], path: str) -> bool:

@@ -221,14 +221,8 @@ def read_files(folder: str | os.PathLike[str]) -> list[File]:
     """
     folder = os.fspath(folder)
     try:
-        weight_map = None
-        names: Iterable[str] = [SINGLE]
-        if os.path.exists(os.path.join(folder, INDEX)):
-            with open(os.path.join(folder, INDEX), "rb") as file:
-                weight_map = dict(json.loads(file.read())["weight_map"])
-            names = dict.fromkeys(weight_map.values())
-        if any(not isinstance(n, str) or os.path.basename(n) != n for n in names):
-            raise ValueError("its index names files outside of the folder")
+        weight_map = _read_index(folder)
+        names = [SINGLE] if weight_map is None else dict.fromkeys(weight_map.values())
         files = [_read_file(folder, name) for name in names]
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -239,6 +233,26 @@ def read_files(folder: str | os.PathLike[str]) -> list[File]:
     except _UNREADABLE as error:
         text = f"it cannot be read ({type(error).__name__}: {error})"[:300]
         raise CheckpointError(f"checkpoint {folder!r}", text) from error
+    _check_index(folder, files, weight_map)
+    return files
+
+
+def _read_index(folder: str) -> dict[str, str] | None:
+    """The file of each tensor, as an index says; None where there is no index."""
+    if not os.path.exists(os.path.join(folder, INDEX)):
+        return None
+    with open(os.path.join(folder, INDEX), "rb") as file:
+        found = dict(json.loads(file.read())["weight_map"])
+    for name in found.values():
+        if not isinstance(name, str) or os.path.basename(name) != name:
+            raise ValueError("its index names files outside of the folder")
+    return found
+
+
+def _check_index(
+    folder: str, files: Sequence[File], weight_map: dict[str, str] | None
+) -> None:
+    """Holds files against each other, and against their index."""
     tensors = [(tensor, file.name) for file in files for tensor in file.tensors]
     paths = Counter(tensor.path for tensor, _ in tensors)
     if twice := [path for path, count in paths.items() if count > 1]:
@@ -250,7 +264,6 @@ def read_files(folder: str | os.PathLike[str]) -> list[File]:
         raise CheckpointError(
             f"checkpoint {folder!r}", "its files do not hold what its index says"
         )
-    return files
 
 
 # Not by the safetensors library: 0.8.0 reads bfloat16 into numpy, but of float8 it says

@@ -204,63 +204,78 @@ def restore(
     """
     target = checkpoint_in(Path(os.path.abspath(folder)), item)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        shapes, tuples = read_metadata(checkpointer, target)
-        leaves, structure = jax.tree.flatten(shapes, is_leaf=is_metadata)
-        named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_metadata)
-        paths = [path_str(path) for path, _ in named]
-        paths = paths if plan is None else plan.paths_of(paths)
-        arrays = {
-            path: leaf
-            for path, leaf in zip(paths, leaves, strict=True)
-            if is_array(leaf)
-        }
-
-        def read(wanted: dict[str, Any]) -> Any:
-            """The tree with the arrays that are wanted, and strings."""
-            items = [
-                wanted.get(path, ocp.PLACEHOLDER if is_array(leaf) else "")
-                for path, leaf in zip(paths, leaves, strict=True)
-            ]
-            tree = jax.tree.unflatten(structure, items)
-            restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
-            args = ocp.args.PyTreeRestore(tree, restore_args=restore_args)
-            try:
-                return checkpointer.restore(target, args=args)
-            except UNREADABLE as error:
-                raise unreadable(target, error) from error
-
+        stored = _Stored(checkpointer, target, plan)
         if plan is not None:
-            found = _as_planned(arrays, plan)
-
-            def read_arrays(wanted: dict[str, Any]) -> dict[str, Any]:
-                got = jax.tree.leaves(read(wanted))
-                by_path = dict(zip(paths, got, strict=True))
-                return {path: by_path[path] for path in wanted}
-
-            return restore_into(plan, found, read_arrays, key, Allowed(**allowed))
-        for path, leaf in arrays.items():
+            found = _as_planned(stored.arrays, plan)
+            return restore_into(plan, found, stored.read, key, Allowed(**allowed))
+        for path, leaf in stored.arrays.items():
             _check_width(path, leaf)
-        infos = [
-            LeafInfo(path, tuple(leaf.shape), np.dtype(leaf.dtype).itemsize)
-            for path, leaf in arrays.items()
-        ]
-        if mesh is None:
-            mesh = one_device()
-        if out_shardings is not None:
-            kept = [leaf if is_array(leaf) else None for leaf in leaves]
-            whole = jax.tree.unflatten(structure, kept)
-            places = jax.tree.structure(whole, is_leaf=is_metadata)
-            shardings = sh.from_tree(out_shardings, infos, places, mesh)
-        else:
-            shardings = sh.resolve(infos, mesh, rules)
+        shardings = stored.shardings(mesh or one_device(), rules, out_shardings)
         wanted = {
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-            for (path, leaf), sharding in zip(arrays.items(), shardings, strict=True)
+            for (path, leaf), sharding in zip(
+                stored.arrays.items(), shardings, strict=True
+            )
         }
-        made = read(wanted)
-        if not set(tuples) <= set(tuples_of(made, "", (list, tuple))):
-            raise unreadable(target, f"{tuples} are not all sequences in it")
-        return with_tuples(made, set(tuples), "")
+        return stored.read_tree(wanted)
+
+
+class _Stored:
+    """A checkpoint as its metadata describes it, and arrays of it.
+
+    Attributes:
+      arrays: metadata of the arrays by path: the plan's, where there is one.
+    """
+
+    def __init__(self, checkpointer: Any, target: Path, plan: Plan | None):
+        self._checkpointer, self._target = checkpointer, target
+        shapes, self._tuples = read_metadata(checkpointer, target)
+        self._leaves, self._structure = jax.tree.flatten(shapes, is_leaf=is_metadata)
+        named = jax.tree_util.tree_leaves_with_path(shapes, is_leaf=is_metadata)
+        paths = [path_str(path) for path, _ in named]
+        self._paths = paths if plan is None else plan.paths_of(paths)
+        both = zip(self._paths, self._leaves, strict=True)
+        self.arrays = {path: leaf for path, leaf in both if is_array(leaf)}
+
+    def read(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        """The arrays that are wanted, by path."""
+        got = dict(zip(self._paths, jax.tree.leaves(self._read(wanted)), strict=True))
+        return {path: got[path] for path in wanted}
+
+    def read_tree(self, wanted: dict[str, Any]) -> Any:
+        """The tree as it was written."""
+        made, tuples = self._read(wanted), set(self._tuples)
+        if not tuples <= set(tuples_of(made, "", (list, tuple))):
+            text = f"{self._tuples} are not all sequences in it"
+            raise unreadable(self._target, text)
+        return with_tuples(made, tuples, "")
+
+    def shardings(self, mesh: Any, rules: Rules | None, out_shardings: Any) -> Any:
+        """Where the arrays shall lie, in their order."""
+        infos = [
+            LeafInfo(path, tuple(leaf.shape), np.dtype(leaf.dtype).itemsize)
+            for path, leaf in self.arrays.items()
+        ]
+        if out_shardings is None:
+            return sh.resolve(infos, mesh, rules)
+        kept = [leaf if is_array(leaf) else None for leaf in self._leaves]
+        whole = jax.tree.unflatten(self._structure, kept)
+        places = jax.tree.structure(whole, is_leaf=is_metadata)
+        return sh.from_tree(out_shardings, infos, places, mesh)
+
+    def _read(self, wanted: dict[str, Any]) -> Any:
+        """The tree with the arrays that are wanted, and strings."""
+        items = [
+            wanted.get(path, ocp.PLACEHOLDER if is_array(leaf) else "")
+            for path, leaf in zip(self._paths, self._leaves, strict=True)
+        ]
+        tree = jax.tree.unflatten(self._structure, items)
+        restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+        args = ocp.args.PyTreeRestore(tree, restore_args=restore_args)
+        try:
+            return self._checkpointer.restore(self._target, args=args)
+        except UNREADABLE as error:
+            raise unreadable(self._target, error) from error
 
 
 def _as_planned(arrays: dict[str, Any], plan: Plan) -> dict[str, Any]:

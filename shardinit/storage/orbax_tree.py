@@ -50,6 +50,11 @@ def checkpoint_in(target: Path, item: str | None) -> Path:
     steps = {int(m[1]): x for n, x in inside.items() if (m := _STEP.fullmatch(n))}
     if steps and item not in items and set(items.values()) <= set(steps.values()):
         return checkpoint_in(steps[max(steps)], item)
+    return _item_of(target, items, item)
+
+
+def _item_of(target: Path, items: dict[str, Path], item: str | None) -> Path:
+    """The item of a step that is asked for, or its only one."""
     if item is not None and item not in items:
         raise CheckpointError(
             f"checkpoint {str(target)!r}",
@@ -129,13 +134,18 @@ def _plain(node: Any, path: tuple[Any, ...], over: Collection[Any]) -> Any:
         if path not in over:
             return node
         return _LEFT_OUT if hasattr(node, "dtype") else None
-    made = [(keys[-1], _plain(x, (*path, *keys), over)) for keys, x in inner]
+    made = {keys[-1]: _plain(x, (*path, *keys), over) for keys, x in inner}
     if type(node) in (list, tuple):
-        return type(node)(None if x is _LEFT_OUT else x for _, x in made)
-    there = {key: x for key, x in made if x is not _LEFT_OUT}
+        return type(node)(None if x is _LEFT_OUT else x for x in made.values())
+    return _as_dict(node, made)
+
+
+def _as_dict(node: Any, children: dict[Any, Any]) -> Any:
+    """A dict of a node's children, or what is in it if it is a box around an array."""
+    there = {key: x for key, x in children.items() if x is not _LEFT_OUT}
     if isinstance(node, dict):
         return {key.key: x for key, x in there.items()}
-    if made and not there:
+    if children and not there:
         return _LEFT_OUT
     arrays = jax.tree_util.tree_leaves_with_path(node)
     if [keys for keys, _ in arrays] == [(_VALUE,)]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -244,11 +244,15 @@ def open_leaves(
         mapped = _mapped(folder, file)
         tensors |= {tensor.name: mapped[tensor.path] for tensor in file.tensors}
     described = folder if config is None and names == "hf" else config
+    idle: Sequence[str] = ()
     if any("/" in path for path in shapes) and described is not None:
         described = hf.read_config(described)
-        passed = [glob(pattern) for pattern in hf.idle(described)]
-    else:
-        passed = []
+        idle = hf.idle(described)
     found, left = restored(shapes, tensors, names, described)
-    more = {name for name in left if not any(matches(name) for matches in passed)}
-    return {**found, **{name: tensors[name] for name in more}}
+    return {**found, **{name: tensors[name] for name in _without(left, idle)}}
+
+
+def _without(names: Iterable[str], globs: Sequence[str]) -> list[str]:
+    """The names that no glob matches."""
+    passed = [glob(pattern) for pattern in globs]
+    return [name for name in names if not any(matches(name) for matches in passed)]

@@ -21,6 +21,7 @@ from typing import Any
 
 from shardinit.core.run.lazy import LazyTree
 from shardinit.errors import CheckpointError
+from shardinit.files import write_file
 from shardinit.storage import hf
 from shardinit.storage.filling import WORKERS, OnWindow, Writer, compare
 from shardinit.storage.layout import (
@@ -32,7 +33,7 @@ from shardinit.storage.layout import (
     plan_files,
     tensor_name,
 )
-from shardinit.storage.naming import Names, Renamed, renamed
+from shardinit.storage.naming import Names, renamed
 from shardinit.storage.sources import Leaf, leaves_of, nbytes_of
 from shardinit.storage.unfinished import check_free, unfinished
 from shardinit.storage.windows import LARGEST
@@ -91,33 +92,21 @@ def write(
       ...     safetensors.write(f"{folder}/ckpt", weights)  # window by window
     """
     target = Path(os.path.abspath(folder))
+    publish = before_publish or (lambda: None)
     window_bytes = min(parse_size(max_memory, "max_memory") // _HELD, LARGEST)
     shard = parse_size(max_shard_size, "max_shard_size")
     leaves = leaves_of(source)
-    for leaf in leaves:
-        if leaf.whole and nbytes_of(leaf) > parse_size(max_memory, "max_memory"):
-            raise CheckpointError(
-                f"leaf {leaf.path!r}",
-                f"any window of it needs the whole leaf ({leaf.whole}), "
-                f"{nbytes_of(leaf):,} bytes",
-                f"at most max_memory={max_memory}",
-            )
-    beside = {}
+    _check_windows(leaves, max_memory)
+    beside = _config_beside(leaves, names, config)
     if names is not None:
-        if config is not None and names == "hf":
-            given = hf.read_config(config)
-            beside[hf.CONFIG] = hf.config_json(given, [leaf.dtype for leaf in leaves])
         leaves = renamed(_persistent(leaves, source, names), names, config)
-        by_path = {leaf.path: leaf for leaf in leaves}
-        files = _plan_renamed(leaves, shard)
-    else:
-        files = plan_files([(x.path, x.shape, x.dtype) for x in leaves], shard, name)
-        by_path = {leaf.path: leaf for leaf in leaves}
-    if os.path.exists(target / SINGLE) or os.path.exists(target / INDEX):
+        name = {leaf.path: leaf.name for leaf in leaves}.__getitem__
+    files = plan_files([(x.path, x.shape, x.dtype) for x in leaves], shard, name)
+    by_path = {leaf.path: leaf for leaf in leaves}
+    if any((target / name).exists() for name in (SINGLE, INDEX)):
         _compare_beside(target, beside)
         compare(target, files, by_path, window_bytes, on_window)
-        if before_publish is not None:
-            before_publish()
+        publish()
         return
     check_free(target)
     lazy = isinstance(source, LazyTree)
@@ -126,14 +115,8 @@ def write(
         with unfinished(target, what, anew=anew) as begun:
             _check_room(begun.folder, files)
             writer = Writer(begun, by_path, window_bytes, trusted=lazy)
-            for file in files:
-                writer.write(file, on_window)
-            if len(files) > 1:
-                beside[INDEX] = index_json(files)
-            for title, text in beside.items():
-                _write_text(begun.folder / title, text)
-            if before_publish is not None:
-                before_publish()
+            _fill(begun.folder, writer, files, beside, on_window)
+            publish()
             begun.publish()
     except OSError as error:
         raise CheckpointError(
@@ -143,6 +126,16 @@ def write(
         ) from error
 
 
+def _config_beside(
+    leaves: Sequence[Leaf], names: Names | None, config: Any
+) -> dict[str, str]:
+    """The ``config.json`` that ``transformers`` reads beside the tensors."""
+    if names != "hf" or config is None:
+        return {}
+    given = hf.read_config(config)
+    return {hf.CONFIG: hf.config_json(given, [leaf.dtype for leaf in leaves])}
+
+
 def _persistent(leaves: list[Leaf], source: Any, names: Names) -> list[Leaf]:
     """Without the buffers that a torch module keeps out of its ``state_dict``."""
     init_fn = getattr(source, "init_fn", None)
@@ -150,18 +143,31 @@ def _persistent(leaves: list[Leaf], source: Any, names: Names) -> list[Leaf]:
     return leaves if kept is None else [leaf for leaf in leaves if leaf.path in kept]
 
 
-def _plan_renamed(leaves: Sequence[Renamed], shard: int) -> list[File]:
-    """Files of tensors with the names that they have, which say their paths."""
-    titles = {leaf.path: leaf.name for leaf in leaves}
-    specs = [(leaf.path, leaf.shape, leaf.dtype) for leaf in leaves]
-    return plan_files(specs, shard, titles.__getitem__)
+def _check_windows(leaves: Sequence[Leaf], max_memory: int | str) -> None:
+    """Refuses leaves of which any window takes more memory than there may be."""
+    for leaf in leaves:
+        if leaf.whole and nbytes_of(leaf) > parse_size(max_memory, "max_memory"):
+            raise CheckpointError(
+                f"leaf {leaf.path!r}",
+                f"any window of it needs the whole leaf ({leaf.whole}), "
+                f"{nbytes_of(leaf):,} bytes",
+                f"at most max_memory={max_memory}",
+            )
 
 
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _fill(
+    folder: Path,
+    writer: Writer,
+    files: Sequence[File],
+    beside: Mapping[str, str],
+    on_window: OnWindow | None,
+) -> None:
+    """Writes the files of tensors, then the small ones beside them."""
+    for file in files:
+        writer.write(file, on_window)
+    index = {INDEX: index_json(files)} if len(files) > 1 else {}
+    for title, text in {**beside, **index}.items():
+        write_file(folder / title, text.encode())
 
 
 def _compare_beside(target: Path, beside: Mapping[str, str]) -> None:

@@ -11,10 +11,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Compression(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     COMPRESSION_UNSPECIFIED: _ClassVar[Compression]
-    COMPRESSION_NONE: _ClassVar[Compression]
     COMPRESSION_ZLIB: _ClassVar[Compression]
 COMPRESSION_UNSPECIFIED: Compression
-COMPRESSION_NONE: Compression
 COMPRESSION_ZLIB: Compression
 
 class InitProgram(_message.Message):
@@ -201,27 +199,23 @@ class KeyNode(_message.Message):
         shape: _containers.RepeatedScalarFieldContainer[int]
         def __init__(self, parent: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
     class Take(_message.Message):
-        __slots__ = ("parents", "shape", "list", "range", "key_impl")
+        __slots__ = ("parents", "list", "range", "key_impl")
         PARENTS_FIELD_NUMBER: _ClassVar[int]
-        SHAPE_FIELD_NUMBER: _ClassVar[int]
         LIST_FIELD_NUMBER: _ClassVar[int]
         RANGE_FIELD_NUMBER: _ClassVar[int]
         KEY_IMPL_FIELD_NUMBER: _ClassVar[int]
         parents: _containers.RepeatedScalarFieldContainer[int]
-        shape: _containers.RepeatedScalarFieldContainer[int]
         list: WordList
         range: WordRange
         key_impl: str
-        def __init__(self, parents: _Optional[_Iterable[int]] = ..., shape: _Optional[_Iterable[int]] = ..., list: _Optional[_Union[WordList, _Mapping]] = ..., range: _Optional[_Union[WordRange, _Mapping]] = ..., key_impl: _Optional[str] = ...) -> None: ...
+        def __init__(self, parents: _Optional[_Iterable[int]] = ..., list: _Optional[_Union[WordList, _Mapping]] = ..., range: _Optional[_Union[WordRange, _Mapping]] = ..., key_impl: _Optional[str] = ...) -> None: ...
     class Words(_message.Message):
-        __slots__ = ("data", "shape", "key_impl")
+        __slots__ = ("data", "key_impl")
         DATA_FIELD_NUMBER: _ClassVar[int]
-        SHAPE_FIELD_NUMBER: _ClassVar[int]
         KEY_IMPL_FIELD_NUMBER: _ClassVar[int]
         data: bytes
-        shape: _containers.RepeatedScalarFieldContainer[int]
         key_impl: str
-        def __init__(self, data: _Optional[bytes] = ..., shape: _Optional[_Iterable[int]] = ..., key_impl: _Optional[str] = ...) -> None: ...
+        def __init__(self, data: _Optional[bytes] = ..., key_impl: _Optional[str] = ...) -> None: ...
     ROOT_FIELD_NUMBER: _ClassVar[int]
     FOLD_IN_FIELD_NUMBER: _ClassVar[int]
     SPLIT_FIELD_NUMBER: _ClassVar[int]

@@ -56,12 +56,8 @@ def hold_against(
     if not differences:
         made = {path: lazy[path] for path in found.leaves if path not in kept}
         held = {p: leaf for p, leaf in made.items() if _can_be_held(plan, leaf)}
-        if params is found:
-            differences = [p for p in held if _digest_differs(p, held[p], found)]
-        else:
-            arrays = dict(named_leaves(params))
-            differences = [p for p in held if _windows_differ(held[p], arrays[p])]
-        differences = [f"{path!r} has other values" for path in differences]
+        differing = _differing(held, params, found)
+        differences = [f"{path!r} has other values" for path in differing]
     if differences:
         some = "; ".join(differences[:5])
         if len(differences) > 5:
@@ -92,6 +88,14 @@ def _kinds(
     for path in found.kinds:
         if path not in lazy:
             yield f"{path!r} is extra"
+
+
+def _differing(held: Mapping[str, LazyArray], params: Any, found: Digest) -> list[str]:
+    """Paths of leaves of other values; of a digest alone, of small leaves only."""
+    if params is found:
+        return [p for p, leaf in held.items() if _digest_differs(p, leaf, found)]
+    arrays = dict(named_leaves(params))
+    return [p for p, leaf in held.items() if _windows_differ(leaf, arrays[p])]
 
 
 def _can_be_held(plan: Plan, leaf: LazyArray) -> bool:

@@ -154,7 +154,7 @@ def test_the_command_writes_the_page_and_refuses_what_makes_none(
     code, said = run("--html", "no/p.html")
     assert code == 1
     assert "mkdir -p" in said.err
-    assert run("--statistics")[0] == 1
+    assert run("--statistics")[0] == 2
 
 
 # ---- in a browser --------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_an_exception_leaves_no_context_and_says_where(where):
         Pair(Draws(2), Fails(where)).init(1, jnp.ones(3))
     notes = [n for n in caught.value.__notes__ if "being initialised" in n]
     assert notes == ["in module 'second/0' (Fails), while it was being initialised"]
-    assert context.scope() == context.Scope()
+    assert context.current_scope() == context.Scope()
     with pytest.raises(RuntimeError):
         tx.next_key()
     assert Draws(2).init(1, jnp.ones(3)).initialized
@@ -120,7 +120,7 @@ def test_an_exception_in_an_initializer_says_where():
     with pytest.raises(ZeroDivisionError) as caught:
         Pair(Draws(1), Bad()).init(1)
     assert any("'second/0/a'" in note for note in caught.value.__notes__)
-    assert context.scope() == context.Scope()
+    assert context.current_scope() == context.Scope()
 
 
 def test_an_exception_leaves_the_module_as_it_was():

@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, each written into a copy of the checkout and run."""
+"""The recipes of CONTRIBUTING.md, written into a copy of the checkout and run."""
 
 import os
 import re
@@ -17,23 +17,13 @@ pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("shardinit", "protos", "tests", "pyproject.toml")
 MOST_FILES = 3  # besides the test
+PYTEST = "python -m pytest "
 CHAPTER = (ROOT / "CONTRIBUTING.md").read_text().split("\n## Recipes\n")[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RECIPES = {
     title: BLOCK.findall(text)
     for title, text in (part.split("\n", 1) for part in CHAPTER.split("\n### ")[1:])
 }
-
-
-@pytest.fixture
-def checkout(tmp_path):
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            skipped = shutil.ignore_patterns("__pycache__", "node_modules")
-            shutil.copytree(ROOT / name, tmp_path / name, ignore=skipped)
-        else:
-            shutil.copy(ROOT / name, tmp_path / name)
-    return tmp_path
 
 
 def test_there_is_a_recipe_for_each_kind_of_addition():
@@ -46,21 +36,37 @@ def test_there_is_a_recipe_for_each_kind_of_addition():
     ]
 
 
-@pytest.mark.parametrize("title", RECIPES)
-@pytest.mark.few(2)
-def test_a_recipe_works_as_it_is_written(checkout, title):
-    if "generate.py" in str(RECIPES[title]):
-        require_grpc_tools()
-    written = {write(checkout, *block) for block in RECIPES[title] if block[0] != "sh"}
-    assert len([name for name in written if "tests" not in name]) <= MOST_FILES
-    commands = "".join(text for kind, text in RECIPES[title] if kind == "sh")
-    assert "pytest" in commands
-    for command in commands.splitlines():
-        run(checkout, command)
+def test_recipes_work_as_they_are_written(tmp_path):
+    # All in one copy: what costs is a process that imports JAX, not what it tests.
+    require_grpc_tools()
+    copy_checkout(tmp_path)
+    tests, python = [], set()
+    for title, blocks in RECIPES.items():
+        written = {write(tmp_path, *block) for block in blocks if block[0] != "sh"}
+        assert len([name for name in written if "tests" not in name]) <= MOST_FILES
+        python |= {name for name in written if name.endswith(".py")}
+        asked = [text for kind, text in blocks if kind == "sh"]
+        commands = [line for text in asked for line in text.splitlines()]
+        mine = [line for line in commands if line.startswith(PYTEST)]
+        assert mine, f"{title} tests nothing"
+        tests += [line.removeprefix(PYTEST) for line in mine]
+        for command in commands:
+            if command not in mine:
+                run(tmp_path, command)
+    run(tmp_path, PYTEST + " ".join(tests))
     if shutil.which("ruff", path=Path(sys.executable).parent):
-        python = " ".join(name for name in sorted(written) if name.endswith(".py"))
-        run(checkout, f"python -m ruff check {python}")
-        run(checkout, f"python -m ruff format --check {python}")
+        names = " ".join(sorted(python))
+        run(tmp_path, f"python -m ruff check {names}")
+        run(tmp_path, f"python -m ruff format --check {names}")
+
+
+def copy_checkout(folder):
+    skipped = shutil.ignore_patterns("__pycache__", "node_modules")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=skipped)
+        else:
+            shutil.copy(ROOT / name, folder / name)
 
 
 def write(checkout, kind, text):

@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 
 import jax
+from google.protobuf.message import DecodeError
 
 import shardinit
 from shardinit.bench.server import server
@@ -48,7 +49,7 @@ def sealed(content):
 
 
 def altered(content, chance):
-    """An envelope around a content that was changed, its modules as they were."""
+    """An envelope around a content whose message was changed, its modules not."""
     message = pb.InitProgramContent.FromString(content)
     modules = [function.module for function in message.functions]
     for function in message.functions:
@@ -56,10 +57,24 @@ def altered(content, chance):
     data = mangled(message.SerializeToString(), chance)
     try:
         message = pb.InitProgramContent.FromString(data)
-    except Exception:  # it is no message any more: sealed as it is
+    except DecodeError:  # sealed as it is
         return sealed(data)
     for function, module in zip(message.functions, modules, strict=False):
         function.module = module
+    return sealed(message.SerializeToString())
+
+
+def turned(content, chance):
+    """An envelope around a content in which a bit of a module is another.
+
+    Only a compiler can tell, since the module's own digest is right. It may crash.
+    """
+    message = pb.InitProgramContent.FromString(content)
+    function = chance.choice([x for x in message.functions if x.module])
+    module = bytearray(function.module)
+    module[chance.randrange(len(module))] ^= 1 << chance.randrange(8)
+    function.module = bytes(module)
+    function.module_sha256 = hashlib.sha256(module).digest()
     return sealed(message.SerializeToString())
 
 
@@ -87,11 +102,8 @@ def execute(count, seed=0):
         shardinit.connect(address, timeout=120) as client,
     ):
         for number in range(count):
-            data = (
-                sealed(mangled(content, chance))
-                if number % 2
-                else altered(content, chance)
-            )
+            change = altered if number % 2 else turned
+            data = change(content, chance)
             digest = hashlib.sha256(_content(data)).hexdigest()
             try:
                 client._programs.upload(data, digest)

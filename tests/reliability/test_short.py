@@ -25,6 +25,8 @@ def test_programs_that_were_sealed_anew_are_refused_or_run_by_the_service():
     ends = mangle.execute(4)
     assert sum(ends.values()) == 4
     assert set(ends) <= {"executed", "INVALID_ARGUMENT", "FAILED_PRECONDITION"}
+    assert ends["executed"]
+    assert ends["INVALID_ARGUMENT"]
 
 
 def test_streams_end_with_the_right_bytes_whatever_is_killed():

@@ -1,6 +1,7 @@
 import asyncio
 import hashlib
 import os
+import zlib
 
 import pytest
 
@@ -174,7 +175,11 @@ def test_a_store_where_nothing_can_be_written_is_named(tmp_path):
 
 def program(content):
     return program_pb2.InitProgram(
-        format=1, sha256=hashlib.sha256(content).digest(), content=content
+        format=1,
+        sha256=hashlib.sha256(content).digest(),
+        content=zlib.compress(content),
+        compression=program_pb2.COMPRESSION_ZLIB,
+        content_size=len(content),
     ).SerializeToString()
 
 

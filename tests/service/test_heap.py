@@ -1,14 +1,19 @@
 """What was freed goes back to the system while a server runs."""
 
+import ctypes
 import re
 import subprocess
 import sys
+import threading
 import time
 
+import grpc
 import pytest
 
 from shardinit.service.server import heap
+from shardinit.service.server.config import Config
 from shardinit.service.server.server import Server
+from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 
 pytestmark = pytest.mark.once
 
@@ -51,6 +56,7 @@ def test_threads_share_two_arenas(first):
     code = f"""
 import ctypes, threading
 from shardinit.service.server import heap
+from shardinit.service.server.config import Config
 {first}
 barrier = threading.Barrier(12)
 def take():
@@ -66,3 +72,46 @@ ctypes.CDLL(None).malloc_stats()
     )
     arenas = len(re.findall(r"^Arena \d+:", done.stderr, re.MULTILINE))
     assert arenas == 2 if first else arenas > 2
+
+
+_COUNTS = """
+    arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost
+"""
+
+
+class _Mallinfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _COUNTS.split())
+
+
+def _in_use():
+    """Bytes that C code of this process has allocated and not freed."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _Mallinfo
+    return mallinfo().uordblks
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_calls_that_end_before_their_request_leave_nothing():
+    def give_up(address, calls=90, seconds=0.5):
+        gone = threading.Event()
+
+        def never():
+            gone.wait(seconds)
+            yield from ()
+
+        with grpc.insecure_channel(address) as channel:
+            upload = InitServiceStub(channel).UploadProgram
+            made = [upload.future(never(), timeout=seconds) for _ in range(calls)]
+            ends = {call.exception().code() for call in made}
+        assert grpc.StatusCode.DEADLINE_EXCEEDED in ends
+
+    with Server(Config(allow_upload=True)) as server:
+        give_up(server.address)
+        before = _in_use()
+        for _ in range(6):
+            give_up(server.address)
+        time.sleep(0.5)
+        kept = (_in_use() - before) / (6 * 90)
+    assert kept < 450  # bytes a call; 900 where each is answered

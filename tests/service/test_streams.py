@@ -174,6 +174,16 @@ def test_init_by_stream_takes_shardings_selection_and_keys(reader, mesh):
     assert seen == [(1, 2), (2, 2)]
 
 
+def test_init_by_stream_puts_leaves_into_the_memory_that_is_asked_for(reader, mesh):
+    split = NamedSharding(mesh, PartitionSpec("data"), memory_kind="pinned_host")
+    whole = NamedSharding(mesh, PartitionSpec(), memory_kind="pinned_host")
+    out = dict.fromkeys(plain(), whole) | {"w": split}
+    ours = reader.init(SPEC, 7, out_shardings=out, select=["w", "key"], via="stream")
+    assert ours["w"].sharding == split
+    assert ours["key"].sharding.memory_kind == "pinned_host"
+    same(np.asarray(ours["w"]), plain()["w"])
+
+
 def request_of(*windows, **more):
     named = spec_pb2.ModelSpec(named=spec_pb2.NamedModel(model="stream-test"))
     key = service_pb2.RootKey(seed=7)

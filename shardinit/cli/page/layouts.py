@@ -98,9 +98,15 @@ def _grid(x: float, colours: Sequence[Sequence[str]]) -> str:
     )
 
 
+def _rows_columns(sizes: Sequence[int]) -> tuple[int, int]:
+    """Two sizes at most as those of a grid; one alone lies along the columns."""
+    rows, columns = (1, 1, *sizes)[-2:]
+    return rows, columns
+
+
 def _leaf(parts: Sequence[int], dims: Sequence[int], rank: int) -> str:
     counts = [parts[d] for d in dims]
-    rows, columns = ((1, 1, *counts)[-2:]) if len(counts) != 1 else (1, counts[0])
+    rows, columns = _rows_columns(counts)
     shown = [min(rows, _MOST), min(columns, _MOST)]
     both = len(counts) == 2
     colours = [
@@ -123,6 +129,16 @@ def _leaf(parts: Sequence[int], dims: Sequence[int], rank: int) -> str:
     )
 
 
+def _piece(
+    mesh: Mapping[str, int], place: Mapping[str, int], names: Sequence[str]
+) -> int:
+    """Which piece of a dimension that mesh axes cut a device has."""
+    number = 0
+    for name in names:
+        number = number * mesh[name] + place[name]
+    return number
+
+
 def _devices(
     mesh: Mapping[str, int],
     axes: Sequence[str],
@@ -131,20 +147,15 @@ def _devices(
     dims: Sequence[int],
 ) -> str:
     sizes = [mesh[a] for a in axes]
-    rows, columns = ((1, 1, *sizes)[-2:]) if len(sizes) != 1 else (1, sizes[0])
+    rows, columns = _rows_columns(sizes)
     shown = [min(rows, _MOST), min(columns, _MOST)]
 
     def colour(r: int, c: int) -> str:
         place = dict.fromkeys(mesh, 0)
         at = (r * rows // shown[0], c * columns // shown[1])
         place.update(zip(axes, at if len(axes) == 2 else at[1:], strict=False))
-        piece = []
-        for d in dims:
-            number = 0
-            for name in entries[d]:
-                number = number * mesh[name] + place[name]
-            piece.append(number)
-        return _colour(piece, [parts[d] for d in dims])
+        pieces = [_piece(mesh, place, entries[d]) for d in dims]
+        return _colour(pieces, [parts[d] for d in dims])
 
     colours = [[colour(r, c) for c in range(shown[1])] for r in range(shown[0])]
     named = " x ".join(f"{html.escape(a)} {mesh[a]:,}" for a in axes) or "one device"

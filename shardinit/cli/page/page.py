@@ -13,11 +13,15 @@ import html
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shardinit.cli.page.layouts import described, layout_svg
 from shardinit.core.plan.folded import folded, template
-from shardinit.core.plan.leaves import itemsize
+from shardinit.core.plan.leaves import PlanLeaf, itemsize
+from shardinit.core.plan.tables import spec_text
+
+if TYPE_CHECKING:
+    from shardinit.verify.inspect.moments import Moments
 
 _esc = html.escape
 
@@ -79,12 +83,6 @@ def _held(leaves: Iterable[Any]) -> int:
     return sum(leaf.bytes_per_device for leaf in leaves)
 
 
-def _spec(leaf: Any) -> str:
-    if leaf.sharding is None:
-        return "-"
-    return str(leaf.sharding.spec).replace("PartitionSpec", "P")
-
-
 def _head(plan: Any) -> Iterator[str]:
     mesh = " x ".join(f"{name} {n:,}" for name, n in plan.mesh_shape.items())
     tiles = [
@@ -126,7 +124,7 @@ def _findings(found: Sequence[Any]) -> Iterator[str]:
         )
 
 
-def _selected(plan: Any) -> list[Any]:
+def _selected(plan: Any) -> list[PlanLeaf]:
     return [leaf for leaf in plan.leaves if leaf.selected]
 
 
@@ -134,7 +132,9 @@ def _layouts(plan: Any) -> Iterator[str]:
     groups: dict[Any, list[Any]] = {}
     for leaf in _selected(plan):
         if leaf.sharding is not None:
-            groups.setdefault((_spec(leaf), len(leaf.shape)), []).append(leaf)
+            groups.setdefault((spec_text(leaf.sharding), len(leaf.shape)), []).append(
+                leaf
+            )
     if not groups:
         return
     yield f'<h2>Layouts ({len(groups):,})</h2><div class="layouts">'
@@ -243,50 +243,61 @@ def _gains(statistics: Any) -> Iterator[str]:
 
 def _leaves(plan: Any, statistics: Any) -> Iterator[str]:
     seen = {} if statistics is None else {x.path: x for x in statistics.leaves}
-    groups: dict[Any, list[Any]] = {}
-    for leaf in _selected(plan):
-        alike = (
-            template(leaf.path),
-            leaf.shape,
-            str(leaf.dtype),
-            _spec(leaf),
-            leaf.program,
-        )
-        groups.setdefault(alike, []).append(leaf)
+    groups = _alike(_selected(plan))
     yield "<h2>Leaves</h2>"
     yield from _filters(groups)
-    named = ["leaf", "shape", "dtype", "sharding", "program", "on a device"]
-    if seen:
-        named += ["drawn", "mean", "std", "range", "zeros", "histogram"]
-    head = "".join(f"<th>{name}</th>" for name in named)
+    head = "".join(f"<th>{name}</th>" for name in (*_COLUMNS, *(_SEEN if seen else ())))
     yield '<div class="scroll"><table class="leaves">'
     yield f"<thead><tr>{head}</tr></thead><tbody>"
     for number, ((_, shape, dtype, spec, program), leaves) in enumerate(groups.items()):
-        cells = _cells(leaves, seen)
-        text = " ".join([folded([x.path for x in leaves]), dtype, spec])
-        fold = '<button class="fold" aria-expanded="false" title="each leaf">▸</button>'
-        many = len(leaves) > 1
-        name = _path(folded([x.path for x in leaves]))
-        times = f' <span class="soft">&times; {len(leaves):,}</span>' if many else ""
+        path, many = folded([x.path for x in leaves]), len(leaves) > 1
+        text = " ".join([path, dtype, spec])
         yield (
             f'<tr class="group" data-group="{number}" data-dtype="{_esc(dtype)}" '
             f'data-sharding="{_esc(spec)}" data-program="{program}" '
             f'data-text="{_esc(text.lower())}">'
-            f'<td class="path">{fold if many else ""}{name}{times}</td>'
+            f'<td class="path">{_FOLD if many else ""}{_path(path)}'
+            f"{_times(len(leaves)) if many else ''}</td>"
             f'<td class="nb">{"x".join(map(str, shape)) or "scalar"}</td>'
             f'<td>{_esc(dtype)}</td><td class="spec">{_esc(spec)}</td>'
             f'<td data-name="program">{"host" if leaves[0].is_hosted else program}</td>'
-            f"{cells}</tr>"
+            f"{_cells(leaves, seen)}</tr>"
         )
         if many:
-            for leaf in leaves:
-                yield (
-                    f'<tr class="leaf" data-group="{number}" hidden '
-                    f'data-text="{_esc(leaf.path.lower())}"><td class="path">'
-                    f"{_path(leaf.path)}</td><td></td><td></td><td></td><td></td>"
-                    f"{_cells([leaf], seen)}</tr>"
-                )
+            yield from _each(number, leaves, seen)
     yield "</tbody></table></div>"
+
+
+_COLUMNS = ("leaf", "shape", "dtype", "sharding", "program", "on a device")
+_SEEN = ("drawn", "mean", "std", "range", "zeros", "histogram")
+_FOLD = '<button class="fold" aria-expanded="false" title="each leaf">▸</button>'
+
+
+def _alike(leaves: Iterable[PlanLeaf]) -> dict[tuple[Any, ...], list[PlanLeaf]]:
+    """Leaves that differ in the numbers of their paths alone, together."""
+    groups: dict[tuple[Any, ...], list[PlanLeaf]] = {}
+    for leaf in leaves:
+        where = spec_text(leaf.sharding)
+        kind = (template(leaf.path), leaf.shape, str(leaf.dtype), where, leaf.program)
+        groups.setdefault(kind, []).append(leaf)
+    return groups
+
+
+def _each(
+    number: int, leaves: Sequence[PlanLeaf], seen: dict[str, Any]
+) -> Iterator[str]:
+    """The hidden rows below that of a group, one for each of its leaves."""
+    for leaf in leaves:
+        yield (
+            f'<tr class="leaf" data-group="{number}" hidden '
+            f'data-text="{_esc(leaf.path.lower())}"><td class="path">'
+            f"{_path(leaf.path)}</td><td></td><td></td><td></td><td></td>"
+            f"{_cells([leaf], seen)}</tr>"
+        )
+
+
+def _times(count: int) -> str:
+    return f' <span class="soft">&times; {count:,}</span>'
 
 
 def _path(path: str) -> str:
@@ -320,22 +331,23 @@ def _cells(leaves: Sequence[Any], seen: dict[str, Any]) -> str:
     if not found:
         return cells + "<td>-</td>" * 5 + "<td></td>"
     many = [x.moments for x in found]
-    std = sorted(m.std for m in many)
-    said = [
-        found[0].law.short,
-        f"{sum(m.mean for m in many) / len(many):.2g}",
-        f"{std[0]:.3g}"
-        if std[-1] - std[0] <= 0.02 * std[-1]
-        else f"{std[0]:.3g} to {std[-1]:.3g}",
-        f"{min(m.min for m in many):.3g} to {max(m.max for m in many):.3g}",
-        f"{100 * sum(m.zeros for m in many) / len(many):.3g}%",
-    ]
-    names = ("", "mean", "std", "range", "zeros")
+    said = {"": found[0].law.short, **_moments(many)}
     cells += "".join(
-        f'<td class="nb" data-name="{name}">{_esc(x)}</td>'
-        for name, x in zip(names, said, strict=True)
+        f'<td class="nb" data-name="{name}">{_esc(x)}</td>' for name, x in said.items()
     )
     return f"{cells}<td>{_histogram([m.histogram for m in many if m.histogram])}</td>"
+
+
+def _moments(many: Sequence[Moments]) -> dict[str, str]:
+    """The moments of leaves that are alike, together."""
+    std = sorted(m.std for m in many)
+    alike = std[-1] - std[0] <= 0.02 * std[-1]
+    return {
+        "mean": f"{sum(m.mean for m in many) / len(many):.2g}",
+        "std": f"{std[0]:.3g}" if alike else f"{std[0]:.3g} to {std[-1]:.3g}",
+        "range": f"{min(m.min for m in many):.3g} to {max(m.max for m in many):.3g}",
+        "zeros": f"{100 * sum(m.zeros for m in many) / len(many):.3g}%",
+    }
 
 
 def _histogram(counts: Sequence[Sequence[int]]) -> str:

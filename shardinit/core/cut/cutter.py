@@ -9,8 +9,7 @@ and written down canonically; programs are equal when those bytes are.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import jax
 import numpy as np
@@ -76,12 +75,12 @@ def cut(fn: Init, key_aval: Tree, draw_dtype: DType = None) -> Cut:
         roots = keys_of(key_aval)
         typed = jx.is_key(roots[0].dtype)
         impl = jx.key_impl(roots[0].dtype) if typed else _raw_impl(roots[0])
-        builder = Builder(fold=True, opaque=True)
+        builder = Builder(folds_keys=True, keeps_calls=True)
         drawn = closed if draw_dtype is None else widened(closed, draw_dtype)
         outs = builder.read(*jx.opened(drawn), _root_values(roots, impl))
         refuse_effects(builder.effects, outs, paths)
         refuse_no_values(outs, paths)
-        weak = [aval.weak_type for aval in closed.out_avals]
+        weak = jx.weak_types(closed)
         leaves, programs = _Cutter(outs, paths, weak).run()
         repeats = repeated_draws([leaf.source for leaf in leaves], outs)
         stated = tuple(stated_shardings(closed))
@@ -89,7 +88,7 @@ def cut(fn: Init, key_aval: Tree, draw_dtype: DType = None) -> Cut:
         return Cut(leaves, programs, tree, impl, typed, streams, stated, repeats)
 
 
-def _root_values(roots: list[Any], impl: str) -> list[Value]:
+def _root_values(roots: Sequence[jx.Aval], impl: str) -> list[Value]:
     """What a function is called with: of each stream its part of the root."""
     root = keys.root(impl, len(roots))
     width = root.words // len(roots)
@@ -100,6 +99,7 @@ def _root_values(roots: list[Any], impl: str) -> list[Value]:
 
 
 def _raw_impl(key_aval: jx.Aval) -> str:
+    # Four words are a key of rbg or of unsafe_rbg: raw data does not say which.
     default = str(jx.setting("jax_default_prng_impl"))
     if key_aval.shape == (keys.words_per_key(default),):
         return default
@@ -113,7 +113,7 @@ class _Cutter:
         self._outs = outs
         self._paths = paths
         self._weak = weak
-        self._tokens: dict[int, tuple[Any, Any]] = {}
+        self._tokens: dict[int, tuple[object, str]] = {}
         self._by_form: dict[Hashable, tuple[LeafProgram, list[Value]]] = {}
         self._windowed: dict[str, LeafProgram] = {}
         self._programs: dict[str, int] = {}
@@ -213,7 +213,8 @@ class _Cutter:
             return self._windowed[digest], operands + lifted
         analysis = None if table else analyse(graph)
         if table or (analysis is not None and analysis.replicated_reason is not None):
-            # Calls and loops stay as they were traced.
+            # Calls and loops stay as they were traced: XLA folds constants differently
+            # across a call (``ir.jaxpr.call``), and the bits are to be plain jit's.
             graph, lifted = extract(outs, operands), []
             if not table and len(outs) == 1:
                 graph, lifted = lift_scalars(graph)

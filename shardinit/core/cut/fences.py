@@ -22,19 +22,15 @@ import jax
 import jax.numpy as jnp
 
 from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
+from shardinit.core.window.rules.rule import MOVES, PICKS
 from shardinit.version import release
 
 FENCE = "fence"
 
-# Moves that keep elements but not their neighbours: XLA joins nothing across these.
-_PICKS = frozenset("dynamic_slice gather slice split stack unstack".split())
-# XLA moves these out of the way of factors and shifts, though not of a rounding.
-MOVES = _PICKS | frozenset(
-    """broadcast_in_dim concatenate expand_dims pad reshape rev squeeze tile
-    transpose""".split()
-)
-# What no move may lie between: a dropped rounding, and a mask, of which XLA makes a
-# choice, where a product has the sign of its zeros.
+# XLA joins no arithmetic across a move that picks elements. Others it moves out of the
+# way of factors and shifts, and so joins these; but what no move at all may lie between
+# is a dropped rounding, and a mask, of which XLA makes a choice, where a product has
+# the sign of its zeros.
 _ANY_MOVE = {"rounding", "mask"}
 _FAMILIES = {"mul": "factor", "div": "factor", "add": "shift", "sub": "shift"}
 
@@ -80,7 +76,7 @@ def fence_moves(graph: Subgraph) -> Subgraph:
         if node.name in MOVES:
             made = _union(below, node.inputs)
             joined = made & _union(above, node.outputs)
-            apart = joined & _ANY_MOVE or (joined and node.name in _PICKS)
+            apart = joined & _ANY_MOVE or (joined and node.name in PICKS)
             if apart and not _moves_nothing(node):
                 fenced.add(node)
                 made = set()

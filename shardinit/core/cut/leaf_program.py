@@ -12,7 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -70,11 +70,6 @@ class Program(Protocol):
     @property
     def words(self) -> int:
         """Number of 32-bit words of all operands together."""
-        ...
-
-    @property
-    def results(self) -> int:
-        """Number of results: one, unless leaves share replicated work."""
         ...
 
     @property
@@ -137,11 +132,6 @@ class LeafProgram:
     def outs(self) -> list[tuple[tuple[int, ...], DType]]:
         """Shape and dtype of each result."""
         return [(v.shape, v.dtype) for v in self.graph.outs]
-
-    @property
-    def results(self) -> int:
-        """Number of results: one, unless leaves share replicated work."""
-        return len(self.graph.outs)
 
     @property
     def words(self) -> int:
@@ -207,7 +197,7 @@ def flatten(outs: list[Value], operands: list[Value]) -> Subgraph:
     it is windowed by the step. Short loops over integers (``choice`` searches its table
     in one) are unrolled.
     """
-    inliner = Builder(fold=True, opaque=False)
+    inliner = Builder(folds_keys=True, keeps_calls=False)
 
     def expand(node: Node, inputs: list[Value]) -> list[Value] | None:
         if node.name == "call":
@@ -237,7 +227,7 @@ def _ruled(outs: list[Value], inputs: list[Value]) -> bool:
     return covered(node for node in order if not known.issuperset(node.outputs))
 
 
-def _vmapped(node: Node) -> Any:
+def _vmapped(node: Node) -> jx.ClosedJaxpr:
     body = node.params["jaxpr"]
     axes = tuple(0 if m else None for m in node.params["mapped"])
     step = jax.vmap(
@@ -252,7 +242,7 @@ def _vmapped(node: Node) -> Any:
 def digest_of(graph: Subgraph) -> str:
     """Hash of the canonical form of a leaf program."""
     encoder = Encoder()
-    names: dict[Value, Any] = {}
+    names: dict[Value, tuple[str | int, int]] = {}
     for number, value in enumerate(graph.inputs):
         names[value] = ("in", number)
         encoder.aval(value.shape, value.dtype)

@@ -3,7 +3,9 @@
 XLA multiplies by a reciprocal where it can have it for less: where the divisor is a
 constant, or varies along fewer axes than what it divides. In a window the divisor is
 looked up at the window's place and nothing of that is left to see, so the compiler
-would divide, with other last places: ``x / table``, ``x.at[rows].divide(3)``.
+would divide, with other last places: ``x / table``, and ``x.at[rows].divide(3)``, which
+JAX makes a division by ones with threes among them
+(https://github.com/jax-ml/jax/issues/19162).
 """
 
 from __future__ import annotations
@@ -12,11 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from shardinit.core.cut.fences import MOVES
 from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
 from shardinit.core.window.analysis import constants_among
 from shardinit.core.window.rules.elementwise import elementwise
-from shardinit.core.window.rules.rule import RULES
+from shardinit.core.window.rules.rule import MOVES, RULES
 
 Axes = frozenset[int]
 

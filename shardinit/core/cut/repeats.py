@@ -7,8 +7,7 @@ those of equal programs and equal keys that share nothing of the graph do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 from shardinit.core.cut.sources import Run, Source
 from shardinit.core.ir.graph import Value, topological
@@ -25,7 +24,7 @@ def repeated_draws(
       outs: each leaf in the traced graph.
     """
     same, drawn = _equal_keys(sources)
-    groups: dict[Any, list[int]] = {}
+    groups: dict[tuple[Hashable, tuple[int, ...]], list[int]] = {}
     for number, source in enumerate(sources):
         # A constant has operands too, its number; no key reaches it.
         if not isinstance(source, Run):
@@ -48,7 +47,7 @@ def _equal_keys(sources: Sequence[Source]) -> tuple[dict[int, int], set[int]]:
       The numbers by the derivations' identities, and those of them that the root key
       reaches.
     """
-    numbers: dict[Any, int] = {}
+    numbers: dict[Hashable, int] = {}
     same: dict[int, int] = {}
     drawn: set[int] = set()
     for node in keys.topological(d for source in sources for d in source.operands):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from shardinit.core.cut.fences import MOVES
 from shardinit.core.ir.graph import (
     Node,
     Subgraph,
@@ -29,6 +28,7 @@ from shardinit.core.ir.graph import (
 )
 from shardinit.core.prng import derivation as keys
 from shardinit.core.types import DType, Values, Words
+from shardinit.core.window.rules.rule import MOVES
 
 # A sign changes no rounding: XLA may have it on either side of a factor.
 _MOVES = frozenset({"convert_element_type", "neg", "reshape", "transpose"})
@@ -57,6 +57,7 @@ def lift_scalars(graph: Subgraph) -> tuple[Subgraph, list[Value]]:
 
 
 def _scalars(graph: Subgraph) -> list[Value]:
+    """The scalars on the way from the result towards its draw, in this order."""
     found: dict[Value, None] = {}
     value, stage = graph.outs[0], _BOUND
     while value.node is not None:
@@ -67,19 +68,30 @@ def _scalars(graph: Subgraph) -> list[Value]:
         if node.name in _MOVES:
             value = node.inputs[0]
             continue
-        scalars = [v for v in node.inputs if _is_scalar(v)]
-        others = [v for v in node.inputs if v not in scalars]
-        here = _STAGES.get(node.name, -1)
-        if here < stage or len(others) != 1 or not scalars:
+        sides = _sides(node)
+        if sides is None or _STAGES[node.name] < stage:
             break
-        if here == _SHIFT and _is_shifted(others[0]):
-            break
-        if node.name == "div" and not _is_divided(node):
-            break
+        here, (scalars, value) = _STAGES[node.name], sides
         found.update((v, None) for v in scalars if not _removed(node.name, v))
         stage = here if here == _BOUND else here + 1
-        (value,) = others
     return list(found)
+
+
+def _sides(node: Node) -> tuple[list[Value], Value] | None:
+    """The scalars of a bound, a shift or a factor, and what it is applied to.
+
+    None of any other equation, and where XLA treats a constant scalar otherwise.
+    """
+    if node.name not in _STAGES:
+        return None
+    scalars = [v for v in node.inputs if _is_scalar(v)]
+    others = [v for v in node.inputs if v not in scalars]
+    if len(others) != 1 or not scalars:
+        return None
+    is_shift = _STAGES[node.name] == _SHIFT
+    if (is_shift and _is_shifted(others[0])) or not _is_kept(node):
+        return None
+    return scalars, others[0]
 
 
 def _is_shifted(value: Value) -> bool:
@@ -89,8 +101,10 @@ def _is_shifted(value: Value) -> bool:
     return value.node is not None and _STAGES.get(value.node.name) == _SHIFT
 
 
-def _is_divided(node: Node) -> bool:
-    """Whether XLA divides a draw by a scalar; elsewhere it has made a product of it."""
+def _is_kept(node: Node) -> bool:
+    """Whether XLA runs it as it is: of most divisions by a scalar it makes products."""
+    if node.name != "div":
+        return True
     draw, divisor = node.inputs
     return _is_scalar(divisor) and str(draw.dtype) == "bfloat16"
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
+import jax
 import numpy as np
 
 from shardinit.core.cut.leaf_program import Program
+from shardinit.core.ir.jaxpr import no_mesh
 from shardinit.core.prng.derivation import Derivation
 from shardinit.core.types import Device, Values
-from shardinit.core.window import constants
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ class Table:
         self, shape: Sequence[int], words: np.ndarray, device: Device
     ) -> Values:
         """The leaf as numpy; computed on ``device``."""
-        return constants.values(self.program, device)
+        return _table_on(device, self.program)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,22 @@ class Keys:
         width = words.size // max(math.prod(shape), 1)
         typed = words.size != math.prod(shape)
         return words.reshape((*shape, width) if typed else tuple(shape))
+
+
+@lru_cache(maxsize=256)
+def _table_on(device: Device, program: Program) -> np.ndarray:
+    """What a program of a table makes, on one device; not to be written to."""
+    ((shape, _),) = program.outs
+    words, start = np.zeros(0, np.uint32), [np.uint32(0)] * len(shape)
+
+    def make() -> Values:
+        return program.window(words, [start], [shape], lanes=False)[0]
+
+    place = jax.sharding.SingleDeviceSharding(device)
+    with no_mesh():
+        made = np.asarray(jax.jit(make, out_shardings=place).lower().compile()())
+    made.setflags(write=False)
+    return made
 
 
 Run = Windowed | Replicated

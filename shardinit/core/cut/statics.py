@@ -9,7 +9,6 @@ the function is a tracer, which means nothing when the trace has ended.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from shardinit.errors import InitFnError
 
 def static_arrays(tree: Tree) -> Iterator[tuple[str, Array]]:
     """The path and the value of each array in the structure of a pytree."""
-    stack: list[tuple[tuple[Any, ...], Any]] = [((), tree)]
+    stack: list[tuple[jax.tree_util.KeyPath, Tree]] = [((), tree)]
     while stack:
         path, node = stack.pop()
         below = jax.tree_util.tree_leaves_with_path(
@@ -40,7 +39,7 @@ def static_arrays(tree: Tree) -> Iterator[tuple[str, Array]]:
                     yield path_str((*path, jax.tree_util.GetAttrKey(name))), held
 
 
-def _static(structure: TreeDef) -> Iterator[Any]:
+def _static(structure: TreeDef) -> Iterator[object]:
     """All that the classes of a pytree structure keep in it."""
     stack = [structure]
     while stack:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value, topological
 from shardinit.core.paths import path_str
-from shardinit.core.prng.root_key import keys_of, streams_of
+from shardinit.core.prng.root_key import RootKey, keys_of, streams_of
 from shardinit.core.systems import refuse_failed_model
 from shardinit.core.types import Init, Tree, TreeDef
 from shardinit.errors import InitFnError, InvalidKeyError
@@ -71,7 +70,7 @@ def _traced(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
         # fields have no truth value: the leaves alone can be traced.
         structure: list[TreeDef] = []
 
-        def leaves(key: jax.Array) -> list[Any]:
+        def leaves(key: RootKey) -> list[Tree]:
             flat, tree = jax.tree.flatten(fn(key))
             structure.append(tree)
             return flat
@@ -82,9 +81,9 @@ def _traced(fn: Init, key_aval: Tree) -> tuple[jx.ClosedJaxpr, Tree]:
 
 def _refuse_non_arrays(fn: Init, key_aval: Tree) -> None:
     """Names the first leaf of the result that is no array, if there is one."""
-    leaves: list[Any] = []
+    leaves: list[tuple[jax.tree_util.KeyPath, Tree]] = []
 
-    def look(key: Any) -> None:
+    def look(key: RootKey) -> None:
         leaves.extend(jax.tree_util.tree_leaves_with_path(fn(key)))
 
     try:

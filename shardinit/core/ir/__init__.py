@@ -1,1 +1,1 @@
-"""The init function as a graph: the only room that reads jaxprs."""
+"""The init function as a graph: no other room looks into a jaxpr."""

@@ -1,24 +1,25 @@
 """Reads a jaxpr into a graph, once, from front to back.
 
 ``jax.make_jaxpr`` gives one long list of equations. Key derivations and small integers
-leave it at once (``prelude``); calls that only turn keys into numbers stay one node
+leave it at once (``fold``); calls that only turn keys into numbers stay one node
 (an unrolled model calls the same few a thousand times); other calls are inlined; and a
 ``scan`` becomes maps as far as only keys are carried from step to step (``scan``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from shardinit.core.ir import fold as prelude
+from shardinit.core.ir import fold
 from shardinit.core.ir import jaxpr as jx
-from shardinit.core.ir.graph import Node, Value, constant
+from shardinit.core.ir.graph import Node, Subgraph, Value, constant
 from shardinit.core.ir.scan import ScanSplit
 from shardinit.core.types import Values
 
+# Steps of a loop over integers that are written out one after the other. The search
+# by halves of ``jax.random.choice`` takes no more than 32.
 MAX_UNROLLED = 64
 
 
@@ -26,16 +27,17 @@ class Builder:
     """Reads jaxprs into graphs.
 
     Args:
-      fold: whether key derivations and integers are folded; off inside a leaf
-        program, whose keys are operands.
-      opaque: whether calls that only turn keys into numbers stay one node.
+      folds_keys: whether key derivations and integers are folded; not in the body of a
+        scan, whose keys are operands.
+      keeps_calls: whether calls that only turn keys into numbers stay one node.
     """
 
-    def __init__(self, *, fold: bool, opaque: bool):
-        self._fold = fold
-        self._opaque = opaque
-        self._is_opaque: dict[int, tuple[jx.Jaxpr, bool]] = {}
-        self._closed: dict[int, tuple[Any, Any]] = {}
+    def __init__(self, *, folds_keys: bool, keeps_calls: bool):
+        self._folds_keys = folds_keys
+        self._keeps_calls = keeps_calls
+        # By the identity of a call's jaxpr, which is held so that no other gets it.
+        self._may_be_kept: dict[int, tuple[jx.Jaxpr, bool]] = {}
+        self._closed: dict[int, tuple[jx.Jaxpr, jx.ClosedJaxpr]] = {}
         self.effects: list[Node] = []
 
     def read(
@@ -61,20 +63,20 @@ class Builder:
     def add(
         self,
         prim: jx.Primitive,
-        params: Mapping[str, Any],
+        params: jx.Params,
         args: Sequence[Value],
         avals: Sequence[jx.Aval],
     ) -> list[Value]:
         """Adds one primitive, folded if it can be."""
         name = prim.name
-        if self._fold:
+        if self._folds_keys:
             known = _known(args)
             if known is not None:
-                folded = prelude.fold_integers(name, params, known, avals[0])
+                folded = fold.fold_integers(name, params, known, avals[0])
                 if folded is not None:
                     counted = name == "iota" or any(a.counted for a in args)
                     return [constant(f, counted=counted) for f in folded]
-            derived = prelude.fold_keys(name, params, args, avals[0]) if avals else None
+            derived = fold.fold_keys(name, params, args, avals[0]) if avals else None
             if derived is not None:
                 return [
                     Value(a.shape, a.dtype, key=d)
@@ -87,13 +89,14 @@ class Builder:
     def _equation(self, eqn: jx.JaxprEqn, args: list[Value]) -> list[Value]:
         avals = [jx.aval(v) for v in eqn.outvars]
         name = eqn.primitive.name
+        # ``pure_callback`` states no effect, though JAX may call it twice or never.
         if eqn.effects or name in jx.CALLBACKS:
             node = Node(name, eqn.primitive, eqn.params, args, avals)
             self.effects.append(node)
             return list(node.outputs)
         if name in jx.INLINED:
             body, consts = jx.nested(eqn)
-            if self._opaque and self._may_stay(body):
+            if self._keeps_calls and self._may_stay(body):
                 closed = self._close(body, consts)
                 return list(Node("call", None, {"jaxpr": closed}, args, avals).outputs)
             return self.read(body, consts, args)
@@ -114,9 +117,9 @@ class Builder:
     def _may_stay(self, body: jx.Jaxpr) -> bool:
         """Whether a call is one leaf's own arithmetic and derives no keys.
 
-        One float result, and nothing inside that the prelude or the map would want.
+        One float result, and nothing inside that would fold or be made a map.
         """
-        known = self._is_opaque.get(id(body))
+        known = self._may_be_kept.get(id(body))
         if known is None:
             stays = (
                 len(body.outvars) == 1
@@ -125,7 +128,7 @@ class Builder:
                 and not body.effects
                 and all(self._stays_inside(eqn) for eqn in body.eqns)
             )
-            known = self._is_opaque[id(body)] = (body, stays)
+            known = self._may_be_kept[id(body)] = (body, stays)
         return known[1]
 
     def _stays_inside(self, eqn: jx.JaxprEqn) -> bool:
@@ -142,28 +145,27 @@ class Builder:
         """A scan as maps, as far as only keys are carried; the rest stays a scan."""
         avals = [jx.aval(v) for v in eqn.outvars]
         parts = jx.scan_parts(eqn, args, avals)
-        if not self._opaque:
+        if not self._keeps_calls:
             steps = self.unrolled(parts, args, len(avals))
             if steps is not None:
                 return steps
-        split = ScanSplit(parts, args, Builder(fold=False, opaque=True))
-        whole: Node | None = None
-        finals, stacks = split.unroll(self.add) if self._fold else ({}, {})
+        reader = Builder(folds_keys=False, keeps_calls=True)
+        inputs = [Value(a.shape, a.dtype) for a in map(jx.aval, parts.body.invars)]
+        body = Subgraph(inputs, reader.read(parts.body, parts.consts, inputs))
+        split = ScanSplit(parts, args, body)
+        finals, stacks = split.unroll(self.add) if self._folds_keys else ({}, {})
+        in_full: Node | None = None
         outs: list[Value] = []
-        for number, var in enumerate(eqn.outvars):
+        for number, aval in enumerate(avals):
             value = finals.get(number)
-            if value is None:
+            if value is None and not reader.effects:
                 value = split.as_map(number, stacks)
             if value is None:
-                whole = whole or Node(
-                    "scan",
-                    eqn.primitive,
-                    eqn.params,
-                    args,
-                    avals,
+                in_full = in_full or Node(
+                    "scan", eqn.primitive, eqn.params, args, avals
                 )
-                value = whole.outputs[number]
-            assert value.shape == tuple(jx.aval(var).shape)
+                value = in_full.outputs[number]
+            assert value.shape == tuple(aval.shape)
             outs.append(value)
         return outs
 

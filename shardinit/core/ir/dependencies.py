@@ -9,7 +9,6 @@ meets. An input that no leaf depends on need not exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +36,7 @@ class Traced:
 
     def __init__(
         self,
-        fn: Callable[[Any, list[Any]], Tree],
+        fn: Callable[[Values, list[Values]], Tree],
         key: jx.Aval,
         inputs: Sequence[jx.Aval],
     ):
@@ -65,7 +64,9 @@ class Traced:
         values = [Value(x.shape, x.dtype) for x in self._inputs]
         opened = jx.opened(self._closed)
         with jx.collector_paused(), jx.no_mesh():
-            outs = Builder(fold=True, opaque=False).read(*opened, [root, *values])
+            outs = Builder(folds_keys=True, keeps_calls=False).read(
+                *opened, [root, *values]
+            )
         number_of = {value: number for number, value in enumerate(values)}
         found: dict[int, str] = {}
         paths = jax.tree_util.tree_leaves_with_path(self._shapes)
@@ -94,7 +95,8 @@ def stand_in(x: jx.Aval) -> jax.Array:
     """What enters a trace for an array of which nobody reads the values."""
     if not jx.is_key(x.dtype):
         return jnp.zeros(x.shape, x.dtype)
-    words = jax.eval_shape(jax.random.key_data, x)
+    key = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    words = jax.eval_shape(jax.random.key_data, key)
     zeros = jnp.zeros(words.shape, words.dtype)
     return jax.random.wrap_key_data(zeros, impl=jx.key_impl(x.dtype))
 

@@ -10,7 +10,7 @@ that has no such name stays and is said to be narrow by the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,14 @@ from shardinit.core.ir import jaxpr as jx
 from shardinit.core.types import DType, Values
 
 
-def _uniform(key: Any, low: Any, high: Any, shape: Any, dtype: Any) -> Any:
+def _uniform(
+    key: Values, low: Values, high: Values, shape: Sequence[int], dtype: DType
+) -> Values:
     return jax.random.uniform(key, shape, dtype, low, high)
 
 
 # By the name of the call; its operands are the key and what the function takes next.
-_DRAWS: Final[dict[str, tuple[int, Callable[..., Any]]]] = {
+_DRAWS: Final[dict[str, tuple[int, Callable[..., Values]]]] = {
     "_cauchy": (0, jax.random.cauchy),
     "_exponential": (0, jax.random.exponential),
     "_laplace": (0, jax.random.laplace),
@@ -34,9 +36,6 @@ _DRAWS: Final[dict[str, tuple[int, Callable[..., Any]]]] = {
     "_truncated_normal": (2, jax.random.truncated_normal),
     "_uniform": (2, _uniform),
 }
-
-
-_JITS: Final = frozenset({"jit", "pjit"})
 
 
 def widened(closed: jx.ClosedJaxpr, dtype: DType) -> jx.ClosedJaxpr:
@@ -71,7 +70,7 @@ class _Widener:
 
     def _is_draw(self, eqn: jx.JaxprEqn) -> bool:
         """Whether a call is a draw that is too narrow."""
-        if eqn.primitive.name not in _JITS or eqn.params["name"] not in _DRAWS:
+        if eqn.primitive.name != "jit" or eqn.params["name"] not in _DRAWS:
             return False
         operands = [jx.aval(atom) for atom in eqn.invars]
         count, _ = _DRAWS[eqn.params["name"]]
@@ -90,10 +89,9 @@ class _Widener:
             for eqn in jaxpr.eqns
         )
 
-    # Operands are arrays, tracers, or literals, whose class is private to JAX.
     def _run(
-        self, jaxpr: jx.Jaxpr, consts: Sequence[Any], args: Sequence[Any]
-    ) -> list[Any]:
+        self, jaxpr: jx.Jaxpr, consts: Sequence[Values], args: Sequence[jx.Operand]
+    ) -> list[jx.Operand]:
         env = dict(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         for eqn in jaxpr.eqns:
@@ -101,12 +99,14 @@ class _Widener:
             env.update(zip(eqn.outvars, self._equation(eqn, given), strict=True))
         return [x.val if isinstance(x, jx.Literal) else env[x] for x in jaxpr.outvars]
 
-    def _equation(self, eqn: jx.JaxprEqn, given: list[Any]) -> Sequence[Any]:
+    def _equation(
+        self, eqn: jx.JaxprEqn, given: Sequence[jx.Operand]
+    ) -> Sequence[jx.Operand]:
         if self._is_draw(eqn):
             return [self._drawn(eqn, *given)]
         if not any(map(self._any, jx.subjaxprs(eqn))):
             return jx.rebind(eqn, given)
-        if eqn.primitive.name in jx.INLINED - _JITS:
+        if eqn.primitive.name in jx.INLINED - {"jit"}:
             return self._run(*jx.nested(eqn), given)
         return jx.rebind(eqn, given, self._inside)
 
@@ -118,12 +118,12 @@ class _Widener:
             return tuple(map(self._inside, value))
         return value
 
-    def _drawn(self, eqn: jx.JaxprEqn, key: Any, *bounds: Any) -> Values:
+    def _drawn(self, eqn: jx.JaxprEqn, key: Values, *bounds: jx.Operand) -> Values:
         out = jx.aval(eqn.outvars[0])
         draw, dtype, batch = _DRAWS[eqn.params["name"]][1], self._dtype, key.ndim
         shape = tuple(out.shape[batch:])
 
-        def one(key: Any) -> Any:
+        def one(key: Values) -> Values:
             wide = [jnp.asarray(bound, dtype) for bound in bounds]
             return draw(key, *wide, shape, dtype).astype(out.dtype)
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
-from shardinit.core.ir.jaxpr import Jaxpr, Literal, Var, aval, is_jaxpr, is_key, opened
+from shardinit.core.ir.jaxpr import (
+    Jaxpr,
+    Literal,
+    Params,
+    Var,
+    aval,
+    is_jaxpr,
+    is_key,
+    opened,
+)
 from shardinit.core.types import Dim, DType, Values
 
 
@@ -25,7 +33,7 @@ class Encoder:
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
-        self.by_identity: list[Any] = []  # kept alive: an id may not be used again
+        self.by_identity: list[object] = []  # kept alive: an id may not be used again
 
     def digest(self) -> str:
         """The hash so far, in hex."""
@@ -40,7 +48,7 @@ class Encoder:
         self._sha.update(f"{tag}{len(data)}:".encode())
         self._sha.update(data)
 
-    def _put(self, value: Any) -> None:
+    def _put(self, value: object) -> None:
         atom = _atom(value)
         if atom is not None:
             self._raw(*atom)
@@ -74,8 +82,10 @@ class Encoder:
         """Appends a shape and a dtype."""
         self.put(tuple(int(n) for n in shape), str(dtype))
 
-    def params(self, params: Mapping[str, Any]) -> None:
+    def params(self, params: Params) -> None:
         """Appends an equation's parameters; names of functions do not count."""
+        # Where it was traced and under which mesh: no value depends on it, and equal
+        # functions of other names or contexts would be two programs.
         skip = {"name", "ctx_mesh", "context_mesh", "debug_info", "sharding"}
         if "jaxpr" in params:
             skip.add("computation")  # of ``reduce``: the function that the jaxpr is of

@@ -10,13 +10,13 @@ kept if it is an array, and refused by the name of the variable if it is only a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.dependencies import Traced, stand_in
+from shardinit.core.prng.root_key import RootKey
 from shardinit.core.types import Init, Tree, Values
 from shardinit.errors import InitFnError
 
@@ -39,7 +39,7 @@ class Examples:
         self._places = [i for i, x in enumerate(self._leaves) if _is_array(x)]
         given = [self._leaves[i] for i in self._places]
         self._shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in given]
-        self._kept: dict[int, Any] = {}
+        self._kept: dict[int, Values] = {}
 
     def arguments(self, values: Sequence[Values]) -> tuple[tuple, dict[str, Tree]]:
         """The arguments with these values for their arrays, in order."""
@@ -48,7 +48,7 @@ class Examples:
             filled[place] = value
         return jax.tree.unflatten(self._structure, filled)
 
-    def bound(self, fn: Callable[[Any, list[Any]], Tree], name: str) -> Init:
+    def bound(self, fn: Callable[[Tree, list[Values]], Tree], name: str) -> Init:
         """The init function of the key alone: keeps the arrays that matter to it.
 
         The user's code runs once, here; the function that is returned runs what was
@@ -56,7 +56,7 @@ class Examples:
         were switched since.
 
         Args:
-          fn: from a key and the values of the arrays to a pytree of arrays.
+          fn: from a key, or keys by name, and the arrays' values to a pytree of arrays.
           name: of the model.
 
         Raises:
@@ -66,7 +66,7 @@ class Examples:
         traced = Traced(fn, key_aval, self._shapes)
         self._keep(traced, name)
 
-        def init(key: Any) -> Tree:
+        def init(key: RootKey) -> Tree:
             # Zeros for the others are made in here, where nothing reads them.
             values = [
                 self._kept.get(i, stand_in(x)) for i, x in enumerate(self._shapes)
@@ -114,7 +114,8 @@ def _refuse_shapes(args: Sequence[Tree], kwargs: dict[str, Tree]) -> None:
             )
 
 
-def _is_array(x: Any) -> bool:
-    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+def _is_array(x: object) -> bool:
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or not hasattr(x, "shape"):
         return False
-    return not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    return not jnp.issubdtype(dtype, jax.dtypes.extended)

@@ -8,7 +8,6 @@ the data and what is done with a piece of it: order it, run it, copy it out.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -59,7 +58,7 @@ class Value:
 
 
 class Node:
-    """One equation: a primitive, an opaque call, or a map over a leading axis.
+    """One equation: a primitive, a call that was kept, or a map over a leading axis.
 
     Attributes:
       name: the primitive's name, ``"call"``, ``"map"`` or ``"fence"``.
@@ -77,7 +76,7 @@ class Node:
         self,
         name: str,
         prim: jx.Primitive | None,
-        params: Mapping[str, Any],
+        params: jx.Params,
         inputs: Sequence[Value],
         out_avals: Iterable[jx.Aval],
     ):
@@ -88,7 +87,7 @@ class Node:
         )
 
 
-def constant(value: Any, dtype: DType = None, *, counted: bool = False) -> Value:
+def constant(value: jx.Operand, dtype: DType = None, *, counted: bool = False) -> Value:
     """A value known while tracing; ``dtype`` where a literal does not carry its own."""
     if not hasattr(value, "dtype") or dtype is not None:
         value = np.asarray(value, dtype)
@@ -149,6 +148,8 @@ def interpret(wanted: Sequence[Value], known: Mapping[Value, Values]) -> list[Va
 
 
 def _run_map(node: Node, args: Sequence[Values]) -> Values:
+    # A loop again and no vmap: in loops XLA's CPU compiler gives some functions other
+    # last places (``cut.fences.looped``).
     mapped = node.params["mapped"]
     xs = [a for a, m in zip(args, mapped, strict=True) if m]
 

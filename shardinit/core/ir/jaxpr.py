@@ -1,10 +1,10 @@
-"""The only door to jaxprs: trace a function, read its equations, encode them, run them.
+"""What depends on JAX's version: how a jaxpr is made, taken apart and run.
 
 JAX's intermediate representation changes between versions (the parameters of ``scan``
-did from 0.10 to 0.12, ``unstack`` became a primitive). All that shardinit knows of it
-is here: how to get at a nested jaxpr, how to tell the parts of a scan apart, how to
-name a key's implementation, and how to write an equation's parameters down so that two
-equal functions give equal bytes and two different ones never do.
+did from 0.10 to 0.12, ``unstack`` became a primitive). How to get at a nested jaxpr,
+how to tell the parts of a scan apart and how to name a key's implementation is here;
+the other files of this room read equations by it, and no other room reads any. Only
+this file imports ``jax.core`` and ``jax.extend``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeGuard, TypeVar, cast, runtime_checkable
 
 import jax
 import numpy as np
@@ -22,29 +22,25 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.extend import core as jex
 
-from shardinit.core.types import DType, Tree, Values
+from shardinit.core.types import DType, Init, Tree, Values
 
-# Calls whose body can stand in the caller's place without changing a value.
+# Calls whose bodies stand in the caller's place in a windowed program. What some say of
+# derivatives goes: an initializer is not differentiated.
 INLINED = frozenset(
     {
         "jit",
-        "pjit",
         "closed_call",
         "core_call",
         "custom_jvp_call",
         "custom_vjp_call",
-        "custom_vjp_call_jaxpr",
-        "remat2",
-        "checkpoint",
+        "remat2",  # jax.checkpoint
     }
 )
 # Primitives that return their operands; sharding hints are ours to decide.
 IDENTITY = frozenset(
     {
         "copy",
-        "copy_p",
         "device_put",
-        "mesh_cast",
         "name",
         "pvary",
         "random_clone",
@@ -53,9 +49,7 @@ IDENTITY = frozenset(
         "stop_gradient",
     }
 )
-CALLBACKS = frozenset(
-    {"pure_callback", "io_callback", "debug_callback", "debug_print", "python_callback"}
-)
+CALLBACKS = frozenset({"pure_callback", "io_callback", "debug_callback", "debug_print"})
 KEY_DERIVATIONS = frozenset(
     {"random_seed", "random_fold_in", "random_split", "random_wrap", "random_unwrap"}
 )
@@ -69,6 +63,12 @@ Primitive = jex.Primitive
 JaxprEqn = jex.JaxprEqn
 Var = jex.Var
 
+Params: TypeAlias = Mapping[str, Any]
+"""A primitive's parameters by name; what they are, each primitive says for itself."""
+
+Operand: TypeAlias = Any
+"""An array, a tracer, or the value of a literal, whose class is private to JAX."""
+
 T = TypeVar("T")
 
 
@@ -77,7 +77,7 @@ class HasParams(Protocol):
     """An equation, or a graph's node of it: what has its parameters."""
 
     @property
-    def params(self) -> Mapping[str, Any]:
+    def params(self) -> Params:
         """The primitive's parameters."""
         ...
 
@@ -119,6 +119,16 @@ def opened(jaxpr: Jaxpr | ClosedJaxpr) -> tuple[Jaxpr, tuple[Values, ...]]:
     if isinstance(jaxpr, jex.ClosedJaxpr):
         return jaxpr.jaxpr, tuple(jaxpr.consts)
     return jaxpr, ()
+
+
+def weak_types(closed: ClosedJaxpr) -> list[bool]:
+    """For each result whether its dtype gives way to others, as a Python number's."""
+    return [aval.weak_type for aval in closed.out_avals]
+
+
+def returns_operand(jaxpr: Jaxpr, number: int) -> bool:
+    """Whether a jaxpr's first result is that operand, and it does nothing else."""
+    return not jaxpr.eqns and jaxpr.outvars[0] is jaxpr.invars[number]
 
 
 def expanded(node: HasParams, avals: Sequence[Aval]) -> ClosedJaxpr:
@@ -184,7 +194,7 @@ def scan_parts(eqn: HasParams, ins: Sequence[Aval], outs: Sequence[Aval]) -> Sca
     )
 
 
-def setting(name: str) -> Any:
+def setting(name: str) -> object:
     """The value of a JAX configuration option in this thread."""
     return getattr(jax.config, name)
 
@@ -197,6 +207,8 @@ def is_key(dtype: DType) -> bool:
 @lru_cache(maxsize=64)
 def key_impl(dtype: DType) -> str:
     """Name of the key implementation of a typed key dtype, such as ``threefry2x32``."""
+    # ``jax.random.key_impl`` takes keys; of their dtype nothing public says it (0.10.2
+    # and 0.12.0.1). So it is asked of keys that exist in a trace only.
     seen: list[object] = []
 
     def look(key: jax.Array) -> jax.Array:
@@ -248,10 +260,10 @@ def without_mesh(call: Callable[[], T]) -> T:
 
 
 def coordinator() -> Any:
-    """The client of the store of a ``jax.distributed`` job's coordinator, or None.
-
-    JAX has no public name for it; the module of its tools for many hosts holds it.
-    """
+    """The client of the store of a ``jax.distributed`` job's coordinator, or None."""
+    # The one thing of ``jax._src`` that is used: JAX has no public name for the client
+    # (0.10.2 and 0.12.0.1), and without it processes can exchange nothing but arrays.
+    # The public module of its tools for many hosts holds the private one by this name.
     return vars(multihost_utils)["distributed"].global_state.client
 
 
@@ -266,7 +278,7 @@ def on_host(value: T) -> T | np.ndarray:
     return value
 
 
-def trace(fn: Callable[[Any], Tree], key: Tree) -> tuple[ClosedJaxpr, Tree]:
+def trace(fn: Init, key: Tree) -> tuple[ClosedJaxpr, Tree]:
     """Traces ``fn`` once; returns its closed jaxpr and the pytree of output shapes."""
     return jax.make_jaxpr(fn, return_shape=True)(key)
 
@@ -304,9 +316,7 @@ def is_tracer(value: object) -> bool:
     return isinstance(value, Tracer)
 
 
-def bind(
-    prim: Primitive, args: Sequence[Any], params: Mapping[str, Any]
-) -> list[Values]:
+def bind(prim: Primitive, args: Sequence[Operand], params: Params) -> list[Values]:
     """Applies a primitive; always returns a list of results."""
     out = prim.bind(*args, **params)
     return list(out) if prim.multiple_results else [out]
@@ -314,7 +324,7 @@ def bind(
 
 def rebind(
     eqn: JaxprEqn,
-    args: Sequence[Any],
+    args: Sequence[Operand],
     change: Callable[[object], object] = lambda value: value,
 ) -> list[Values]:
     """Applies an equation to arrays or tracers, its parameters changed beforehand."""

@@ -9,8 +9,7 @@ them or say that it does not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TypeAlias
 
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -18,37 +17,34 @@ from shardinit.core.ir import jaxpr as jx
 
 # Behind these a leaf still lies as was stated.
 _KEEPING = frozenset(
-    """convert_element_type copy copy_p device_put name optimization_barrier""".split()
+    "convert_element_type copy device_put name optimization_barrier".split()
 )
+
+
+_Maker: TypeAlias = tuple[jx.JaxprEqn, int]
+"""The equation that makes a variable, and which of its results that is."""
+
+_Makers: TypeAlias = dict[int, dict[jx.Var, _Maker]]
+"""What makes each variable, by jaxpr: one may make thousands of leaves."""
 
 
 def stated_shardings(closed: jx.ClosedJaxpr) -> list[NamedSharding | None]:
     """For each result of a jaxpr the sharding that it was last constrained to."""
-    makers: dict[int, dict[Any, Any]] = {}
+    makers: _Makers = {}
     jaxpr, _ = jx.opened(closed)
     return [_stated(var, jaxpr, makers) for var in jaxpr.outvars]
 
 
 def _stated(
-    var: Any, jaxpr: Any, makers: dict[int, dict[Any, Any]]
+    var: jx.Var | jx.Literal, jaxpr: jx.Jaxpr, makers: _Makers
 ) -> NamedSharding | None:
-    """The sharding of one result.
-
-    Args:
-      var: the result.
-      jaxpr: whose it is.
-      makers: what makes each variable, by jaxpr: one may make thousands of leaves.
-    """
+    """The sharding of one result of a jaxpr."""
     typed = getattr(var.aval, "sharding", None)
     if isinstance(typed, NamedSharding) and any(e is not None for e in typed.spec):
         return typed
-    while not isinstance(var, jx.Literal):
-        if id(jaxpr) not in makers:
-            makers[id(jaxpr)] = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
-        eqn = makers[id(jaxpr)].get(var)
-        if eqn is None:
-            return None
-        name, number = eqn.primitive.name, eqn.outvars.index(var)
+    while made := _maker(var, jaxpr, makers):
+        eqn, number = made
+        name = eqn.primitive.name
         found = _named(eqn.params, number)
         if found is not None or name == "sharding_constraint":
             return found
@@ -62,7 +58,18 @@ def _stated(
     return None
 
 
-def _named(params: Mapping[str, Any], number: int) -> NamedSharding | None:
+def _maker(var: jx.Var | jx.Literal, jaxpr: jx.Jaxpr, makers: _Makers) -> _Maker | None:
+    """What makes a variable; nothing makes an operand or a literal."""
+    if isinstance(var, jx.Literal):
+        return None
+    if id(jaxpr) not in makers:
+        makers[id(jaxpr)] = {
+            v: (eqn, i) for eqn in jaxpr.eqns for i, v in enumerate(eqn.outvars)
+        }
+    return makers[id(jaxpr)].get(var)
+
+
+def _named(params: jx.Params, number: int) -> NamedSharding | None:
     """The sharding that an equation itself gives a result; it names a mesh."""
     given = params.get("sharding")  # of sharding_constraint
     for several in ("devices", "out_shardings"):  # of device_put, of jit

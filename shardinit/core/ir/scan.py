@@ -9,8 +9,8 @@ any vmapped initializer. A result that a real carry reaches stays a scan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import (
     Node,
+    Subgraph,
     Value,
     constant,
     interpret,
@@ -25,159 +26,163 @@ from shardinit.core.ir.graph import (
     topological,
 )
 from shardinit.core.prng import derivation as keys
+from shardinit.core.types import Values
+
+Add: TypeAlias = Callable[
+    [jx.Primitive, jx.Params, Sequence[Value], Sequence[jx.Aval]], list[Value]
+]
+"""``Builder.add``: adds an equation to the graph, or folds it."""
 
 
 class ScanSplit:
-    """A scan's body as a graph of its own, divided into key steps and the rest."""
+    """A scan's body as a graph of its own, divided into key steps and the rest.
 
-    def __init__(self, parts: jx.ScanParts, args: list[Value], reader: Any):
-        self.parts = parts
-        self.args = args
-        self.inner = [Value(a.shape, a.dtype) for a in map(jx.aval, parts.body.invars)]
-        self.outs = reader.read(parts.body, parts.consts, self.inner)
-        self.effects = reader.effects
-        self.nodes = topological(self.outs)
-        self.derived: set[Value] = set()
+    Args:
+      parts: the scan.
+      args: its operands.
+      body: one step; its inputs are those of the body's jaxpr.
+    """
 
-    def _role(self, number: int) -> str:
-        if number < self.parts.n_consts:
-            return "const"
-        if number < self.parts.n_consts + self.parts.n_carry:
-            return "carry"
-        return "xs"
+    def __init__(self, parts: jx.ScanParts, args: Sequence[Value], body: Subgraph):
+        self._length = parts.length
+        self._steps = range(parts.length)[:: -1 if parts.reverse else 1]
+        self._outs, self._n_carry = body.outs, parts.n_carry
+        self._nodes = topological(body.outs)
+        # The body's inputs, each with the scan's operand, by role.
+        pairs = list(zip(body.inputs, args, strict=True))
+        first, last = parts.n_consts, parts.n_consts + parts.n_carry
+        self._consts = dict(pairs[:first])
+        self._carries = dict(pairs[first:last])
+        self._scanned = dict(pairs[last:])
+        # What a step leaves in the place of each carry, for the next one.
+        carried = body.outs[: parts.n_carry]
+        self._after = dict(zip(self._carries, carried, strict=True))
 
-    def unroll(self, add: Any) -> tuple[dict[int, Value], dict[Value, Value]]:
+    def unroll(self, add: Add) -> tuple[dict[int, Value], dict[Value, Value]]:
         """Runs the key steps once a step; returns finished results and stacked keys.
 
         Args:
-          add: the builder's ``add``, which folds what it can.
+          add: the builder's, which folds what it can.
         """
-        carry = {
-            i
-            for i in range(len(self.inner))
-            if self._role(i) == "carry" and _is_prelude(self.args[i])
-        }
-        while True:
-            self.derived = self._find_derived(carry, add)
-            lost = {
-                i for i in carry if not self._known(self.outs[i - self.parts.n_consts])
-            }
-            if not lost:
-                break
-            carry -= lost
-        if not self.derived:
+        carried, folded = self._what_folds(add)
+        if not folded:
             return {}, {}
-        return self._run_steps(add, carry)
+        state = {v: self._carries[v] for v in carried}
+        wanted = self._read_by_the_rest(folded)
+        rows: dict[int, list[Value]] = {}
+        for step in self._steps:
+            made = self._step(step, state, folded, add)
+            rows[step] = [made[v] for v in wanted]
+            state = {v: made.get(self._after[v], self._after[v]) for v in state}
+        columns = zip(*(rows[step] for step in sorted(rows)), strict=True)
+        # Of a scan without steps there are no columns.
+        stacks = {v: _stack(column) for v, column in zip(wanted, columns, strict=False)}
+        return self._finished(state, stacks), stacks
 
-    def _known(self, value: Value) -> bool:
-        return value in self.derived or value.const is not None
+    def _finished(
+        self, state: dict[Value, Value], stacks: dict[Value, Value]
+    ) -> dict[int, Value]:
+        """The results that are known, by number: last carries and stacked keys."""
+        known = {n: state[v] for n, v in enumerate(self._carries) if v in state}
+        for number, out in enumerate(self._outs):
+            if number >= self._n_carry and out in stacks:
+                known[number] = stacks[out]
+        return known
 
-    def _find_derived(self, carry: set[int], add: Any) -> set[Value]:
-        derived = set()
-        for i, value in enumerate(self.inner):
-            is_known = _is_prelude(self.args[i]) if self._role(i) != "carry" else False
-            if is_known or i in carry:
-                derived.add(value)
-        for node in self.nodes:
-            if node.prim is not None and all(
-                v in derived or v.const is not None for v in node.inputs
-            ):
-                ins = [_stand_in(v) for v in node.inputs]
+    def _what_folds(self, add: Add) -> tuple[list[Value], set[Value]]:
+        """The carries that are known before every step, and all that folds in one.
+
+        A carry is known if it is at first and what a step makes of it is. One that is
+        not may be what others are made of: so again without it, until none is lost.
+        """
+        carried = [v for v, arg in self._carries.items() if _is_folded(arg)]
+        while True:
+            folded = self._folds_with(carried, add)
+            kept = [v for v in carried if _is_known(self._after[v], folded)]
+            if len(kept) == len(carried):
+                return carried, folded
+            carried = kept
+
+    def _folds_with(self, carried: Sequence[Value], add: Add) -> set[Value]:
+        """The values that fold in each step if these carries are known before it."""
+        outside = {**self._consts, **self._scanned}
+        folded = {v for v, arg in outside.items() if _is_folded(arg)}.union(carried)
+        for node in self._nodes:
+            if node.prim is not None and all(_is_known(v, folded) for v in node.inputs):
+                known = [_stand_in(v) for v in node.inputs]
+                if all(
+                    map(_is_folded, add(node.prim, node.params, known, node.outputs))
+                ):
+                    folded.update(node.outputs)
+        return folded
+
+    def _step(
+        self, number: int, state: dict[Value, Value], folded: set[Value], add: Add
+    ) -> dict[Value, Value]:
+        """What folds in one step, by the body's values, from the carries before it."""
+        made = dict(state)
+        made |= {v: arg for v, arg in self._consts.items() if v in folded}
+        rows = {v: arg for v, arg in self._scanned.items() if v in folded}
+        made |= {v: _row(arg, number) for v, arg in rows.items()}
+        for node in self._nodes:
+            if node.prim is not None and node.outputs[0] in folded:
+                ins = [made.get(v, v) for v in node.inputs]
                 outs = add(node.prim, node.params, ins, node.outputs)
-                if all(_is_prelude(o) for o in outs):
-                    derived.update(node.outputs)
-        return derived
+                made.update(zip(node.outputs, outs, strict=True))
+        return made
 
-    def _run_steps(
-        self, add: Any, carry: set[int]
-    ) -> tuple[dict[int, Value], dict[Value, Value]]:
-        parts = self.parts
-        steps = range(parts.length)
-        state = {self.inner[i]: self.args[i] for i in carry}
-        rows: dict[Value, list[Value]] = {v: [] for v in self._boundary()}
-        for step in reversed(steps) if parts.reverse else steps:
-            env: dict[Value, Value] = dict(state)
-            for i, value in enumerate(self.inner):
-                if value in self.derived and i not in carry:
-                    arg = self.args[i]
-                    env[value] = _row(arg, step) if self._role(i) == "xs" else arg
-            for node in self.nodes:
-                if node.prim is not None and node.outputs[0] in self.derived:
-                    ins = [env.get(v, v) for v in node.inputs]
-                    outs = add(node.prim, node.params, ins, node.outputs)
-                    env.update(zip(node.outputs, outs, strict=True))
-            for value, row in rows.items():
-                row.append(env[value])
-            for i in carry:
-                after = self.outs[i - parts.n_consts]
-                state[self.inner[i]] = env.get(after) or after
-        if parts.reverse:
-            for row in rows.values():
-                row.reverse()
-        stacks = {v: _stack(row) for v, row in rows.items()} if parts.length else {}
-        finals: dict[int, Value] = {
-            i - parts.n_consts: state[self.inner[i]] for i in carry
-        }
-        for number, out in enumerate(self.outs):
-            if number >= parts.n_carry and out in stacks:
-                finals[number] = stacks[out]
-        return finals, stacks
-
-    def _boundary(self) -> list[Value]:
-        """Derived values that the rest of the body, or the scan's results, read."""
-        found: dict[Value, None] = {}
-        for node in self.nodes:
-            if node.outputs[0] not in self.derived:
-                found.update((v, None) for v in node.inputs if v in self.derived)
-        for out in self.outs[self.parts.n_carry :]:
-            if out in self.derived:
-                found[out] = None
-        return list(found)
+    def _read_by_the_rest(self, folded: set[Value]) -> list[Value]:
+        """Folded values that the rest of the body, or the scan's results, read."""
+        read = [
+            v
+            for node in self._nodes
+            if node.outputs[0] not in folded
+            for v in node.inputs
+        ]
+        read += self._outs[self._n_carry :]
+        return [v for v in dict.fromkeys(read) if v in folded]
 
     def as_map(self, number: int, stacks: dict[Value, Value]) -> Value | None:
         """Result ``number`` as a map over the steps, None if a carry reaches it."""
-        parts = self.parts
-        if number < parts.n_carry or self.effects or not parts.length:
+        if number < self._n_carry or not self._length:
             return None
-        out = self.outs[number]
-        inputs, outer, mapped = [], [], []
-        place = {v: i for i, v in enumerate(self.inner)}
-        for value in leaves([out], stacks):
-            if value in stacks:
-                outer.append(stacks[value])
-                mapped.append(True)
-            else:
-                role = self._role(place[value])
-                if role == "carry":
-                    return None
-                outer.append(self.args[place[value]])
-                mapped.append(role == "xs")
-            inputs.append(value)
-        body = _as_jaxpr(inputs, out)
-        aval = jax.ShapeDtypeStruct((parts.length, *out.shape), out.dtype)
+        out = self._outs[number]
+        inputs = leaves([out], stacks)
+        outside = {**self._consts, **self._scanned, **stacks}
+        if any(v not in outside for v in inputs):
+            return None
+        aval = jax.ShapeDtypeStruct((self._length, *out.shape), out.dtype)
         params = {
-            "jaxpr": body,
-            "mapped": tuple(mapped),
-            "length": parts.length,
+            "jaxpr": _as_jaxpr(inputs, out),
+            "mapped": tuple(v in stacks or v in self._scanned for v in inputs),
+            "length": self._length,
             "index": number,
         }
-        return Node("map", None, params, outer, [aval]).outputs[0]
+        return Node("map", None, params, [outside[v] for v in inputs], [aval]).outputs[
+            0
+        ]
 
 
-def _is_prelude(value: Value) -> bool:
+def _is_folded(value: Value) -> bool:
+    """Whether a value left the graph: it is derived from keys, or small integers."""
     if value.key is not None:
         return True
     return value.const is not None and np.dtype(value.const.dtype).kind in "iub"
 
 
+def _is_known(value: Value, folded: set[Value]) -> bool:
+    return value in folded or value.const is not None
+
+
 def _stand_in(value: Value) -> Value:
-    """A value of the same kind for asking the prelude whether it would fold."""
+    """A value of the same kind for asking whether an equation of it would fold."""
     if value.const is not None:
         return value
     if jx.is_key(value.dtype):
         impl = jx.key_impl(value.dtype)
         words = np.zeros(value.size * keys.words_per_key(impl), np.uint32)
         return Value(value.shape, value.dtype, key=keys.constant(words, impl))
+    # A raw key has no type of its own: it is two words of threefry or four of rbg.
     if np.dtype(value.dtype) == np.uint32 and value.shape[-1:] in ((2,), (4,)):
         words = np.zeros(value.size, np.uint32)
         impl = keys.THREEFRY if value.shape[-1] == 2 else "rbg"
@@ -194,7 +199,7 @@ def _row(value: Value, step: int) -> Value:
     return Value(value.shape[1:], value.dtype, key=keys.take([value.key], places))
 
 
-def _stack(rows: list[Value]) -> Value:
+def _stack(rows: Sequence[Value]) -> Value:
     shape = (len(rows), *rows[0].shape)
     if all(r.const is not None for r in rows):
         return constant(np.stack([np.asarray(r.const) for r in rows]))
@@ -207,10 +212,10 @@ def _stack(rows: list[Value]) -> Value:
     return Value(shape, rows[0].dtype, key=keys.take(parents, places, impl))
 
 
-def _as_jaxpr(inputs: Sequence[Value], out: Value) -> Any:
+def _as_jaxpr(inputs: Sequence[Value], out: Value) -> jx.ClosedJaxpr:
     """The part of a graph between ``inputs`` and ``out`` as a closed jaxpr."""
 
-    def fn(*args: Any) -> Any:
+    def fn(*args: Values) -> Values:
         return interpret([out], dict(zip(inputs, args, strict=True)))[0]
 
     return jx.closed_from(fn, *(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in inputs))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from shardinit.core.plan.folded import folded, template
 
 if TYPE_CHECKING:  # a client without JAX prints descriptions
+    from jax.sharding import NamedSharding
+
     from shardinit.core.plan.leaves import PlanLeaf
 
 HEADER = (
@@ -48,7 +50,8 @@ def _alike(leaves: Iterable[PlanLeaf]) -> list[list[PlanLeaf]]:
     groups: dict[Hashable, list[PlanLeaf]] = {}
     for leaf in leaves:
         if leaf.selected:
-            alike = (leaf.program, leaf.shape, str(leaf.dtype), _spec(leaf))
+            spec = spec_text(leaf.sharding)
+            alike = (leaf.program, leaf.shape, str(leaf.dtype), spec)
             groups.setdefault((*alike, template(leaf.path)), []).append(leaf)
     return list(groups.values())
 
@@ -57,10 +60,11 @@ def _bytes(alike: Sequence[PlanLeaf]) -> int:
     return alike[0].bytes_per_device * len(alike)
 
 
-def _spec(leaf: PlanLeaf) -> str:
-    if leaf.sharding is None:
+def spec_text(sharding: NamedSharding | None) -> str:
+    """A sharding as a table shows it."""
+    if sharding is None:
         return "-"
-    return str(leaf.sharding.spec).replace("PartitionSpec", "P")
+    return str(sharding.spec).replace("PartitionSpec", "P")
 
 
 def _row(alike: Sequence[PlanLeaf]) -> Row:
@@ -71,7 +75,7 @@ def _row(alike: Sequence[PlanLeaf]) -> Row:
         folded([x.path for x in alike]),
         "x".join(map(str, leaf.shape)) or "scalar",
         str(leaf.dtype),
-        _spec(leaf),
+        spec_text(leaf.sharding),
         f"{_bytes(alike):,}",
         leaf.whole,
     )

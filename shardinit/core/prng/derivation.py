@@ -213,6 +213,8 @@ def _hash_batch(nodes: list[Derivation], values: dict[int, np.ndarray]) -> None:
 
 def _by_jax(node: Derivation, parent: np.ndarray) -> np.ndarray:
     """The other implementations keep their own rules: ask JAX, one key at a time."""
+    # Not by vmap, which draws for a whole batch of rbg keys from the first of them
+    # (https://github.com/jax-ml/jax/issues/19085).
     per_key = words_per_key(node.impl)
     out = []
     for number, words in enumerate(parent.reshape(-1, per_key)):

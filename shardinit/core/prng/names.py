@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -37,6 +37,8 @@ def _fold_all(key: jax.Array, *words: ArrayLike) -> jax.Array:
 
 # inlined: the same few equations in a trace, without the checks of their arguments
 _fold_in = jax.jit(_fold_all, inline=True)
+
+S = TypeVar("S")  # what stands for a value not yet drawn
 
 _WIDE_TAG = b"shardinit wide name\x00"
 
@@ -103,7 +105,7 @@ def check_distinct(
             )
 
 
-def paths_of(tree: Tree, is_slot: Callable[[Any], bool]) -> list[str]:
+def paths_of(tree: Tree, is_slot: Callable[[object], bool]) -> list[str]:
     """The paths of all leaves of ``tree``, a slot counting as one leaf."""
     pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_slot)
     return [path_str(path) for path, node in pairs if is_slot(node)]
@@ -112,10 +114,10 @@ def paths_of(tree: Tree, is_slot: Callable[[Any], bool]) -> list[str]:
 def fill_slots(
     tree: Tree,
     *,
-    is_slot: Callable[[Any], bool],
-    name_of: Callable[[Any], str],
-    fill: Callable[[Any, jax.Array], Tree],
-    axes_of: Callable[[Any], Tree] | None = None,
+    is_slot: Callable[[object], bool],
+    name_of: Callable[[S], str],
+    fill: Callable[[S, jax.Array], Tree],
+    axes_of: Callable[[S], Tree] | None = None,
     wide_names: bool = False,
     name: str = "init",
 ) -> InitFn:
@@ -138,52 +140,77 @@ def fill_slots(
     Raises:
       NameClashError: two slots would be drawn from one key.
     """
-    nodes, treedef = jax.tree.flatten(tree, is_leaf=is_slot)
-    slots = {number: node for number, node in enumerate(nodes) if is_slot(node)}
-    names = {number: name_of(node) for number, node in slots.items()}
-    check_distinct(
-        list(names.values()), lambda: paths_of(tree, is_slot), wide=wide_names
-    )
-
-    def among(parts: dict[int, Tree], rest: Sequence[Tree]) -> Tree:
-        return treedef.unflatten([parts.get(i, node) for i, node in enumerate(rest)])
-
-    empty = [None] * len(nodes)
+    slots = _Slots(tree, is_slot)
+    names = [name_of(slot) for slot in slots.slots]
+    check_distinct(names, slots.paths, wide=wide_names)
 
     def fn(key: jax.Array) -> Tree:
-        made = {}
-        for order, (number, slot) in enumerate(slots.items()):
+        made = []
+        for number, slot in enumerate(slots.slots):
+            own_key = key_for_name(key, names[number], wide=wide_names)
             try:
-                made[number] = fill(
-                    slot, key_for_name(key, names[number], wide=wide_names)
-                )
+                made.append(fill(slot, own_key))
             except ShardinitError as error:
-                path = paths_of(tree, is_slot)[order]
-                if not path:
-                    raise
-                error.relocate(f"{path}: {error.where}")
+                if path := slots.paths()[number]:
+                    error.relocate(f"{path}: {error.where}")
                 raise
-        return among(made, empty)
-
-    def rebuild(made: Tree) -> Tree:
-        parts = treedef.flatten_up_to(made)
-        kept = {number: parts[number] for number in slots if not waits(parts[number])}
-        if not kept:  # all of it is abstract: the shapes were asked for
-            kept = {number: parts[number] for number in slots}
-        return among(kept, nodes)
-
-    def state_of(model: Tree) -> Tree:
-        parts = treedef.flatten_up_to(model)
-        there = {i: parts[i] for i in slots if not is_slot(parts[i])}
-        return among(there, empty)
-
-    def waits(part: Tree) -> bool:
-        leaves = jax.tree.leaves(part)
-        return any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+        return slots.alone(made)
 
     axes = None
     if axes_of is not None:
-        known = {number: axes_of(slot) for number, slot in slots.items()}
-        if jax.tree.leaves(known):
-            axes = among(known, empty)
-    return InitFn(fn, axes=axes, rebuild=rebuild, state_of=state_of, name=name)
+        known = [axes_of(slot) for slot in slots.slots]
+        axes = slots.alone(known) if jax.tree.leaves(known) else None
+    return InitFn(
+        fn, axes=axes, rebuild=slots.rebuild, state_of=slots.state_of, name=name
+    )
+
+
+class _Slots:
+    """Where the slots of a model are, and what else it holds.
+
+    Args:
+      model: a tree; slots may be anywhere in it, or be all of it.
+      is_slot: tells a slot from any other node.
+    """
+
+    def __init__(self, model: Tree, is_slot: Callable[[object], bool]):
+        self._model, self._is_slot = model, is_slot
+        self._nodes, self._structure = jax.tree.flatten(model, is_leaf=is_slot)
+        self._places = [i for i, node in enumerate(self._nodes) if is_slot(node)]
+        self.slots = [self._nodes[i] for i in self._places]
+
+    def paths(self) -> list[str]:
+        """The path of each slot."""
+        return paths_of(self._model, self._is_slot)
+
+    def alone(self, parts: Sequence[Tree]) -> Tree:
+        """The model with these in the slots' places, and None for all that it holds."""
+        return self._filled(parts, [None] * len(self._nodes))
+
+    def rebuild(self, made: Tree) -> Tree:
+        """The model with what ``alone`` gave; slots stay whose values are shapes."""
+        parts = self._parts(made)
+        waiting = [_has_shapes(part) for part in parts]
+        if not all(waiting):  # else all of it is abstract: the shapes were asked for
+            triples = zip(parts, self.slots, waiting, strict=True)
+            parts = [slot if waits else part for part, slot, waits in triples]
+        return self._filled(parts, self._nodes)
+
+    def state_of(self, model: Tree) -> Tree:
+        """What ``alone`` gives, of a model that was rebuilt; None for slots in it."""
+        parts = self._parts(model)
+        return self.alone([None if self._is_slot(part) else part for part in parts])
+
+    def _parts(self, tree: Tree) -> list[Tree]:
+        parts = self._structure.flatten_up_to(tree)
+        return [parts[i] for i in self._places]
+
+    def _filled(self, parts: Sequence[Tree], rest: Sequence[Tree]) -> Tree:
+        nodes = list(rest)
+        for place, part in zip(self._places, parts, strict=True):
+            nodes[place] = part
+        return self._structure.unflatten(nodes)
+
+
+def _has_shapes(part: Tree) -> bool:
+    return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(part))

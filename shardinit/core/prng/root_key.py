@@ -8,7 +8,7 @@ like any other: its words are those of all its keys, in the order of their names
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,11 @@ KeyLike: TypeAlias = OneKey | Mapping[str, OneKey]
 
 RootKey: TypeAlias = Array | dict[str, Array]
 """What ``as_key`` makes of it: a key, or keys by the names of their streams."""
+
+AbstractKey: TypeAlias = jax.ShapeDtypeStruct | dict[str, jax.ShapeDtypeStruct]
+"""A root key as shapes and dtypes."""
+
+T = TypeVar("T")
 
 _RAW = ((2,), (4,))  # of threefry and of rbg
 
@@ -51,7 +56,7 @@ def as_key(key: object) -> RootKey:
     return streams
 
 
-def streams_of(key: Any) -> tuple[str, ...]:
+def streams_of(key: RootKey | AbstractKey) -> tuple[str, ...]:
     """The names of a root key's streams, in order; none of a single key.
 
     It may be abstract here and in ``keys_of``.
@@ -59,12 +64,12 @@ def streams_of(key: Any) -> tuple[str, ...]:
     return tuple(key) if isinstance(key, dict) else ()
 
 
-def keys_of(key: Any) -> list[Any]:
+def keys_of(key: T | dict[str, T]) -> list[T]:
     """The key of each stream, in order; a single key alone."""
     return list(key.values()) if isinstance(key, dict) else [key]
 
 
-def abstract(key: RootKey) -> Any:
+def abstract(key: RootKey) -> AbstractKey:
     """A root key as shapes and dtypes: what a function is traced with."""
     return jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, one.dtype), key)
 

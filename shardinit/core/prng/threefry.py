@@ -106,5 +106,6 @@ def random_bits(
             bits0.astype(np.uint64), lax.full_like(bits0, 32, np.uint64)
         )
         return lax.bitwise_or(wide, bits1.astype(np.uint64))
+    # Of fewer bits JAX takes the low ones of both words mixed, not parts of a word.
     mixed = lax.bitwise_xor(bits0, bits1)
     return mixed if bit_width == 32 else mixed.astype(f"uint{bit_width}")

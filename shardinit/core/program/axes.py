@@ -25,16 +25,17 @@ def write_axes(info: LeafInfo, out: pb.Leaf) -> None:
         return
     out.has_axes = True
     out.axes.extend(name if isinstance(name, str) else "" for name in info.axes)
-    groups = {i: name for i, name in enumerate(info.axes) if isinstance(name, tuple)}
-    named = len(info.axes) if info.named is None else info.named
-    if not (groups or info.passes or info.own_rules or named != len(info.axes)):
-        return
-    metadata = out.axis_metadata
-    metadata.named, metadata.passes = named, info.passes
-    for dimension, axes in groups.items():
-        metadata.groups.add(dimension=dimension, mesh_axes=axes)
+    metadata = pb.AxisMetadata(passes=info.passes)
+    for dimension, name in enumerate(info.axes):
+        if isinstance(name, tuple):
+            metadata.groups.add(dimension=dimension, mesh_axes=name)
     for logical, axes in info.own_rules:
         metadata.rules.add(logical=logical, mesh_axes=mesh_axes(axes))
+    named = len(info.axes) if info.named is None else info.named
+    # Plain names need no more; and files that were written so keep their bytes.
+    if metadata.ByteSize() or named != len(info.axes):
+        metadata.named = named
+        out.axis_metadata.CopyFrom(metadata)
 
 
 def read_axes(leaf: pb.Leaf) -> AxisNames | None:

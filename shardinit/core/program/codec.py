@@ -7,15 +7,14 @@ the functions. A contradiction is a ``ValueError`` here and one clear error outs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import numpy as np
 
 from shardinit.core.cut.cut import Cut, LeafCut
-from shardinit.core.cut.leaf_program import Kind
+from shardinit.core.cut.leaf_program import Kind, Program
 from shardinit.core.cut.sources import (
     Constant,
     Keys,
@@ -34,6 +33,7 @@ from shardinit.core.program.exported import (
     export_program,
 )
 from shardinit.core.program.treedef import read_tree, write_tree
+from shardinit.core.types import DType
 from shardinit.core.window.reasons import Reason, ReplicatedReason
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
@@ -84,35 +84,53 @@ def write_cut(cut: Cut, infos: Sequence[LeafInfo], name: str) -> pb.InitProgramC
 
 
 def _write_keys(cut: Cut, content: pb.InitProgramContent) -> dict[int, int]:
+    """Writes the derivations of all keys; returns their numbers by identity."""
     numbers: dict[int, int] = {}
     for node in keys.topological(d for leaf in cut.leaves for d in leaf.operands):
-        out = content.key_nodes.add()
         parents = [numbers[id(p)] for p in node.parents]
         numbers[id(node)] = len(numbers)
         foreign = node.impl if node.impl != cut.impl else ""
-        if node.op == "root":
-            out.root.SetInParent()
-        elif node.op == "fold_in":
-            out.fold_in.parent = parents[0]
-            out.fold_in.data.extend(node.data.tolist())
-            if len(node.data) != 1:
-                out.fold_in.shape.append(len(node.data))
-        elif node.op == "split":
-            out.split.parent = parents[0]
-            out.split.shape.extend(node.shape)
-        elif node.op == "words":
-            out.words.data = node.data.astype("<u4").tobytes()
-            out.words.key_impl = foreign
-        else:
-            out.take.parents.extend(parents)
-            out.take.key_impl = foreign
-            start = int(node.data[0]) if node.data.size else 0
-            if np.array_equal(node.data, np.arange(start, start + node.data.size)):
-                out.take.range.start = start
-                out.take.range.count = node.data.size
-            else:
-                out.take.list.words.extend(node.data.tolist())
+        _write_key(node, parents, foreign, content.key_nodes.add())
     return numbers
+
+
+def _write_key(
+    node: keys.Derivation, parents: Sequence[int], foreign: str, out: pb.KeyNode
+) -> None:
+    """Writes one step.
+
+    Args:
+      node: the step.
+      parents: the numbers of what it is derived from.
+      foreign: the implementation of its keys, where it is not that of the root.
+      out: its message.
+    """
+    if node.op == "root":
+        out.root.SetInParent()
+    elif node.op == "fold_in":
+        out.fold_in.parent = parents[0]
+        out.fold_in.data.extend(node.data.tolist())
+        if len(node.data) != 1:
+            out.fold_in.shape.append(len(node.data))
+    elif node.op == "split":
+        out.split.parent = parents[0]
+        out.split.shape.extend(node.shape)
+    elif node.op == "words":
+        out.words.data = node.data.astype("<u4").tobytes()
+        out.words.key_impl = foreign
+    else:
+        _write_take(node.data, out.take)
+        out.take.parents.extend(parents)
+        out.take.key_impl = foreign
+
+
+def _write_take(places: np.ndarray, out: pb.KeyNode.Take) -> None:
+    """Writes which words are taken: as a range, which is short, if they are one."""
+    start = int(places[0]) if places.size else 0
+    if np.array_equal(places, np.arange(start, start + places.size)):
+        out.range.start, out.range.count = start, places.size
+    else:
+        out.list.words.extend(places.tolist())
 
 
 def _write_leaf(
@@ -173,22 +191,12 @@ def read_cut(content: pb.InitProgramContent) -> Cut:
       ValueError: it contradicts itself (IndexError, TypeError, KeyError and
         OverflowError too, from what it says being impossible).
     """
-    x64 = bool(setting("jax_enable_x64"))
-    if content.x64 != x64:
-        raise ProgramFormatError(
-            "init program",
-            f"traced with jax_enable_x64={content.x64}",
-            f"the setting of this process, {x64}",
-            "Change the setting, or export the program again",
-        )
+    _refuse_other_x64(content)
     streams = tuple(content.key_streams)
     if streams != tuple(sorted(set(streams))):
         raise ValueError(f"the streams {streams}")
     derived = _read_keys(content)
-    functions = tuple(_read_function(f) for f in content.functions)
-    programs = tuple(f for f in functions if f.kind is not Kind.TABLE)
-    if programs != functions[: len(programs)]:
-        raise ValueError("a table stands before other functions")
+    functions, programs = _read_functions(content)
     leaves = [_read_leaf(leaf, derived, functions) for leaf in content.leaves]
     if len({leaf.path for leaf in leaves}) != len(leaves):
         raise ValueError("two leaves have one path")
@@ -207,6 +215,29 @@ def read_cut(content: pb.InitProgramContent) -> Cut:
     if cut.fingerprint != content.fingerprint:
         raise ValueError("its fingerprint is not that of its functions")
     return cut
+
+
+def _refuse_other_x64(content: pb.InitProgramContent) -> None:
+    # A function that was traced with 64-bit types draws other numbers than without.
+    x64 = bool(setting("jax_enable_x64"))
+    if content.x64 != x64:
+        raise ProgramFormatError(
+            "init program",
+            f"traced with jax_enable_x64={content.x64}",
+            f"the setting of this process, {x64}",
+            "Change the setting, or export the program again",
+        )
+
+
+def _read_functions(
+    content: pb.InitProgramContent,
+) -> tuple[tuple[ExportedProgram, ...], tuple[ExportedProgram, ...]]:
+    """All functions, and the programs among them: those before the tables."""
+    functions = tuple(_read_function(f) for f in content.functions)
+    programs = tuple(f for f in functions if f.kind is not Kind.TABLE)
+    if programs != functions[: len(programs)]:
+        raise ValueError("a table stands before other functions")
+    return functions, programs
 
 
 def _read_same_key(
@@ -234,7 +265,8 @@ def named_by_modules(cut: Cut) -> Cut:
     the file could say of any module that it is another program's.
     """
 
-    def named(function: Any) -> ExportedProgram:
+    def named(function: Program) -> ExportedProgram:
+        assert isinstance(function, ExportedProgram)  # as in every file
         return replace(function, digest=function.module_sha256.hex())
 
     leaves = [
@@ -278,7 +310,9 @@ def _read_keys(content: pb.InitProgramContent) -> list[keys.Derivation]:
     return made
 
 
-def _read_take(take: Any, parent: Any, impl: str) -> keys.Derivation:
+def _read_take(
+    take: pb.KeyNode.Take, parent: Callable[[int], keys.Derivation], impl: str
+) -> keys.Derivation:
     parents = [parent(number) for number in take.parents]
     there = sum(p.words for p in parents)
     if take.WhichOneof("indices") == "range":
@@ -324,8 +358,8 @@ def _read_leaf(
     functions: Sequence[ExportedProgram],
 ) -> LeafCut:
     shape = _shape(leaf.shape)
-    dtype: Any = _dtype(leaf.dtype)
-    if leaf.key_impl:
+    dtype: DType = _dtype(leaf.dtype)
+    if leaf.key_impl:  # there is no public name for the dtype of keys: as it is traced
         dtype = jax.eval_shape(lambda: jax.random.key(0, impl=leaf.key_impl)).dtype
     source = _read_source(leaf, derived, functions)
     if isinstance(source, Constant):

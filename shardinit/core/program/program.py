@@ -31,6 +31,7 @@ from shardinit.core.plan.planning import plan
 from shardinit.core.program import format_1
 from shardinit.core.program.axes import read_axes
 from shardinit.core.program.codec import named_by_modules, read_cut, write_cut
+from shardinit.core.program.envelope import content_of
 from shardinit.core.program.exported import ExportedProgram, check_convention
 from shardinit.core.program.trial import try_in_process
 from shardinit.core.types import Tree
@@ -40,7 +41,6 @@ from shardinit.v1 import program_pb2 as pb
 from shardinit.version import release
 
 FORMAT = 2
-MAX_CONTENT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,14 +143,7 @@ class InitProgram:
                 f"version 1 or {FORMAT}",
                 "Load it with the shardinit release that wrote it, or export it again",
             )
-        content = _unpack(envelope)
-        if hashlib.sha256(content).digest() != envelope.sha256:
-            raise ProgramFormatError(
-                "init program",
-                "its content does not match its SHA-256: it is damaged or cut short",
-                remedy="Fetch or export it again",
-            )
-        program = cls(content, envelope.format, untrusted)
+        program = cls(content_of(envelope), envelope.format, untrusted)
         _check_version(program.jax_version)
         check_convention(program.message.calling_convention)
         _ = program._axes
@@ -218,31 +211,6 @@ class InitProgram:
         from shardinit.core.run.compile import init
 
         return init(self, key)
-
-
-def _unpack(envelope: pb.InitProgram) -> bytes:
-    """The content, decompressed to no more than was announced and is allowed."""
-    size = envelope.content_size
-    if envelope.compression != pb.COMPRESSION_ZLIB or size > MAX_CONTENT_BYTES:
-        raise ProgramFormatError(
-            "init program",
-            f"a content of {size:,} bytes, compression {envelope.compression}",
-            f"at most {MAX_CONTENT_BYTES:,} bytes, compressed with zlib",
-        )
-    unpacker = zlib.decompressobj()
-    try:
-        content = unpacker.decompress(envelope.content, size + 1)
-    except zlib.error as error:
-        raise ProgramFormatError(
-            "init program", f"its content does not decompress ({error})"
-        ) from error
-    if len(content) != size or unpacker.unused_data:
-        raise ProgramFormatError(
-            "init program",
-            f"its content has {len(content):,} bytes or more",
-            f"the {size:,} that are announced",
-        )
-    return content
 
 
 def _check_functions(cut: Cut) -> None:

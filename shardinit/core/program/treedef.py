@@ -6,13 +6,21 @@ names, which is what a reader without the model's classes gets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
 
 import jax
 
-from shardinit.core.types import TreeDef
+from shardinit.core.paths import entry_name
+from shardinit.core.types import Tree, TreeDef
 from shardinit.v1 import program_pb2 as pb
+
+_KINDS = {
+    type(None): pb.Node.KIND_NONE,
+    list: pb.Node.KIND_LIST,
+    tuple: pb.Node.KIND_TUPLE,
+}
+# A node in the tree, the number of its first leaf, and how far below the root it is.
+_Place = tuple[TreeDef, int, int]
 
 
 def write_tree(tree: TreeDef) -> list[pb.Node]:
@@ -21,61 +29,55 @@ def write_tree(tree: TreeDef) -> list[pb.Node]:
     paths = [p for p, _ in jax.tree_util.tree_leaves_with_path(numbered)]
     nodes: list[pb.Node] = []
     # An explicit stack: a tree may be deeper than Python recurses.
-    stack = [(tree, 0, 0)]
+    stack: list[_Place] = [(tree, 0, 0)]
     while stack:
-        node, first, depth = stack.pop()
-        data = node.node_data()
-        children = node.children()
-        if data is None:
-            is_leaf = node.num_leaves == 1
-            kind = pb.Node.KIND_LEAF if is_leaf else pb.Node.KIND_NONE
-            nodes.append(pb.Node(kind=kind))
-            continue
-        kind_of, aux = data
-        starts, start = [], first
-        for child in children:
-            starts.append(start)
-            start += child.num_leaves
-        if kind_of is type(None):
-            nodes.append(pb.Node(kind=pb.Node.KIND_NONE))
-            continue
-        if kind_of is list or kind_of is tuple:
-            is_list = kind_of is list
-            kind = pb.Node.KIND_LIST if is_list else pb.Node.KIND_TUPLE
-            nodes.append(pb.Node(kind=kind, children=len(children)))
-            kept = list(zip(children, starts, strict=True))
-        else:
-            kept, names = [], []
-            for number, (child, start) in enumerate(zip(children, starts, strict=True)):
-                if kind_of is dict:
-                    names.append(aux[number])
-                elif child.num_leaves:
-                    names.append(_name(paths[start][depth]))
-                else:
-                    continue  # nothing inside, and no leaf to learn its name from
-                kept.append((child, start))
-            node_keys = [_key(name) for name in names]
-            nodes.append(
-                pb.Node(kind=pb.Node.KIND_DICT, keys=node_keys, children=len(kept))
-            )
-        stack.extend((child, start, depth + 1) for child, start in reversed(kept))
+        place = stack.pop()
+        node, children = _without_children(place[0]), _children(place)
+        if node.kind == pb.Node.KIND_DICT:
+            children, names = _named(place[0], children, paths)
+            node.keys.extend(map(_key, names))
+        node.children = len(children)
+        nodes.append(node)
+        stack.extend(reversed(children))
     return nodes
 
 
-def _name(entry: Any) -> Any:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return getattr(entry, attribute)
-    return str(entry)
+def _without_children(node: TreeDef) -> pb.Node:
+    data = node.node_data()
+    if data is not None:
+        return pb.Node(kind=_KINDS.get(data[0], pb.Node.KIND_DICT))
+    is_leaf = node.num_leaves == 1
+    return pb.Node(kind=pb.Node.KIND_LEAF if is_leaf else pb.Node.KIND_NONE)
 
 
-def _key(name: Any) -> pb.NodeKey:
+def _children(place: _Place) -> list[_Place]:
+    node, first, depth = place
+    children = []
+    for child in node.children():
+        children.append((child, first, depth + 1))
+        first += child.num_leaves
+    return children
+
+
+def _named(
+    node: TreeDef, children: list[_Place], paths: Sequence[jax.tree_util.KeyPath]
+) -> tuple[list[_Place], list[Hashable]]:
+    """The children that have names, and those, by a dict's keys or by leaves' paths."""
+    kind, held = node.node_data()
+    if kind is dict:
+        return children, list(held)
+    # With nothing inside there is no leaf to learn a child's name from.
+    kept = [child for child in children if child[0].num_leaves]
+    return kept, [entry_name(paths[first][depth - 1]) for _, first, depth in kept]
+
+
+def _key(name: Hashable) -> pb.NodeKey:
     if isinstance(name, int) and not isinstance(name, bool):
         return pb.NodeKey(number=name)
     return pb.NodeKey(text=str(name))
 
 
-def read_tree(nodes: Sequence[pb.Node], leaves: int) -> tuple[Any, list[int]]:
+def read_tree(nodes: Sequence[pb.Node], leaves: int) -> tuple[TreeDef, list[int]]:
     """Nodes in preorder as a pytree structure.
 
     Returns:
@@ -85,44 +87,33 @@ def read_tree(nodes: Sequence[pb.Node], leaves: int) -> tuple[Any, list[int]]:
     Raises:
       ValueError: the nodes are no tree, or have another number of leaves.
     """
-    tokens = iter(nodes)
-    numbers = iter(range(leaves))
-    # Each open node: its message, the children so far.
-    stack: list[tuple[pb.Node, list[Any]]] = []
-    value: Any = None
-    while True:
-        node = _next(tokens, "it ends inside a node")
-        if node.kind in (pb.Node.KIND_LEAF, pb.Node.KIND_NONE):
-            if node.kind == pb.Node.KIND_LEAF:
-                value = _next(numbers, f"it has more than {leaves} leaves")
-            else:
-                value = None
+    number = leaves
+    # From the last node to the first: what is behind a node begins with its children.
+    behind: list[Tree] = []
+    for node in reversed(nodes):
+        if node.kind == pb.Node.KIND_LEAF:
+            number -= 1
+            behind.append(number)
+        elif node.kind == pb.Node.KIND_NONE:
+            behind.append(None)
+        elif node.children > len(behind):
+            raise ValueError("the tree: it ends inside a node")
         else:
-            stack.append((node, []))
-            value = stack
-        while stack:
-            opened, children = stack[-1]
-            if value is not stack:
-                children.append(value)
-            if len(children) < opened.children:
-                break
-            stack.pop()
-            value = _build(opened, children)
-        if not stack:
-            break
-    if any(True for _ in tokens) or any(True for _ in numbers):
+            children = [behind.pop() for _ in range(node.children)]
+            behind.append(_build(node, children))
+    if len(behind) != 1 or number:
         raise ValueError("the tree and its leaves do not match")
-    flat, structure = jax.tree.flatten(value)
+    try:
+        flat, structure = jax.tree.flatten(behind[0])
+    except (RecursionError, SystemError) as error:
+        # JAX recurses here: a thousand levels on Python 3.11, some thousands on 3.13
+        # (https://github.com/openxla/xla/pull/3980). Beyond them 0.10.2 and 0.12.0.1
+        # raise a SystemError, of which the RecursionError is the cause.
+        raise ValueError("the tree: it is deeper than JAX flattens here") from error
     return structure, flat
 
 
-def _next(items: Iterator[Any], problem: str) -> Any:
-    for item in items:
-        return item
-    raise ValueError(f"the tree: {problem}")
-
-
-def _build(node: pb.Node, children: list[Any]) -> Any:
+def _build(node: pb.Node, children: list[Tree]) -> Tree:
     if node.kind == pb.Node.KIND_LIST:
         return children
     if node.kind == pb.Node.KIND_TUPLE:

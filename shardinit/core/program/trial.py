@@ -35,6 +35,7 @@ def try_in_process(data: bytes, seconds: float = SECONDS) -> None:
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     env["JAX_ENABLE_X64"] = str(bool(setting("jax_enable_x64"))).lower()
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    # -P: else the folder it is called in comes before all installed packages.
     command = [sys.executable, "-P", "-m", "shardinit.core.program.trial_worker"]
     try:
         done = subprocess.run(

@@ -106,7 +106,7 @@ def _side_by_side(
     made: list[Values] = []
     used = 0
     for one in (program.program for program in programs):
-        results = slice(len(made), len(made) + one.results)
+        results = slice(len(made), len(made) + len(one.outs))
         part = words[used : used + one.words]
         made += one.window(part, starts[results], shapes[results], lanes=lanes)
         used += one.words

@@ -39,19 +39,21 @@ def sharded(array: np.ndarray, leaf: LeafCut, sharding: NamedSharding) -> jax.Ar
     """A leaf from its elements, or from the words of its keys as a last axis."""
     # A copy for each device: what is handed out may be donated by its new owner.
     made = jax.make_array_from_callback(
-        array.shape, _of_words(sharding, leaf), lambda index: np.array(array[index])
+        array.shape, of_words(sharding, leaf), lambda index: np.array(array[index])
     )
     return as_keys(made, leaf)
 
 
-def as_keys(array: jax.Array, leaf: LeafCut) -> jax.Array:
+def as_keys(array: jax.Array, leaf: LeafCut | jax.ShapeDtypeStruct) -> jax.Array:
     """Typed keys from their words, where the leaf is of keys."""
     if not is_key(leaf.dtype):
         return array
     return jax.random.wrap_key_data(array, impl=key_impl(leaf.dtype))
 
 
-def _of_words(sharding: NamedSharding, leaf: LeafCut) -> NamedSharding:
+def of_words(
+    sharding: NamedSharding, leaf: LeafCut | jax.ShapeDtypeStruct
+) -> NamedSharding:
     """The sharding of what a leaf is made of: the words of a key are a last axis."""
     if not is_key(leaf.dtype):
         return sharding

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from shardinit.core.ir import jaxpr as jx
+from shardinit.core.ir.dependencies import stand_in
 from shardinit.core.ir.graph import Node, Subgraph, Value, topological
 from shardinit.core.types import Coords, Elements, Values
 from shardinit.core.window import coordinates as crd
@@ -33,8 +34,8 @@ from shardinit.core.window.rules.rule import Full, Later, Steps
 MAX_WHOLE_KEYS = 1 << 24
 # So are tables: values of constants alone that are read here and there.
 MAX_TABLE = 1 << 20
-# An axis is folded (argmax) once an element of the node, or a little more.
-MAX_FOLD_REPEATS = 2
+# An axis is read (argmax) once an element of the node, or a little more.
+MAX_AXIS_REPEATS = 2
 # A value that is wanted at many coordinates is made as often. Few graphs share so much;
 # an associative scan reads every element at a power of its length.
 MAX_READS_A_NODE = 32
@@ -81,6 +82,7 @@ def analyse(graph: Subgraph) -> Analysis:
         return Analysis(ReplicatedReason(error.reason, _describe(node) + often))
     rows = len(trial.key_axes)
     is_prefix = trial.key_axes == set(range(rows))
+    # Each row of lanes is padded to whole vectors: short rows would be mostly padding.
     pays = is_prefix and math.prod(out.shape[rows:]) >= LANES
     inputs = [*trial.full, *(v for v in graph.inputs if v in trial.read)]
     return Analysis(
@@ -158,7 +160,7 @@ class _Trial(Evaluator):
         if value.const is not None:
             return value.const
         (self.read if value in self._operands else self.full)[value] = None
-        return _placeholder(value)
+        return stand_in(value)
 
     def _read(self, value: Value, coords: Coords) -> Elements:
         if jx.is_key(value.dtype):
@@ -174,8 +176,8 @@ class _Trial(Evaluator):
         self.node = node
         value = node.inputs[request.number]
         if isinstance(request, Later):
-            repeats = self._out.size > MAX_FOLD_REPEATS * node.outputs[0].size
-            require(not (request.folds and repeats), Reason.AXIS_AGAIN)
+            repeats = self._out.size > MAX_AXIS_REPEATS * node.outputs[0].size
+            require(not (request.reads_axis and repeats), Reason.AXIS_AGAIN)
         else:
             of_keys = request.of_keys and self._of_keys(value)
             require(of_keys or self._is_constant(value), Reason.DRAWN_TABLE)
@@ -195,19 +197,6 @@ class _Trial(Evaluator):
         if jax.numpy.issubdtype(value.dtype, np.inexact):
             width = math.prod(shape_of(made))
             self.uneven |= 1 < width < 1 << self._out.ndim
-
-
-def _placeholder(value: Value) -> Values:
-    """Something of a value's shape and dtype, while nothing is computed."""
-    if not jx.is_key(value.dtype):
-        return jax.numpy.zeros(value.shape, value.dtype)
-    impl = jx.key_impl(value.dtype)
-    words = jax.eval_shape(
-        jax.random.key_data, jax.ShapeDtypeStruct(value.shape, value.dtype)
-    )
-    return jax.random.wrap_key_data(
-        jax.numpy.zeros(words.shape, words.dtype), impl=impl
-    )
 
 
 def _require_small(trial: _Trial, constants: set[Value]) -> None:

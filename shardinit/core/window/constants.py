@@ -9,15 +9,11 @@ no arithmetic on floats, are windowed like any other leaf.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
 import jax
 import numpy as np
 from jax import lax
 
-from shardinit.core.ir.graph import Subgraph, interpret, topological
-from shardinit.core.ir.jaxpr import no_mesh
+from shardinit.core.ir.graph import Node, Subgraph, interpret, topological
 from shardinit.core.types import DType, Values
 
 MAX_BYTES = 1 << 20
@@ -41,14 +37,19 @@ def is_table(graph: Subgraph) -> bool:
     if not _is_number(out.dtype) or out.size * out.dtype.itemsize > MAX_BYTES:
         return False
     order = topological([out])
-    varies = any(
-        node.name == "iota" or any(v.const is not None and v.ndim for v in node.inputs)
-        for node in order
+    return any(map(_varies, order)) and any(map(_rounds, order))
+
+
+def _varies(node: Node) -> bool:
+    """Whether an equation is, or reads, what has several elements of its own."""
+    return node.name == "iota" or any(
+        v.const is not None and v.ndim for v in node.inputs
     )
-    return varies and any(
-        node.name not in _EXACT and any(_is_number(v.dtype) for v in node.outputs)
-        for node in order
-    )
+
+
+def _rounds(node: Node) -> bool:
+    """Whether an equation does arithmetic on floats."""
+    return node.name not in _EXACT and any(_is_number(v.dtype) for v in node.outputs)
 
 
 def is_uniform(graph: Subgraph) -> bool:
@@ -74,7 +75,7 @@ def evaluate_table(graph: Subgraph) -> list[Values]:
     return interpret(graph.outs, {v: x for v, x in counted.items() if x is not None})
 
 
-def _counted(const: Values) -> Values:
+def _counted(const: Values) -> Values | None:
     """Integers that count up or down along axes, counted again; None for others.
 
     They were folded while the jaxpr was read, for the keys that might derive from
@@ -83,15 +84,9 @@ def _counted(const: Values) -> Values:
     const = np.asarray(const)
     if const.ndim == 0 or const.size == 0 or const.dtype.kind not in "iu":
         return None
-    first = const.ravel()[0]
-    lines = [
-        np.moveaxis(const, a, 0).reshape(n, -1)[:, 0] for a, n in enumerate(const.shape)
-    ]
-    steps = [int(x[1]) - int(x[0]) if x.size > 1 else 0 for x in lines]
-    expected = int(first) + sum(
-        step * np.arange(n).reshape([-1 if a == axis else 1 for a in range(const.ndim)])
-        for axis, (n, step) in enumerate(zip(const.shape, steps, strict=True))
-    )
+    first, steps = const.ravel()[0], _steps(const)
+    places = np.indices(const.shape, sparse=True)
+    expected = int(first) + sum(n * at for n, at in zip(steps, places, strict=True))
     if not np.array_equal(np.broadcast_to(expected, const.shape), const):
         return None
     made = lax.full(const.shape, first, const.dtype)
@@ -102,28 +97,12 @@ def _counted(const: Values) -> Values:
     return made
 
 
+def _steps(const: np.ndarray) -> list[int]:
+    """From the first to the second element along each axis; 0 where there is one."""
+    corner = (0,) * (const.ndim - 1)
+    lines = [np.moveaxis(const, axis, -1)[corner] for axis in range(const.ndim)]
+    return [int(x[1]) - int(x[0]) if x.size > 1 else 0 for x in lines]
+
+
 def _is_number(dtype: DType) -> bool:
     return jax.numpy.issubdtype(dtype, np.inexact)
-
-
-@lru_cache(maxsize=256)
-def values(program: Any, device: Any) -> np.ndarray:
-    """What a program of a table makes, on one device; not to be written to.
-
-    Args:
-      program: one that makes a table.
-      device: where it is computed.
-    """
-    ((shape, _),) = program.outs
-    words = np.zeros(0, np.uint32)
-
-    def make() -> Values:
-        return program.window(
-            words, [[np.uint32(0)] * len(shape)], [shape], lanes=False
-        )[0]
-
-    place = jax.sharding.SingleDeviceSharding(device)
-    with no_mesh():
-        made = np.asarray(jax.jit(make, out_shardings=place).lower().compile()())
-    made.setflags(write=False)
-    return made

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,12 +23,14 @@ ZERO = np.uint32(0)
 def u32(value: Dim) -> Words:
     """A dimension, an index or a number as a uint32 scalar (or array)."""
     if isinstance(value, (int, np.integer)):
+        # Negative ones wrap (the low padding of ``pad``): numpy 2 refuses them.
         return np.uint32(int(value) % (1 << 32))
     return jax.numpy.asarray(value).astype(np.uint32)  # a symbolic dimension
 
 
 def spread(values: Sequence[Values]) -> list[Values]:
     """Broadcasts values, each of the grid's rank or a scalar, to one shape."""
+    # ``jax.numpy`` would do it, but promotes dtypes; ``lax`` wants equal shapes.
     shapes = [np.shape(v) for v in values]
     rank = max((len(s) for s in shapes), default=0)
     if all(s == shapes[0] for s in shapes):
@@ -120,7 +121,9 @@ def _add_wide(
     return add(add(high, more_high), carry), total
 
 
-def _binary(op: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any], Any]:
+def _binary(
+    op: Callable[[Values, Values], jax.Array],
+) -> Callable[[Values, Values], Values]:
     def apply(x: Values, y: Values) -> Values:
         return op(*spread([x, y]))
 

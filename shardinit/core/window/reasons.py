@@ -14,7 +14,7 @@ class Reason(enum.Enum):
     DRAWN_TABLE = "drawn-table"
     """Drawn indices read an array that is drawn itself."""
     AXIS_AGAIN = "axis-again"
-    """An axis is folded once for each of its own elements."""
+    """An axis is read once for each of its own elements."""
     LARGE_TABLE = "large-table"
     """An array that windows read here and there is too large to be made on the way."""
     MANY_READS = "many-reads"

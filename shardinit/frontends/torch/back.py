@@ -275,6 +275,9 @@ def _filled(
             f"tensor {name!r}", f"its shard has shape {tuple(local.shape)}", f"{boxes}"
         )
     _fill(local, leaf, boxes)
+    if not old.is_meta:
+        return old
+    made = local
     if isinstance(old, DTensor):
         made = DTensor.from_local(
             local,
@@ -284,11 +287,9 @@ def _filled(
             shape=old.shape,
             stride=old.stride(),
         )
-    else:
-        made = local
     if isinstance(old, torch.nn.Parameter):
-        return old if not old.is_meta else torch.nn.Parameter(made, old.requires_grad)
-    return old if not old.is_meta else made
+        return torch.nn.Parameter(made, old.requires_grad)
+    return made
 
 
 def _check_leaf(name: str, old: torch.Tensor, leaf: LazyArray) -> None:

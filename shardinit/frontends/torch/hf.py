@@ -135,10 +135,7 @@ def _class_of(config: Any, auto: str | None, transformers: Any) -> Any:
     if auto is None:
         for name in config.architectures or ():
             cls = getattr(transformers, name, None)
-            model = isinstance(cls, type) and issubclass(
-                cls, transformers.PreTrainedModel
-            )
-            if model and isinstance(config, getattr(cls, "config_class", None) or ()):
+            if _is_model_for(config, cls, transformers):
                 return cls
     elif auto not in transformers.models.auto.modeling_auto.__all__:
         raise InitFnError(_WHERE, f"auto is {auto!r}", "an Auto class of transformers")
@@ -150,6 +147,12 @@ def _class_of(config: Any, auto: str | None, transformers: Any) -> Any:
         f"{auto or 'no Auto class'} knows no model of a {type(config).__name__}",
         "a configuration that an Auto class builds",
     )
+
+
+def _is_model_for(config: Any, cls: Any, transformers: Any) -> bool:
+    """Whether a class of ``transformers`` is a model with such a configuration."""
+    model = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
+    return model and isinstance(config, getattr(cls, "config_class", None) or ())
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,17 +104,9 @@ class Recorder(TorchDispatchMode):
         targets = [args[w] if isinstance(w, int) else kwargs[w] for w in written]
         if any(not isinstance(target, torch.Tensor) for target in targets):
             raise _unsupported(name, "it writes into a list of tensors")
-        outs = not isinstance(written[0], int)
-        fresh = name in FILLS or outs
-        noted = [
-            _like(arg) if fresh and arg is targets[0] and not outs else arg
-            for arg in args
-        ]
-        named = {
-            key: _like(arg) if key in written else arg for key, arg in kwargs.items()
-        }
         line = user_line()
-        call_args, call_kwargs = _mapped((noted, named), self.value_of)
+        read = _without_overwritten(name, args, kwargs, written)
+        call_args, call_kwargs = _mapped(read, self.value_of)
         call = Call(
             name,
             func,
@@ -139,42 +131,44 @@ class Recorder(TorchDispatchMode):
     def _functional(self, name: str, func: Any, args: tuple, kwargs: dict) -> Any:
         """An operation that returns new tensors."""
         line = user_line()
-        given = kwargs
-        if "generator" in kwargs:
-            given = {k: v for k, v in kwargs.items() if k != "generator"}
-        try:
-            made = func(*args, **given)
-        except (NotImplementedError, RuntimeError):
-            # torch has no kernel for the meta device, or its shape is in its values
-            made = self._computed(name, func, args, kwargs, line)
+        made = self._on_meta(name, func, args, kwargs, line)
         outs = made if isinstance(made, tuple | list) else (made,)
         if name in EMPTY:
             self._storage(outs[0], line)
             return made
-        known = {self._address(t) for t in _tensors((args, kwargs))}
-        if name not in RETYPED and any(
-            isinstance(out, torch.Tensor) and self._address(out) in known
-            for out in outs
-        ):
+        tensors = [out for out in outs if isinstance(out, torch.Tensor)]
+        given = {self._address(t) for t in _tensors((args, kwargs))}
+        if name not in RETYPED and any(self._address(out) in given for out in tensors):
             return made  # it returned, or looks into, what it was given
         noted, named = _mapped((args, kwargs), self._read_or_like(name))
-        tensors = [out for out in outs if isinstance(out, torch.Tensor)]
-        if not tensors or all(self._address(out) in self._storages for out in tensors):
+        if all(self._address(out) in self._storages for out in tensors):
             return made
-        likes = tuple(
-            _like(out) if isinstance(out, torch.Tensor) else Like((), torch.int64)
-            for out in outs
-        )
+        likes = tuple(map(_result_like, outs))
         call = Call(name, func, noted, named, likes, line, name in DRAWS)
         if name in RETYPED:  # their memory is the argument's: it gets its own
             made = torch.empty_like(outs[0])
             outs = (made,)
+        self._hold(outs, call, line)
+        return made
+
+    def _on_meta(
+        self, name: str, func: Any, args: tuple, kwargs: dict, line: Line
+    ) -> Any:
+        """The results of an operation as tensors without memory."""
+        given = {k: v for k, v in kwargs.items() if k != "generator"}
+        try:
+            return func(*args, **given)
+        except (NotImplementedError, RuntimeError):
+            # torch has no kernel for the meta device, or its shape is in its values
+            return self._computed(name, func, args, kwargs, line)
+
+    def _hold(self, outs: Sequence[Any], call: Call, line: Line) -> None:
+        """Notes that new tensors hold the results of a call."""
         for index, out in enumerate(outs):
             if isinstance(out, torch.Tensor):
                 storage = self._storage(out, line)
-                storage.copied = name in RETYPED
+                storage.copied = call.name in RETYPED
                 storage.write(Geometry.of(out), Value(call, index))
-        return made
 
     def _read_or_like(self, name: str) -> Callable[[torch.Tensor], Value | Like]:
         if name.endswith("_like") or name.startswith("new_"):
@@ -292,6 +286,22 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
         return one.numel() == other.numel() and bool(
             torch.equal(one.nan_to_num(), other.nan_to_num())
         )
+
+
+def _without_overwritten(
+    name: str, args: tuple, kwargs: dict, written: tuple
+) -> tuple[Sequence[Any], dict]:
+    """The arguments of a call; of those it writes without reading them, the shapes."""
+    if not isinstance(written[0], int):  # out=
+        return args, {k: _like(x) if k in written else x for k, x in kwargs.items()}
+    if name in FILLS:
+        target = args[written[0]]
+        args = tuple(_like(arg) if arg is target else arg for arg in args)
+    return args, kwargs
+
+
+def _result_like(out: Any) -> Like:
+    return _like(out) if isinstance(out, torch.Tensor) else Like((), torch.int64)
 
 
 def _like(tensor: torch.Tensor) -> Like:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -133,24 +134,26 @@ class Replayer:
         content = repr((array.shape, array.dtype)).encode() + array.tobytes()
         return self._arrays.setdefault(hashlib.sha256(content).digest(), array)
 
-    def _form(self, nodes: Sequence[Call | Read], value: Value) -> Any:
-        numbers = {id(node): number for number, node in enumerate(nodes)}
-
-        def token(item: Any) -> Any:
-            if isinstance(item, Value):
-                if id(item.node) in numbers:
-                    return "value", numbers[id(item.node)], item.output
-                array = self._constant(item)
-                assert array is not None
-                if not any(array.strides):
-                    return "fill", array.shape, str(array.dtype), array.tobytes()[:16]
-                return "array", id(array)
-            if isinstance(item, list | tuple):
-                return tuple(token(part) for part in item)
-            if isinstance(item, float | int | bool | complex):
-                return type(item), repr(item)
+    def _token(self, numbers: dict[int, int], item: Any) -> Any:
+        """An argument as it enters a form: a value by its node's number, or content."""
+        if isinstance(item, list | tuple):
+            return tuple(self._token(numbers, part) for part in item)
+        if isinstance(item, float | int | bool | complex):
+            return type(item), repr(item)
+        if not isinstance(item, Value):
             return str(item)
+        if id(item.node) in numbers:
+            return "value", numbers[id(item.node)], item.output
+        array = self._constant(item)
+        assert array is not None
+        if not any(array.strides):
+            return "fill", array.shape, str(array.dtype), array.tobytes()[:16]
+        return "array", id(array)
 
+    def _form(self, nodes: Sequence[Call | Read], value: Value) -> Any:
+        """What is equal for values that are computed alike."""
+        numbers = {id(node): number for number, node in enumerate(nodes)}
+        token = partial(self._token, numbers)
         forms = []
         for node in nodes:
             if isinstance(node, Read):

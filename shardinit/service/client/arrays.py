@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import compress
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from shardinit.core.paths import chosen
 from shardinit.core.plan import sharding as sh
@@ -25,6 +26,8 @@ from shardinit.core.plan.options import Select
 from shardinit.core.program.treedef import read_tree
 from shardinit.core.region import Region
 from shardinit.core.run.processes import assert_same
+from shardinit.core.run.shards import as_keys, of_words
+from shardinit.core.types import Device, DType, Tree
 from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, whole
 from shardinit.service.wire.description import Description, LeafDescription
@@ -38,10 +41,10 @@ def from_windows(
     receive: Receive,
     *,
     mesh: Mesh | None,
-    out_shardings: Any,
+    out_shardings: Tree,
     select: Select | None,
     progress: Report,
-) -> Any:
+) -> Tree:
     """The pytree of a described model, its leaves sharded.
 
     Args:
@@ -66,49 +69,41 @@ def from_windows(
         infos = [LeafInfo(x.path, x.shape, 1, None) for x in leaves]
         shardings = sh.from_tree(out_shardings, infos, structure, mesh)
     else:
-        devices = mesh or one_device()
-        specs = [PartitionSpec(*(as_entry(e) for e in x.spec or ())) for x in leaves]
-        shardings = [NamedSharding(devices, spec) for spec in specs]
+        shardings = _as_described(leaves, mesh or one_device())
     picked = chosen(select, [leaf.path for leaf in leaves])
-    taken = list(compress(shardings, picked))
-    assert_same({"fingerprint": described.fingerprint}, taken)
-    pieces = [
-        _pieces(leaf, sharding) if taken else {}
-        for leaf, sharding, taken in zip(leaves, shardings, picked, strict=True)
+    assert_same(
+        {"fingerprint": described.fingerprint}, list(compress(shardings, picked))
+    )
+    result: list[Any] = [
+        jax.ShapeDtypeStruct(leaf.shape, _dtype(leaf), sharding=sharding)
+        for leaf, sharding in zip(leaves, shardings, strict=True)
     ]
+    numbers = list(compress(range(len(leaves)), picked))
+    pieces = [_pieces(leaves[i], shardings[i], result[i]) for i in numbers]
     blocks = receive([piece for found in pieces for piece in found])
-    result: list[Any] = []
-    done, total = 0, sum(picked)
-    for leaf, sharding, taken, found in zip(
-        leaves, shardings, picked, pieces, strict=True
-    ):
-        if not taken:
-            kept = jax.ShapeDtypeStruct(leaf.shape, _dtype(leaf), sharding=sharding)
-            result.append(kept)
-            continue
-        result.append(_assemble(leaf, sharding, blocks, found.values()))
-        done += 1
-        progress(done, total)
+    for done, (i, found) in enumerate(zip(numbers, pieces, strict=True), 1):
+        shape = whole(leaves[i]).region.shape
+        result[i] = _assemble(result[i], shardings[i], shape, blocks, found.values())
+        progress(done, len(numbers))
     for _ in blocks:  # lets the last stream come to its end
         raise AssertionError("more windows than pieces")
     return jax.tree.unflatten(structure, result)
 
 
-def _words(leaf: LeafDescription, sharding: NamedSharding) -> NamedSharding:
-    """The sharding of a leaf's bytes: the words of keys are not cut."""
-    if leaf.dtype not in KEY_TYPES:
-        return sharding
-    missing = len(leaf.shape) - len(sharding.spec)
-    spec = PartitionSpec(*sharding.spec, *[None] * missing, None)
-    return NamedSharding(sharding.mesh, spec)
+def _as_described(leaves: Sequence[LeafDescription], mesh: Mesh) -> list[NamedSharding]:
+    """Where the service placed the leaves."""
+    specs = [PartitionSpec(*map(as_entry, leaf.spec or ())) for leaf in leaves]
+    return [NamedSharding(mesh, spec) for spec in specs]
 
 
-def _pieces(leaf: LeafDescription, sharding: NamedSharding) -> dict[Piece, list[Any]]:
+def _pieces(
+    leaf: LeafDescription, sharding: NamedSharding, abstract: jax.ShapeDtypeStruct
+) -> dict[Piece, list[Device]]:
     """The distinct windows of this process's devices, and the devices of each."""
     full = whole(leaf)
     shape = full.region.shape
-    where = _words(leaf, sharding).addressable_devices_indices_map(shape)
-    found: dict[Piece, list[Any]] = {}
+    where = of_words(sharding, abstract).addressable_devices_indices_map(shape)
+    found: dict[Piece, list[Device]] = {}
     for device, index in where.items():
         piece = replace(full, region=Region.of_slices(index or (), shape))
         found.setdefault(piece, []).append(device)
@@ -116,28 +111,33 @@ def _pieces(leaf: LeafDescription, sharding: NamedSharding) -> dict[Piece, list[
 
 
 def _assemble(
-    leaf: LeafDescription,
+    abstract: jax.ShapeDtypeStruct,
     sharding: NamedSharding,
+    shape: tuple[int, ...],
     blocks: Iterator[np.ndarray],
-    places: Iterable[Sequence[Any]],
+    places: Iterable[Sequence[Device]],
 ) -> jax.Array:
+    """A leaf of its shards; ``shape`` is that of what was sent, the words of keys."""
     shards = []
     for devices in places:
         block = next(blocks)
         for device in devices:
+            place = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
             # A copy for each device: its new owner may donate it.
-            shards.append(jax.device_put(block.copy(), device))
+            shards.append(jax.device_put(block.copy(), place))
     array = jax.make_array_from_single_device_arrays(
-        whole(leaf).region.shape, _words(leaf, sharding), shards
+        shape, of_words(sharding, abstract), shards
     )
-    if leaf.dtype not in KEY_TYPES:
-        return array
-    return jax.random.wrap_key_data(array, impl=KEY_TYPES[leaf.dtype][0])
+    return as_keys(array, abstract)
 
 
-def _dtype(leaf: LeafDescription) -> Any:
+def _dtype(leaf: LeafDescription) -> DType:
     """What JAX calls the leaf's elements."""
     if leaf.dtype not in KEY_TYPES:
         return whole(leaf).dtype
-    impl, _ = KEY_TYPES[leaf.dtype]
+    return _key_dtype(KEY_TYPES[leaf.dtype][0])
+
+
+@lru_cache
+def _key_dtype(impl: str) -> DType:
     return jax.eval_shape(lambda: jax.random.key(0, impl=impl)).dtype

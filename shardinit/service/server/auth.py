@@ -176,7 +176,7 @@ def server_credentials(config: Config) -> grpc.ServerCredentials | None:
             [(key, chain)], root_certificates=authorities[0] if authorities else None
         )
 
-    def changed() -> Any:  # None for no change, which the stubs lack
+    def changed() -> Any:  # None for no change, which grpc's stubs lack
         return configuration() if files.refresh() else None
 
     return grpc.dynamic_ssl_server_credentials(

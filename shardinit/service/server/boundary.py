@@ -45,6 +45,9 @@ from shardinit.service.wire.versions import SERVICE
 log = logging.getLogger("shardinit.service")
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+Continuation = Callable[
+    [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]
+]
 _LARGE = 32 << 10  # bytes of a request that is read beside the event loop
 
 
@@ -82,27 +85,27 @@ class Boundary(aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        continuation: Continuation,
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
+    ) -> grpc.RpcMethodHandler | None:
         """The handler of a call, wrapped.
 
         To gRPC all are streams of bytes in both directions, which is the same on the
         wire: of any other kind it would call the handler when the message is there,
         and wait for that as long as it takes.
         """
-        handler: Any = await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
         if handler is None:
             return None
         serve = partial(self._serve, handler_call_details.method, handler)
 
-        async def call(_: Any, context: aio.ServicerContext) -> None:
+        async def call(_: object, context: aio.ServicerContext) -> None:
             await serve(context)
 
         return grpc.stream_stream_rpc_method_handler(call)
 
     async def _serve(
-        self, method: str, handler: Any, context: aio.ServicerContext
+        self, method: str, handler: grpc.RpcMethodHandler, context: aio.ServicerContext
     ) -> None:
         call = Call(_request_id(context))
         status = None
@@ -141,9 +144,14 @@ class Boundary(aio.ServerInterceptor):
                 raise asyncio.CancelledError from error  # its caller has gone meanwhile
 
     async def _answer(
-        self, method: str, handler: Any, call: Call, context: aio.ServicerContext
+        self,
+        method: str,
+        handler: grpc.RpcMethodHandler,
+        call: Call,
+        context: aio.ServicerContext,
     ) -> None:
         behaviour = next(filter(None, (getattr(handler, kind) for kind in _KINDS)))
+        assert handler.response_serializer is not None  # as protobuf generates them
         write = self._writer(handler.response_serializer, call, context)
         given = call if method.startswith(f"/{SERVICE}/") else context
         async with aclosing(self._messages(handler, call, context)) as messages:
@@ -157,10 +165,12 @@ class Boundary(aio.ServerInterceptor):
                     await write(answer)
 
     async def _messages(
-        self, handler: Any, call: Call, context: aio.ServicerContext
-    ) -> AsyncGenerator[Any, None]:
+        self, handler: grpc.RpcMethodHandler, call: Call, context: aio.ServicerContext
+    ) -> AsyncGenerator[Message, None]:
         """The caller's messages as they come, within the limits."""
         seconds = self._config.message_seconds
+        parse = handler.request_deserializer
+        assert parse is not None
         while True:
             try:
                 async with asyncio.timeout(seconds):
@@ -178,7 +188,7 @@ class Boundary(aio.ServerInterceptor):
                     raise SpecError("request", [("request", "it has no message")])
                 return
             call.received += len(data)
-            within = partial(self._within, handler.request_deserializer, data)
+            within = partial(self._within, parse, data)
             # To read a large one takes a second, in which nobody would be answered.
             if len(data) > _LARGE:
                 loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 
@@ -114,6 +114,6 @@ class BuildCache(Generic[Value]):
 class _Build(Generic[Value]):
     """A build that runs, and how many wait for it."""
 
-    def __init__(self, building: Coroutine[Any, Any, Value]):
+    def __init__(self, building: Coroutine[object, object, Value]):
         self.task = asyncio.create_task(building)
         self.waiting = 0

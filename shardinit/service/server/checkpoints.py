@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.run.arguments import key_words
 from shardinit.core.run.compile import compile_plan
 from shardinit.core.run.lazy import open as open_lazily
+from shardinit.core.types import Tree
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.config import Config
 from shardinit.service.server.model_cache import ModelCache
@@ -129,6 +129,9 @@ def _of_the_disk(target: Path, error: BaseException) -> BaseException:
     """The error, or that the disk is full, however deep in it that stands."""
     cause: BaseException | None = error
     while cause is not None:
+        # TensorStore, below Orbax, raises a ValueError without an errno, as in
+        # https://github.com/google/orbax/issues/2837: the operating system's text in it
+        # is all that tells a full disk. Nothing is compared that shardinit says itself.
         text = str(cause)
         number = getattr(cause, "errno", None)
         full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -173,7 +176,7 @@ class _Write:
                     self.receipt.unlink()
             raise
 
-    def _sign(self, values: Any) -> None:
+    def _sign(self, values: Tree) -> None:
         """Writes the receipt: before the checkpoint has its name, never after."""
         make_receipt(self._plan, self._key, values).save(self.receipt, replace=True)
 

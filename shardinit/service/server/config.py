@@ -192,9 +192,12 @@ class Config:
         for listen in (self.health_listen, self.metrics_listen):
             if listen is not None:
                 split_address(listen)
+        if not self.insecure and not is_local(self.listen):
+            self._check_guarded()
+
+    def _check_guarded(self) -> None:
+        """Refuses an address that others can reach, without TLS or for anybody."""
         guarded = self.client_ca is not None or self.token_file is not None
-        if self.insecure or is_local(self.listen):
-            return
         if self.tls_cert is None or not guarded:
             missing = "TLS" if self.tls_cert is None else "asking who calls"
             raise ServiceError(

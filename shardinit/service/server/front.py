@@ -18,6 +18,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import message_factory
+from google.protobuf.message import Message
 
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.admission import Call
@@ -68,7 +69,7 @@ class Front:
         self._uploading = 0
         metrics.watch("cache_bytes", "Bytes of programs and answers kept", self._bytes)
 
-    def handlers(self) -> dict[str, Any]:
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
         """The handlers of all calls, by name."""
         found = {}
         for method in _METHODS:
@@ -180,10 +181,10 @@ class Front:
 
     # ---- what they are made of -------------------------------------------------------
 
-    def _forwarded(self, name: str, *, stream: bool) -> Callable[..., Any]:
+    def _forwarded(self, name: str, *, stream: bool) -> Callable[..., object]:
         """A handler that has a worker answer, once for all who ask the same."""
 
-        async def ask(request: Any, call: Call) -> list[bytes]:
+        async def ask(request: Message, call: Call) -> list[bytes]:
             data = request.SerializeToString(deterministic=True)
 
             async def build() -> list[bytes]:
@@ -192,17 +193,17 @@ class Front:
 
             return await self._answers.get((name, _digest(data)), build)
 
-        async def one(request: Any, call: Call) -> bytes:
+        async def one(request: Message, call: Call) -> bytes:
             (answer,) = await ask(request, call)
             return answer
 
-        async def several(request: Any, call: Call) -> AsyncIterator[bytes]:
+        async def several(request: Message, call: Call) -> AsyncIterator[bytes]:
             for answer in await ask(request, call):
                 yield answer
 
         return several if stream else one
 
-    async def _job(self, name: str, data: bytes, request: Any, call: Call) -> Job:
+    async def _job(self, name: str, data: bytes, request: Message, call: Call) -> Job:
         """A job about a model; a program is where workers find it."""
         spec = getattr(request, "spec", spec_pb2.ModelSpec())
         await self._store.bring(spec.program_sha256)
@@ -333,7 +334,7 @@ def _digest(request: bytes) -> bytes:
     return hashlib.sha256(request).digest()
 
 
-def _forget(task: asyncio.Task[Any]) -> None:
+def _forget(task: asyncio.Task[object]) -> None:
     """Takes note of how a task has ended that nobody waits for, as asyncio wants."""
     if not task.cancelled():
         task.exception()

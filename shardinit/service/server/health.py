@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -40,7 +39,7 @@ class Health(health_pb2_grpc.HealthServicer):
             await self.say(name, False)
 
     async def Check(
-        self, request: health_pb2.HealthCheckRequest, context: Any
+        self, request: health_pb2.HealthCheckRequest, context: object
     ) -> health_pb2.HealthCheckResponse:
         """What is said of a service."""
         if request.service not in self._said:
@@ -48,7 +47,7 @@ class Health(health_pb2_grpc.HealthServicer):
         return Status(status=self._said[request.service])
 
     async def Watch(
-        self, request: health_pb2.HealthCheckRequest, context: Any
+        self, request: health_pb2.HealthCheckRequest, context: object
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """What is said of a service, and whenever that changes."""
         last = None

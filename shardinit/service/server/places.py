@@ -35,14 +35,7 @@ def resolve(uri: str, roots: Sequence[Path], folder: str = "") -> Path:
             remedy="Serve with --checkpoint-root, or write it in the job",
             code="UNIMPLEMENTED",
         )
-    text = uri.removeprefix("file://")
-    parts = text.split("/")
-    plain = all(p not in ("", ".", "..") for p in parts[1:])
-    if not text.startswith("/") or not plain or not text.isprintable():
-        raise _refused(uri, "it is no plain absolute path")
-    if len(text) > 1024 or len(parts[-1].encode()) > 200:
-        raise _refused(uri, "it is too long")
-    path = Path(text)
+    path = _plain_path(uri)
     for root in roots:
         base = Path(os.path.abspath(root))
         own = base / folder
@@ -52,6 +45,18 @@ def resolve(uri: str, roots: Sequence[Path], folder: str = "") -> Path:
             _look(uri, base, path.relative_to(base).parts)
             return path
     raise _refused(uri, "it is below no folder that the operator allows")
+
+
+def _plain_path(uri: str) -> Path:
+    """The path of a URI, in which nothing is to be expanded."""
+    text = uri.removeprefix("file://")
+    parts = text.split("/")
+    plain = all(p not in ("", ".", "..") for p in parts[1:])
+    if not text.startswith("/") or not plain or not text.isprintable():
+        raise _refused(uri, "it is no plain absolute path")
+    if len(text) > 1024 or len(parts[-1].encode()) > 200:
+        raise _refused(uri, "it is too long")
+    return Path(text)
 
 
 def room(target: Path) -> int:

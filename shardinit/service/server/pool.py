@@ -16,13 +16,13 @@ import logging
 import signal
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import COUNTS, Kind, Piece
-from shardinit.service.server.process import DiedError, Process
+from shardinit.service.server.process import TICK, DiedError, Process
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.server.turns import Job, Turns
 from shardinit.service.wire.errors import Refusal
@@ -31,7 +31,6 @@ from shardinit.v1 import service_pb2
 log = logging.getLogger("shardinit.service")
 
 _START = 300.0  # seconds in which a worker must be ready
-_TICK = 0.25  # seconds between two looks at the workers
 _LINGER = 1.0  # seconds that a job nobody waits for may take to end by itself
 _KNOWN = 64  # models that a worker is thought to hold
 _AGAIN = 1.0  # seconds after which to ask a busy server again
@@ -241,30 +240,17 @@ class Pool:
         others = [other for other in self._slots if other is not slot and other.ready]
         if job.quick and job.model in slot.held:
             return True
-        holders = [other for other in others if job.model in other.held]
-        if job.model not in slot.held:
-            if job.quick and any(not other.building for other in holders):
-                return False
-            if any(other.job is None for other in holders):
-                return False
+        if job.model not in slot.held and _waits_for_holder(job, others):
+            return False
         building = sum(other.building for other in others)
         return building < max(1, self._config.workers - 1)
 
     def _died(self, job: Job, process: Process) -> None:
         """Ends a job whose worker has ended, or gives it to another."""
-        if process.why in _TOLD:
-            got, limit = _TOLD[process.why]
-            most = getattr(self._config, limit)
-            self._metrics.refused.labels(limit.replace("_", "-")).inc()
-            job.end(
-                ServiceError(
-                    job.task.method,
-                    got,
-                    f"at most {most:,}",
-                    code="RESOURCE_EXHAUSTED",
-                    limit=limit.replace("_", "-"),
-                ),
-            )
+        excess = process.excess(job.task.method)
+        if excess is not None:
+            self._metrics.refused.labels(excess.limit).inc()
+            job.end(excess)
         elif job.begun and not job.answers:
             job.end()  # the pieces that came are good, and whoever asked goes on there
         elif job.left is None and not (process.why or job.begun or job.tried):
@@ -281,9 +267,9 @@ class Pool:
     # ---- limits ----------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Kills workers that take too much, or whose work nobody wants."""
+        """Kills workers that take too long, or whose work nobody wants."""
         while True:
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(TICK)
             now = time.monotonic()
             for slot in self._slots:
                 process, job = slot.process, slot.job
@@ -291,8 +277,6 @@ class Pool:
                     continue
                 if not process.alive:
                     await self._notify()
-                elif await process.is_larger():
-                    process.kill("memory")
                 elif job is not None and now - slot.begun > self._config.build_seconds:
                     process.kill("time")
                 elif job is not None and job.left and now - job.left > _LINGER:
@@ -302,11 +286,12 @@ class Pool:
         return sum(slot.ready for slot in self._slots)
 
 
-# By why a worker was killed: what its caller is told, and the setting that says so.
-_TOLD = {
-    "memory": ("it takes more memory than a worker may", "worker_bytes"),
-    "time": ("it takes more seconds than a worker may", "build_seconds"),
-}
+def _waits_for_holder(job: Job, slots: Sequence[_Slot]) -> bool:
+    """Whether a job is left to a worker that holds its model and is soon free."""
+    holders = [slot for slot in slots if job.model in slot.held]
+    if job.quick and any(not slot.building for slot in holders):
+        return True
+    return any(slot.job is None for slot in holders)
 
 
 def _taker(job: Job, memory: memoryview) -> Callable[[Kind, bytes], None]:

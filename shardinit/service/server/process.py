@@ -21,6 +21,7 @@ from contextlib import suppress
 import psutil
 from google.rpc import status_pb2
 
+from shardinit.errors import ServiceError
 from shardinit.models import registry
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import (
@@ -33,6 +34,12 @@ from shardinit.service.server.pipe import (
 from shardinit.service.wire.errors import Refusal
 
 Take = Callable[[Kind, bytes], None]
+TICK = 0.25  # seconds between two looks at a worker
+# By why a worker was killed: what its caller is told, and the setting that says so.
+_EXCESS = {
+    "memory": ("it takes more memory than a worker may", "worker_bytes"),
+    "time": ("it takes more seconds than a worker may", "build_seconds"),
+}
 
 
 class DiedError(Exception):
@@ -57,6 +64,7 @@ class Process:
         self._config = config
         self._take: Take = lambda kind, data: None
         self._done: asyncio.Future[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         ours, theirs = socket.socketpair()
         self._socket = ours
         handle = make_memory(config.block_bytes)
@@ -94,6 +102,7 @@ class Process:
             self.models = data
 
         await self._ask(Kind.SETTINGS, settings, take)
+        self._watching = asyncio.create_task(self._watch())
 
     async def run(self, task: Task, take: Take) -> None:
         """Has it do a job; returns when it is done.
@@ -119,6 +128,8 @@ class Process:
         """Waits for its end; returns its exit status."""
         status = await asyncio.to_thread(self._process.wait)
         self._listening.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         self._writer.close()
         return status
 
@@ -127,10 +138,26 @@ class Process:
         """Whether it can be asked for anything."""
         return not self._listening.done()
 
-    async def is_larger(self) -> bool:
-        """Whether it has more memory than a worker may, with all that it started."""
-        # To find what it started, psutil reads a file of every process of the machine.
-        return await asyncio.to_thread(self._resident) > self._config.worker_bytes
+    def excess(self, method: str) -> ServiceError | None:
+        """What to say of a call for which it took too much; None if it did not."""
+        if self.why not in _EXCESS:
+            return None
+        got, setting = _EXCESS[self.why]
+        return ServiceError(
+            method,
+            got,
+            f"at most {getattr(self._config, setting):,}",
+            code="RESOURCE_EXHAUSTED",
+            limit=setting.replace("_", "-"),
+        )
+
+    async def _watch(self) -> None:
+        """Kills it when it has more memory than a worker may, with all it started."""
+        while True:
+            await asyncio.sleep(TICK)
+            # psutil reads a file of every process of the machine to find those.
+            if await asyncio.to_thread(self._resident) > self._config.worker_bytes:
+                self.kill("memory")
 
     def _resident(self) -> int:
         try:

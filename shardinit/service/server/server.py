@@ -259,7 +259,7 @@ def _loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+def _run(coroutine: Coroutine[object, object, Result]) -> Result:
     """The result of what runs in the loop; for any other thread."""
     return asyncio.run_coroutine_threadsafe(coroutine, _loop()).result()
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from google.protobuf.message import DecodeError
 
 from shardinit.errors import ServiceError
+from shardinit.files import write_file
 from shardinit.service.server.objects import Objects
 from shardinit.v1 import service_pb2
 
@@ -121,9 +122,7 @@ class Store:
                 (_HEADER, header.SerializeToString()),
                 (_PROGRAM, data),
             ):
-                with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-                    file.write(content)
-                os.replace(file.name, self.folder / (name + ending))
+                write_file(self.folder / (name + ending), content)
         except OSError as error:
             raise ServiceError(
                 "store",

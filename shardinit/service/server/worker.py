@@ -20,7 +20,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from google.protobuf import message_factory
 from google.protobuf.message import Message
@@ -32,6 +32,8 @@ from shardinit.service.server.pipe import COUNTS, Frames, Kind, Piece, Task, map
 from shardinit.service.server.tracing import span
 from shardinit.service.wire.errors import code_of, to_status
 from shardinit.v1 import service_pb2
+
+Answer: TypeAlias = Message | bytes | Piece
 
 if TYPE_CHECKING:
     from shardinit.service.server.servicer import Servicer
@@ -99,7 +101,7 @@ def _answer(frames: Frames, memory: memoryview, servicer: Servicer, task: Task) 
     return "OK"
 
 
-def _items(made: Any) -> Iterable[Any]:
+def _items(made: Message | bytes | Iterable[Answer]) -> Iterable[Answer]:
     return (made,) if isinstance(made, Message | bytes) else made
 
 

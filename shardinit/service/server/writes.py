@@ -29,7 +29,6 @@ _FORMATS = (
     service_pb2.CHECKPOINT_FORMAT_ORBAX,
 )
 _AGAIN = 5.0  # seconds after which there may be room for another write
-_TICK = 0.25  # seconds between two looks at a worker
 
 
 class Writes:
@@ -229,22 +228,12 @@ class _Write:
 
     async def _run(self, task: Task) -> None:
         process = self._process = Process(self._config)
-        watching = asyncio.create_task(self._watch(process))
         try:
             await process.start()
             await process.run(task, self._hear)
         except DiedError:
-            if process.why == "memory":
-                raise ServiceError(
-                    "WriteCheckpoint",
-                    "it takes more memory than a worker may",
-                    f"at most {self._config.worker_bytes:,}",
-                    code="RESOURCE_EXHAUSTED",
-                    limit="worker-bytes",
-                ) from None
-            raise self.told_to_stop() from None
+            raise process.excess("WriteCheckpoint") or self.told_to_stop() from None
         finally:
-            watching.cancel()
             process.kill("stop")
             await process.ended()
             if not os.path.lexists(self._target):
@@ -261,9 +250,3 @@ class _Write:
     async def _tell(self) -> None:
         async with self._news:
             self._news.notify_all()
-
-    async def _watch(self, process: Process) -> None:
-        while True:
-            await asyncio.sleep(_TICK)
-            if await process.is_larger():
-                process.kill("memory")

@@ -11,10 +11,12 @@ anything.
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -22,13 +24,7 @@ from shardinit import errors
 
 DOMAIN = "shardinit"
 REQUEST_ID = "x-request-id"
-_DETAILS = (
-    error_details_pb2.BadRequest,
-    error_details_pb2.RequestInfo,
-    error_details_pb2.ErrorInfo,
-    error_details_pb2.QuotaFailure,
-    error_details_pb2.RetryInfo,
-)
+_Detail = TypeVar("_Detail", bound=Message)
 # Attribute and key: ``got`` was ``came`` when the wire was laid down.
 _PARTS = {"where": "where", "got": "came", "expected": "expected", "remedy": "remedy"}
 
@@ -112,8 +108,7 @@ def _add_details(status: status_pb2.Status, error: Exception) -> None:
     faults: tuple[tuple[str, str], ...] = ()
     if isinstance(error, errors.SpecError):
         faults = error.faults
-        match = re.fullmatch(r"spec of model '(.*)'", error.where)
-        info.metadata["model"] = one_line(match[1] if match else error.where, 128)
+        info.metadata["model"] = one_line(error.model, 128)
     elif isinstance(error, errors.ShardinitError):
         for part, key in _PARTS.items():
             info.metadata[key] = one_line(getattr(error, part))
@@ -162,54 +157,64 @@ def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
     Returns:
       the server's ``SpecError`` again, or a ``ServiceError`` of one line.
     """
-    call: Any = error
-    code = call.code()
-    found = _details(call)
-    info = found.get("ErrorInfo", error_details_pb2.ErrorInfo())
+    call: Any = error  # grpc's stubs do not say that it is a Call too
+    code, details = call.code(), _details(call)
+    info = _detail(details, error_details_pb2.ErrorInfo)
     ours = info.domain == DOMAIN
-    if ours and info.reason == "SpecError" and "BadRequest" in found:
-        violations = found["BadRequest"].field_violations
+    violations = _detail(details, error_details_pb2.BadRequest).field_violations
+    if ours and info.reason == "SpecError" and violations:
         faults = [(v.field, v.description) for v in violations]
         return errors.SpecError(info.metadata["model"], faults)
     if ours and info.metadata.get("came"):
         parts = {part: info.metadata.get(key, "") for part, key in _PARTS.items()}
         parts["where"] = f"{where}: {parts['where']}" if parts["where"] else where
     else:
-        parts = {"where": where, "got": _explain(code, call.details()), "remedy": ""}
-        if code is grpc.StatusCode.UNAVAILABLE and not found:
-            parts["expected"] = "a service that runs there"
-            parts["remedy"] = "shardinit serve starts one"
-    if "RequestInfo" in found and code is not grpc.StatusCode.INTERNAL:
-        asked = f"(request {found['RequestInfo'].request_id})"
-        parts["remedy"] = f"{parts['remedy']} {asked}".strip()
-    limit, after = "", None
-    if "QuotaFailure" in found:
-        limit = "".join(v.subject for v in found["QuotaFailure"].violations[:1])
-    if "RetryInfo" in found:
-        after = found["RetryInfo"].retry_delay.ToNanoseconds() / 1e9
-    request_id = found["RequestInfo"].request_id if "RequestInfo" in found else ""
+        got = _explain(code, call.details())
+        parts = {"where": where, "got": got, **_help(code, details)}
+    request_id = _detail(details, error_details_pb2.RequestInfo).request_id
+    if request_id and code is not grpc.StatusCode.INTERNAL:
+        parts["remedy"] = f"{parts['remedy']} (request {request_id})".strip()
+    quota = _detail(details, error_details_pb2.QuotaFailure)
     return errors.ServiceError(
         **parts,
         code=code.name,
-        limit=limit,
-        retry_after=after,
+        limit="".join(v.subject for v in quota.violations[:1]),
+        retry_after=_seconds(_detail(details, error_details_pb2.RetryInfo)),
         request_id=request_id,
     )
 
 
-def _details(call: grpc.Call) -> dict[str, Any]:
-    """The details of a failed call by the names of their messages."""
+def _help(code: grpc.StatusCode, details: Sequence[any_pb2.Any]) -> dict[str, str]:
+    """What was expected, and what to do, where no server said so."""
+    if code is grpc.StatusCode.UNAVAILABLE and not details:
+        expected = "a service that runs there"
+        return {"expected": expected, "remedy": "shardinit serve starts one"}
+    return {"remedy": ""}
+
+
+def _details(call: grpc.Call) -> Sequence[any_pb2.Any]:
+    """The details of a failed call."""
     try:
         status = rpc_status.from_call(call)
     except ValueError:  # the status contradicts its details: trust neither
-        status = None
-    found: dict[str, Any] = {}
-    for detail in status.details if status is not None else ():
-        for kind in _DETAILS:
-            message = kind()
-            if detail.Unpack(message):
-                found[kind.__name__] = message
-    return found
+        return ()
+    return status.details if status is not None else ()
+
+
+def _detail(details: Sequence[any_pb2.Any], kind: type[_Detail]) -> _Detail:
+    """The detail of a kind; an empty one if there is none."""
+    message = kind()
+    for detail in details:
+        if detail.Unpack(message):
+            break
+    return message
+
+
+def _seconds(retry: error_details_pb2.RetryInfo) -> float | None:
+    """After how long to ask again; None if nothing is said of it."""
+    if not retry.HasField("retry_delay"):
+        return None
+    return retry.retry_delay.ToNanoseconds() / 1e9
 
 
 def _explain(code: grpc.StatusCode, details: str | None) -> str:

@@ -99,36 +99,36 @@ class Limits:
           message: any message of a request.
           where: the field that it is; what is inside is named after it.
         """
-        faults: Faults = []
-        for oneof in message.DESCRIPTOR.oneofs:
-            if message.WhichOneof(oneof.name) is None:
-                choices = " or ".join(field.name for field in oneof.fields)
-                faults.append((where or oneof.name, f"missing; give {choices}"))
+        faults = _missing(message, where)
         for field in message.DESCRIPTOR.fields:
-            name, full = field.name, field.full_name.removeprefix(_PACKAGE)
+            name = field.name
             optional = field.has_presence and name not in _NEEDED
-            if optional and not message.HasField(name):
-                continue
-            value = getattr(message, name)
-            here = where if name in _TRANSPARENT else f"{where}.{name}".lstrip(".")
-            if full in _COUNTS:
-                least, cap = _COUNTS[full]
-                most = getattr(self, cap)
-                if not least <= len(value) <= most:
-                    text = f"{len(value)} of them; {least} to {most} are allowed"
-                    faults.append((here, text))
-                    continue
-            items = [(here, value)]
-            if field.is_repeated:
-                items = [(f"{here}[{i}]", item) for i, item in enumerate(value)]
-            rule = _RULES.get(full)
-            for place, item in items:
-                if rule is not None and (text := rule(self, item, message)):
-                    faults.append((place, text))
-                elif full == "NamedModel.config":
-                    faults += self._config(item)
-                elif field.message_type is not None:
-                    faults += self.check(item, place)
+            if not optional or message.HasField(name):
+                here = where if name in _TRANSPARENT else f"{where}.{name}".lstrip(".")
+                faults += self._field(message, name, here)
+        return faults
+
+    def _field(self, message: Message, name: str, here: str) -> Faults:
+        """The faults of one field: of its length, then of each of its items."""
+        field, value = message.DESCRIPTOR.fields_by_name[name], getattr(message, name)
+        full = field.full_name.removeprefix(_PACKAGE)
+        if full in _COUNTS:
+            least, cap = _COUNTS[full]
+            most = getattr(self, cap)
+            if not least <= len(value) <= most:
+                text = f"{len(value)} of them; {least} to {most} are allowed"
+                return [(here, text)]
+        items = [(here, value)]
+        if field.is_repeated:
+            items = [(f"{here}[{i}]", item) for i, item in enumerate(value)]
+        rule, faults = _RULES.get(full), []
+        for place, item in items:
+            if rule is not None and (text := rule(self, item, message)):
+                faults.append((place, text))
+            elif full == "NamedModel.config":
+                faults += self._config(item)
+            elif field.message_type is not None:
+                faults += self.check(item, place)
         return faults
 
     def check_leaves(self, model: str, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -176,25 +176,29 @@ class Limits:
         waiting = [("", struct_pb2.Value(struct_value=config), 1)]
         while waiting:
             where, value, depth = waiting.pop()
-            kind = value.WhichOneof("kind")
-            if kind in ("struct_value", "list_value") and depth > self.config_depth:
+            nested = value.WhichOneof("kind") in ("struct_value", "list_value")
+            if nested and depth > self.config_depth:
                 faults.append((where, f"nested deeper than {self.config_depth}"))
-            elif kind == "struct_value":
-                for key, item in sorted(value.struct_value.fields.items()):
-                    if text := _longer(key, self.name):
-                        faults.append((f"config key {key[:16]!r}…", text))
-                        continue
-                    waiting.append((f"{where}.{key}".lstrip("."), item, depth + 1))
-            elif kind == "list_value":
-                for i, item in enumerate(value.list_value.values):
-                    waiting.append((f"{where}[{i}]", item, depth + 1))
-            elif kind == "string_value" and _longer(value.string_value, self.text):
-                faults.append((where, _longer(value.string_value, self.text)))
-            elif kind == "number_value" and not math.isfinite(value.number_value):
-                faults.append((where, f"{value.number_value} is not a finite number"))
-            elif kind is None:
-                faults.append((where, "no value"))
+                continue
+            for key, item in sorted(value.struct_value.fields.items()):
+                if text := _longer(key, self.name):
+                    faults.append((f"config key {key[:16]!r}…", text))
+                    continue
+                waiting.append((f"{where}.{key}".lstrip("."), item, depth + 1))
+            for i, item in enumerate(value.list_value.values):
+                waiting.append((f"{where}[{i}]", item, depth + 1))
+            if text := self._of_scalar(value):
+                faults.append((where, text))
         return faults + self._multiplied(config)
+
+    def _of_scalar(self, value: struct_pb2.Value) -> str:
+        """What is wrong with a text or a number of a config, or with no value."""
+        kind = value.WhichOneof("kind")
+        if kind == "string_value":
+            return _longer(value.string_value, self.text)
+        if kind == "number_value" and not math.isfinite(value.number_value):
+            return f"{value.number_value} is not a finite number"
+        return "no value" if kind is None else ""
 
     def _multiplied(self, config: struct_pb2.Struct) -> Faults:
         """A trace takes time for every leaf, so their number is bounded beforehand."""
@@ -215,6 +219,15 @@ class Limits:
 
 
 DEFAULTS = Limits()  # what a client keeps to, and asks of a server's answers
+
+
+def _missing(message: Message, where: str) -> Faults:
+    """The choices that a message does not make."""
+    return [
+        (where or one.name, f"missing; give {' or '.join(x.name for x in one.fields)}")
+        for one in message.DESCRIPTOR.oneofs
+        if message.WhichOneof(one.name) is None
+    ]
 
 
 def _longer(text: str, most: int) -> str:
@@ -268,11 +281,15 @@ def _draw_dtype(limits: Limits, dtype: str, spec: spec_pb2.ModelSpec) -> str:
     return "" if known else f"{dtype[: limits.name]!r} is no float32 or float64"
 
 
-def _with_mesh(_: Limits, rules: Message, request: Any) -> str:
+def _with_mesh(
+    _: Limits, rules: Message, request: service_pb2.DescribeModelRequest
+) -> str:
     return "" if request.HasField("mesh") else "given without a mesh"
 
 
-def _memory_kind(limits: Limits, kind: str, request: Any) -> str:
+def _memory_kind(
+    limits: Limits, kind: str, request: service_pb2.DescribeModelRequest
+) -> str:
     return _with_mesh(limits, request, request) if kind else ""
 
 

@@ -1,4 +1,7 @@
-"""Wire: the only place where protobuf messages and Python's objects meet.
+"""Messages: what a caller asks for, as protobuf messages and as Python's objects.
+
+Answers are read beside this: what a model consists of in ``description``, a failure in
+``errors``; the tree and the axis names inside them in ``core.program``.
 
 Each pair of functions is one message: ``x_to_proto`` for who asks, ``x_from_proto``
 for who answers. What comes from the wire has passed ``limits`` before it gets here.

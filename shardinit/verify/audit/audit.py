@@ -26,6 +26,7 @@ from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.entries import mesh_axes
 from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.plan import Plan, checked
+from shardinit.core.plan.tables import spec_text
 from shardinit.core.program.program import export_plan
 from shardinit.errors import ArgumentError, AuditError, ShardingError
 from shardinit.verify.audit import topology as topologies
@@ -131,24 +132,22 @@ def _run(folder: Path, wanted: topologies.Topology) -> dict[str, Any]:
 def _report(
     plan: Plan, wanted: topologies.Topology, result: dict[str, Any], limit: int
 ) -> AuditReport:
+    _check_plan(plan, wanted, result)
     chosen = [leaf for leaf in plan.leaves if leaf.selected]
-    numbers = {leaf.path: leaf.program for leaf in chosen}
-    if result["fingerprint"] != plan.fingerprint or result["numbers"] != numbers:
-        raise AuditError(wanted.name, "another plan came back than was sent")
     rows = tuple(
         _row(plan, number, figures, wanted.chip.bandwidth)
         for number, figures in enumerate(result["rows"])
     )
     hosted = [leaf for leaf in chosen if leaf.is_hosted]
-    padded = sum(row.padded_bytes * row.runs for row in rows)
-    padded += sum(leaf.bytes_per_device for leaf in hosted)
+    padded = _padded(rows) + sum(leaf.bytes_per_device for leaf in hosted)
     largest = max((row.temporary_bytes for row in rows), default=0)
     moved = sum(row.bytes_moved * row.runs for row in rows)
-    faults = [f"{first_of(row.paths)} {fault}" for row in rows for fault in row.faults]
-    faults += _forgotten(chosen, wanted.devices, limit)
-    memory = wanted.chip.memory_bytes
-    if memory and padded + largest > memory:
-        faults.append(f"{padded + largest:,} bytes do not fit in {memory:,} of memory")
+    peak = padded + largest
+    faults = [
+        *(f"{first_of(row.paths)} {fault}" for row in rows for fault in row.faults),
+        *_forgotten(chosen, wanted.devices, limit),
+        *_beyond(peak, wanted.chip.memory_bytes),
+    ]
     return AuditReport(
         name=plan.name,
         topology=wanted.name,
@@ -160,13 +159,22 @@ def _report(
         bytes_per_device=plan.bytes_per_device,
         padded_bytes_per_device=padded,
         largest_temporary=largest,
-        peak_bytes=padded + largest,
-        memory_bytes=memory,
+        peak_bytes=peak,
+        memory_bytes=wanted.chip.memory_bytes,
         bytes_moved=moved,
-        seconds=moved / wanted.chip.bandwidth if wanted.chip.bandwidth else 0.0,
+        seconds=_seconds(moved, wanted.chip.bandwidth),
         whole=tuple((leaf.path, leaf.whole) for leaf in plan.whole_leaves),
         faults=tuple(faults),
     )
+
+
+def _check_plan(
+    plan: Plan, wanted: topologies.Topology, result: dict[str, Any]
+) -> None:
+    """Finds out whether the other process compiled the plan that it was sent."""
+    numbers = {leaf.path: leaf.program for leaf in plan.leaves if leaf.selected}
+    if result["fingerprint"] != plan.fingerprint or result["numbers"] != numbers:
+        raise AuditError(wanted.name, "another plan came back than was sent")
 
 
 def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> AuditRow:
@@ -178,9 +186,7 @@ def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> Au
         paths=tuple(leaf.path for leaf in leaves),
         shapes=program.shapes,
         dtypes=tuple(str(leaf.dtype) for leaf in first),
-        specs=tuple(
-            str(s.spec).replace("PartitionSpec", "P") for s in program.shardings if s
-        ),
+        specs=tuple(spec_text(s) for s in program.shardings if s),
         shard_bytes=sum(leaf.bytes_per_device for leaf in first),
         padded_bytes=sum(figures["padded"]),
         output_bytes=figures["output_bytes"],
@@ -189,7 +195,7 @@ def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> Au
         collectives=tuple(figures["collectives"]),
         full_size=tuple(figures["full_size"]),
         bytes_moved=figures["bytes_moved"],
-        seconds=figures["bytes_moved"] / bandwidth if bandwidth else 0.0,
+        seconds=_seconds(figures["bytes_moved"], bandwidth),
         whole=program.whole,
         blockwise=figures["blockwise"],
         faults=(),
@@ -201,6 +207,23 @@ def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> Au
     ]
     faults = faults_of(row, expected, figures["results"])
     return dataclasses.replace(row, faults=tuple(faults))
+
+
+def _padded(rows: Sequence[AuditRow]) -> int:
+    """Bytes of all shards as the compiler lays them out."""
+    return sum(row.padded_bytes * row.runs for row in rows)
+
+
+def _seconds(moved: int, bandwidth: int) -> float:
+    """Seconds that so many bytes take to and from memory; 0 where it is not known."""
+    return moved / bandwidth if bandwidth else 0.0
+
+
+def _beyond(peak: int, memory: int) -> list[str]:
+    """The fault of a plan that needs more memory than the chip has."""
+    if not memory or peak <= memory:
+        return []
+    return [f"{peak:,} bytes do not fit in {memory:,} of memory"]
 
 
 def _forgotten(leaves: Sequence[PlanLeaf], devices: int, limit: int) -> list[str]:

@@ -23,6 +23,7 @@ from shardinit.verify.audit.chips import CPU, GPUS, TPUS, Chip
 
 _EXAMPLES = "a name such as tpu:v5p:16x16x16, gpu:h100:8x8 (hosts x devices) or cpu:8"
 _LARGEST = 1 << 20
+_AXES = {"cpu": (1,), "gpu": (2,), "tpu": (2, 3)}  # how many sizes each may have
 
 
 @dataclass(frozen=True)
@@ -63,25 +64,26 @@ def topology(name: str) -> Topology:
       >>> topology("tpu:v5p:16x16x16").devices
       4096
     """
-    if not isinstance(name, str):
+    text = name.strip().lower() if isinstance(name, str) else ""
+    platform, *rest = text.split(":")
+    if platform not in _AXES:
         raise TopologyError("topology", repr(name), _EXAMPLES)
-    platform, *rest = name.strip().lower().split(":")
-    chips = {"tpu": TPUS, "gpu": GPUS}.get(platform, {})
-    kind = rest[0] if len(rest) == 2 else ""
-    if platform != "cpu" and platform not in ("tpu", "gpu"):
-        raise TopologyError("topology", repr(name), _EXAMPLES)
-    if platform != "cpu" and kind not in chips:
+    chips = {"tpu": TPUS, "gpu": GPUS, "cpu": {"": CPU}}[platform]
+    kind = "" if platform == "cpu" else ":".join(rest[:-1])
+    if kind not in chips:
         known = ", ".join(chips)
         raise TopologyError("topology", repr(name), f"a chip of {known}: {_EXAMPLES}")
-    sizes = tuple(
-        int(n) if re.fullmatch(r"[1-9]\d{0,6}", n) else 0
-        for n in (rest[-1].split("x") if rest else [""])
-    )
-    axes = {"cpu": (1,), "gpu": (2,), "tpu": (2, 3)}[platform]
-    right = len(sizes) in axes and all(sizes) and math.prod(sizes) <= _LARGEST
-    if not right or (platform == "cpu" and len(rest) != 1):
+    sizes = _sizes(":".join(rest) if platform == "cpu" else rest[-1])
+    if len(sizes) not in _AXES[platform] or not 0 < math.prod(sizes) <= _LARGEST:
         raise TopologyError("topology", repr(name), _EXAMPLES)
-    return Topology(name, platform, chips.get(kind, CPU), sizes)
+    return Topology(name, platform, chips[kind], sizes)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """``8x8`` as numbers; 0 for what is none."""
+    return tuple(
+        int(n) if re.fullmatch(r"[1-9]\d{0,6}", n) else 0 for n in text.split("x")
+    )
 
 
 # ---- in the process that compiles ----------------------------------------------------

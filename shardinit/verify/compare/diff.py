@@ -206,29 +206,19 @@ def as_snapshot(x: Any, key: KeyLike = 0, *, values: bool = False) -> Snapshot:
 
 def compare(a: Snapshot, b: Snapshot) -> Changes:
     """What changed from one snapshot to another (see ``diff``)."""
-    before = {leaf.path: leaf for leaf in a.leaves}
-    after = {leaf.path: leaf for leaf in b.leaves}
-    gone = {path: leaf for path, leaf in before.items() if path not in after}
-    new = {path: leaf for path, leaf in after.items() if path not in before}
+    gone = {leaf.path: leaf for leaf in a.leaves}
+    new = {leaf.path: leaf for leaf in b.leaves}
+    pairs = [(gone.pop(x.path), new.pop(x.path)) for x in b.leaves if x.path in gone]
     moves = renamed(gone, new)
-    pairs = [(before[path], after[path]) for path in after if path in before]
     found = _Found(a, b)
     for leaf, other in pairs:
         found.pair(leaf, other)
     for (old, there), moved in moves.items():
-        found.rename(old, there, [(gone[p], new[q]) for p, q in moved])
-        for p, q in moved:
-            del gone[p], new[q]
-            pairs.append((before[p], after[q]))
-    for kind, leaves in (("removed", gone), ("added", new)):
-        for leaf in leaves.values():
-            text = f"{_shape(leaf)} {leaf.dtype}" + (
-                f", {leaf.law}" if leaf.law else ""
-            )
-            sides = (text, "") if kind == "removed" else ("", text)
-            found.add(kind, leaf.path, *sides)
-    found.others.update(new)
-    found.whole()
+        both = [(gone.pop(p), new.pop(q)) for p, q in moved]
+        found.rename(old, there, both)
+        pairs += both
+    found.only_one_has(gone, new)
+    found.of_all()
     order = [leaf.path for leaf in b.leaves if leaf.path in found.others]
     return Changes(a.name, b.name, found.changes(), len(pairs), tuple(order))
 
@@ -294,8 +284,13 @@ class _Found:
         same_kind = (a.shape, a.dtype) == (b.shape, b.dtype)
         values = self._values(a, b)
         yield from self._drawn(a, b, same_kind, values)
-        if not self._one_key:
-            return
+        if self._one_key:
+            yield from self._randomness(a, b, same_kind, values)
+
+    def _randomness(
+        self, a: LeafSnapshot, b: LeafSnapshot, same_kind: bool, values: bool | None
+    ) -> Iterator[tuple[str, tuple[str, str]]]:
+        """What one root key gives two leaves: other keys, bits of them, or values."""
         if _known(a.keys, b.keys) and a.keys != b.keys:
             yield "keys", (a.derived or "", b.derived or "")
         elif _known(a.bits, b.bits) and a.bits != b.bits:
@@ -327,7 +322,17 @@ class _Found:
             return None
         return all(a.values[kind] == b.values[kind] for kind in both)
 
-    def whole(self) -> None:
+    def only_one_has(
+        self, gone: Mapping[str, LeafSnapshot], new: Mapping[str, LeafSnapshot]
+    ) -> None:
+        """Leaves that were removed, and those that were added."""
+        for path, leaf in gone.items():
+            self.add("removed", path, _described(leaf), "")
+        for path, leaf in new.items():
+            self.add("added", path, "", _described(leaf))
+        self.others.update(new)
+
+    def of_all(self) -> None:
         """What is otherwise about all leaves."""
         a, b = self._a, self._b
         if not self._one_key:
@@ -335,20 +340,29 @@ class _Found:
             self.others.update(leaf.path for leaf in b.leaves)
         if a.mesh and b.mesh and a.mesh != b.mesh:
             self.add("note", None, f"mesh {a.mesh}", f"mesh {b.mesh}")
-        alone = not any(leaf.function for s in (a, b) for leaf in s.leaves)
-        prints = (a.fingerprint, b.fingerprint)
-        if alone and None not in prints and prints[0] != prints[1]:
+        if not any(leaf.function for leaf in (*a.leaves, *b.leaves)):
+            self._note_fingerprints()
+        if not self._one_machine:
+            self._note_machines()
+
+    def _note_fingerprints(self) -> None:
+        prints = (self._a.fingerprint, self._b.fingerprint)
+        if _known(*prints) and prints[0] != prints[1]:
             before, after = (f"fingerprint {text}"[:20] for text in prints)
             self.add("note", None, before, after)
-        if not self._one_machine:
-            names = [n for n in _MACHINE if a.made_by.get(n) != b.made_by.get(n)]
-            sides = [
-                "; ".join(x.made_by.get(n, "?")[:40] for n in names) for x in (a, b)
-            ]
-            after = f"{sides[1]}: values are not compared"
-            if not self._one_jax:
-                after += ", functions by their distribution only"
-            self.add("note", None, sides[0], after)
+
+    def _note_machines(self) -> None:
+        """Says what the two were made by, and what of them is not compared for it."""
+        before, after = self._a.made_by, self._b.made_by
+        names = [name for name in _MACHINE if before.get(name) != after.get(name)]
+        sides = [
+            "; ".join(made_by.get(name, "?")[:40] for name in names)
+            for made_by in (before, after)
+        ]
+        said = f"{sides[1]}: values are not compared"
+        if not self._one_jax:
+            said += ", functions by their distribution only"
+        self.add("note", None, sides[0], said)
 
     def changes(self) -> tuple[Change, ...]:
         """All changes, leaves of one template together, in the order of ``KINDS``."""
@@ -370,6 +384,11 @@ class _Found:
                 new += ", by other numbers"
             merged.setdefault((kind, old, new), []).extend(paths)
         return merged
+
+
+def _described(leaf: LeafSnapshot) -> str:
+    law = f", {leaf.law}" if leaf.law else ""
+    return f"{_shape(leaf)} {leaf.dtype}{law}"
 
 
 def _known(a: object, b: object) -> bool:

@@ -19,6 +19,7 @@ from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.planning import make_plan
 from shardinit.core.prng import derivation as keys
 from shardinit.core.prng.root_key import KeyLike, as_key
+from shardinit.core.types import DType
 from shardinit.progress import counted, progress
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
 from shardinit.verify.inspect.inspect import WHOLE_BYTES, law_of
@@ -190,11 +191,10 @@ def _leaves(
         leaf, placed = cut.leaves[number], plan.leaves[number]
         drawn = [d for d in leaf.operands if not _is_scalar(d)]
         law = str(law_of(cut, number, reader.words[number]))
-        name = str(leaf.dtype) if is_key(leaf.dtype) else np.dtype(leaf.dtype).name
         yield LeafSnapshot(
             path=leaf.path,
             shape=leaf.shape,
-            dtype=name,
+            dtype=_dtype_name(leaf.dtype),
             sharding=None if placed.sharding is None else str(placed.sharding.spec),
             law=None if law == "unknown" else law,
             function=_function(cut, leaf),
@@ -203,6 +203,10 @@ def _leaves(
             bits=bits.get(number),
             values={WINDOWS: hashes[number]} if number in hashes else {},
         )
+
+
+def _dtype_name(dtype: DType) -> str:
+    return str(dtype) if is_key(dtype) else np.dtype(dtype).name
 
 
 def _is_scalar(derived: keys.Derivation) -> bool:

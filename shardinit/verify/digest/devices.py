@@ -86,15 +86,7 @@ def _digest(named: Sequence[tuple[str, Any]]) -> Digest:
     if len(arrays) != len(named):
         twice = next(p for i, (p, _) in enumerate(named) if p in dict(named[:i]))
         raise DigestError(f"leaf {twice!r}", "two leaves have this path", "one each")
-    here = jax.process_index() == 0
-    pending: list[jax.Array | np.ndarray] = []
-    for array in arrays.values():
-        if isinstance(array, jax.Array):
-            counted = here or not array.is_fully_addressable
-            pending.append(_device_sums(array) if counted else _NOTHING)
-        else:
-            sums = window_sums(array, (0,) * array.ndim)
-            pending.append(sums[None] if here else _NOTHING)
+    pending = [_sums(array) for array in arrays.values()]
     sums = [np.asarray(s).sum(axis=0, dtype=np.uint32) for s in jax.device_get(pending)]
     totals = np.array(sums, np.uint32).reshape(-1, LANES)
     if jax.process_count() > 1:
@@ -106,6 +98,15 @@ def _digest(named: Sequence[tuple[str, Any]]) -> Digest:
         (path, array.shape, array.dtype, total)
         for (path, array), total in zip(arrays.items(), totals, strict=True)
     )
+
+
+def _sums(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """What this process counts of an array: of one that all have in full, the first."""
+    here = jax.process_index() == 0
+    if isinstance(array, jax.Array):
+        counted = here or not array.is_fully_addressable
+        return _device_sums(array) if counted else _NOTHING
+    return window_sums(array, (0,) * array.ndim)[None] if here else _NOTHING
 
 
 def as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:

@@ -223,26 +223,31 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
 
 def _arithmetic(node: Node, laws: Sequence[_Known]) -> Law:
     """Of constants alone the number; of one law and a constant the law moved."""
-    if not all(isinstance(law, Law) for law in laws):
-        return UNKNOWN
     given = [law for law in laws if isinstance(law, Law)]
-    if all(law.family == "constant" for law in given):
-        numbers = [law.center for law in given]
-        if node.name == "integer_pow":
-            numbers.append(node.params["y"])
-        try:
-            return _constant(float(_FUNCTIONS[node.name](*numbers)))
-        except (ArithmeticError, ValueError):
-            return UNKNOWN
+    if len(given) < len(laws):
+        return UNKNOWN
+    if all(map(_is_constant, given)):
+        return _of_numbers(node, [law.center for law in given])
     if len(given) != 2 or node.name not in _TWO:
         return UNKNOWN
     one, two = given
-    if two.family == "constant":
+    if _is_constant(two):
         return _TWO[node.name](node, one, two.center, False)
-    return _TWO[node.name](node, two, one.center, True) if _is(one) else UNKNOWN
+    return (
+        _TWO[node.name](node, two, one.center, True) if _is_constant(one) else UNKNOWN
+    )
 
 
-def _is(law: Law) -> bool:
+def _of_numbers(node: Node, numbers: Sequence[float]) -> Law:
+    """The number that an operation makes of others."""
+    exponent = [node.params["y"]] if node.name == "integer_pow" else []
+    try:
+        return _constant(float(_FUNCTIONS[node.name](*numbers, *exponent)))
+    except (ArithmeticError, ValueError):
+        return UNKNOWN
+
+
+def _is_constant(law: Law) -> bool:
     return law.family == "constant"
 
 
@@ -296,7 +301,7 @@ _TWO: Final[dict[str, Callable[[Node, Law, float, bool], Law]]] = {
 
 def _clamped(node: Node, laws: Sequence[_Known]) -> Law:
     low, law, high = (x if isinstance(x, Law) else UNKNOWN for x in laws)
-    if not (_is(low) and _is(high)):
+    if not (_is_constant(low) and _is_constant(high)):
         return UNKNOWN
     return _at_most(node, _at_least(node, law, low.center, False), high.center, False)
 
@@ -324,7 +329,7 @@ def _converted(node: Node, laws: Sequence[_Known]) -> _Known:
     (law,) = laws
     if isinstance(law, _Bits) or jnp.issubdtype(node.outputs[0].dtype, np.floating):
         return law
-    return law if isinstance(law, Law) and _is(law) else UNKNOWN
+    return law if isinstance(law, Law) and _is_constant(law) else UNKNOWN
 
 
 def _shifted(_: Node, laws: Sequence[_Known]) -> _Known:
@@ -334,7 +339,7 @@ def _shifted(_: Node, laws: Sequence[_Known]) -> _Known:
 def _exponent(_: Node, laws: Sequence[_Known]) -> _Known:
     """Bits below a constant exponent."""
     for one, other in (laws, laws[::-1]):
-        if one == _Bits() and isinstance(other, Law) and _is(other):
+        if one == _Bits() and isinstance(other, Law) and _is_constant(other):
             return _Bits(other.center)
     return UNKNOWN
 

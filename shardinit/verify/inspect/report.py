@@ -217,11 +217,14 @@ def _row(alike: Sequence[LeafStatistics]) -> tuple[str, ...]:
         return (str(len(alike)), path, alike[0].law.short, *["-"] * 4, "")
     many = [leaf.moments for leaf in seen]
     laws = list(dict.fromkeys(leaf.law.short for leaf in seen))
+    law = laws[0] + (" …" if len(laws) > 1 else "")
+    return (str(len(alike)), path, law, *_moments(many))
+
+
+def _moments(many: Sequence[Moments]) -> tuple[str, ...]:
+    """The moments of sisters together, and their histogram."""
     error = max(m.std_error for m in many)
     return (
-        str(len(alike)),
-        path,
-        laws[0] + (" …" if len(laws) > 1 else ""),
         f"{sum(m.mean for m in many) / len(many):.2g}",
         _extent([m.std for m in many], error),
         f"{min(m.min for m in many):.3g} to {max(m.max for m in many):.3g}",

@@ -12,5 +12,5 @@ def graph_of(fn, *shapes, fold=False):
     avals = [jax.ShapeDtypeStruct(*each) for each in shapes]
     inputs = [Value(a.shape, a.dtype) for a in avals]
     closed = jx.closed_from(fn, *avals)
-    outs = Builder(fold=fold, opaque=False).read(*jx.opened(closed), inputs)
+    outs = Builder(folds_keys=fold, keeps_calls=False).read(*jx.opened(closed), inputs)
     return Subgraph(inputs, outs)

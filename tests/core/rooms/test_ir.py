@@ -49,7 +49,9 @@ def test_keys_and_integers_leave_the_graph():
     root = jax.eval_shape(jax.random.key, 0)
     value = Value(root.shape, root.dtype, key=keys.root("threefry2x32"))
     closed = jx.closed_from(fn, root)
-    (out,) = Builder(fold=True, opaque=True).read(*jx.opened(closed), [value])
+    (out,) = Builder(folds_keys=True, keeps_calls=True).read(
+        *jx.opened(closed), [value]
+    )
     assert out.node is None
     words = np.asarray(jax.random.key_data(jax.random.key(5)))
     (got,) = keys.derive([out.key], words)

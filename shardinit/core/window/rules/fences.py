@@ -30,6 +30,7 @@ def fenced(value: Values, zero: Words) -> Values:
       zero: a uint32 scalar that is zero whenever the program runs.
     """
     dtype = np.dtype(value.dtype)
+    # To numpy bfloat16 and its kin are of kind V.
     word = {2: np.uint16, 4: np.uint32, 8: np.uint64}.get(dtype.itemsize)
     if word is None or dtype.kind not in "fV":
         return value

@@ -20,7 +20,7 @@ from shardinit.core.window.rules.rule import Later, Steps, rule
 def _place_of_best(node: Node, which: int, coords: Coords) -> Steps:
     (axis,) = node.params["axes"]
     require(0 < node.inputs[0].shape[axis] < 1 << 31)
-    values = yield Later(0, folds=True)
+    values = yield Later(0, reads_axis=True)
     dtype = node.params["index_dtype"]
     beats = lax.gt if node.name == "argmax" else lax.lt
 

@@ -20,7 +20,7 @@ from shardinit.core.window.rules.rule import At, Full, Later, Steps, rule
 from shardinit.core.window.rules.sources import take
 
 
-@rule("gather")
+@rule("gather", picks=True)
 def _gather(node: Node, which: int, coords: Coords) -> Steps:
     require(not node.params["dimension_numbers"].operand_batching_dims)
     if _known_inside(node):

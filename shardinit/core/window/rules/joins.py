@@ -26,7 +26,7 @@ from shardinit.core.window.reasons import require
 from shardinit.core.window.rules.rule import At, Steps, rule
 
 
-@rule("concatenate")
+@rule("concatenate", moves=True)
 def _concatenate(node: Node, which: int, coords: Coords) -> Steps:
     axis = int(node.params["dimension"])  # numpy's, where the caller's was
     parts, end = [], 0
@@ -48,7 +48,7 @@ def _replaced(coords: Coords, axis: int, coord: Words) -> Coords:
     return (*coords[:axis], coord, *coords[axis + 1 :])
 
 
-@rule("stack")
+@rule("stack", picks=True)
 def _stack(node: Node, which: int, coords: Coords) -> Steps:
     axis = node.params["axis"]
     inner = (*coords[:axis], *coords[axis + 1 :])
@@ -61,7 +61,7 @@ def _stack(node: Node, which: int, coords: Coords) -> Steps:
     return out
 
 
-@rule("pad")
+@rule("pad", moves=True)
 def _pad(node: Node, which: int, coords: Coords) -> Steps:
     filler = 1
     if 0 in node.inputs[0].shape:
@@ -85,7 +85,7 @@ def _pad(node: Node, which: int, coords: Coords) -> Steps:
     return out
 
 
-@rule("dynamic_slice")
+@rule("dynamic_slice", picks=True)
 def _dynamic_slice(node: Node, which: int, coords: Coords) -> Steps:
     starts = _starts(node, 1, node.params["slice_sizes"])
     moved = (add(c, u32(s)) if s else c for c, s in zip(coords, starts, strict=True))

@@ -72,19 +72,12 @@ def spread_pick(block: Values, coords: Coords, rank: int) -> Values:
     is as large as the window.
     """
     axes = [[i for i, n in enumerate(np.shape(c)) if not is_one(n)] for c in coords]
-    used = [axis for varying in axes for axis in varying]
-    if len(used) > len(set(used)) or any(len(varying) > 1 for varying in axes):
+    targets = [axis for varying in axes for axis in varying]
+    if len(set(targets)) < len(targets) or any(len(varying) > 1 for varying in axes):
         return take(block.reshape(-1), block.shape, coords)
-    place: list[int] = []
-    for axis in range(block.ndim - 1, -1, -1):
+    for axis in reversed(range(block.ndim)):
         index = jax.numpy.asarray(coords[axis]).reshape(-1)
         block = jax.numpy.take(block, index, axis=axis, mode="clip")
-        place.append(axes[axis][0] if axes[axis] else -1)
-    place.reverse()
-    single = [axis for axis, target in enumerate(place) if target < 0]
-    block = lax.squeeze(block, single)
-    targets = [target for target in place if target >= 0]
-    order = sorted(range(len(targets)), key=targets.__getitem__)
-    block = lax.transpose(block, order)
-    missing = [axis for axis in range(rank) if axis not in targets]
-    return lax.expand_dims(block, missing)
+    block = lax.squeeze(block, [i for i, varying in enumerate(axes) if not varying])
+    block = lax.transpose(block, sorted(range(block.ndim), key=targets.__getitem__))
+    return lax.expand_dims(block, sorted(set(range(rank)).difference(targets)))

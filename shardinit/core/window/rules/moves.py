@@ -80,7 +80,7 @@ def _transpose(node: Node, which: int, coords: Coords) -> Coords:
     return tuple(pulled)
 
 
-@mover("slice")
+@mover("slice", picks=True)
 def _slice(node: Node, which: int, coords: Coords) -> Coords:
     starts = node.params["start_indices"]
     strides = node.params["strides"] or (1,) * len(starts)
@@ -124,14 +124,14 @@ def _tile(node: Node, which: int, coords: Coords) -> Coords:
     )
 
 
-@mover("split")
+@mover("split", picks=True)
 def _split(node: Node, which: int, coords: Coords) -> Coords:
     axis, sizes = node.params["axis"], node.params["sizes"]
     start = sum(sizes[:which])
     return tuple(add(c, u32(start)) if a == axis else c for a, c in enumerate(coords))
 
 
-@mover("unstack")
+@mover("unstack", picks=True)
 def _unstack(node: Node, which: int, coords: Coords) -> Coords:
     axis = node.params["axis"]
     return (*coords[:axis], u32(which), *coords[axis:])

@@ -23,6 +23,8 @@ A new primitive is one function:
     @rule("neg")
     def _neg(node, which, coords):
         return lax.neg((yield At(0, coords)))
+
+One that only moves elements says so where it is registered: see ``rule``.
 """
 
 from __future__ import annotations
@@ -62,12 +64,12 @@ class Later:
 
     Attributes:
       number: which operand.
-      folds: whether an element of the result costs a whole axis of the operand, which
-        does not pay where the result is broadcast along that axis again.
+      reads_axis: whether an element of the result costs a whole axis of the operand,
+        which does not pay where the result is broadcast along that axis again.
     """
 
     number: int
-    folds: bool = False
+    reads_axis: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,30 +84,52 @@ RuleFn = Callable[[Node, int, Coords], Steps]
 RULES: dict[str, RuleFn] = {}
 """The rules by the primitive's name."""
 
+MOVES: set[str] = set()
+"""The primitives that make no elements and only move those of their operands."""
 
-def rule(*names: str) -> Callable[[RuleFn], RuleFn]:
-    """Registers a function as the rule of the primitives of these names."""
+PICKS: set[str] = set()
+"""Those of them that keep elements and not their neighbours."""
+
+
+def rule(
+    *names: str, moves: bool = False, picks: bool = False
+) -> Callable[[RuleFn], RuleFn]:
+    """Registers a function as the rule of the primitives of these names.
+
+    Args:
+      *names: the primitives.
+      moves: whether they only move elements (``cut.fences`` asks).
+      picks: whether they do, and take neighbours apart.
+    """
 
     def register(fn: RuleFn) -> RuleFn:
         for name in names:
             if name in RULES:
                 raise ValueError(f"{name} has a rule already: {RULES[name]}")
             RULES[name] = fn
+        MOVES.update(names if moves or picks else ())
+        PICKS.update(names if picks else ())
         return fn
 
     return register
 
 
-def mover(*names: str) -> Callable[[Callable[[Node, int, Coords], Coords]], RuleFn]:
+def mover(
+    *names: str, picks: bool = False
+) -> Callable[[Callable[[Node, int, Coords], Coords]], RuleFn]:
     """Registers where the elements of the only operand of a primitive lie.
 
     The function returns the operand's coordinates; the elements stay what they are.
+
+    Args:
+      *names: the primitives.
+      picks: whether they take neighbours apart.
     """
 
     def register(place: Callable[[Node, int, Coords], Coords]) -> RuleFn:
         def moved(node: Node, which: int, coords: Coords) -> Steps:
             return (yield At(0, place(node, which, coords)))
 
-        return rule(*names)(moved)
+        return rule(*names, moves=True, picks=picks)(moved)
 
     return register

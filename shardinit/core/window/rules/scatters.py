@@ -11,6 +11,7 @@ import itertools
 import numpy as np
 from jax import lax
 
+from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node
 from shardinit.core.types import Coords, Values, Words
 from shardinit.core.window.coordinates import (
@@ -31,11 +32,7 @@ MAX_UPDATES = 64  # scattered windows that are worth a comparison each
 _COMBINE = {
     "scatter": lambda old, new: new,
     "scatter-add": lax.add,
-    "scatter_add": lax.add,
     "scatter-mul": lax.mul,
-    "scatter_mul": lax.mul,
-    "scatter_min": lax.min,
-    "scatter_max": lax.max,
     "scatter-min": lax.min,
     "scatter-max": lax.max,
 }
@@ -76,7 +73,7 @@ def _only_combines(node: Node) -> bool:
     body = node.params["update_jaxpr"]
     if body is None or node.name != "scatter":
         return True
-    return not body.eqns and body.outvars[0] is body.invars[1]
+    return jx.returns_operand(body, 1)
 
 
 def _both(one: Values | None, other: Values) -> Values:

@@ -28,6 +28,9 @@ def _iota(node: Node, which: int, coords: Coords) -> Steps:
 
 @rule("random_bits")
 def _random_bits(node: Node, which: int, coords: Coords) -> Steps:
+    # The bits of rbg keys come from XLA's own generator. It makes arrays as a whole, as
+    # it takes no place to begin at, and on TPU its bits change with the shards
+    # (https://github.com/jax-ml/jax/issues/40232).
     require(jx.key_impl(node.inputs[0].dtype) == THREEFRY)
     batch = node.inputs[0].ndim
     key = yield At(0, coords[:batch])
