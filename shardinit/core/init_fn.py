@@ -183,12 +183,12 @@ class InitFn:
         named = "" if self.axes is None else ", with axis names"
         return f"<InitFn {self.name}{named}>"
 
-    def __call__(self, key: Any) -> Tree:
+    def __call__(self, key: Tree) -> Tree:
         """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""
         own = self.for_key(key)
         return own.rebuild(own.fn(key))
 
-    def for_key(self, key: Any) -> InitFn:
+    def for_key(self, key: object) -> InitFn:
         """The init function of such a key: itself, but for keys by names."""
         if self.of_streams is None or not isinstance(key, Mapping):
             return self

@@ -46,7 +46,7 @@ def entry_name(entry: Hashable) -> Hashable:
 
 
 def named_leaves(
-    tree: Any, is_leaf: Callable[[Any], bool] | None = None
+    tree: object, is_leaf: Callable[[object], bool] | None = None
 ) -> list[tuple[str, Any]]:
     """Path and leaf of what a tree holds, whatever classes hold it, in its order.
 
@@ -74,7 +74,7 @@ def named_leaves(
     return named
 
 
-def passed_over(tree: Any) -> set[tuple[Any, ...]]:
+def passed_over(tree: object) -> set[tuple[object, ...]]:
     """Key paths of leaves that are no values of their own.
 
     Those are the arrays in a Variable that the tree has in a place before, too: by the
@@ -85,7 +85,7 @@ def passed_over(tree: Any) -> set[tuple[Any, ...]]:
     import jax
 
     seen: set[int] = set()
-    found: set[tuple[Any, ...]] = set()
+    found: set[tuple[object, ...]] = set()
     for is_one in (_is_variable, _is_equinox):
         for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_one):
             if not is_one(node):
@@ -98,16 +98,18 @@ def passed_over(tree: Any) -> set[tuple[Any, ...]]:
     return found
 
 
-def _is_variable(node: Any) -> bool:
+def _is_variable(node: object) -> bool:
     return hasattr(type(node), "get_raw_value")
 
 
-def _is_equinox(node: Any) -> bool:
+def _is_equinox(node: object) -> bool:
     bases = ((x.__module__.partition(".")[0], x.__name__) for x in type(node).__mro__)
     return ("equinox", "Module") in bases
 
 
-def nested(paths: Iterable[Sequence[Any]], values: Iterable[Any]) -> dict[Any, Any]:
+def nested(
+    paths: Iterable[Sequence[object]], values: Iterable[object]
+) -> dict[Any, Any]:
     """Values in dicts within dicts, a level for each key of their paths."""
     root: dict[Any, Any] = {}
     for (*outer, last), value in zip(paths, values, strict=True):

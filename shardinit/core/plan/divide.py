@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from shardinit.core.plan.entries import mesh_axes, parts
+from shardinit.core.plan.entries import MeshAxes, mesh_axes, parts
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.logical import Fits
 from shardinit.core.plan.mesh import AnyMesh
@@ -17,7 +15,7 @@ def fits_of(leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Fits:
     return lambda dim, axes: divides(leaf, dim, axes, mesh)
 
 
-def divides(leaf: LeafInfo, dim: int, entry: Any, mesh: AnyMesh) -> bool:
+def divides(leaf: LeafInfo, dim: int, entry: MeshAxes, mesh: AnyMesh) -> bool:
     """Whether a dimension divides; what the mesh or the leaf lacks is refused later."""
     known = all(axis in mesh.shape for axis in mesh_axes(entry))
     return not (known and dim < len(leaf.shape)) or (

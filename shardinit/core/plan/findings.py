@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from shardinit.errors import FindingsError, FindingsWarning
 from shardinit.short import short_repr
@@ -90,7 +90,7 @@ class Finding:
         """The rules as one would write them; those that a service sent are text."""
         return [rule if isinstance(rule, str) else repr(rule) for rule in self.rules]
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, str | list[str]]:
         """The finding as plain data, for JSON; rules as text."""
         return {
             "kind": self.kind,

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import jax
 
@@ -32,6 +31,7 @@ from shardinit.core.plan.leaves import (
 from shardinit.core.plan.mesh import AnyMesh
 from shardinit.core.plan.options import Select
 from shardinit.core.prng.root_key import RootKey, as_threefry
+from shardinit.core.types import Tree
 from shardinit.errors import InitFnError
 
 _SCREEN = 30  # rows
@@ -128,7 +128,7 @@ class Plan:
         sizes = {leaf.path: leaf.bytes_per_device for leaf in self.leaves}
         warn(self.findings, sizes)
 
-    def abstract(self) -> Any:
+    def abstract(self) -> Tree:
         """The result as shapes, dtypes and shardings: a tree to restore into.
 
         Returns:

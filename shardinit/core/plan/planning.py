@@ -119,13 +119,13 @@ def plan(
     return made
 
 
-def make_plan(fn: Any, key: RootKey, options: PlanOptions) -> Plan:
+def make_plan(fn: object, key: RootKey, options: PlanOptions) -> Plan:
     """``plan`` for a key that is one and checked options; warns of nothing."""
     with collector_paused(), jax.transfer_guard("allow"):  # constants come to the host
         return _make_plan(fn, key, options)
 
 
-def _make_plan(fn: Any, key: RootKey, options: PlanOptions) -> Plan:
+def _make_plan(fn: object, key: RootKey, options: PlanOptions) -> Plan:
     _check_jit()
     cut, init_fn, prng, host = _cut(fn, key, options)
     axes = carried_axes(cut, init_fn.axes, options.opt_state)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from shardinit.core.plan.entries import mesh_axes, mesh_axes_of
+from shardinit.core.plan.entries import MeshAxes, mesh_axes, mesh_axes_of
 from shardinit.core.plan.leaf_info import WHOLE, Cause, LeafInfo, Obstacle, Reason
 from shardinit.core.plan.mesh import AnyMesh
 
@@ -69,7 +68,7 @@ def indivisible(leaf: LeafInfo, mesh: AnyMesh, axes: tuple[str, ...]) -> Reason:
     )
 
 
-def undivided(leaf: LeafInfo, dim: int, entry: Any, mesh: AnyMesh) -> Reason:
+def undivided(leaf: LeafInfo, dim: int, entry: MeshAxes, mesh: AnyMesh) -> Reason:
     """One axis does not divide by the mesh axes of its rule."""
     name = leaf.axes[dim] if leaf.axes else None
     sizes = {axis: mesh.shape[axis] for axis in mesh_axes(entry)}

@@ -214,7 +214,7 @@ def from_tree(
     full = jax.tree.unflatten(structure, list(range(len(leaves))))
     given: list[Any] = [None] * len(leaves)
 
-    def place(path: Sequence[Any], entry: object, part: Tree) -> None:
+    def place(path: Sequence[object], entry: object, part: Tree) -> None:
         for number in jax.tree.leaves(part):
             given[number] = (path, entry)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from shardinit.core.plan import text_table
 from shardinit.short import short_repr
@@ -77,7 +77,7 @@ class Account:
             rows.append((kind, f"{len(entries):,}", f"{nbytes:,}", shown))
         return text_table.as_text(("what", "leaves", "bytes", "which"), rows)
 
-    def as_data(self) -> dict[str, Any]:
+    def as_data(self) -> dict[str, dict[str, int | list[str]]]:
         """The account as plain data, for JSON."""
         return {
             kind: {

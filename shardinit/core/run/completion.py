@@ -27,6 +27,7 @@ from shardinit.core.run.growing import dividing, resized
 from shardinit.core.run.mapped import Mapped
 from shardinit.core.run.noise import Noise, added, noises
 from shardinit.core.run.settling import Allowed, Settled, is_drawn, settled
+from shardinit.core.types import Leaf, Tree
 from shardinit.errors import StructureMismatchError
 from shardinit.progress import Report
 
@@ -57,7 +58,7 @@ class MissingPlan:
     def __str__(self) -> str:
         return f"{self.plan.name}\n{self.account}"
 
-    def __call__(self, key: KeyLike, progress: Report | None = None) -> Any:
+    def __call__(self, key: KeyLike, progress: Report | None = None) -> Tree:
         """Completes the tree.
 
         Args:
@@ -69,7 +70,7 @@ class MissingPlan:
         """
         return self.run(as_key(key), progress)
 
-    def run(self, key: RootKey, progress: Report | None = None) -> Any:
+    def run(self, key: RootKey, progress: Report | None = None) -> Tree:
         """``__call__`` for a key that ``as_key`` made."""
         present, copies = self._settled.present, self._settled.copies
         policies = self._settled.policies
@@ -111,8 +112,8 @@ class MissingPlan:
         fresh: Any,
         sharding: NamedSharding,
         key: RootKey,
-        noise: dict[str, jax.Array],
-    ) -> Any:
+        noise: dict[str, Leaf],
+    ) -> Leaf:
         if leaf.path not in self._settled.present:
             return fresh
         array = self._settled.present[leaf.path]
@@ -148,7 +149,7 @@ def restore_into(
     read: Callable[[dict[str, jax.ShapeDtypeStruct]], Mapping[str, Any]],
     key: KeyLike | None,
     allowed: Allowed,
-) -> Any:
+) -> Tree:
     """What a plan gives, its leaves from a checkpoint as far as that has them.
 
     Args:

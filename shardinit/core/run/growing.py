@@ -8,7 +8,7 @@ where they will lie, by the compiler.
 from __future__ import annotations
 
 import zlib
-from typing import Any, Final
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from shardinit.core.plan.entries import parts
 from shardinit.core.prng.root_key import RootKey, keys_of
+from shardinit.core.types import Array
 
 POLICIES: Final = ("init", "mean", "mean_cov", "zeros", "copy")
 _SPREAD = 1e-9  # of the old rows' covariance, as transformers resizes embeddings
 
 
 def resized(
-    old: Any,
+    old: Array,
     shape: tuple[int, ...],
     sharding: NamedSharding,
     policy: str,
@@ -55,10 +56,10 @@ def resized(
     placed = NamedSharding(auto, sharding.spec)
     low = tuple(slice(0, min(a, b)) for a, b in zip(np.shape(old), shape, strict=True))
 
-    def put(fresh: Any, old: Any) -> Any:
+    def put(fresh: Array, old: Array) -> Array:
         return lax.dynamic_update_slice(fresh, old[low], [0] * fresh.ndim)
 
-    def fill(old: Any, seed: Any) -> Any:
+    def fill(old: Array, seed: Array) -> Array:
         old = old[low]
         for axis, size in enumerate(shape):
             if size > old.shape[axis]:
@@ -89,7 +90,7 @@ def seed_of(key: RootKey) -> jax.Array:
     return jax.random.key(int(words.ravel()[-1]))
 
 
-def _longer(old: Any, axis: int, size: int, policy: str, key: Any) -> Any:
+def _longer(old: Array, axis: int, size: int, policy: str, key: Array) -> Array:
     """An array with one axis longer."""
     rows = jnp.moveaxis(old, axis, 0)
     added = size - rows.shape[0]

@@ -21,6 +21,7 @@ from shardinit.core.region import Region
 from shardinit.core.run.parts import Tensor
 from shardinit.core.run.renames import Lines, Rename, renames_of
 from shardinit.core.run.tensors import tensors
+from shardinit.core.types import DType
 from shardinit.errors import SelectError, StructureMismatchError
 
 
@@ -44,7 +45,7 @@ class Mapped:
         return self.tensor.shape
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> DType:
         """Of the leaf, as the restored tree has it."""
         return next(iter(self.arrays.values())).dtype
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from shardinit.core.plan.planning import make_plan
 from shardinit.core.prng.root_key import RootKey
 from shardinit.core.run.compile import compile_plan
 from shardinit.core.run.growing import seed_of
-from shardinit.core.types import DType
+from shardinit.core.types import DType, Leaf
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class Noise:
         )
 
 
-def noises(asked: Sequence[Noise], key: RootKey) -> dict[str, Any]:
+def noises(asked: Sequence[Noise], key: RootKey) -> dict[str, Leaf]:
     """Draws noise for leaves, by path; each device its own shard of it."""
     if not asked:
         return {}

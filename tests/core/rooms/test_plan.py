@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.tree_util import DictKey, GetAttrKey
 
@@ -25,7 +25,7 @@ from shardinit.core.plan.tables import largest, rows
 from shardinit.errors import WholeLeafError
 
 KEY = jax.eval_shape(jax.random.key, 0)
-MESH = AbstractMesh((2, 4), ("data", "model"))
+MESH = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,9 @@ def test_the_next_rule_counts_where_an_axis_does_not_divide():
     rules = AxisRules([("embed", "model"), ("embed", "data")])
     assert rules.choose(leaf, MESH, "next").spec == P("data", None)
     odd = LeafInfo("w", (5, 8), 4, axes=("embed", "mlp"))
-    choice = rules.choose(odd, MESH, "next")
-    causes = [reason.cause.obstacle for reason in choice.reasons]
-    assert choice.spec == P(None, None)
-    assert causes == [Obstacle.AXIS_UNDIVIDED, Obstacle.NO_RULE]
+    found = rules.choose(odd, MESH, "next").reasons
+    assert found[0].cause.obstacle is Obstacle.AXIS_UNDIVIDED
+    assert found[1].cause.obstacle is Obstacle.NO_RULE
 
 
 def test_path_rules_take_the_first_that_divides_else_drop_what_does_not():
@@ -161,9 +160,9 @@ def test_names_reach_the_leaves_of_a_tree_deeper_than_the_stack():
     assert found == [("embed",), None]
 
 
-def plan_of(fn):
+def plan_of(fn, where=None):
     made = cut(fn, KEY)
-    leaves, _ = plan_leaves(made, [None] * len(made.leaves), [True] * len(made.leaves))
+    leaves, _ = plan_leaves(made, [where] * len(made.leaves), [True] * len(made.leaves))
     return made, leaves
 
 
@@ -187,7 +186,9 @@ def test_a_leaf_says_what_makes_it():
 
 
 def test_a_limit_counts_what_is_computed_in_full():
-    made, leaves = plan_of(lambda key: jax.random.permutation(key, 1024))
+    cut_in_8 = NamedSharding(MESH, P(("data", "model")))
+    made, leaves = plan_of(lambda key: jax.random.permutation(key, 1024), cut_in_8)
+    assert leaves[0].bytes_per_device == 512
     check_memory(made, leaves, 4096)
     with pytest.raises(WholeLeafError, match=r"4,096 bytes, most of them.*in full"):
         check_memory(made, leaves, 4095)
