@@ -1,6 +1,7 @@
 import asyncio
 import socket
 import threading
+import time
 
 import grpc
 import pytest
@@ -447,4 +448,25 @@ def test_callers_without_a_deadline_wait_for_one_build(server, gate):
         gate.open()
         fingerprints = {f.result(timeout=20).fingerprint for f in (first, *others)}
     assert len(fingerprints) == 1
+    assert len(gate.begun) == 1
+
+
+def test_each_caller_of_one_build_that_fails_is_told_its_own_request(server, gate):
+    with grpc.insecure_channel(server.address) as channel:
+        call = InitServiceStub(channel).DescribeModel
+        calls = {}
+        for name in ("job-1", "job-2"):
+            metadata = (("x-request-id", name),)
+            calls[name] = call.future(gate.request(width="x"), metadata=metadata)
+            assert until(lambda: gate.begun)
+        time.sleep(0.2)
+        gate.open()
+        for name, failed in calls.items():
+            (told,) = (
+                detail
+                for detail in rpc_status.from_call(failed.exception(20)).details
+                if detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR)
+            )
+            info = error_details_pb2.RequestInfo.FromString(told.value)
+            assert info.request_id == name
     assert len(gate.begun) == 1

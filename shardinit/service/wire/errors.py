@@ -79,7 +79,7 @@ class Refusal(Exception):
 def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     """An exception of the server as a status for the client."""
     if isinstance(error, Refusal):
-        return error.status
+        return _told_to(error.status, request_id)
     code = code_of(error)
     if code is grpc.StatusCode.INTERNAL:
         text = f"internal error; the server's log has it under request {request_id}"
@@ -93,6 +93,16 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     if code is not grpc.StatusCode.INTERNAL:
         _add_details(status, error)
     return status
+
+
+def _told_to(status: status_pb2.Status, request_id: str) -> status_pb2.Status:
+    """The same for another call: several wait for one build, each with an id."""
+    told = status_pb2.Status()
+    told.CopyFrom(status)
+    for detail in told.details:
+        if detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR):
+            detail.Pack(error_details_pb2.RequestInfo(request_id=request_id))
+    return told
 
 
 def trailing(
