@@ -11,8 +11,8 @@ import pytest
 
 from shardinit import cli
 from shardinit.cli import arguments, options
+from shardinit.cli.outcomes import UsageError
 from shardinit.core.plan.rules import fsdp
-from shardinit.errors import ShardingError
 
 pytestmark = pytest.mark.once
 
@@ -212,7 +212,7 @@ def test_a_wrong_option_is_exit_code_2(fails):
     "text", ["", "a", "a=0", "a=-1", "a=1,a=2", "=2", "a=1,", "a=²"]
 )
 def test_a_mesh_that_does_not_read_as_one_is_refused(text):
-    with pytest.raises(ShardingError, match="--mesh"):
+    with pytest.raises(UsageError, match="--mesh"):
         arguments.parse_mesh(text)
 
 

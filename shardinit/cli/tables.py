@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from shardinit.core.plan import tables
@@ -46,16 +47,14 @@ def print_description(found: Description, axes: dict[str, int] | None) -> None:
     """
     from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-    from shardinit.core.plan.leaves import PlanLeaf
-
     mesh = None if axes is None else AbstractMesh(tuple(axes.values()), tuple(axes))
 
-    def planned(leaf: LeafDescription) -> PlanLeaf:
+    def planned(leaf: LeafDescription) -> Any:
         place = None
         if mesh is not None and leaf.spec is not None:
             place = NamedSharding(mesh, PartitionSpec(*map(as_entry, leaf.spec)))
-        about = {name: value for name, value in vars(leaf).items() if name != "spec"}
-        return PlanLeaf(**about, sharding=place, selected=True)
+        added = {"sharding": place, "selected": True, "is_hosted": leaf.is_hosted}
+        return SimpleNamespace(**vars(leaf), **added)
 
     rows = tables.rows(map(planned, found.leaves))
     said = [

@@ -61,7 +61,7 @@ def messages():
         p.Node(kind=p.Node.KIND_LIST, children=1),
         p.Node(kind=p.Node.KIND_LEAF),
     ]
-    take = p.KeyNode.Take(parents=[0], shape=[2], list=p.WordList(words=[3, 1]))
+    take = p.KeyNode.Take(parents=[0], list=p.WordList(words=[3, 1]))
     strip = p.KeyNode.Take(range=p.WordRange(start=1, count=2), key_impl="rbg")
     key_nodes = [
         p.KeyNode(root=p.KeyNode.Root()),
@@ -69,7 +69,7 @@ def messages():
         p.KeyNode(split=p.KeyNode.Split(parent=1, shape=[4])),
         p.KeyNode(take=take),
         p.KeyNode(take=strip),
-        p.KeyNode(words=p.KeyNode.Words(data=b"12345678", shape=[1], key_impl="x")),
+        p.KeyNode(words=p.KeyNode.Words(data=b"12345678", key_impl="x")),
     ]
     function = p.Function(
         module=b"module",

@@ -99,7 +99,7 @@ def kept_axes(
     return dropped if dropped in kept else None
 
 
-def _is_box(key: object) -> bool:
+def _is_box(key: Any) -> bool:
     """Whether a key leads into a box, as Flax has them around an array."""
     return isinstance(key, GetAttrKey) and key.name == "value"
 

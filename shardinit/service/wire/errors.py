@@ -100,7 +100,7 @@ def _told_to(status: status_pb2.Status, request_id: str) -> status_pb2.Status:
     told = status_pb2.Status()
     told.CopyFrom(status)
     for detail in told.details:
-        if detail.Is(error_details_pb2.RequestInfo.DESCRIPTOR):
+        if detail.Unpack(error_details_pb2.RequestInfo()):
             detail.Pack(error_details_pb2.RequestInfo(request_id=request_id))
     return told
 
