@@ -92,6 +92,11 @@ def kept_axes(
             return (dim,)
     elif rest and not _is_box(rest[0]):
         return None  # beside what repeats the parameter, as the scales of 8-bit moments
+    return _chosen(shape, param, field)
+
+
+def _chosen(shape: tuple[int, ...], param: tuple[int, ...], field: Keys) -> Dims | None:
+    """The axes of a parameter that have a leaf's sizes, where these or optax tell."""
     kept = list(_of_sizes(shape, param))
     if len(kept) == 1:
         return kept[0]
