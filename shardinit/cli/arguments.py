@@ -223,7 +223,7 @@ def local_function(source: str) -> Any:
         plan, or a function without arguments that returns one of these.
 
     Raises:
-      UsageError: there is none of that name.
+      ShardinitError: there is none of that name.
     """
     module, _, name = source.partition(":")
     if os.getcwd() not in sys.path:  # as `python -m` has it, and a console script not
