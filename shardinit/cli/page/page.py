@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from shardinit.cli.page.layouts import described, layout_svg
 from shardinit.core.plan.folded import folded, template
 from shardinit.core.plan.leaves import PlanLeaf, itemsize
-from shardinit.core.plan.tables import spec_text
+from shardinit.core.plan.tables import alike, spec_text
 
 if TYPE_CHECKING:
     from shardinit.verify.inspect.moments import Moments
@@ -243,7 +243,7 @@ def _gains(statistics: Any) -> Iterator[str]:
 
 def _leaves(plan: Any, statistics: Any) -> Iterator[str]:
     seen = {} if statistics is None else {x.path: x for x in statistics.leaves}
-    groups = _alike(_selected(plan))
+    groups = alike(plan.leaves)
     yield "<h2>Leaves</h2>"
     yield from _filters(groups)
     head = "".join(f"<th>{name}</th>" for name in (*_COLUMNS, *(_SEEN if seen else ())))
@@ -271,16 +271,6 @@ def _leaves(plan: Any, statistics: Any) -> Iterator[str]:
 _COLUMNS = ("leaf", "shape", "dtype", "sharding", "program", "on a device")
 _SEEN = ("drawn", "mean", "std", "range", "zeros", "histogram")
 _FOLD = '<button class="fold" aria-expanded="false" title="each leaf">▸</button>'
-
-
-def _alike(leaves: Iterable[PlanLeaf]) -> dict[tuple[Any, ...], list[PlanLeaf]]:
-    """Leaves that differ in the numbers of their paths alone, together."""
-    groups: dict[tuple[Any, ...], list[PlanLeaf]] = {}
-    for leaf in leaves:
-        where = spec_text(leaf.sharding)
-        kind = (template(leaf.path), leaf.shape, str(leaf.dtype), where, leaf.program)
-        groups.setdefault(kind, []).append(leaf)
-    return groups
 
 
 def _each(

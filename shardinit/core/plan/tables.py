@@ -25,11 +25,12 @@ HEADER = (
 PATH = HEADER.index("path")
 
 Row = tuple[str, ...]
+Kind = tuple[Hashable, tuple[int, ...], str, str, int]
 
 
 def rows(leaves: Iterable[PlanLeaf]) -> list[Row]:
     """A row for the selected leaves that differ in the numbers of their paths alone."""
-    return [_row(alike) for alike in _alike(leaves)]
+    return [_row(group) for group in alike(leaves).values()]
 
 
 def every(leaves: Iterable[PlanLeaf]) -> list[Row]:
@@ -39,25 +40,29 @@ def every(leaves: Iterable[PlanLeaf]) -> list[Row]:
 
 def largest(leaves: Iterable[PlanLeaf], most: int) -> tuple[list[Row], int]:
     """At most so many of ``rows``, those of the most bytes, and how many are left."""
-    found = _alike(leaves)
+    found = list(alike(leaves).values())
     order = sorted(range(len(found)), key=lambda i: -_bytes(found[i]))
     kept = sorted(order[:most])
     return [_row(found[i]) for i in kept], len(found) - len(kept)
 
 
-def _alike(leaves: Iterable[PlanLeaf]) -> list[list[PlanLeaf]]:
-    """The selected leaves that share a row."""
-    groups: dict[Hashable, list[PlanLeaf]] = {}
+def alike(leaves: Iterable[PlanLeaf]) -> dict[Kind, list[PlanLeaf]]:
+    """The selected leaves that share a row, by what they have in common.
+
+    That is the pattern of their paths, their shape, dtype and sharding as text, and
+    their program.
+    """
+    groups: dict[Kind, list[PlanLeaf]] = {}
     for leaf in leaves:
         if leaf.selected:
-            spec = spec_text(leaf.sharding)
-            alike = (leaf.program, leaf.shape, str(leaf.dtype), spec)
-            groups.setdefault((*alike, template(leaf.path)), []).append(leaf)
-    return list(groups.values())
+            where = spec_text(leaf.sharding)
+            kind = (template(leaf.path), leaf.shape, str(leaf.dtype), where)
+            groups.setdefault((*kind, leaf.program), []).append(leaf)
+    return groups
 
 
-def _bytes(alike: Sequence[PlanLeaf]) -> int:
-    return alike[0].bytes_per_device * len(alike)
+def _bytes(group: Sequence[PlanLeaf]) -> int:
+    return group[0].bytes_per_device * len(group)
 
 
 def spec_text(sharding: NamedSharding | None) -> str:
@@ -67,15 +72,15 @@ def spec_text(sharding: NamedSharding | None) -> str:
     return str(sharding.spec).replace("PartitionSpec", "P")
 
 
-def _row(alike: Sequence[PlanLeaf]) -> Row:
-    leaf = alike[0]
+def _row(group: Sequence[PlanLeaf]) -> Row:
+    leaf = group[0]
     return (
         "host" if leaf.is_hosted else str(leaf.program),
-        str(len(alike)),
-        folded([x.path for x in alike]),
+        str(len(group)),
+        folded([x.path for x in group]),
         "x".join(map(str, leaf.shape)) or "scalar",
         str(leaf.dtype),
         spec_text(leaf.sharding),
-        f"{_bytes(alike):,}",
+        f"{_bytes(group):,}",
         leaf.whole,
     )
