@@ -24,18 +24,19 @@ JOBS ?= 3
 # The platform that make accelerator is for, as JAX calls it: cuda, tpu or cpu.
 PLATFORM ?= cuda
 
-.PHONY: help venv demo test lint format types contracts proto-check deploy-check interop \
+.PHONY: help venv demo test check lint format types contracts proto-check deploy-check interop \
 	docs bench accelerator wheels clean
 
 help:
 	@echo "make demo         plan and initialise a 1.1B model on 8 simulated devices"
 	@echo "make test         run the tests"
+	@echo "make check        all but the tests: the next five"
 	@echo "make lint         ruff: rules and format"
-	@echo "make format       rewrite the code as ruff would have it"
 	@echo "make types        pyright"
 	@echo "make contracts    which package may import which"
 	@echo "make proto-check  is the generated protobuf code current, the wire unbroken?"
 	@echo "make deploy-check Dockerfile and Kubernetes manifests, offline"
+	@echo "make format       rewrite the code as ruff would have it"
 	@echo "make interop      install the Node client that the tests try; needs npm"
 	@echo "make docs         the site, into build/site"
 	@echo "make bench        measure, side by side with plain jax.jit"
@@ -86,6 +87,8 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal --durations 15 $(TESTS)
+
+check: lint types contracts proto-check deploy-check
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

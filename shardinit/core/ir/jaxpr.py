@@ -261,7 +261,7 @@ def without_mesh(call: Callable[[], T]) -> T:
 
 def coordinator() -> Any:
     """The client of the store of a ``jax.distributed`` job's coordinator, or None."""
-    # The one thing of ``jax._src`` that is used: JAX has no public name for the client
+    # The one private thing of JAX that is used: it has no public name for the client
     # (0.10.2 and 0.12.0.1), and without it processes can exchange nothing but arrays.
     # The public module of its tools for many hosts holds the private one by this name.
     return vars(multihost_utils)["distributed"].global_state.client
