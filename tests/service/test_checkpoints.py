@@ -260,6 +260,28 @@ def test_another_write_stops_with_its_caller_and_the_next_goes_on(writer, root, 
 
 
 @pytest.mark.slow
+def test_a_write_that_stands_still_is_ended_and_its_place_is_free(root, tmp_path, held):
+    gate, spec = held
+    config = Config(checkpoint_roots=(root,), writes=1, build_seconds=6)
+    with (
+        Server(config) as server,
+        shardinit.connect(
+            server.address, timeout=60, cache_dir=tmp_path / "cache"
+        ) as client,
+    ):
+        with pytest.raises(ServiceError) as caught:
+            client.write_checkpoint(spec, 3, root / "model")
+        assert caught.value.code == "RESOURCE_EXHAUSTED"
+        assert caught.value.limit == "build-seconds"
+        assert not psutil.pid_exists(int(seen(gate)[0]))
+        assert [path.name for path in root.iterdir()] == ["model.unfinished"]
+        assert client.write_checkpoint(SPEC, 3, root / "other").uri
+        (gate / "go").touch()
+        written = client.write_checkpoint(spec, 3, root / "model")
+        shardinit.verify_receipt(written.receipt, plain())
+
+
+@pytest.mark.slow
 def test_the_name_of_a_write_that_was_cut_off_is_free(writer, root, held):
     gate, spec = held
     writer.describe(spec)

@@ -117,7 +117,10 @@ class Config:
         float, Setting("Seconds in which a reader must take a message.", least=0.1)
     ] = 120.0
     build_seconds: Annotated[
-        float, Setting("Most seconds of a build, or of a block.", least=1)
+        float,
+        Setting(
+            "Most seconds of a build, a block, or a step of a checkpoint.", least=1
+        ),
     ] = 600.0
     worker_bytes: Annotated[
         int, Setting("Most resident bytes of a worker.", least=256 << 20)

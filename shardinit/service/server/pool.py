@@ -22,7 +22,7 @@ from functools import partial
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import COUNTS, Kind, Piece
-from shardinit.service.server.process import TICK, DiedError, Process
+from shardinit.service.server.process import START, TICK, DiedError, Process
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.server.turns import Job, Turns
 from shardinit.service.wire.errors import Refusal
@@ -30,7 +30,6 @@ from shardinit.v1 import service_pb2
 
 log = logging.getLogger("shardinit.service")
 
-_START = 300.0  # seconds in which a worker must be ready
 _LINGER = 1.0  # seconds that a job nobody waits for may take to end by itself
 _KNOWN = 64  # models that a worker is thought to hold
 _AGAIN = 1.0  # seconds after which to ask a busy server again
@@ -148,7 +147,7 @@ class Pool:
             process = slot.process = Process(self._config)
             slot.held.clear()
             try:
-                async with asyncio.timeout(_START):
+                async with asyncio.timeout(START):
                     await process.start()
                 pause = 0.0
                 self._now_ready(slot, process)

@@ -34,6 +34,7 @@ from shardinit.service.server.pipe import (
 from shardinit.service.wire.errors import Refusal
 
 Take = Callable[[Kind, bytes], None]
+START = 300.0  # seconds in which a worker must be ready
 TICK = 0.25  # seconds between two looks at a worker
 # By why a worker was killed: what its caller is told, and the setting that says so.
 _EXCESS = {

@@ -2,8 +2,8 @@
 
 A call watches a write. A second call for the same model, key and place watches the same
 write; when the last watcher of one that was not detached goes away, its worker is
-killed, and what it wrote stays for the next to go on with. What was not completed
-leaves no receipt.
+killed, and what it wrote stays for the next to go on with. So it is of one that stands
+still, whose program may never end. What was not completed leaves no receipt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import Kind, Prepared, Task
 from shardinit.service.server.places import receipt_of, resolve, room, taken
 from shardinit.service.server.pool import Pool
-from shardinit.service.server.process import DiedError, Process
+from shardinit.service.server.process import START, DiedError, Process
 from shardinit.service.server.turns import Job
 from shardinit.v1 import service_pb2
 
@@ -171,6 +171,7 @@ class _Write:
         self._form = int(prepared.identity.partition(" ")[0])
         self._progress = self._receipt = b""
         self._count = 0
+        self._patience = asyncio.timeout(None)
         self._news = asyncio.Condition()
         self._process: Process | None = None
         self.task = asyncio.create_task(self._run(task))
@@ -229,9 +230,14 @@ class _Write:
     async def _run(self, task: Task) -> None:
         process = self._process = Process(self._config)
         try:
-            await process.start()
-            await process.run(task, self._hear)
-        except DiedError:
+            async with asyncio.timeout(START):
+                await process.start()
+            async with self._patience:
+                self._go_on()
+                await process.run(task, self._hear)
+        except (DiedError, TimeoutError) as error:
+            if isinstance(error, TimeoutError):
+                process.kill("time")
             raise process.excess("WriteCheckpoint") or self.told_to_stop() from None
         finally:
             process.kill("stop")
@@ -240,7 +246,13 @@ class _Write:
                 with suppress(OSError):
                     receipt_of(self._target, self._form).unlink()
 
+    def _go_on(self) -> None:
+        """Gives it as long as a build, until it has finished more."""
+        now = asyncio.get_running_loop().time()
+        self._patience.reschedule(now + self._config.build_seconds)
+
     def _hear(self, kind: Kind, data: bytes) -> None:
+        self._go_on()
         if service_pb2.WriteCheckpointResponse.FromString(data).HasField("receipt"):
             self._receipt = data
             return
