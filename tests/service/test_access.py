@@ -1,3 +1,4 @@
+import asyncio
 import os
 import shutil
 import subprocess
@@ -9,10 +10,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import shardinit
-from shardinit.errors import ServiceError
+from shardinit.errors import ServiceError, SpecError
 from shardinit.models import ModelSpec
+from shardinit.service.client import transfer
 from shardinit.service.server.auth import folder_of
 from shardinit.service.server.config import Config
+from shardinit.service.server.front import Front
 from shardinit.service.server.server import SERVICE, Server
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2
@@ -254,6 +257,81 @@ def test_every_call_is_a_line_that_says_who_what_and_how_much(tokens, caplog):
     ]
     for token in (ONE, TWO):
         assert token not in caplog.text
+
+
+def lines_of(caplog):
+    """What was logged of calls, by method, in the order of their ends."""
+    found = {}
+    for record in caplog.records:
+        if hasattr(record, "method"):
+            found.setdefault(record.method, []).append(record)
+    return found
+
+
+class Lingering(Front):
+    """Takes its time to end a stream after the last message."""
+
+    async def GetProgram(self, request, call):
+        async for message in super().GetProgram(request, call):
+            yield message
+        await asyncio.sleep(0.2)
+
+    async def StreamShards(self, request, call):
+        async for message in super().StreamShards(request, call):
+            yield message
+        await asyncio.sleep(0.2)
+
+    async def WriteCheckpoint(self, request, call):
+        async for message in super().WriteCheckpoint(request, call):
+            yield message
+        await asyncio.sleep(0.2)
+
+
+def test_a_line_says_what_a_call_was_about_and_that_its_client_read_to_the_end(
+    tmp_path, spec, caplog
+):
+    caplog.set_level("INFO", "shardinit.service")
+    root = tmp_path / "root"
+    config = Config(checkpoint_roots=(root,), allow_upload=True)
+    with (
+        Server(config, front=Lingering) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path / "a") as client,
+    ):
+        digest = client.program(spec).sha256
+        client.program(spec)  # is held: the answer is a header
+        assert client.upload(client.program(spec)) == digest
+        whole = client.describe(spec).leaf("bias")
+        assert next(client.receive(spec, 0, [transfer.whole(whole)])).shape == (64,)
+        written = client.write_checkpoint(spec, 3, root / "first")
+        assert client.write_checkpoint(spec, 3, root / "first") == written
+        for uri in ("/else/where", "/x" * 600):
+            with pytest.raises(ServiceError):
+                client.write_checkpoint(spec, 3, uri)
+        with pytest.raises(SpecError):
+            client.describe(ModelSpec("a\nmodel OK", {}))
+    lines = lines_of(caplog)
+    told = {
+        name: [
+            (x.code, *(vars(x).get(key, "") for key in ("model", "program", "place")))
+            for x in found
+        ]
+        for name, found in lines.items()
+    }
+    name, first = "service-test", str(root / "first")
+    assert told["GetProgram"] == [("OK", name, digest, "")] * 3
+    assert told["UploadProgram"] == [("OK", "", digest, "")]
+    assert told["StreamShards"] == [("OK", name, "", "")]
+    assert told["WriteCheckpoint"] == [
+        ("OK", name, "", first),
+        ("OK", name, "", first),
+        ("PERMISSION_DENIED", name, "", "/else/where"),
+        ("PERMISSION_DENIED", name, "", ("/x" * 600)[:1024]),
+    ]
+    assert told["DescribeModel"][-1][:2] == ("INVALID_ARGUMENT", "a\nmodel OK")
+    text = lines["DescribeModel"][-1].getMessage()
+    assert r'model="a\nmodel OK"' in text
+    assert "\n" not in text
+    assert f"place={first}" in lines["WriteCheckpoint"][0].getMessage()
 
 
 @pytest.mark.parametrize(

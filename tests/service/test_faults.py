@@ -334,7 +334,7 @@ def test_an_internal_error_says_an_id_and_no_detail(client, caplog):
     assert caught.value.code == "INTERNAL"
     assert "secret" not in str(caught.value)
     (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
-    request_id = record.getMessage().split("request=")[1].split()[0]
+    request_id = record.getMessage().split("request_id=")[1].split()[0]
     assert request_id in str(caught.value)
     assert "secret of the operator" in caplog.text
 

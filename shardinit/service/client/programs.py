@@ -91,6 +91,8 @@ class Programs:
                 raise self._damaged(f"a header of {header.size:,} bytes")
             digest = header.sha256.hex()
             if held is not None and header.sha256 == known:
+                if next(messages, None) is not None:
+                    raise self._damaged("bytes of a program that is held")
                 return held, digest
             joined = chunks.Joined(header.size)
             try:

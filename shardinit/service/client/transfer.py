@@ -117,6 +117,7 @@ class _Incoming:
         self._pieces = pieces
         self._moved = moved
         self._at = 0
+        self._last: np.ndarray | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -129,9 +130,15 @@ class _Incoming:
             with attempt:
                 if self._at < len(self._pieces):
                     yield from self._rest()
+        if self._last is not None:
+            yield self._last
 
     def _rest(self) -> Iterator[np.ndarray]:
-        """The windows that are still missing, by one call."""
+        """The windows that are still missing, by one call, but the last.
+
+        That is kept until the call has ended: whoever wants no more after it does not
+        go on, and the service would see a call that its caller gave up.
+        """
         self._request.resume.window = self._at
         self._request.resume.offset = self._offset
         with self._connection.stream(
@@ -139,8 +146,10 @@ class _Incoming:
         ) as messages:
             for message in messages:
                 array = self._take(message)
-                if array is not None:
+                if array is not None and self._at < len(self._pieces):
                     yield array
+                elif array is not None:
+                    self._last = array
         if self._at < len(self._pieces):
             raise self._damaged("the stream ended before the last window")
 

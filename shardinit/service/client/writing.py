@@ -54,7 +54,7 @@ def write(
       SpecError: the service finds faults in the request.
       ServiceError: it was not written.
     """
-    done = 0
+    done, receipt = 0, service_pb2.CheckpointReceipt()
     attempted = attempts(("UNAVAILABLE",), lambda: (done,))
     for attempt in attempted:
         with (
@@ -62,10 +62,11 @@ def write(
             connection.stream("WriteCheckpoint", request, endless=True) as answers,
         ):
             for answer in answers:
-                if answer.WhichOneof("part") == "receipt":
-                    receipt = answer.receipt
-                    return Written(receipt.uri, receipt.receipt_json)
-                done = answer.progress.bytes_done
-                report(done, answer.progress.bytes_total)
+                receipt = answer.receipt
+                if answer.WhichOneof("part") == "progress":
+                    done = answer.progress.bytes_done
+                    report(done, answer.progress.bytes_total)
+    if receipt.receipt_json:
+        return Written(receipt.uri, receipt.receipt_json)
     where = f"WriteCheckpoint from {connection.target}"
     raise ServiceError(where, "the stream has no receipt", code="DATA_LOSS")

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from google.protobuf.message import Message
 from grpc import aio
 
 from shardinit.errors import ServiceError
@@ -21,10 +23,12 @@ from shardinit.service.server.auth import Caller, Tokens, folder_of
 from shardinit.service.server.config import Config
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.wire.versions import SERVICE
+from shardinit.v1 import service_pb2, spec_pb2
 
 _HEALTH = "/grpc.health.v1.Health/"
 _ROLES = {f"/{SERVICE}/WriteCheckpoint": "write", f"/{SERVICE}/UploadProgram": "upload"}
 _CALLERS = 4096  # callers whose pace is remembered, beside those that wait
+_SAID = 1024  # characters of a request's text that are logged
 _AGAIN = 1.0  # seconds after which a caller with too many calls may ask again
 
 
@@ -38,6 +42,9 @@ class Call:
       weight, folder: of the caller.
       trace: its span, as W3C's ``traceparent``; empty without one.
       code: how it has ended.
+      model, program, place: what it is about: a model's name, the SHA-256 of a
+        program in hex, where a checkpoint goes. As they were asked for, also of a
+        request that is refused; empty where they do not apply.
       received, sent: bytes of messages.
     """
 
@@ -47,8 +54,35 @@ class Call:
     folder: str = ""
     trace: str = ""
     code: str = "UNKNOWN"
+    model: str = ""
+    program: str = ""
+    place: str = ""
     received: int = 0
     sent: int = 0
+
+    def asks(self, request: Message) -> None:
+        """Takes down what a request is about, whatever else is wrong with it."""
+        match request:
+            case service_pb2.UploadProgramRequest(header=header):
+                self.program = self.program or header.sha256[:32].hex()
+            case service_pb2.WriteCheckpointRequest(uri=uri):
+                self.place = uri[:_SAID]
+        spec = getattr(request, "spec", None)
+        if isinstance(spec, spec_pb2.ModelSpec):
+            self.model = spec.named.model[:_SAID]
+            self.program = spec.program_sha256[:32].hex()
+
+    def line(self) -> dict[str, Any]:
+        """What is logged of it, by name."""
+        return {
+            "request_id": self.request_id,
+            "caller": self.caller,
+            "model": self.model,
+            "program": self.program,
+            "place": self.place,
+            "received_bytes": self.received,
+            "sent_bytes": self.sent,
+        }
 
 
 class Pace:

@@ -13,6 +13,7 @@ holds nothing but its place on its connection, and that only for a while.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
@@ -44,6 +45,7 @@ from shardinit.service.wire.versions import SERVICE
 
 log = logging.getLogger("shardinit.service")
 
+_PLAIN = re.compile(r"[\w./:@%+\[\]-]+", re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Continuation = Callable[
     [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]
@@ -126,7 +128,7 @@ class Boundary(aio.ServerInterceptor):
             except Exception as error:
                 call.code = code_of(error).name
                 if call.code == "INTERNAL" and not isinstance(error, Refusal):
-                    text = "%s request=%s failed"
+                    text = "%s request_id=%s failed"
                     log.error(text, method, call.request_id, exc_info=error)
                 status = to_status(error, call.request_id)
                 _let_go(error)
@@ -188,7 +190,7 @@ class Boundary(aio.ServerInterceptor):
                     raise SpecError("request", [("request", "it has no message")])
                 return
             call.received += len(data)
-            within = partial(self._within, parse, data)
+            within = partial(self._within, parse, data, call)
             # To read a large one takes a second, in which nobody would be answered.
             if len(data) > _LARGE:
                 loop = asyncio.get_running_loop()
@@ -227,7 +229,9 @@ class Boundary(aio.ServerInterceptor):
 
         return write
 
-    def _within(self, parse: Callable[[bytes], Message], data: bytes) -> Message:
+    def _within(
+        self, parse: Callable[[bytes], Message], data: bytes, call: Call
+    ) -> Message:
         try:
             request = parse(data)
         except DecodeError:
@@ -235,6 +239,7 @@ class Boundary(aio.ServerInterceptor):
             raise SpecError("request", [("request", text)]) from None
         if not request.DESCRIPTOR.full_name.startswith("shardinit."):
             return request
+        call.asks(request)
         limits = self._config.limits
         faults = limits.check(request)
         if faults:
@@ -269,21 +274,21 @@ class Boundary(aio.ServerInterceptor):
                 active.dec()
                 self._metrics.calls.labels(name, call.code).inc()
                 self._metrics.seconds.labels(name).observe(seconds)
-                fields = {
-                    "method": name,
-                    "code": call.code,
-                    "seconds": round(seconds, 6),
-                    "request_id": call.request_id,
-                    "caller": call.caller,
-                    "peer": context.peer(),
-                    "received_bytes": call.received,
-                    "sent_bytes": call.sent,
-                }
-                text = "%(method)s %(code)s %(seconds).3f s request=%(request_id)s"
-                log.info(f"{text} caller=%(caller)s", fields, extra=fields)
+                fields = call.line() | {"peer": context.peer()}
+                words = [f"{k}={_word(v)}" for k, v in fields.items() if v != ""]
+                fields |= {"method": name, "code": call.code}
+                fields |= {"seconds": round(seconds, 6)}
+                text = "%s %s %.3f s %s"
+                log.info(text, name, call.code, seconds, " ".join(words), extra=fields)
 
 
 _KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+
+def _word(value: object) -> str:
+    """A value of a line in the log, in quotes where it would not be one word."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 
 def _request_id(context: aio.ServicerContext) -> str:

@@ -118,6 +118,7 @@ class Front:
         else:  # before a build that helps nobody
             versions.check_jax(request.jax_version, versions.jax_version())
             header, data = await self._built(request.spec, call)
+        call.program = header.sha256.hex()
         versions.check_jax(request.jax_version, header.jax_version)
         yield service_pb2.GetProgramResponse(header=header)
         if request.known_sha256 != header.sha256:

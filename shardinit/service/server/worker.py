@@ -92,7 +92,7 @@ def _answer(frames: Frames, memory: memoryview, servicer: Servicer, task: Task) 
                 frames.send(Kind.ANSWER, data)
     except Exception as error:
         if code_of(error).name == "INTERNAL":
-            text = "%s request=%s failed"
+            text = "%s request_id=%s failed"
             log.error(text, task.method, task.request_id, exc_info=error)
         status = to_status(error, task.request_id)
         frames.send(Kind.FAILED, status.SerializeToString())

@@ -56,6 +56,7 @@ class Writes:
             writes run; the model is too large for the format.
         """
         target = resolve(request.uri, self._config.checkpoint_roots, call.folder)
+        call.place = str(target)
         if request.format not in _FORMATS:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])
         data = request.SerializeToString()
