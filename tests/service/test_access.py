@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -6,6 +7,7 @@ import sys
 from pathlib import Path
 
 import grpc
+import jax
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -23,6 +25,8 @@ from shardinit.v1 import service_pb2
 pytestmark = pytest.mark.once
 
 ONE, TWO, THREE = "first-token-of-many", "second-token-of-many", "third-token-of-many"
+
+NAMED = {"first": ONE, "second": TWO}
 
 
 def openssl(*arguments):
@@ -223,6 +227,44 @@ def test_a_certificate_has_the_roles_that_the_file_gives_its_name(pki, tmp_path)
             with pytest.raises(ServiceError) as caught:
                 client.models()
             assert caught.value.code == "UNAUTHENTICATED"
+
+
+def test_an_upload_is_its_owners_and_to_others_it_is_not_there(tmp_path):
+    path, root = tmp_path / "tokens", tmp_path / "root"
+    path.write_text("".join(f"{n} read,upload,write {t}\n" for n, t in NAMED.items()))
+    program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
+    config = Config(token_file=path, checkpoint_roots=(root,), allow_upload=True)
+    with Server(config) as server, contextlib.ExitStack() as stack:
+
+        def connected(name):
+            folder, token = tmp_path / name, NAMED[name]
+            made = shardinit.connect(server.address, cache_dir=folder, token=token)
+            return stack.enter_context(made)
+
+        first, second = map(connected, NAMED)
+        place = root / "second" / "x"
+        assert first.describe(first.upload(program)).fingerprint
+        for digest in (program.sha256, "0" * 64):
+            for ask, *given in (
+                (second.describe, digest),
+                (second.program, digest),
+                (second.read, digest, 0, ""),
+                (second.write_checkpoint, digest, 0, place),
+            ):
+                with pytest.raises(ServiceError) as caught:
+                    ask(*given)
+                assert caught.value.code == "NOT_FOUND"
+                assert caught.value.got == f"no program {digest[:16]}… is held here"
+        before = server.metrics.uploaded._value.get()
+        assert second.upload(program) == program.sha256  # all of it, not its name alone
+        assert server.metrics.uploaded._value.get() - before == len(program.to_bytes())
+        misses = server.metrics.misses._value
+        before = misses.get()
+        assert second.describe(program.sha256).fingerprint  # not what first was told
+        assert misses.get() == before + 1
+        spec = ModelSpec("service-test", {"width": 64})
+        shared = first.program(spec).sha256
+        assert second.program(shared).sha256 == shared
 
 
 def test_a_folder_of_a_caller_is_one_component_that_means_no_other():

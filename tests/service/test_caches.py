@@ -8,7 +8,7 @@ import pytest
 from shardinit.errors import ServiceError
 from shardinit.service.client.store import Store, digest_of
 from shardinit.service.server.cache import BuildCache, Kept
-from shardinit.service.server.objects import Objects
+from shardinit.service.server.objects import EVERYBODY, Objects
 from shardinit.service.server.store import Store as ProgramStore
 from shardinit.v1 import program_pb2, service_pb2
 
@@ -118,7 +118,7 @@ def test_a_store_of_programs_is_bounded_and_found_again(tmp_path):
     store = ProgramStore(tmp_path, 10)
     programs = [b"aaaa", b"bbbb", b"cccc"]
     for data in programs:
-        store.put(header_of(data), data)
+        store.put(header_of(data), data, "ours")
     headers = [store.header(header_of(data).sha256) for data in programs]
     assert headers == [None, *map(header_of, programs[1:])]
     again = ProgramStore(tmp_path, 10)
@@ -129,16 +129,52 @@ def test_a_store_of_programs_is_bounded_and_found_again(tmp_path):
     assert caught.value.code == "NOT_FOUND"
 
 
+@pytest.mark.parametrize("shared", ["folder", "objects"])
+def test_a_program_of_others_is_as_one_that_is_not_there(tmp_path, shared):
+    objects = Objects(f"memory://owners-{shared}") if shared == "objects" else None
+    folders = [tmp_path / name for name in ("a", "b" if objects else "a")]
+    one, other = (ProgramStore(folder, 100, objects) for folder in folders)
+    header, built = header_of(b"uploaded"), header_of(b"built")
+
+    async def found(header, owner):
+        owners = owner, EVERYBODY
+        return [await x.find(header.sha256, owners) for x in (one, other)]
+
+    async def ask():
+        await one.share(header, b"uploaded", "first")
+        await one.share(built, b"built", EVERYBODY)
+        assert await found(header, "first") == [header, header]
+        for stranger in ("second", "", "firs", "*"):
+            assert await found(header, stranger) == [None, None]
+            assert await found(built, stranger) == [built, built]
+        await other.share(header, b"uploaded", "second")
+        for owner in ("first", "second"):
+            assert await found(header, owner) == [header, header]
+
+    asyncio.run(ask())
+
+
+def test_a_program_goes_with_its_owners_and_one_without_is_nobody_s(tmp_path):
+    store, header = ProgramStore(tmp_path, 10), header_of(b"aaaaaa")
+    store.put(header, b"aaaaaa", "first")
+    store.put(header_of(b"bbbbbb"), b"bbbbbb", "first")
+    assert not list(tmp_path.glob(f"{header.sha256.hex()}*"))
+    for mark in tmp_path.glob("*.owner"):  # as an older version left it
+        mark.unlink()
+    found = store.find(header_of(b"bbbbbb").sha256, ["first", "", EVERYBODY])
+    assert asyncio.run(found) is None
+
+
 def test_an_object_store_gives_back_what_it_was_given_or_says_that_it_fails():
     objects = Objects("memory://programs")
     header = service_pb2.ProgramHeader(size=3, sha256=bytes(32), fingerprint="ab")
 
     async def there_and_back():
-        assert await objects.get(header.sha256) is None
-        await objects.put(header, b"abc")
-        return await objects.get(header.sha256)
+        assert await objects.get(header.sha256, ["theirs", "ours"]) is None
+        await objects.put(header, b"abc", "ours")
+        return await objects.get(header.sha256, ["theirs", "ours"])
 
-    assert asyncio.run(there_and_back()) == (header, b"abc")
+    assert asyncio.run(there_and_back()) == (header, b"abc", "ours")
     with pytest.raises(ServiceError, match="no-such"):
         Objects("no-such://programs")
 
@@ -152,16 +188,16 @@ def test_an_object_store_that_fails_ends_uploads_and_not_builds(tmp_path, monkey
         raise ConnectionError("nobody there")
 
     monkeypatch.setattr(objects._files, "pipe_file", fail)
-    asyncio.run(store.share(header, b"abc", built=True))
+    asyncio.run(store.share(header, b"abc", EVERYBODY))
     assert store.read(header.sha256) == (header, b"abc")
     with pytest.raises(ServiceError, match="nobody there") as caught:
-        asyncio.run(store.share(header, b"abc"))
+        asyncio.run(store.share(header, b"abc", "ours"))
     assert caught.value.code == "UNAVAILABLE"
 
 
 def test_a_store_of_programs_without_a_folder_leaves_nothing():
     store = ProgramStore(None, 10)
-    store.put(header_of(b"a"), b"a")
+    store.put(header_of(b"a"), b"a", "ours")
     assert store.folder.is_dir()
     store.close()
     assert not store.folder.exists()

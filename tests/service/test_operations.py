@@ -27,6 +27,7 @@ import shardinit
 from shardinit.errors import ServiceError
 from shardinit.models import ModelSpec, build
 from shardinit.service.server.admission import Call, Pace
+from shardinit.service.server.auth import Caller
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
 from shardinit.service.server.model_cache import ModelCache
@@ -577,8 +578,8 @@ def test_a_caller_waits_who_has_had_its_bytes_of_a_second(monkeypatch):
             await pace.wait(call, 10_000)
 
     pace = Pace(1000)
-    asyncio.run(send(Call("", "one")))
-    asyncio.run(send(Call("", "ten", 10)))
+    asyncio.run(send(Call("", Caller("one"))))
+    asyncio.run(send(Call("", Caller("ten", weight=10))))
     assert waits == [0, 9, 19, 29, 0, 0, 1, 2]
 
 
@@ -833,7 +834,7 @@ def test_what_is_kept_of_a_program_counts_its_functions(tmp_path):
     program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
     store = Store(tmp_path, 1 << 20)
     models = ModelCache(Config(store=tmp_path))
-    store.put(models.check(program.to_bytes()), program.to_bytes())
+    store.put(models.check(program.to_bytes()), program.to_bytes(), "")
     models.plan(program.sha256)
     assert models.bytes > len(program.content)
 

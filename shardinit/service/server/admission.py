@@ -21,10 +21,13 @@ from grpc import aio
 from shardinit.errors import ServiceError
 from shardinit.service.server.auth import Caller, Tokens, folder_of
 from shardinit.service.server.config import Config
+from shardinit.service.server.pipe import Task
 from shardinit.service.server.telemetry import Metrics
+from shardinit.service.server.turns import Job
 from shardinit.service.wire.versions import SERVICE
 from shardinit.v1 import service_pb2, spec_pb2
 
+NOBODY = Caller("")  # until it is known who calls
 _HEALTH = "/grpc.health.v1.Health/"
 _ROLES = {f"/{SERVICE}/WriteCheckpoint": "write", f"/{SERVICE}/UploadProgram": "upload"}
 _CALLERS = 4096  # callers whose pace is remembered, beside those that wait
@@ -38,8 +41,7 @@ class Call:
 
     Attributes:
       request_id: the caller's, or one that was made.
-      caller: who calls; equal for all calls of one.
-      weight, folder: of the caller.
+      who: who calls.
       trace: its span, as W3C's ``traceparent``; empty without one.
       code: how it has ended.
       model, program, place: what it is about: a model's name, the SHA-256 of a
@@ -49,9 +51,7 @@ class Call:
     """
 
     request_id: str
-    caller: str = ""
-    weight: int = 1
-    folder: str = ""
+    who: Caller = NOBODY
     trace: str = ""
     code: str = "UNKNOWN"
     model: str = ""
@@ -84,6 +84,30 @@ class Call:
             "sent_bytes": self.sent,
         }
 
+    @property
+    def caller(self) -> str:
+        """The caller's name, equal for all calls of one."""
+        return self.who.name
+
+    def job(
+        self, method: str, request: bytes, spec: spec_pb2.ModelSpec | None = None
+    ) -> Job:
+        """What a worker is to do for this call.
+
+        Args:
+          method: name of the worker's method.
+          request: its serialised message.
+          spec: the model that it is about, if any.
+        """
+        model = spec.SerializeToString(deterministic=True) if spec is not None else b""
+        owner = self.scope(spec)
+        task = Task(method, self.request_id, request, self.trace, owner)
+        return Job(task, self.caller, owner.encode() + model, self.who.weight)
+
+    def scope(self, spec: spec_pb2.ModelSpec | None) -> str:
+        """Whose what is kept of a model is: an uploaded program's is its owner's."""
+        return self.who.owner if spec is not None and spec.program_sha256 else ""
+
 
 class Pace:
     """Bytes a second of each caller: who has had more waits before the next message.
@@ -102,7 +126,7 @@ class Pace:
             return
         now = time.monotonic()
         begin = max(self._until.get(call.caller, 0.0), now)
-        self._until[call.caller] = begin + size / (self._rate * call.weight)
+        self._until[call.caller] = begin + size / (self._rate * call.who.weight)
         if len(self._until) > _CALLERS:
             self._until = {k: end for k, end in self._until.items() if end > now}
         await asyncio.sleep(max(0.0, begin - now - 1.0))
@@ -135,14 +159,14 @@ class Admission:
         Raises:
           ServiceError: without a token or the role, or with too many calls already.
         """
-        name, roles, call.weight, call.folder = self._caller(method, context)
-        caller = call.caller = name
+        call.who = self._caller(method, context)
+        caller = call.caller
         role = _ROLES.get(method, "read")
-        if role not in roles:
+        if role not in call.who.roles:
             self._metrics.refused.labels("role").inc()
             raise ServiceError(
                 "",
-                f"{name} may not {role}",
+                f"{caller} may not {role}",
                 f"a token with the role {role!r}",
                 code="PERMISSION_DENIED",
             )
@@ -186,7 +210,8 @@ class Admission:
             return caller
         if identities:
             names = b" ".join(identities).decode(errors="replace")
-            return Caller(f"certificate {names}", folder=folder_of(names))
+            name = f"certificate {names}"
+            return Caller(name, folder=folder_of(names), owner=name)
         return Caller(context.peer().rpartition(":")[0])  # without its port
 
 

@@ -26,6 +26,7 @@ import grpc
 
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
+from shardinit.service.server.objects import EVERYBODY
 from shardinit.service.wire.access import ROLES, read_tokens
 
 log = logging.getLogger("shardinit.service")
@@ -91,12 +92,19 @@ class Caller(NamedTuple):
       roles: what it may do.
       weight: its share of the workers, against that of others.
       folder: the folder of its own below a root of checkpoints; empty for the root.
+      owner: whose its uploads are; empty for all who are known by address alone.
     """
 
     name: str
     roles: frozenset[str] = ROLES
     weight: int = 1
     folder: str = ""
+    owner: str = ""
+
+    @property
+    def finds(self) -> tuple[str, ...]:
+        """Whose programs it finds by their digest."""
+        return self.owner, EVERYBODY
 
 
 def folder_of(name: str) -> str:
@@ -150,7 +158,7 @@ def _callers(contents: list[bytes]) -> _Callers:
         digest = hashlib.sha256(one.token)
         name = one.name or f"token {digest.hexdigest()[:12]}"
         folder = folder_of(one.name)
-        caller = Caller(name, one.roles, one.weight, folder)
+        caller = Caller(name, one.roles, one.weight, folder, name)
         if one.is_certificate:
             found.certificates[one.token] = caller
         else:

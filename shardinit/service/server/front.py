@@ -25,11 +25,9 @@ from shardinit.service.server.admission import Call
 from shardinit.service.server.cache import BuildCache, Kept
 from shardinit.service.server.config import Config
 from shardinit.service.server.outgoing import Outgoing
-from shardinit.service.server.pipe import Task
 from shardinit.service.server.pool import Pool
-from shardinit.service.server.store import Store
+from shardinit.service.server.store import EVERYBODY, Store, not_held
 from shardinit.service.server.telemetry import Metrics
-from shardinit.service.server.turns import Job
 from shardinit.service.server.writes import Writes
 from shardinit.service.wire import chunks, versions
 from shardinit.v1 import service_pb2, spec_pb2
@@ -113,7 +111,7 @@ class Front:
         """A header, then the program's bytes."""
         digest = request.spec.program_sha256
         if digest:
-            await self._store.bring(digest)
+            await self._check(request.spec, call)
             header, data = await asyncio.to_thread(self._store.read, digest)
         else:  # before a build that helps nobody
             versions.check_jax(request.jax_version, versions.jax_version())
@@ -129,6 +127,7 @@ class Front:
         self, request: service_pb2.StreamShardsRequest, call: Call
     ) -> AsyncIterator[bytes | service_pb2.StreamShardsResponse]:
         """The bytes of windows, block by block; one is computed while another goes."""
+        await self._check(request.spec, call)
         if self._streams >= self._config.streams:
             raise self._busy("StreamShards", "streams", f"{self._streams} streams run")
         self._streams += 1
@@ -154,7 +153,7 @@ class Front:
         self, request: service_pb2.WriteCheckpointRequest, call: Call
     ) -> AsyncIterator[bytes]:
         """Progress, then the receipt."""
-        await self._store.bring(request.spec.program_sha256)
+        await self._check(request.spec, call)
         async with aclosing(self._writes.write(request, call)) as messages:
             async for message in messages:
                 yield message
@@ -164,18 +163,16 @@ class Front:
     ) -> service_pb2.UploadProgramResponse:
         """Keeps a client's program under its digest, when a worker has tried it."""
         header = await self._announced(requests)
-        found = await self._store.bring(header.sha256)
+        found = await self._store.find(header.sha256, call.who.finds)
         if found is None:
             data = await self._taken(requests, header.size)
             chunk = service_pb2.ProgramChunk(data=data).SerializeToString()
-            task = Task("UploadProgram", call.request_id, chunk, call.trace)
-            job = Job(task, call.caller, weight=call.weight)
-            (answer,) = await self._pool.run(job)
+            (answer,) = await self._pool.run(call.job("UploadProgram", chunk))
             found = service_pb2.ProgramHeader.FromString(answer)
             if found.sha256 != header.sha256:
                 text = f"announced as {header.sha256.hex()}, it is {found.sha256.hex()}"
                 raise SpecError("program", [("header.sha256", text)])
-            await self._store.share(found, data)
+            await self._store.share(found, data, call.who.owner)
         return service_pb2.UploadProgramResponse(
             sha256=found.sha256, fingerprint=found.fingerprint
         )
@@ -185,14 +182,16 @@ class Front:
     def _forwarded(self, name: str, *, stream: bool) -> Callable[..., object]:
         """A handler that has a worker answer, once for all who ask the same."""
 
-        async def ask(request: Message, call: Call) -> list[bytes]:
+        async def ask(request: Any, call: Call) -> list[bytes]:
+            spec = getattr(request, "spec", None)
+            await self._check(spec, call)
             data = request.SerializeToString(deterministic=True)
 
             async def build() -> list[bytes]:
-                job = await self._job(name, data, request, call)
-                return await self._pool.run(job)
+                return await self._pool.run(call.job(name, data, spec))
 
-            return await self._answers.get((name, _digest(data)), build)
+            key = (name, call.scope(spec), _digest(data))
+            return await self._answers.get(key, build)
 
         async def one(request: Message, call: Call) -> bytes:
             (answer,) = await ask(request, call)
@@ -204,13 +203,15 @@ class Front:
 
         return several if stream else one
 
-    async def _job(self, name: str, data: bytes, request: Message, call: Call) -> Job:
-        """A job about a model; a program is where workers find it."""
-        spec = getattr(request, "spec", spec_pb2.ModelSpec())
-        await self._store.bring(spec.program_sha256)
-        model = spec.SerializeToString(deterministic=True)
-        task = Task(name, call.request_id, data, call.trace)
-        return Job(task, call.caller, model, call.weight)
+    async def _check(self, spec: spec_pb2.ModelSpec | None, call: Call) -> None:
+        """Has a program where workers find it, if the caller may know of it.
+
+        Raises:
+          ServiceError: it is not there, or another's, which is told alike.
+        """
+        digest = spec.program_sha256 if spec is not None else b""
+        if digest and await self._store.find(digest, call.who.finds) is None:
+            raise not_held(digest)
 
     async def _built(self, spec: spec_pb2.ModelSpec, call: Call) -> Program:
         """The program of a registered model; built once, then found by its digest."""
@@ -219,10 +220,10 @@ class Front:
         name = _digest(data)
 
         async def build() -> Program:
-            job = await self._job("GetProgram", data, asked, call)
+            job = call.job("GetProgram", data, spec)
             head, program = await self._pool.run(job)
             header = service_pb2.ProgramHeader.FromString(head)
-            await self._store.share(header, program, built=True)
+            await self._store.share(header, program, EVERYBODY)
             self._names.put(name, header.sha256)
             return header, program
 
@@ -242,7 +243,9 @@ class Front:
             return None
         self._check_draining()
         data = going.asked.SerializeToString()
-        job = await self._job("StreamShards", data, going.asked, call)
+        with suppress(ServiceError):  # it may have gone meanwhile; workers may hold it
+            await self._check(going.asked.spec, call)
+        job = call.job("StreamShards", data, going.asked.spec)
         job.quick, job.piece = True, going.take
         await self._pool.run(job)
         return going.messages()

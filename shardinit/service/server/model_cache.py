@@ -32,9 +32,13 @@ class ModelCache:
 
     Args:
       config: caps on models and programs, and what may be kept.
+
+    Attributes:
+      owner: whose programs the job that is being done finds among what is kept.
     """
 
     def __init__(self, config: Config):
+        self.owner = ""
         self._limits = config.limits
         self._store = config.store or Path(".")
         self._plans: Kept[Plan] = Kept(config.cache_bytes, _plan_bytes)
@@ -54,7 +58,8 @@ class ModelCache:
           SpecError: the spec has faults.
           ServiceError: the program is not there.
         """
-        name = spec if isinstance(spec, str) else spec.fingerprint
+        program = isinstance(spec, str)
+        name = (self.owner, spec) if program else spec.fingerprint
         found = self._plans.get(name)
         if found is None:
             found = self._trace(spec)

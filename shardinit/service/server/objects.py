@@ -1,9 +1,11 @@
 """Objects: programs in an object store that replicas share, by their digest.
 
 The folder of the store stays what the process that listens sends from and workers
-read; what it lacks is fetched from here, and what comes into it is put here too. A
-program's header is written last: one that has a header is complete. Nothing is removed:
-for how long objects are kept is a setting of the bucket.
+read; what it lacks is fetched from here, and what comes into it is put here too.
+Whoever may ask for a program has a mark beside it, an object of its own, so that
+replicas which add owners at one moment don't undo each other's work. The mark is
+written last: a program that has one is complete. Nothing is removed: for how long
+objects are kept is a setting of the bucket.
 
 An object store may take any time to answer, or none: it is asked on threads of its own,
 and not for ever.
@@ -12,7 +14,8 @@ and not for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,11 +26,17 @@ from shardinit.extras import needs
 from shardinit.v1 import service_pb2
 
 Result = TypeVar("Result")
-Stored = tuple[service_pb2.ProgramHeader, bytes]
+Stored = tuple[service_pb2.ProgramHeader, bytes, str]
 
-_PROGRAM, _HEADER = ".program", ".header"
+PROGRAM, HEADER = ".program", ".header"
+EVERYBODY = "registered models"  # owns what was built of them; no caller's name
 _SECONDS = 30.0  # until an object store has answered
 _AGAIN = 5.0  # seconds after which to ask one again that does not answer
+
+
+def mark_of(owner: str) -> str:
+    """How the name of an owner's mark ends: any name is one of a file."""
+    return f".{hashlib.sha256(owner.encode()).hexdigest()}.owner"
 
 
 class Objects:
@@ -54,8 +63,10 @@ class Objects:
             ) from error
         self._threads = ThreadPoolExecutor(4, "shardinit-objects")
 
-    async def put(self, header: service_pb2.ProgramHeader, data: bytes) -> None:
-        """Keeps a program.
+    async def put(
+        self, header: service_pb2.ProgramHeader, data: bytes, owner: str
+    ) -> None:
+        """Keeps a program of an owner, who may not be the only one.
 
         Raises:
           ServiceError: the store does not take it.
@@ -64,13 +75,14 @@ class Objects:
 
         def write() -> None:
             self._files.makedirs(self._root, exist_ok=True)
-            self._files.pipe_file(path + _PROGRAM, data)
-            self._files.pipe_file(path + _HEADER, header.SerializeToString())
+            self._files.pipe_file(path + PROGRAM, data)
+            self._files.pipe_file(path + HEADER, header.SerializeToString())
+            self._files.pipe_file(path + mark_of(owner), owner.encode())
 
         await self._ask(write)
 
-    async def get(self, sha256: bytes) -> Stored | None:
-        """A program, and what is known of it; None if it is not there.
+    async def get(self, sha256: bytes, owners: Sequence[str]) -> Stored | None:
+        """A program, what is known of it, and who has it; None if none of these does.
 
         Raises:
           ServiceError: the store does not answer.
@@ -78,10 +90,15 @@ class Objects:
         path = self._path(sha256)
 
         def read() -> Stored | None:
+            for owner in owners:
+                if self._files.exists(path + mark_of(owner)):
+                    break
+            else:
+                return None
             try:
-                header = self._files.cat_file(path + _HEADER)
-                data = self._files.cat_file(path + _PROGRAM)
-                return service_pb2.ProgramHeader.FromString(header), data
+                header = self._files.cat_file(path + HEADER)
+                data = self._files.cat_file(path + PROGRAM)
+                return service_pb2.ProgramHeader.FromString(header), data, owner
             except (FileNotFoundError, DecodeError):
                 return None
 

@@ -50,24 +50,27 @@ class Task(NamedTuple):
       request_id: of the call that asks.
       request: the serialised message.
       trace: of the span that asks, as W3C's ``traceparent``; empty without one.
+      owner: whose the program is that it is about; a caller finds in what is kept
+        what is its own, so that no time tells of another's.
     """
 
     method: str
     request_id: str
     request: bytes
     trace: str = ""
+    owner: str = ""
 
     def pack(self) -> bytes:
         """As the bytes of a frame."""
-        head = json.dumps([self.method, self.request_id, self.trace]).encode()
+        head = json.dumps([*self[:2], *self[3:]]).encode()
         return struct.pack("<I", len(head)) + head + self.request
 
     @classmethod
     def unpack(cls, data: bytes) -> Task:
         """Of the bytes of a frame."""
         (size,) = struct.unpack_from("<I", data)
-        method, request_id, trace = json.loads(data[4 : 4 + size])
-        return cls(method, request_id, data[4 + size :], trace)
+        method, request_id, trace, owner = json.loads(data[4 : 4 + size])
+        return cls(method, request_id, data[4 + size :], trace, owner)
 
 
 class Piece(NamedTuple):

@@ -38,11 +38,14 @@ class Servicer:
 
     Args:
       config: how to serve.
+
+    Attributes:
+      models: what is kept of them.
     """
 
     def __init__(self, config: Config):
         self._config = config
-        self._models = ModelCache(config)
+        self.models = ModelCache(config)
         most = 4 * config.whole_bytes + 16 * _STREAM_BYTES
         self._open: Kept[list[Wanted]] = Kept(most, _held)
 
@@ -64,13 +67,13 @@ class Servicer:
         self, request: service_pb2.DescribeModelRequest
     ) -> service_pb2.DescribeModelResponse:
         """The leaves of a model and where they lie."""
-        return self._models.describe(request)
+        return self.models.describe(request)
 
     def GetProgram(
         self, request: service_pb2.GetProgramRequest
     ) -> Iterator[Message | bytes]:
         """The program's header, then its bytes."""
-        yield from self._models.program(wire.spec_from_proto(request.spec))
+        yield from self.models.program(wire.spec_from_proto(request.spec))
 
     def StreamShards(self, request: service_pb2.StreamShardsRequest) -> Iterator[Piece]:
         """The bytes that come next, as many as are computed at a time."""
@@ -78,7 +81,7 @@ class Servicer:
         asked = service_pb2.StreamShardsRequest()
         asked.CopyFrom(request)
         asked.ClearField("resume")
-        name = asked.SerializeToString(deterministic=True)
+        name = self.models.owner, asked.SerializeToString(deterministic=True)
         found = self._open.get(name)
         if found is None:
             found = windows.read(request, self._tree(request))
@@ -88,22 +91,22 @@ class Servicer:
 
     def PrepareCheckpoint(self, request: service_pb2.WriteCheckpointRequest) -> bytes:
         """What a checkpoint will be, held against what is at its place."""
-        return checkpoints.prepare(self._models, request, self._config).to_json()
+        return checkpoints.prepare(self.models, request, self._config).to_json()
 
     def WriteCheckpoint(
         self, request: service_pb2.WriteCheckpointRequest
     ) -> Iterator[service_pb2.WriteCheckpointResponse]:
         """Progress, then the receipt."""
-        return checkpoints.write(self._models, request, self._config)
+        return checkpoints.write(self.models, request, self._config)
 
     def UploadProgram(
         self, request: service_pb2.ProgramChunk
     ) -> service_pb2.ProgramHeader:
         """The header of a client's program, which is all of the chunk."""
-        return self._models.check(request.data)
+        return self.models.check(request.data)
 
     def _tree(self, request: service_pb2.StreamShardsRequest) -> LazyTree:
-        plan = self._models.plan(wire.spec_from_proto(request.spec))
+        plan = self.models.plan(wire.spec_from_proto(request.spec))
         key = wire.key_from_proto(request.key)
         try:
             return open_lazily(plan, key, memory_limit=self._config.whole_bytes)

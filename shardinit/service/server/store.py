@@ -4,6 +4,10 @@ Whatever is built or uploaded lies here under its digest, where the process that
 listens sends it from and workers read it. Without a folder of the operator's it is a
 temporary one. A folder may be shared by replicas and survives a restart: a name never
 means anything else, and a file has its name only when it is complete.
+
+A program is found by those only who have a mark beside it: its owners, whose bytes came
+with that digest, or everybody, if it is of a registered model. Without one, as an older
+version left its programs, nobody finds it until it comes again.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,12 +26,16 @@ from google.protobuf.message import DecodeError
 
 from shardinit.errors import ServiceError
 from shardinit.files import write_file
-from shardinit.service.server.objects import Objects
+from shardinit.service.server.objects import (
+    EVERYBODY,
+    HEADER,
+    PROGRAM,
+    Objects,
+    mark_of,
+)
 from shardinit.v1 import service_pb2
 
 log = logging.getLogger("shardinit.service")
-
-_PROGRAM, _HEADER = ".program", ".header"
 
 
 class Store:
@@ -60,7 +69,7 @@ class Store:
         self.bytes = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            found = [(path.stat(), path.stem) for path in folder.glob(f"*{_PROGRAM}")]
+            found = [(path.stat(), path.stem) for path in folder.glob(f"*{PROGRAM}")]
         except OSError as error:
             raise ServiceError(
                 f"store {str(folder)!r}",
@@ -71,45 +80,63 @@ class Store:
         for stat, name in sorted(found, key=lambda one: one[0].st_mtime):
             self._count(name, stat.st_size)
 
-    async def bring(self, sha256: bytes) -> service_pb2.ProgramHeader | None:
-        """What is known of a program, which is fetched if others may have it.
+    async def find(
+        self, sha256: bytes, owners: Sequence[str]
+    ) -> service_pb2.ProgramHeader | None:
+        """What is known of a program, which is fetched if other replicas have it.
+
+        A program of others is looked for as one that there is not, in all steps.
+
+        Args:
+          sha256: its digest.
+          owners: it is found if one of these has it.
 
         Raises:
           ServiceError: the object store does not answer.
         """
-        found = self.header(sha256)
-        if found is None and sha256 and self._objects is not None:
-            stored = await self._objects.get(sha256)
+        found = self._owned(sha256, owners)
+        if found is None and self._objects is not None:
+            stored = await self._objects.get(sha256, owners)
             if stored is not None:
                 await asyncio.to_thread(self.put, *stored)
-                found = self.header(sha256)
+                found = self._owned(sha256, owners)
         return found
 
+    def _owned(
+        self, sha256: bytes, owners: Sequence[str]
+    ) -> service_pb2.ProgramHeader | None:
+        name = sha256.hex()
+        marks = [(self.folder / (name + mark_of(owner))).exists() for owner in owners]
+        return self.header(sha256) if any(marks) else None
+
     async def share(
-        self, header: service_pb2.ProgramHeader, data: bytes, *, built: bool = False
+        self, header: service_pb2.ProgramHeader, data: bytes, owner: str
     ) -> None:
         """Keeps a program, for the other replicas too; errors as for `put`.
 
         Args:
           header: what is known of it.
           data: the program.
-          built: any replica can build it: that the object store fails is logged.
+          owner: who may ask for it. What is everybody's any replica can build: that
+            the object store fails is logged.
 
         Raises:
           ServiceError: the object store does not take it.
         """
-        await asyncio.to_thread(self.put, header, data)
+        await asyncio.to_thread(self.put, header, data, owner)
         if self._objects is None:
             return
         try:
-            await self._objects.put(header, data)
+            await self._objects.put(header, data, owner)
         except ServiceError as error:
-            if not built:
+            if owner != EVERYBODY:
                 raise
             log.warning("a program that was built stays here alone: %s", error)
 
-    def put(self, header: service_pb2.ProgramHeader, data: bytes) -> None:
-        """Keeps a program, if it fits; others go for it.
+    def put(self, header: service_pb2.ProgramHeader, data: bytes, owner: str) -> None:
+        """Keeps a program of an owner, if it fits; others go for it.
+
+        All is written also where it is there: the time tells of no other owner.
 
         Raises:
           ServiceError: the disk does not take it.
@@ -117,10 +144,12 @@ class Store:
         name = header.sha256.hex()
         if len(data) > self._capacity:
             return
+        there = _header(self.folder, header.sha256) or header  # built, it says so
         try:
             for ending, content in (
-                (_HEADER, header.SerializeToString()),
-                (_PROGRAM, data),
+                (HEADER, (header if owner == EVERYBODY else there).SerializeToString()),
+                (PROGRAM, data),
+                (mark_of(owner), owner.encode()),
             ):
                 write_file(self.folder / (name + ending), content)
         except OSError as error:
@@ -164,9 +193,9 @@ class Store:
             while self.bytes > self._capacity:
                 oldest, size = self._sizes.popitem(last=False)
                 self.bytes -= size
-                for ending in (_PROGRAM, _HEADER):
+                for path in self.folder.glob(f"{oldest}.*"):
                     with suppress(OSError):
-                        os.unlink(self.folder / (oldest + ending))
+                        path.unlink()
 
 
 def read(folder: Path, sha256: bytes) -> tuple[service_pb2.ProgramHeader, bytes]:
@@ -177,26 +206,27 @@ def read(folder: Path, sha256: bytes) -> tuple[service_pb2.ProgramHeader, bytes]
     """
     header, name = _header(folder, sha256), sha256.hex()
     if header is None:
-        raise _none(name)
+        raise not_held(sha256)
     try:
-        return header, (folder / (name + _PROGRAM)).read_bytes()
+        return header, (folder / (name + PROGRAM)).read_bytes()
     except OSError as error:
-        raise _none(name) from error
+        raise not_held(sha256) from error
 
 
 def _header(folder: Path, sha256: bytes) -> service_pb2.ProgramHeader | None:
     try:
-        os.stat(folder / (sha256.hex() + _PROGRAM))
-        data = (folder / (sha256.hex() + _HEADER)).read_bytes()
+        os.stat(folder / (sha256.hex() + PROGRAM))
+        data = (folder / (sha256.hex() + HEADER)).read_bytes()
         return service_pb2.ProgramHeader.FromString(data)
     except (OSError, DecodeError):
         return None
 
 
-def _none(name: str) -> ServiceError:
+def not_held(sha256: bytes) -> ServiceError:
+    """What is said of a program that is not there, or another's."""
     return ServiceError(
         "program_sha256",
-        f"no program {name[:16]}… is held here",
+        f"no program {sha256.hex()[:16]}… is held here",
         remedy="Ask by model and config, or upload the program",
         code="NOT_FOUND",
     )

@@ -80,6 +80,7 @@ def _answer(frames: Frames, memory: memoryview, servicer: Servicer, task: Task) 
     """Does a job; returns the name of the status code that it ended with."""
     try:
         request = _REQUESTS[task.method].FromString(task.request)
+        servicer.models.owner = task.owner
         used = 0
         for item in _items(getattr(servicer, task.method)(request)):
             if isinstance(item, Piece):

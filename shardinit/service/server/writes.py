@@ -21,7 +21,6 @@ from shardinit.service.server.pipe import Kind, Prepared, Task
 from shardinit.service.server.places import receipt_of, resolve, room, taken
 from shardinit.service.server.pool import Pool
 from shardinit.service.server.process import START, DiedError, Process
-from shardinit.service.server.turns import Job
 from shardinit.v1 import service_pb2
 
 _FORMATS = (
@@ -55,20 +54,18 @@ class Writes:
           ServiceError: no folder is allowed, the place is not, or is taken; too many
             writes run; the model is too large for the format.
         """
-        target = resolve(request.uri, self._config.checkpoint_roots, call.folder)
+        target = resolve(request.uri, self._config.checkpoint_roots, call.who.folder)
         call.place = str(target)
         if request.format not in _FORMATS:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])
-        data = request.SerializeToString()
-        model = request.spec.SerializeToString(deterministic=True)
-        task = Task("PrepareCheckpoint", call.request_id, data, call.trace)
-        (answer,) = await self._pool.run(Job(task, call.caller, model, call.weight))
+        job = call.job("PrepareCheckpoint", request.SerializeToString(), request.spec)
+        (answer,) = await self._pool.run(job)
         prepared = Prepared.from_json(answer)
         if prepared.receipt:
             for message in _complete(target, prepared):
                 yield message.SerializeToString()
             return
-        write = self._joined(target, prepared, task)
+        write = self._joined(target, prepared, job.task)
         write.watchers += 1
         write.detached |= request.detach
         try:

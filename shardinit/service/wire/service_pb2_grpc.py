@@ -148,8 +148,9 @@ class InitServiceServicer(object):
         header chunk+
 
         with the bytes of the serialised `InitProgram` in order and without gaps,
-        `header.size` bytes in all. Where the service holds the program already it answers
-        after the header.
+        `header.size` bytes in all. Where the service holds it already as the caller's it
+        answers after the header. To other callers the program is NOT_FOUND, until they
+        upload the same bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
