@@ -267,6 +267,61 @@ def test_an_upload_is_its_owners_and_to_others_it_is_not_there(tmp_path):
         assert second.program(shared).sha256 == shared
 
 
+def test_a_caller_has_the_models_and_roots_that_its_line_leaves_it(pki, tmp_path):
+    path, roots = tmp_path / "tokens", [tmp_path / "a", tmp_path / "b"]
+    lines = (
+        f"first read,upload,write cert:localhost models=service-test roots={roots[0]}",
+        f"{ONE} roots={roots[1]}",
+    )
+    path.write_text("\n".join(lines))
+    more = {"client_ca": pki / "ca.pem", "allow_upload": True}
+    config = secured(pki, token_file=path, checkpoint_roots=(*roots,), **more)
+    spec, other = ModelSpec("service-test", {"width": 64}), ModelSpec("decoder", {})
+    program = shardinit.export_plan(shardinit.plan(lambda key: jax.random.bits(key)))
+    own = {"cert": pki / "client.pem", "key": pki / "client.key", "ca": pki / "ca.pem"}
+    with (
+        Server(config) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path / "1", **own) as first,
+        shardinit.connect(
+            server.address, cache_dir=tmp_path / "2", **own, token=ONE
+        ) as second,
+    ):
+        assert list(first.models()) == ["service-test"]
+        assert "decoder" in second.models()
+        for ask, *given in (
+            (first.describe, other),
+            (first.program, other),
+            (first.read, other, 0, "x"),
+            (first.write_checkpoint, other, 0, roots[0] / "first" / "x"),
+            (first.describe, ModelSpec("no-such-model", {})),
+        ):
+            with pytest.raises(ServiceError, match="first may not use") as caught:
+                ask(*given)
+            assert caught.value.code == "PERMISSION_DENIED"
+            assert caught.value.expected == "one of service-test"
+        for writer, place in (
+            (first, roots[1] / "first" / "x"),
+            (second, roots[0] / "x"),
+        ):
+            with pytest.raises(ServiceError, match="no folder that the op") as caught:
+                writer.write_checkpoint(spec, 0, place)
+            assert caught.value.code == "PERMISSION_DENIED"
+        assert first.write_checkpoint(spec, 0, roots[0] / "first" / "x").uri
+        assert second.write_checkpoint(spec, 0, roots[1] / "x").uri
+        with pytest.raises(ServiceError) as caught:  # it may be of any model
+            first.describe(second.program(spec).sha256)
+        assert caught.value.code == "NOT_FOUND"
+        assert first.describe(first.upload(program)).fingerprint
+
+
+def test_a_root_that_is_none_of_the_server_s_is_refused(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"{ONE} roots=/elsewhere\n")
+    with pytest.raises(ServiceError, match="no --checkpoint-root") as caught:
+        Server(Config(token_file=path, checkpoint_roots=(tmp_path,)))
+    assert ONE not in str(caught.value)
+
+
 def test_a_folder_of_a_caller_is_one_component_that_means_no_other():
     names = ["a", "..", ".", "a/b", "a%2Fb", "spiffe://x/y", ".a", "%2Ea", "ä b"]
     folders = [folder_of(name) for name in names]
@@ -377,7 +432,15 @@ def test_a_line_says_what_a_call_was_about_and_that_its_client_read_to_the_end(
 
 
 @pytest.mark.parametrize(
-    "text", [f"name {ONE}", f"name read,all {ONE}", f"name read {ONE} more"]
+    "text",
+    [
+        f"name {ONE}",
+        f"name read,all {ONE}",
+        f"name read {ONE} more",
+        f"name read {ONE} models=",
+        f"{ONE} roots=,",
+        f"models=a {ONE}",
+    ],
 )
 def test_a_line_that_names_no_role_there_is_is_refused(tmp_path, text):
     path = tmp_path / "tokens"

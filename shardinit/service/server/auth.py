@@ -16,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -93,6 +95,8 @@ class Caller(NamedTuple):
       weight: its share of the workers, against that of others.
       folder: the folder of its own below a root of checkpoints; empty for the root.
       owner: whose its uploads are; empty for all who are known by address alone.
+      models: the registered models that it may use; None for all.
+      roots: the roots of checkpoints that it may write below; None for all.
     """
 
     name: str
@@ -100,11 +104,33 @@ class Caller(NamedTuple):
     weight: int = 1
     folder: str = ""
     owner: str = ""
+    models: frozenset[str] | None = None
+    roots: frozenset[str] | None = None
 
     @property
     def finds(self) -> tuple[str, ...]:
-        """Whose programs it finds by their digest."""
-        return self.owner, EVERYBODY
+        """Whose programs it finds by their digest, which doesn't say the model."""
+        return (self.owner, EVERYBODY) if self.models is None else (self.owner,)
+
+    def check_model(self, name: str) -> None:
+        """Refuses a model that it may not use, whether there is one or not.
+
+        Raises:
+          ServiceError: PERMISSION_DENIED.
+        """
+        if self.models is not None and name not in self.models:
+            raise ServiceError(
+                "",
+                f"{self.name} may not use the model {name!r}",
+                f"one of {', '.join(sorted(self.models))}",
+                code="PERMISSION_DENIED",
+            )
+
+    def its_roots(self, roots: Sequence[Path]) -> Sequence[Path]:
+        """Those of the operator's roots that it may write below."""
+        if self.roots is None:
+            return roots
+        return [root for root in roots if os.path.abspath(root) in self.roots]
 
 
 def folder_of(name: str) -> str:
@@ -116,12 +142,17 @@ def folder_of(name: str) -> str:
 class Tokens:
     """Who may call, from a file: holders of bearer tokens and of certificates.
 
+    Args:
+      path: the file.
+      roots: of checkpoints, to which its lines may restrict somebody.
+
     Raises:
-      ServiceError: the file cannot be read, or names nobody.
+      ServiceError: the file cannot be read, names nobody, or a root that is none.
     """
 
-    def __init__(self, path: Path):
-        self._file = Watched([path], _callers)
+    def __init__(self, path: Path, roots: Sequence[Path] = ()):
+        known = frozenset(map(os.path.abspath, roots))
+        self._file = Watched([path], partial(_callers, known))
 
     def find(self, header: str) -> Caller | None:
         """Whose token ``authorization: header`` carries; None for nobody's."""
@@ -148,7 +179,7 @@ class _Callers(NamedTuple):
     certificates: dict[bytes, Caller]
 
 
-def _callers(contents: list[bytes]) -> _Callers:
+def _callers(roots: frozenset[str], contents: list[bytes]) -> _Callers:
     lines = read_tokens(contents[0])
     short = any(len(one.token) < 16 and not one.is_certificate for one in lines)
     if not lines or short:
@@ -158,7 +189,12 @@ def _callers(contents: list[bytes]) -> _Callers:
         digest = hashlib.sha256(one.token)
         name = one.name or f"token {digest.hexdigest()[:12]}"
         folder = folder_of(one.name)
-        caller = Caller(name, one.roles, one.weight, folder, name)
+        if strange := (one.roots or frozenset()) - roots:
+            text = f"{', '.join(sorted(strange))} is no --checkpoint-root"
+            raise ValueError(f"roots of {name}: {text}")
+        caller = Caller(
+            name, one.roles, one.weight, folder, name, one.models, one.roots
+        )
         if one.is_certificate:
             found.certificates[one.token] = caller
         else:

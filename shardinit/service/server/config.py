@@ -64,7 +64,10 @@ class Config:
     ] = None
     token_file: Annotated[
         Path | None,
-        Setting("Who may call, one a line: TOKEN, or NAME ROLES TOKEN [WEIGHT]."),
+        Setting(
+            "Who may call, one a line: TOKEN, or NAME ROLES TOKEN [WEIGHT]; behind it "
+            "models=A,B and roots=/A,/B, if it may use those alone."
+        ),
     ] = None
     insecure: Annotated[
         bool, Setting("Let other machines in without TLS or without credentials.")

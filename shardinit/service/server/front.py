@@ -102,16 +102,22 @@ class Front:
     async def ListModels(
         self, request: service_pb2.ListModelsRequest, call: Call
     ) -> bytes:
-        """All registered models, as the first worker found them."""
-        return await asyncio.shield(self._pool.models)
+        """The registered models that the caller may use, as a worker found them."""
+        answer = await asyncio.shield(self._pool.models)
+        only = call.who.models
+        if only is None:
+            return answer
+        found = service_pb2.ListModelsResponse.FromString(answer).models
+        models = [model for model in found if model.name in only]
+        return service_pb2.ListModelsResponse(models=models).SerializeToString()
 
     async def GetProgram(
         self, request: service_pb2.GetProgramRequest, call: Call
     ) -> AsyncIterator[service_pb2.GetProgramResponse]:
         """A header, then the program's bytes."""
+        await self._check(request.spec, call)
         digest = request.spec.program_sha256
         if digest:
-            await self._check(request.spec, call)
             header, data = await asyncio.to_thread(self._store.read, digest)
         else:  # before a build that helps nobody
             versions.check_jax(request.jax_version, versions.jax_version())
@@ -204,11 +210,14 @@ class Front:
         return several if stream else one
 
     async def _check(self, spec: spec_pb2.ModelSpec | None, call: Call) -> None:
-        """Has a program where workers find it, if the caller may know of it.
+        """Holds a spec against what its caller may use; brings a program to workers.
 
         Raises:
-          ServiceError: it is not there, or another's, which is told alike.
+          ServiceError: the model is not the caller's to use; the program is not there,
+            or another's, which is told alike.
         """
+        if spec is not None and spec.HasField("named"):
+            call.who.check_model(spec.named.model)
         digest = spec.program_sha256 if spec is not None else b""
         if digest and await self._store.find(digest, call.who.finds) is None:
             raise not_held(digest)

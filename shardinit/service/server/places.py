@@ -22,7 +22,7 @@ def resolve(uri: str, roots: Sequence[Path], folder: str = "") -> Path:
 
     Args:
       uri: an absolute path, or a ``file://`` URI.
-      roots: the folders that the operator allows.
+      roots: the folders that the operator allows the caller.
       folder: the caller's own, below a root; empty for all of the root.
 
     Raises:
@@ -44,7 +44,7 @@ def resolve(uri: str, roots: Sequence[Path], folder: str = "") -> Path:
                 raise _refused(uri, f"it is not below {str(own)!r}, the caller's own")
             _look(uri, base, path.relative_to(base).parts)
             return path
-    raise _refused(uri, "it is below no folder that the operator allows")
+    raise _refused(uri, "it is below no folder that the operator allows the caller")
 
 
 def _plain_path(uri: str) -> Path:

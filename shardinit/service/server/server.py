@@ -79,7 +79,8 @@ class Server:
     def __init__(self, config: Config | None = None, *, front: Make = Front):
         config = config or Config()
         config.check()
-        tokens = auth.Tokens(config.token_file) if config.token_file else None
+        roots = config.checkpoint_roots
+        tokens = auth.Tokens(config.token_file, roots) if config.token_file else None
         credentials = auth.server_credentials(config)
         objects = Objects(config.objects) if config.objects is not None else None
         self._store = Store(config.store, config.cache_bytes, objects)

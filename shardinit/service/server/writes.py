@@ -54,7 +54,8 @@ class Writes:
           ServiceError: no folder is allowed, the place is not, or is taken; too many
             writes run; the model is too large for the format.
         """
-        target = resolve(request.uri, self._config.checkpoint_roots, call.who.folder)
+        roots = call.who.its_roots(self._config.checkpoint_roots)
+        target = resolve(request.uri, roots, call.who.folder)
         call.place = str(target)
         if request.format not in _FORMATS:
             raise SpecError("checkpoint", [("format", "missing, or not known here")])

@@ -59,6 +59,8 @@ class Token(NamedTuple):
       roles: what its holder may do.
       weight: its share of the workers, against that of others.
       is_certificate: whether the line is of a certificate.
+      models: the registered models that it may use; None for all.
+      roots: the roots of checkpoints that it may write below; None for all.
     """
 
     token: bytes
@@ -66,14 +68,17 @@ class Token(NamedTuple):
     roles: frozenset[str] = ROLES
     weight: int = 1
     is_certificate: bool = False
+    models: frozenset[str] | None = None
+    roots: frozenset[str] | None = None
 
 
 def read_tokens(content: bytes) -> list[Token]:
     """The tokens of a file, one a line: ``TOKEN``, or ``NAME ROLES TOKEN [WEIGHT]``.
 
     Roles are joined by commas; a token alone has all of them. ``cert:IDENTITY`` in the
-    place of a token is whoever has a certificate of that name. Empty lines and those
-    with # are skipped.
+    place of a token is whoever has a certificate of that name. Behind all this may
+    stand ``models=A,B`` and ``roots=/A,/B``: those alone. Empty lines and those with #
+    are skipped.
 
     Raises:
       ValueError: a line is neither, or has a role that there is not.
@@ -87,22 +92,32 @@ def read_tokens(content: bytes) -> list[Token]:
         words = line.split()
         if not words or words[0].startswith(b"#"):
             continue
-        if len(words) == 1 and not words[0].startswith(_CERTIFICATE):
-            found.append(Token(words[0]))
-            continue
-        named = _named(words)
-        if named is None:
+        only = _only(words)
+        one = _token(words)
+        if one is None or not all(only.values()):
             known = ", ".join(sorted(ROLES))
             raise ValueError(
                 f"line {number}: expected TOKEN, or NAME ROLES TOKEN [WEIGHT] with "
-                f"roles of {known} and a weight of 1 to 1000"
+                f"roles of {known} and a weight of 1 to 1000, and behind it "
+                "models=A,B and roots=/A,/B or not"
             )
-        found.append(named)
+        found.append(one._replace(**only))
     return found
 
 
-def _named(words: list[bytes]) -> Token | None:
-    """The token of a line that has a name; None if it is wrong."""
+def _only(words: list[bytes]) -> dict[str, frozenset[str]]:
+    """What a token is restricted to, which is taken from the end of its line."""
+    found: dict[str, frozenset[str]] = {}
+    while len(words) > 1 and words[-1].startswith((b"models=", b"roots=")):
+        name, _, listed = words.pop().decode(errors="replace").partition("=")
+        found[name] = frozenset(listed.split(",")) - {""}
+    return found
+
+
+def _token(words: list[bytes]) -> Token | None:
+    """The token of a line; None if it is wrong."""
+    if len(words) == 1 and not words[0].startswith(_CERTIFICATE):
+        return Token(words[0])
     if len(words) not in (3, 4):
         return None
     name, listed, token, *rest = words
