@@ -1,5 +1,6 @@
 """Examples in docstrings run, and every public name has one."""
 
+import contextlib
 import doctest
 import importlib.util
 import inspect
@@ -7,11 +8,15 @@ import os
 import pkgutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import shardinit
+from shardinit.service.client import client as client_module
+from shardinit.service.server.config import Config
+from shardinit.service.server.server import Server
 
 pytestmark = pytest.mark.once
 
@@ -37,6 +42,8 @@ PUBLIC = {
         "digest.host",
     ],
 }
+# What JAX calls of a class that it is to know as a pytree.
+JAX_CALLS = {"tree_flatten", "tree_unflatten"}
 FLOORS = ["cli", "core", "errors", "service", *PUBLIC]
 
 
@@ -82,19 +89,36 @@ def test_public_names_have_an_example(name):
 
 
 def test_every_name_of_the_package_has_an_example():
-    assert lacking(shardinit) == []
+    assert [*lacking(shardinit), *bare(client_module.Client)] == []
     assert all(">>>" in getattr(shardinit, room).__doc__ for room in rooms(shardinit))
 
 
 def lacking(module):
-    """The classes and functions that a module offers without an example."""
+    """The classes, functions and methods that a module offers without an example."""
     names = getattr(module, "__all__", [n for n in vars(module) if n[0] != "_"])
+    offered = [getattr(module, name) for name in names]
     return [
-        f"{module.__name__}.{name}"
-        for name in names
-        if (inspect.isclass(it := getattr(module, name)) or inspect.isfunction(it))
-        and f"{it.__module__}.".startswith(f"{module.__name__}.")
-        and "Example:" not in (inspect.getdoc(it) or "")
+        f"{it.__module__}.{it.__qualname__}"
+        for own in offered
+        if inspect.isclass(own) or inspect.isfunction(own)
+        if f"{own.__module__}.".startswith(f"{module.__name__}.")
+        for it in [*([] if "Example:" in (own.__doc__ or "") else [own]), *bare(own)]
+    ]
+
+
+def bare(cls):
+    """The public methods of a class that have no example of their own.
+
+    One that the example of the class calls has that.
+    """
+    members = vars(cls).items() if inspect.isclass(cls) else ()
+    functions = {name: getattr(it, "__func__", it) for name, it in members}
+    return [
+        it
+        for name, it in functions.items()
+        if getattr(it, "__qualname__", "") == f"{cls.__qualname__}.{name}"
+        if name[0] != "_" and name not in JAX_CALLS
+        if ">>>" not in (it.__doc__ or "") and f".{name}(" not in (cls.__doc__ or "")
     ]
 
 
@@ -103,6 +127,21 @@ def rooms(module):
     return [n for n in module.__all__ if inspect.ismodule(getattr(module, n))]
 
 
+@contextlib.contextmanager
+def served():
+    """What the examples of the client's methods use: one server for all of them."""
+    config = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 32}
+    config |= {"n_positions": 16, "vocab_size": 64}
+    with tempfile.TemporaryDirectory() as folder:
+        allowed = Config(allow_upload=True, checkpoint_roots=(Path(folder),))
+        with Server(allowed) as server, shardinit.connect(server.address) as client:
+            spec = shardinit.ModelSpec("decoder", config)
+            yield {"client": client, "spec": spec, "folder": folder}
+
+
 if __name__ == "__main__":
     every = [module for name in FLOORS for module in modules_of(name)]
-    sys.exit(min(sum(doctest.testmod(module).failed for module in every), 100))
+    with served() as given:
+        names = {client_module: given}
+        found = [doctest.testmod(it, extraglobs=names.get(it)) for it in every]
+    sys.exit(min(sum(result.failed for result in found), 100))

@@ -184,12 +184,26 @@ class InitFn:
         return f"<InitFn {self.name}{named}>"
 
     def __call__(self, key: Tree) -> Tree:
-        """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation."""
+        """Returns ``rebuild(fn(key))``: the plain, unsharded initialisation.
+
+        Example:
+          >>> import jax, shardinit
+          >>> fn = shardinit.InitFn(jax.random.normal, rebuild=lambda x: {"w": x})
+          >>> list(fn(jax.random.key(0)))
+          ['w']
+        """
         own = self.for_key(key)
         return own.rebuild(own.fn(key))
 
     def for_key(self, key: object) -> InitFn:
-        """The init function of such a key: itself, but for keys by names."""
+        """The init function of such a key: itself, but for keys by names.
+
+        Example:
+          >>> import jax, shardinit
+          >>> fn = shardinit.InitFn(lambda key: jax.random.normal(key, (8, 32)))
+          >>> fn.for_key(jax.random.key(0)) is fn
+          True
+        """
         if self.of_streams is None or not isinstance(key, Mapping):
             return self
         return self.of_streams(tuple(sorted(key)))

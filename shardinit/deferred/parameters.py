@@ -202,6 +202,13 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
         Raises:
           StructureMismatchError: the initializer returned another structure than
             ``value_structure``.
+
+        Example:
+          >>> import jax
+          >>> from shardinit import deferred
+          >>> weight = deferred.UninitializedParameter(jax.random.normal, "w")
+          >>> weight.initialize(jax.random.key(42)).value.shape
+          ()
         """
         value = structure.as_arrays(self.initializer(prng_key))
         where = f"initializer of parameter {self.name!r}"
@@ -222,6 +229,13 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
         Raises:
           StructureMismatchError: the structures differ; it has the path in the value,
             the actual and the expected structure.
+
+        Example:
+          >>> import jax
+          >>> from shardinit import deferred
+          >>> weight = deferred.UninitializedParameter(jax.random.normal, "w")
+          >>> weight.initialize_with_value(jax.numpy.zeros(()))
+          Parameter(value=float32[], name='w')
         """
         if check_structure:
             where = f"value for parameter {self.name!r}"
@@ -232,6 +246,13 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
         """Returns a `Parameter` of ``jax.ShapeDtypeStruct`` to restore a checkpoint.
 
         The initializer does not run. Its result would have the same tree structure.
+
+        Example:
+          >>> import jax
+          >>> from shardinit import deferred
+          >>> weight = deferred.UninitializedParameter(jax.random.normal, "w")
+          >>> weight.as_empty_parameter().value
+          ShapeDtypeStruct(shape=(), dtype=float32)
         """
         value: Any = structure.empty_of(self.value_structure)
         return Parameter(value, self.name)

@@ -51,6 +51,8 @@ def _at_marks(marked: Any) -> Selection[Any]:
 class Selection(TreeNode, Generic[S]):
     """Some nodes of a tree, to read or replace them.
 
+    In the examples of the methods ``select`` is ``shardinit.deferred.select``.
+
     Attributes:
       nodes: the nodes at the cut, selected or not.
       selected: whether each node is selected.
@@ -79,7 +81,12 @@ class Selection(TreeNode, Generic[S]):
         return self.count()
 
     def is_empty(self) -> bool:
-        """Whether no node is selected."""
+        """Whether no node is selected.
+
+        Example:
+          >>> select([1, 2.5]).at_instances_of(str).is_empty()
+          True
+        """
         return not any(self.selected)
 
     def get(self) -> S:
@@ -87,6 +94,10 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: no node, or several nodes, are selected.
+
+        Example:
+          >>> select([1, 2.5]).at_instances_of(float).get()
+          2.5
         """
         found = self.get_sequence()
         if len(found) != 1:
@@ -99,16 +110,33 @@ class Selection(TreeNode, Generic[S]):
         return found[0]
 
     def get_sequence(self) -> tuple[S, ...]:
-        """Returns the selected nodes in the order of the tree."""
+        """Returns the selected nodes in the order of the tree.
+
+        Example:
+          >>> select([1, 2.5, 3]).at_instances_of(int).get_sequence()
+          (1, 3)
+        """
         pairs = zip(self.nodes, self.selected, strict=True)
         return tuple([node for node, taken in pairs if taken])
 
     def get_by_path(self) -> OrderedDict[KeyPath, S]:
-        """Returns the selected nodes by key path, in the order of the tree."""
+        """Returns the selected nodes by key path, in the order of the tree.
+
+        Example:
+          >>> found = select({"a": 1, "b": 2.5}).at_instances_of(int).get_by_path()
+          >>> {path_str(path): node for path, node in found.items()}
+          {'a': 1}
+        """
         return OrderedDict(zip(self.get_keypaths(), self.get_sequence(), strict=True))
 
     def get_keypaths(self) -> tuple[KeyPath, ...]:
-        """Returns the key paths of the selected nodes."""
+        """Returns the key paths of the selected nodes.
+
+        Example:
+          >>> paths = select({"a": 1, "b": [2]}).at_instances_of(int).get_keypaths()
+          >>> [path_str(path) for path in paths]
+          ['a', 'b/0']
+        """
         numbered = self.treedef.unflatten(range(len(self.nodes)))
         pairs, _ = jax.tree_util.tree_flatten_with_path(numbered)
         return tuple([path for path, number in pairs if self.selected[number]])
@@ -118,6 +146,10 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           AssertionError: another number of nodes is selected.
+
+        Example:
+          >>> select([1, 2.5]).at_instances_of(int).assert_count_is(1).set(0)
+          [0, 2.5]
         """
         if self.count() != n:
             raise AssertionError(f"{self.count()} nodes are selected, not {n}")
@@ -139,6 +171,10 @@ class Selection(TreeNode, Generic[S]):
           with_keypath: whether the key path is passed as the first argument.
           keep_selected: whether a selection of the replacements is returned in place
             of the tree.
+
+        Example:
+          >>> select([1, 2.5, 3]).at_instances_of(int).apply(lambda number: -number)
+          [-1, 2.5, -3]
         """
         changed = self._with(self._called(fn, with_keypath))
         return changed if keep_selected else changed.deselect()
@@ -152,6 +188,10 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: there are more or fewer replacements than selected nodes.
+
+        Example:
+          >>> select([1, 2.5, 3]).at_instances_of(int).set_sequence(["a", "b"])
+          ['a', 2.5, 'b']
         """
         given = list(replacements)
         if len(given) != self.count():
@@ -172,6 +212,11 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: the mapping lacks the path of a selected node.
+
+        Example:
+          >>> numbers = select({"a": 1, "b": [2]}).at_instances_of(int)
+          >>> numbers.set_by_path(path_str)
+          {'a': 'a', 'b': ['b/0']}
         """
         paths = self.get_keypaths()
         if not isinstance(replacer, Mapping):
@@ -193,6 +238,11 @@ class Selection(TreeNode, Generic[S]):
         Args:
           replacements_by_path: replacements by key paths that start at the selected
             nodes. A path without a node is ignored.
+
+        Example:
+          >>> (path,) = select({"a": 1}).at_instances_of(int).get_keypaths()
+          >>> select({"a": 1, "b": 2}).select_and_set_by_path({path: 0})
+          {'a': 0, 'b': 2}
         """
 
         def replace(node: Any) -> Any:
@@ -212,6 +262,10 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: a selected node is no item of a list or tuple.
+
+        Example:
+          >>> select([1, 2.5]).at_instances_of(int).apply_and_inline(lambda x: (x, x))
+          [1, 1, 2.5]
         """
         marked = self.apply(Mark)
         return inlined(marked, (), fn if with_keypath else lambda _, node: fn(node))
@@ -221,6 +275,10 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: a selected node is no item of a list or tuple.
+
+        Example:
+          >>> select([1, 2.5, 3]).at_instances_of(float).remove_from_parent()
+          [1, 3]
         """
         return self.apply_and_inline(lambda _: ())
 
@@ -234,19 +292,33 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: a selected node is no item of a list or tuple.
+
+        Example:
+          >>> select([1, 2.5]).at_instances_of(float).insert_before("new")
+          [1, 'new', 2.5]
         """
         if and_select:
             return _at_marks(self.insert_before(Mark(value)))
         return self.apply_and_inline(lambda node: (value, node))
 
     def insert_after(self, value: Any, and_select: bool = False) -> Any:
-        """As `insert_before`, with ``value`` after each selected item."""
+        """As `insert_before`, with ``value`` after each selected item.
+
+        Example:
+          >>> select([1, 2.5]).at_instances_of(int).insert_after("new")
+          [1, 'new', 2.5]
+        """
         if and_select:
             return _at_marks(self.insert_after(Mark(value)))
         return self.apply_and_inline(lambda node: (node, value))
 
     def deselect(self) -> Any:
-        """Returns the whole tree."""
+        """Returns the whole tree.
+
+        Example:
+          >>> select([1, 2.5]).at_instances_of(int).deselect()
+          [1, 2.5]
+        """
         return self.treedef.unflatten(self.nodes)
 
     # Selecting other nodes of the same tree.
@@ -263,6 +335,10 @@ class Selection(TreeNode, Generic[S]):
         Raises:
           SelectionError: ``accessor_fn`` returned something that is not a node of the
             tree.
+
+        Example:
+          >>> select({"a": 1, "b": 2}).at(lambda tree: tree["a"]).set(0)
+          {'a': 0, 'b': 2}
         """
         return _at_marks(self.apply(lambda x: mark_picked(x, accessor_fn, multiple)))
 
@@ -272,6 +348,12 @@ class Selection(TreeNode, Generic[S]):
         Args:
           selector_fn: maps a node to a selection, usually in that node. The tree of
             that selection takes the place of the node.
+
+        Example:
+          >>> pair = {"in": [1, 2], "out": [3]}
+          >>> lists = select(pair).at_instances_of(list)
+          >>> lists.refine(lambda node: select(node).at(lambda x: x[0])).set(0)
+          {'in': [0, 2], 'out': [0]}
         """
         return self.apply(selector_fn, keep_selected=True).flatten_selected_selections()
 
@@ -280,6 +362,13 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: a selected node is no selection.
+
+        Example:
+          >>> numbers = lambda node: select(node).at_instances_of(int)
+          >>> lists = select({"in": [1, 2.5]}).at_instances_of(list)
+          >>> nested = lists.apply(numbers, keep_selected=True)
+          >>> nested.flatten_selected_selections().set(0)
+          {'in': [0, 2.5]}
         """
 
         def marked(inner: Any) -> Any:
@@ -325,6 +414,10 @@ class Selection(TreeNode, Generic[S]):
           absolute_keypath: whether key paths start at the root of the tree; by default
             they start at the selected node.
           innermost: whether the innermost nodes that pass are selected instead.
+
+        Example:
+          >>> select([1, 5, 9]).at_subtrees_where(lambda x: x in (1, 9)).set(0)
+          [0, 5, 0]
         """
         if not (with_keypath or innermost):
             # JAX walks the tree, and asks the test at every node and leaf of it.
@@ -343,19 +436,40 @@ class Selection(TreeNode, Generic[S]):
         return _at_marks(self.apply(marked, with_keypath=True))
 
     def at_pytree_leaves(self) -> Selection[Any]:
-        """Selects all leaves of the selected nodes."""
+        """Selects all leaves of the selected nodes.
+
+        Example:
+          >>> select([1, {"a": 2}]).at_pytree_leaves().get_sequence()
+          (1, 2)
+        """
         return _at_marks(self.apply(lambda node: jax.tree.map(Mark, node)))
 
     def at_childless(self) -> Selection[Any]:
-        """Selects all leaves, and the nodes without children, such as empty lists."""
+        """Selects all leaves, and the nodes without children, such as empty lists.
+
+        Example:
+          >>> select([1, {"a": []}]).at_childless().get_sequence()
+          (1, [])
+        """
         return self.at_subtrees_where(is_childless)
 
     def at_children(self) -> Selection[Any]:
-        """Selects the direct children of the selected nodes."""
+        """Selects the direct children of the selected nodes.
+
+        Example:
+          >>> select([1, {"a": 2}]).at_children().get_sequence()
+          (1, {'a': 2})
+        """
         return self.at_subtrees_where(lambda path, _: len(path) == 1, with_keypath=True)
 
     def at_keypaths(self, keypaths: Iterable[KeyPath]) -> Selection[Any]:
-        """Selects the nodes at key paths that start at the selected nodes."""
+        """Selects the nodes at key paths that start at the selected nodes.
+
+        Example:
+          >>> (path,) = select({"a": 1}).at_instances_of(int).get_keypaths()
+          >>> select({"a": 3, "b": 4}).at_keypaths([path]).get()
+          3
+        """
         wanted = set(map(tuple, keypaths))
         return self.at_subtrees_where(lambda path, _: path in wanted, with_keypath=True)
 
@@ -364,6 +478,10 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: ``template`` is an array, whose ``==`` returns an array.
+
+        Example:
+          >>> select(["x", "y", "x"]).at_equal_to("x").count()
+          2
         """
         if hasattr(template, "__array__"):
             raise SelectionError(
@@ -388,6 +506,10 @@ class Selection(TreeNode, Generic[S]):
         Args:
           filter_fn: maps a node, or its key path and the node, to a bool.
           with_keypath: whether the key path is passed as the first argument.
+
+        Example:
+          >>> select([1, 5, 9]).at_pytree_leaves().where(lambda x: x > 4).set(0)
+          [1, 0, 0]
         """
         return self._keep(map(bool, self._called(filter_fn, with_keypath)))
 
@@ -396,6 +518,10 @@ class Selection(TreeNode, Generic[S]):
 
         Raises:
           SelectionError: a number is out of range.
+
+        Example:
+          >>> select([1, 5, 9]).at_pytree_leaves().pick_nth_selected(-1).set(0)
+          [1, 5, 0]
         """
         count = self.count()
         wanted = [n] if isinstance(n, int) else list(n)
@@ -410,7 +536,12 @@ class Selection(TreeNode, Generic[S]):
         return self._keep(place in places for place in range(count))
 
     def invert(self) -> Selection[Any]:
-        """Selects the largest nodes that contain none of the selected nodes."""
+        """Selects the largest nodes that contain none of the selected nodes.
+
+        Example:
+          >>> select([1, 2.5, 3]).at_instances_of(float).invert().get_sequence()
+          (1, 3)
+        """
         now = set(self.get_keypaths())
         above = {path[:end] for path in now for end in range(len(path) + 1)}
 
@@ -429,6 +560,11 @@ class Selection(TreeNode, Generic[S]):
         Args:
           at_leaves: whether each leaf is replaced on its own, so that both trees have
             the structure of the whole tree.
+
+        Example:
+          >>> chosen, rest = select([1, 2.5]).at_instances_of(int).partition()
+          >>> chosen
+          [1, NotInThisPartition()]
         """
         mine, rest = self, self.invert()
         if at_leaves:

@@ -123,7 +123,17 @@ class WithSharedParameters(Struct, Generic[M]):
     parameters: dict[str, AnyParameter]
 
     def resolved(self) -> M:
-        """Returns the body with the parameter itself at each use."""
+        """Returns the body with the parameter itself at each use.
+
+        Example:
+          >>> import jax
+          >>> from shardinit import deferred
+          >>> draw = deferred.UninitializedParameter(jax.random.normal, "tied")
+          >>> tied = deferred.mark_shareable(draw)
+          >>> model = deferred.attach_shared_parameters([tied, tied])
+          >>> [use.name for use in model.resolved()]
+          ['tied', 'tied']
+        """
         return _resolve(self.body, self.parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

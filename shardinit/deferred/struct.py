@@ -24,5 +24,11 @@ class Struct(TreeNode):
 
     @final
     def select(self) -> Selection[Self]:
-        """Selects this struct, to select and change parts of a copy."""
+        """Selects this struct, to select and change parts of a copy.
+
+        Example:
+          >>> from shardinit import deferred
+          >>> deferred.Parameter(1.0, "scale").select().at_pytree_leaves().get()
+          1.0
+        """
         return select(self)

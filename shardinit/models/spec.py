@@ -130,6 +130,13 @@ class ModelSpec:
         Raises:
           SpecError: the file is not JSON, or not a JSON object.
           OSError: the file cannot be read.
+
+        Example:
+          >>> import shardinit, tempfile
+          >>> with tempfile.NamedTemporaryFile(suffix=".json") as file:
+          ...     _ = file.write(b'{"model_type": "gpt2"}'), file.flush()
+          ...     shardinit.ModelSpec.from_file(file.name).config["model_type"]
+          'gpt2'
         """
         with open(path, "rb") as file:
             return cls.from_json(file.read(), model, name=str(path))

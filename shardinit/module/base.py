@@ -173,13 +173,30 @@ class Module(ModuleNode, metaclass=ModuleMeta):
           InitFnError: a value depends on more than the key.
           ShardingError: ``rules`` do not fit the arrays.
           TypeError: ``key`` is neither a key nor an int.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from shardinit.module import Linear
+          >>> Linear(8).init(42, jnp.ones((1, 3))).kernel.shape
+          (3, 8)
         """
         return initialising.init(
             self, key, inputs, call_method, key_policy, inplace, mesh, rules
         )
 
     def rng_init(self) -> None:
-        """Assigns fields that need keys but no input; override it in a subclass."""
+        """Assigns fields that need keys but no input; override it in a subclass.
+
+        Example:
+          >>> import jax
+          >>> from shardinit.module import Module, Parameter, next_key
+          >>> class Scale(Module):
+          ...     factor: jax.Array | None = Parameter.node(None)
+          ...     def rng_init(self):
+          ...         self.factor = jax.random.uniform(next_key(), (3,))
+          >>> Scale().init(42).factor.shape
+          (3,)
+        """
 
     def initializing(self) -> bool:
         """Whether this module is being initialised by a running ``init``.
@@ -187,6 +204,11 @@ class Module(ModuleNode, metaclass=ModuleMeta):
         Raises:
           ModuleStateError: (a ``RuntimeError``) the module is not initialised, and no
             ``init`` of a tree that contains it is running.
+
+        Example:
+          >>> from shardinit.module import Dropout
+          >>> Dropout(0.5).init(42).initializing()
+          False
         """
         return not self._initialized and context.initializing(self)
 
@@ -205,6 +227,11 @@ class Module(ModuleNode, metaclass=ModuleMeta):
 
         By default those of the declarations, ``Parameter.node(axes=("in", "out"))``.
         Override it if they differ between instances.
+
+        Example:
+          >>> from shardinit.module import Embed
+          >>> Embed(10, 4).field_axes()
+          {'embedding': None}
         """
         return {k: f.metadata.get("axes") for k, f in self._fields.items()}
 
@@ -221,19 +248,43 @@ class Module(ModuleNode, metaclass=ModuleMeta):
         return self._frozen
 
     def train(self, mode: bool = True, *, inplace: bool = False) -> Self:
-        """Returns a copy with ``training`` set to ``mode`` in every module."""
+        """Returns a copy with ``training`` set to ``mode`` in every module.
+
+        Example:
+          >>> from shardinit.module import Dropout
+          >>> Dropout(0.5).eval().train().training
+          True
+        """
         return self._with("_training", mode, inplace)
 
     def eval(self, *, inplace: bool = False) -> Self:
-        """Returns a copy with ``training`` set to False in every module."""
+        """Returns a copy with ``training`` set to False in every module.
+
+        Example:
+          >>> from shardinit.module import Dropout
+          >>> Dropout(0.5).eval().training
+          False
+        """
         return self.train(False, inplace=inplace)
 
     def freeze(self, mode: bool = True, *, inplace: bool = False) -> Self:
-        """Returns a copy with ``frozen`` set to ``mode`` in every module."""
+        """Returns a copy with ``frozen`` set to ``mode`` in every module.
+
+        Example:
+          >>> from shardinit.module import Linear
+          >>> Linear(8).freeze().frozen
+          True
+        """
         return self._with("_frozen", mode, inplace)
 
     def unfreeze(self, *, inplace: bool = False) -> Self:
-        """Returns a copy with ``frozen`` set to False in every module."""
+        """Returns a copy with ``frozen`` set to False in every module.
+
+        Example:
+          >>> from shardinit.module import Linear
+          >>> Linear(8).freeze().unfreeze().frozen
+          False
+        """
         return self.freeze(False, inplace=inplace)
 
     def _with(self, flag: str, value: bool, inplace: bool) -> Self:
@@ -245,7 +296,15 @@ class Module(ModuleNode, metaclass=ModuleMeta):
     # ---- parts -----------------------------------------------------------------------
 
     def copy(self) -> Self:
-        """Copies every module once; the copies share the arrays of the originals."""
+        """Copies every module once; the copies share the arrays of the originals.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from shardinit.module import Linear
+          >>> model = Linear(8).init(42, jnp.ones((1, 3)))
+          >>> model.copy().kernel is model.kernel
+          True
+        """
         return walk.copy(self)[0]
 
     def filter(self, *filters_: filters.Filter) -> Self:
@@ -253,6 +312,12 @@ class Module(ModuleNode, metaclass=ModuleMeta):
 
         Args:
           *filters_: kinds, or predicates on `FieldInfo`.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from shardinit.module import BatchNorm, BatchStat
+          >>> BatchNorm().init(42, jnp.ones((2, 3))).filter(BatchStat).scale
+          Nothing
         """
         return filters.filtered(self, filters_)
 
@@ -263,19 +328,53 @@ class Module(ModuleNode, metaclass=ModuleMeta):
 
         Raises:
           ModuleFieldError: the modules have different structures; it names the path.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from shardinit.module import BatchNorm, BatchStat
+          >>> norm = BatchNorm().init(42, jnp.ones((2, 3)))
+          >>> norm.filter(BatchStat).merge(norm.parameters()).scale.shape
+          (3,)
         """
         return filters.merged(self, (other, *rest), inplace=False)
 
     def update(self, other: Self, *rest: Self, inplace: bool = False) -> Self:
-        """As ``merge``; with ``inplace``, this module is changed and returned."""
+        """As ``merge``; with ``inplace``, this module is changed and returned.
+
+        Example:
+          >>> import jax
+          >>> import jax.numpy as jnp
+          >>> from shardinit.module import Linear
+          >>> model = Linear(2).init(42, jnp.ones((1, 3)))
+          >>> zeros = jax.tree.map(jnp.zeros_like, model.parameters())
+          >>> float(model.update(zeros).kernel.sum())
+          0.0
+        """
         return filters.merged(self, (other, *rest), inplace=inplace)
 
     def parameters(self, *filters_: filters.Filter) -> Self:
-        """Returns ``filter(Parameter, *filters_)``."""
+        """Returns ``filter(Parameter, *filters_)``.
+
+        Example:
+          >>> import jax, jax.numpy as jnp
+          >>> from shardinit.module import BatchNorm
+          >>> norm = BatchNorm().init(42, jnp.ones((2, 3)))
+          >>> len(jax.tree.leaves(norm)), len(jax.tree.leaves(norm.parameters()))
+          (4, 2)
+        """
         return self.filter(Parameter, *filters_)
 
     def trainable_parameters(self, *filters_: filters.Filter) -> Self:
-        """Filters for the parameters of modules that are not frozen."""
+        """Filters for the parameters of modules that are not frozen.
+
+        Example:
+          >>> import jax
+          >>> import jax.numpy as jnp
+          >>> from shardinit.module import Linear
+          >>> frozen = Linear(2).init(42, jnp.ones((1, 3))).freeze()
+          >>> jax.tree.leaves(frozen.trainable_parameters())
+          []
+        """
 
         def trained(field: FieldInfo) -> bool:
             return not field.module.frozen
@@ -294,6 +393,12 @@ class Module(ModuleNode, metaclass=ModuleMeta):
             outputs of each module, and uninitialised modules as ``init`` would return
             them.
           depth: how many levels of submodules to show; -1 shows all.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from shardinit.module import Linear
+          >>> "kernel: float32[3,2]" in Linear(2).tabulate(jnp.ones((1, 3)))
+          True
         """
         return tabulate.tabulate(self, inputs, depth)
 

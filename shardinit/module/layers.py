@@ -178,7 +178,13 @@ class Embed(Module):
         self.embedding = None
 
     def field_axes(self) -> dict[str, Axes]:
-        """Returns ``embedding_axes``."""
+        """Returns ``embedding_axes``.
+
+        Example:
+          >>> from shardinit.module import Embed
+          >>> Embed(10, 4).field_axes()
+          {'embedding': None}
+        """
         return {"embedding": self.embedding_axes}
 
     def __call__(self, ids: jax.Array) -> jax.Array:

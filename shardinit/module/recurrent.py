@@ -28,7 +28,7 @@ class GRU(Module):
       >>> gru = GRU(8, return_sequences=True).init(42, jnp.ones((1, 5, 3)))
       >>> gru.params["ir"]["kernel"].shape, gru.params["hr"]["kernel"].shape
       ((3, 8), (8, 8))
-      >>> gru(jnp.ones((2, 7, 3))).shape
+      >>> gru(jnp.ones((2, 7, 3)), gru.initialize_state(2)).shape
       (2, 7, 8)
     """
 

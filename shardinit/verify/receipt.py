@@ -119,7 +119,15 @@ class Receipt:
 
     @property
     def sealed(self) -> Receipt:
-        """The receipt with its seal."""
+        """The receipt with its seal.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key)})
+          >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+          >>> made.sealed.seal == made.seal
+          True
+        """
         return dataclasses.replace(
             self, seal=seal_of({**head_of(FORMAT), **self._facts()})
         )
@@ -130,7 +138,15 @@ class Receipt:
         return {k: v for k, v in facts.items() if v or k not in OPTIONAL}
 
     def to_json(self) -> str:
-        """The receipt as JSON text, in the format that it was made or read in."""
+        """The receipt as JSON text, in the format that it was made or read in.
+
+        Example:
+          >>> import jax, json, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key)})
+          >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+          >>> json.loads(made.to_json())["seed"]
+          42
+        """
         facts = self._facts()
         if self.seal is None:
             facts = {k: v for k, v in facts.items() if k not in SINCE_2}
@@ -144,6 +160,13 @@ class Receipt:
         Raises:
           ReceiptFormatError: it is no receipt, one of another format, its root does not
             belong to its leaves, or its seal not to what it says.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key)})
+          >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+          >>> Receipt.from_json(made.to_json()).leaves[0].path
+          'w'
         """
         data = read_fields(text)
         leaves = tuple(
@@ -177,6 +200,15 @@ class Receipt:
 
         Raises:
           ReceiptFormatError: something else is there.
+
+        Example:
+          >>> import jax, shardinit, tempfile
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key)})
+          >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     made.save(f"{folder}/receipt.json")
+          ...     Receipt.load(f"{folder}/receipt.json") == made
+          True
         """
         save_text(path, self.to_json(), "receipt", replace=replace)
 
@@ -187,6 +219,15 @@ class Receipt:
         Raises:
           ReceiptFormatError: the file is no receipt.
           OSError: it cannot be read.
+
+        Example:
+          >>> import jax, shardinit, tempfile
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key)})
+          >>> made = shardinit.receipt(plan, 42, shardinit.compile_plan(plan)(42))
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     made.save(f"{folder}/receipt.json")
+          ...     Receipt.load(f"{folder}/receipt.json").seed
+          42
         """
         if os.path.isdir(path):
             raise ReceiptFormatError(

@@ -69,15 +69,36 @@ class Plan:
     prng: str | None = None
 
     def as_cut(self) -> Cut:
-        """The cut function: a plan can be planned again, for another mesh."""
+        """The cut function: a plan can be planned again, for another mesh.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
+          >>> [leaf.path for leaf in plan.as_cut().leaves]
+          ['w']
+        """
         return self.cut
 
     def as_init_fn(self) -> InitFn:
-        """The init function that was planned."""
+        """The init function that was planned.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
+          >>> plan.as_init_fn()(jax.random.key(0))["w"].shape
+          (64, 32)
+        """
         return self.init_fn
 
     def root_key(self, key: RootKey) -> RootKey:
-        """The key that the function gets for a root key of the user's."""
+        """The key that the function gets for a root key of the user's.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(jax.random.normal, prng="threefry")
+          >>> jax.random.key_impl(plan.root_key(jax.random.key(0, impl="rbg")))
+          'threefry2x32'
+        """
         return key if self.prng is None else as_threefry(key)
 
     @cached_property
@@ -99,6 +120,12 @@ class Plan:
 
         Args:
           found: the paths; those that are none of its leaves stay as they are.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key)})
+          >>> plan.paths_of(["w/value", "other"])
+          ['w', 'other']
         """
         boxed = {f"{leaf.path}/value": leaf.path for leaf in self.leaves}
         own = {leaf.path: leaf.path for leaf in self.leaves}
@@ -124,7 +151,13 @@ class Plan:
         return replace(self, leaves=leaves, programs=programs)
 
     def warn(self) -> None:
-        """One Python warning for what weighs more than 1 MiB of each device."""
+        """One Python warning for what weighs more than 1 MiB of each device.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key)})
+          >>> plan.warn()  # this one has nothing to warn of
+        """
         sizes = {leaf.path: leaf.bytes_per_device for leaf in self.leaves}
         warn(self.findings, sizes)
 
@@ -156,7 +189,14 @@ class Plan:
 
     @property
     def mesh_shape(self) -> dict[str, int]:
-        """The size of each mesh axis; empty in a plan without a mesh."""
+        """The size of each mesh axis; empty in a plan without a mesh.
+
+        Example:
+          >>> import jax, shardinit
+          >>> mesh = jax.sharding.AbstractMesh((2, 4), ("data", "model"))
+          >>> shardinit.plan(jax.random.normal, mesh=mesh).mesh_shape
+          {'data': 2, 'model': 4}
+        """
         return {} if self.mesh is None else dict(self.mesh.shape)
 
     @cached_property
@@ -168,21 +208,52 @@ class Plan:
 
     @cached_property
     def bytes_per_device(self) -> int:
-        """Bytes of the selected leaves' shards on one device."""
+        """Bytes of the selected leaves' shards on one device.
+
+        Example:
+          >>> import jax, shardinit
+          >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
+          >>> init = lambda key: jax.random.normal(key, (64, 32))
+          >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.fsdp(min_bytes=0))
+          >>> plan.total_bytes, plan.bytes_per_device
+          (8192, 4096)
+        """
         return sum(x.bytes_per_device for x in self.leaves if x.selected)
 
     @cached_property
     def parameter_count(self) -> int:
-        """Number of elements of all selected leaves."""
+        """Number of elements of all selected leaves.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
+          >>> plan.parameter_count
+          2048
+        """
         return sum(math.prod(x.shape) for x in self.leaves if x.selected)
 
     @property
     def whole_leaves(self) -> tuple[PlanLeaf, ...]:
-        """Leaves that every device must compute in full."""
+        """Leaves that every device must compute in full.
+
+        Example:
+          >>> import jax, shardinit
+          >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
+          >>> init = lambda key: jax.numpy.sort(jax.random.normal(key, (64, 32)))
+          >>> [leaf.shape for leaf in shardinit.plan(init, mesh=mesh).whole_leaves]
+          [(64, 32)]
+        """
         return tuple(x for x in self.leaves if x.is_replicated and x.selected)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The plan as a table: one row for the leaves of all layers, folded."""
+        """The plan as a table: one row for the leaves of all layers, folded.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
+          >>> plan.rows()
+          [('0', '1', 'w', '64x32', 'float32', '-', '8,192', '')]
+        """
         return plan_table.rows(self.leaves)
 
     def table(self) -> str:
@@ -199,7 +270,15 @@ class Plan:
         return _as_text(plan_table.every(self.leaves))
 
     def screen(self) -> tuple[list[tuple[str, ...]], str]:
-        """The largest of ``rows()``, as many as a screen has, and what to say of it."""
+        """The largest of ``rows()``, as many as a screen has, and what to say of it.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: jax.random.normal(key, (64, 32)))
+          >>> rows, more = plan.screen()
+          >>> len(rows), more
+          (1, '')
+        """
         rows, more = plan_table.largest(self.leaves, _SCREEN)
         said = (
             f"… and {more:,} smaller rows: plan.table() and plan --json have every leaf"
@@ -207,7 +286,14 @@ class Plan:
         return rows, said if more else ""
 
     def summary(self) -> str:
-        """One line: counts and bytes."""
+        """One line: counts and bytes.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
+          >>> plan.summary().partition(", ")[2]
+          '2,048 elements, 8,192 bytes, 8,192 bytes a device, 1 programs'
+        """
         devices = f" on {self.mesh_shape}" if self.mesh is not None else ""
         whole = len(self.whole_leaves)
         return (

@@ -69,7 +69,13 @@ class AxisRules:
         object.__setattr__(self, "rules", given_rules(rules, axis_rule))
 
     def mesh_axes(self) -> set[str]:
-        """All mesh axes that the rules name."""
+        """All mesh axes that the rules name.
+
+        Example:
+          >>> rules = AxisRules([("embed", "data"), ("mlp", ("model", "pod"))])
+          >>> sorted(rules.mesh_axes())
+          ['data', 'model', 'pod']
+        """
         return {a for _, value in self.rules for a in mesh_axes(axes_of(value))}
 
     def choose(self, leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
@@ -83,6 +89,13 @@ class AxisRules:
 
         Raises:
           ShardingError: a name that stands twice, or rules that name two memories.
+
+        Example:
+          >>> from jax.sharding import AbstractMesh
+          >>> leaf = LeafInfo("w", (8, 32), 1, ("embed", "mlp"))
+          >>> mesh = AbstractMesh((2, 4), ("data", "model"))
+          >>> AxisRules([("embed", "data")]).choose(leaf, mesh, "error").spec
+          P('data', None)
         """
         if leaf.axes is None:
             return Choice(reasons=(reasons.no_names(leaf, mesh),))
@@ -101,7 +114,13 @@ class AxisRules:
         return Choice(spec, _one_kind(leaf, used), tuple(why), used)
 
     def with_own(self, leaf: LeafInfo) -> tuple[_AxisRule, ...]:
-        """The rules, then the leaf's own for names that these do not know."""
+        """The rules, then the leaf's own for names that these do not know.
+
+        Example:
+          >>> leaf = LeafInfo("w", (8, 32), 1, None, own_rules=(("mlp", "model"),))
+          >>> AxisRules([("embed", "data")]).with_own(leaf)
+          (('embed', 'data'), ('mlp', 'model'))
+        """
         if not leaf.own_rules:
             return self.rules
         known = {name for name, _ in self.rules}
@@ -138,11 +157,23 @@ class PathRules:
         object.__setattr__(self, "rules", given_rules(rules, path_rule))
 
     def matches(self, pattern: str, path: str) -> bool:
-        """Whether a rule's pattern is found in a path; a subclass may have its own."""
+        """Whether a rule's pattern is found in a path; a subclass may have its own.
+
+        Example:
+          >>> from jax.sharding import PartitionSpec as P
+          >>> PathRules([("embed$", P("data"))]).matches("embed$", "layers/0/embed")
+          True
+        """
         return re.search(pattern, path) is not None
 
     def mesh_axes(self) -> set[str]:
-        """All mesh axes that the rules name."""
+        """All mesh axes that the rules name.
+
+        Example:
+          >>> from jax.sharding import PartitionSpec as P
+          >>> PathRules([("embed$", P("data")), (".*", P())]).mesh_axes()
+          {'data'}
+        """
         specs = [axes_of(value) for _, value in self.rules]
         return {axis for spec in specs for axis in mesh_axes_of(spec)}
 
@@ -151,6 +182,13 @@ class PathRules:
 
         With ``indivisible="next"`` the next rule that matches and divides, else the
         first that matches without the axes that do not divide.
+
+        Example:
+          >>> from jax.sharding import AbstractMesh, PartitionSpec as P
+          >>> leaf = LeafInfo("dense/kernel", (8, 32), 1, None)
+          >>> mesh = AbstractMesh((2,), ("data",))
+          >>> PathRules([("kernel$", P("data"))]).choose(leaf, mesh, "error").spec
+          P('data',)
         """
         matching = [rule for rule in self.rules if self.matches(rule[0], leaf.path)]
         if not matching:

@@ -106,7 +106,14 @@ class InitProgram:
         return tuple(leaf.path for leaf in self.message.leaves)
 
     def to_bytes(self) -> bytes:
-        """The envelope: format version, digest, content."""
+        """The envelope: format version, digest, content.
+
+        Example:
+          >>> import jax, shardinit
+          >>> init = lambda key: jax.random.normal(key, (1024, 64))
+          >>> len(shardinit.export_plan(init).to_bytes()) < 4 * 1024 * 64  # the weights
+          True
+        """
         return pb.InitProgram(
             format=self.format,
             sha256=hashlib.sha256(self.content).digest(),
@@ -127,6 +134,12 @@ class InitProgram:
           ProgramFormatError: another format version, a wrong digest, a content that
             contradicts itself, a program of a newer JAX or of one too old, or a
             function that calls what JAX does not vouch for.
+
+        Example:
+          >>> import jax, shardinit
+          >>> program = shardinit.export_plan(lambda key: {"w": jax.random.normal(key)})
+          >>> shardinit.InitProgram.from_bytes(program.to_bytes()).paths
+          ('w',)
         """
         try:
             envelope = pb.InitProgram.FromString(data)
@@ -161,6 +174,14 @@ class InitProgram:
 
         Raises:
           ProgramFormatError: something else is there.
+
+        Example:
+          >>> import jax, shardinit, tempfile
+          >>> program = shardinit.export_plan(lambda key: {"w": jax.random.normal(key)})
+          >>> with tempfile.TemporaryDirectory() as folder:
+          ...     program.save(f"{folder}/model.program")
+          ...     shardinit.load_program(f"{folder}/model.program").paths
+          ('w',)
         """
         try:
             write_file(path, self.to_bytes(), replace=replace)
@@ -173,7 +194,14 @@ class InitProgram:
             ) from error
 
     def as_cut(self) -> Cut:
-        """The program as what a traced function becomes."""
+        """The program as what a traced function becomes.
+
+        Example:
+          >>> import jax, shardinit
+          >>> program = shardinit.export_plan(lambda key: {"w": jax.random.normal(key)})
+          >>> [leaf.path for leaf in program.as_cut().leaves]
+          ['w']
+        """
         return self._cut
 
     @cached_property
@@ -200,7 +228,14 @@ class InitProgram:
             ) from error
 
     def as_init_fn(self) -> InitFn:
-        """The program as an init function, with the leaves' logical axes."""
+        """The program as an init function, with the leaves' logical axes.
+
+        Example:
+          >>> import jax, shardinit
+          >>> program = shardinit.export_plan(lambda key: {"w": jax.random.normal(key)})
+          >>> list(program.as_init_fn()(jax.random.key(0)))
+          ['w']
+        """
         axes = self._axes
         order = [self.paths.index(leaf.path) for leaf in self._cut.leaves]
         tree = jax.tree.unflatten(self._cut.tree, [axes[i] for i in order])

@@ -106,19 +106,49 @@ class CompiledPlan:
           FingerprintMismatchError: another process of the job, with devices of the
             mesh, brings another model, key, placement or version.
           MissingProcessesError: such a process did not come.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+          >>> params = shardinit.compile_plan(plan)(42)
+          >>> params["w"].shape
+          (8, 32)
         """
         return self.rebuild(self.run(as_key(key), progress))
 
     def leaves(self, key: KeyLike, progress: Report | None = None) -> list[Leaf]:
-        """The leaves alone, in the order of the pytree (see ``__call__``)."""
+        """The leaves alone, in the order of the pytree (see ``__call__``).
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+          >>> [leaf.shape for leaf in shardinit.compile_plan(plan).leaves(42)]
+          [(8, 32)]
+        """
         return self.run(as_key(key), progress)
 
     def rebuild(self, leaves: Sequence[Leaf]) -> Tree:
-        """The user's object from its leaves."""
+        """The user's object from its leaves.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+          >>> compiled = shardinit.compile_plan(plan)
+          >>> list(compiled.rebuild(compiled.leaves(42)))
+          ['w']
+        """
         return self.plan.init_fn.rebuild(jax.tree.unflatten(self.plan.cut.tree, leaves))
 
     def run(self, key: RootKey, progress: Report | None = None) -> list[Leaf]:
-        """``leaves`` for a key that ``as_key`` made."""
+        """``leaves`` for a key that ``as_key`` made.
+
+        Example:
+          >>> import jax, shardinit
+          >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (8, 32))})
+          >>> (leaf,) = shardinit.compile_plan(plan).run(as_key(42))
+          >>> leaf.shape
+          (8, 32)
+        """
         with jax.transfer_guard("allow"):  # of the words of keys, which no user sees
             return self._run(key, progress)
 

@@ -109,6 +109,15 @@ class Client:
 
     Every failure is a `ServiceError` with the code's name in ``code``; faults of a
     spec, a mesh or rules are a `SpecError`. What else a method raises, it says.
+
+    In the examples ``client`` is connected to a server that takes uploads and writes
+    checkpoints below ``folder``; ``spec`` is of a decoder of one layer.
+
+    Example:
+      >>> import shardinit
+      >>> with shardinit.connect("localhost:50051") as client:  # no call: none connects
+      ...     client.target
+      'localhost:50051'
     """
 
     def __init__(self, store: Store, connection: Connection):
@@ -117,7 +126,12 @@ class Client:
         self._programs = Programs(connection, store)
 
     def version(self) -> dict[str, Any]:
-        """The versions of the protocol, of the service and of its JAX, by name."""
+        """The versions of the protocol, of the service and of its JAX, by name.
+
+        Example:
+          >>> sorted(client.version())
+          ['jax', 'protocol', 'shardinit']
+        """
         request = service_pb2.GetVersionRequest(min=PROTOCOL, max=PROTOCOL)
         found = self._connection.call("GetVersion", request)
         return {
@@ -127,7 +141,12 @@ class Client:
         }
 
     def models(self) -> dict[str, dict[str, Any]]:
-        """The models that the operator installed: config schema by name."""
+        """The models that the operator installed: config schema by name.
+
+        Example:
+          >>> "decoder" in client.models()
+          True
+        """
         request = service_pb2.ListModelsRequest()
         response = self._connection.call("ListModels", request)
         return {m.name: wire.struct_to_dict(m.config_schema) for m in response.models}
@@ -149,6 +168,10 @@ class Client:
           rules: ``AxisRules``, ``PathRules`` or ``fsdp(...)``.
           opt_rules: as for ``shardinit.plan``.
           opt_state: globs over the paths of leaves that are optimizer state.
+
+        Example:
+          >>> client.describe(spec, {"data": 2}).leaf("embed/embedding").shape
+          (64, 32)
         """
         request = service_pb2.DescribeModelRequest(spec=wire.spec_to_proto(spec))
         if mesh is not None:
@@ -162,6 +185,10 @@ class Client:
 
         Raises:
           ProgramFormatError: this version cannot run the program.
+
+        Example:
+          >>> len(client.program(spec).paths)
+          20
         """
         data = self._programs.get(spec)
         from shardinit.core.program.program import InitProgram
@@ -173,6 +200,12 @@ class Client:
 
         The digest is a spec from then on, for every client of that server. The
         operator must allow it; faults of the program are a `SpecError`.
+
+        Example:
+          >>> import jax, shardinit
+          >>> program = shardinit.export_plan(lambda key: {"w": jax.random.normal(key)})
+          >>> client.read(client.upload(program), 0, "w").shape
+          ()
         """
         self._programs.upload(program.to_bytes(), program.sha256)
         return program.sha256
@@ -224,6 +257,11 @@ class Client:
         Raises:
           ShardingError: the rules do not fit the leaves.
           FindingsError: ``strict`` refuses what the findings say.
+
+        Example:
+          >>> params = client.init(spec, 42, select="embed/*")
+          >>> params["embed"]["embedding"].shape
+          (64, 32)
         """
         if via not in ("program", "stream"):
             raise ValueError(f"via={via!r}; expected 'program' or 'stream'")
@@ -291,6 +329,10 @@ class Client:
 
         Raises:
           SelectError: a glob that matches no leaf.
+
+        Example:
+          >>> client.numpy(spec, 42, select="embed/*")["embed/embedding"].shape
+          (64, 32)
         """
         spec = wire.spec_for(spec, key)
         pieces = [transfer.whole(x) for x in self.describe(spec).chosen(select)]
@@ -315,6 +357,10 @@ class Client:
         Raises:
           SelectError: no leaf has that path.
           IndexError: the window does not lie inside the leaf.
+
+        Example:
+          >>> client.read(spec, 42, "embed/embedding", (slice(4, 6), slice(32))).shape
+          (2, 32)
         """
         spec = wire.spec_for(spec, key)
         whole = transfer.whole(self.describe(spec).leaf(path))
@@ -344,6 +390,11 @@ class Client:
 
         Returns:
           where it is, and its receipt.
+
+        Example:
+          >>> written = client.write_checkpoint(spec, 42, f"{folder}/initial")
+          >>> written.receipt.seed
+          42
         """
         if format not in writing.FORMATS:
             raise ValueError(f"format={format!r}; expected 'safetensors' or 'orbax'")
@@ -374,13 +425,25 @@ class Client:
 
         Yields:
           each window when it is complete and checked.
+
+        Example:
+          >>> from shardinit.service.client.transfer import whole
+          >>> leaves = client.describe(spec).leaves[:2]
+          >>> len(list(client.receive(spec, 42, [whole(leaf) for leaf in leaves])))
+          2
         """
         message = wire.spec_to_proto(wire.spec_for(spec, key))
         root = wire.key_to_proto(key)
         yield from transfer.receive(self._connection, message, root, pieces, moved)
 
     def close(self) -> None:
-        """Ends running calls and the connection; a second time does nothing."""
+        """Ends running calls and the connection; a second time does nothing.
+
+        Example:
+          >>> import shardinit
+          >>> client = shardinit.connect("localhost:50051")
+          >>> client.close()
+        """
         self._connection.close()
 
     def __enter__(self) -> Client:

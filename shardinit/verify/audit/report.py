@@ -125,6 +125,10 @@ class AuditReport:
       >>> report = shardinit.audit(plan, "cpu:2")
       >>> report.summary()[-1], report.to_data()["ok"]
       ('verdict: ok', True)
+      >>> report.table()[0][3:6]
+      ('64x32', 'float32', "P('data',)")
+      >>> report.screen()[0][9:]  # no collectives, and no time that is known
+      ('', '4,116', '', 'ok')
     """
 
     name: str

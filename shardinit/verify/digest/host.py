@@ -247,7 +247,13 @@ class Digest:
 
     @property
     def root(self) -> str:
-        """256 bits in hex, of all leaves by path; the order of the tree is no part."""
+        """256 bits in hex, of all leaves by path; the order of the tree is no part.
+
+        Example:
+          >>> sums = window_sums(np.ones(3), (0,))
+          >>> len(finish([("a", (3,), "float64", sums)]).root) * 4  # bits
+          256
+        """
         return root_digest(self.leaves)
 
     def __repr__(self) -> str:
@@ -320,6 +326,10 @@ class Digester:
 
         Raises:
           DigestError: an unknown leaf, or a window that does not lie in it.
+
+        Example:
+          >>> digester = Digester({"a": ((4,), "float32")})
+          >>> digester.add("a", (2,), np.ones(2, np.float32))
         """
         if path not in self._shapes:
             raise DigestError(f"leaf {path!r}", "it is not known", "a leaf of the tree")
@@ -344,6 +354,12 @@ class Digester:
 
         Raises:
           DigestError: a leaf of which not every element was added.
+
+        Example:
+          >>> digester = Digester({"a": ((2,), "float32")})
+          >>> digester.add("a", (0,), np.ones(2, np.float32))
+          >>> list(digester.digest().leaves)
+          ['a']
         """
         for path, shape in self._shapes.items():
             if self._seen[path] != math.prod(shape):
