@@ -270,6 +270,8 @@ class ServiceError(ShardinitError, RuntimeError):
     Attributes:
       code: name of the gRPC status code, such as ``"INVALID_ARGUMENT"``.
       limit: name of the limit that was reached, such as ``"queue"``; may be empty.
+      denied: what the caller may not have, of PERMISSION_DENIED: the role that it
+        lacks, such as ``"role:write"``, or ``"model"`` or ``"place"``; may be empty.
       retry_after: seconds after which to ask again; None where that is no use.
       request_id: of the call that failed, as the service's log has it; may be empty.
     """
@@ -283,12 +285,14 @@ class ServiceError(ShardinitError, RuntimeError):
         code: str = "UNKNOWN",
         *,
         limit: str = "",
+        denied: str = "",
         retry_after: float | None = None,
         request_id: str = "",
     ):
         super().__init__(where, got, expected, remedy)
         self.code = code
         self.limit = limit
+        self.denied = denied
         self.retry_after = retry_after
         self.request_id = request_id
 

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.once
 
 
 def test_the_least_recently_used_goes_first():
-    kept = Kept(10, len)
+    gone = []
+    kept = Kept(10, len, lambda: gone.append(1))
     for key, value in {"a": b"aaaa", "b": b"bbbb", "c": b"cc"}.items():
         kept.put(key, value)
     assert kept.bytes == 10
@@ -24,6 +25,7 @@ def test_the_least_recently_used_goes_first():
     kept.put("d", b"dddd")
     assert [key for key in "abcd" if kept.get(key)] == ["a", "c", "d"]
     assert kept.bytes == 10
+    assert len(gone) == 1
 
 
 def test_a_value_larger_than_the_cache_is_given_and_not_kept():
@@ -115,12 +117,14 @@ def header_of(data):
 
 
 def test_a_store_of_programs_is_bounded_and_found_again(tmp_path):
-    store = ProgramStore(tmp_path, 10)
+    gone = []
+    store = ProgramStore(tmp_path, 10, evicted=lambda: gone.append(1))
     programs = [b"aaaa", b"bbbb", b"cccc"]
     for data in programs:
         store.put(header_of(data), data, "ours")
     headers = [store.header(header_of(data).sha256) for data in programs]
     assert headers == [None, *map(header_of, programs[1:])]
+    assert len(gone) == 1
     again = ProgramStore(tmp_path, 10)
     assert again.bytes == store.bytes == 8
     assert again.read(header_of(b"cccc").sha256) == (header_of(b"cccc"), b"cccc")

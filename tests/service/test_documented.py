@@ -99,6 +99,7 @@ def exported():
     with Server() as server:
         server.metrics.refused.labels("streams")
         server.metrics.killed.labels("died")
+        server.metrics.checkpoints.labels("OK")
         server.metrics.calls.labels("GetVersion", "OK")
         server.metrics.active.labels("GetVersion")
         for histogram in (server.metrics.seconds, server.metrics.built):

@@ -2,7 +2,7 @@
 
 A caller is known by token, certificate or address, in this order. A call without a
 token, without the role it needs, or one too many of its caller or connection, is
-refused, and that is counted.
+refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from shardinit.errors import ServiceError
 from shardinit.service.server.auth import Caller, Tokens, folder_of
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import Task
-from shardinit.service.server.telemetry import Metrics
 from shardinit.service.server.turns import Job
 from shardinit.service.wire.versions import SERVICE
 from shardinit.v1 import service_pb2, spec_pb2
@@ -137,13 +136,11 @@ class Admission:
 
     Args:
       config: how many calls a caller may have, and connections an address.
-      metrics: where refusals are counted.
       tokens: those that are let in; None lets everybody in.
     """
 
-    def __init__(self, config: Config, metrics: Metrics, tokens: Tokens | None = None):
+    def __init__(self, config: Config, tokens: Tokens | None = None):
         self._config = config
-        self._metrics = metrics
         self._tokens = tokens
         self._calls: Counter[str] = Counter()
         # By address, the calls of each of its ports: a connection that has none is
@@ -163,12 +160,12 @@ class Admission:
         caller = call.caller
         role = _ROLES.get(method, "read")
         if role not in call.who.roles:
-            self._metrics.refused.labels("role").inc()
             raise ServiceError(
                 "",
                 f"{caller} may not {role}",
                 f"a token with the role {role!r}",
                 code="PERMISSION_DENIED",
+                denied=f"role:{role}",
             )
         peer, _, port = context.peer().rpartition(":")
         ports = self._connections.setdefault(peer, Counter())
@@ -187,7 +184,6 @@ class Admission:
                 self._connections.pop(peer, None)
 
     def _too_many(self, limit: str, most: int) -> ServiceError:
-        self._metrics.refused.labels(limit).inc()
         return ServiceError(
             "",
             f"its caller has too many {limit.partition('-')[2]} already",
@@ -205,7 +201,6 @@ class Admission:
             if isinstance(header, str):
                 caller = self._tokens.find(header)
             if caller is None:
-                self._metrics.refused.labels("unauthenticated").inc()
                 raise ServiceError("", "no valid bearer token", code="UNAUTHENTICATED")
             return caller
         if identities:

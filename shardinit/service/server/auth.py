@@ -124,6 +124,7 @@ class Caller(NamedTuple):
                 f"{self.name} may not use the model {name!r}",
                 f"one of {', '.join(sorted(self.models))}",
                 code="PERMISSION_DENIED",
+                denied="model",
             )
 
     def its_roots(self, roots: Sequence[Path]) -> Sequence[Path]:

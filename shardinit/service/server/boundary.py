@@ -38,6 +38,7 @@ from shardinit.service.wire.errors import (
     REQUEST_ID,
     Refusal,
     code_of,
+    reason_of,
     to_status,
     trailing,
 )
@@ -80,7 +81,7 @@ class Boundary(aio.ServerInterceptor):
     def __init__(self, config: Config, metrics: Metrics, tokens: Tokens | None = None):
         self._config = config
         self._metrics = metrics
-        self._admission = Admission(config, metrics, tokens)
+        self._admission = Admission(config, tokens)
         self._pace = Pace(config.caller_rate)
         # One, since threads that compute hold up the event loop, each as much again.
         self._large = ThreadPoolExecutor(1, "shardinit-large")
@@ -131,6 +132,8 @@ class Boundary(aio.ServerInterceptor):
                     text = "%s request_id=%s failed"
                     log.error(text, method, call.request_id, exc_info=error)
                 status = to_status(error, call.request_id)
+                if reason := reason_of(status):
+                    self._metrics.refused.labels(reason).inc()
                 _let_go(error)
         if status is not None:
             # A call that is cancelled reads as one without more messages. gRPC (1.85)
@@ -178,7 +181,6 @@ class Boundary(aio.ServerInterceptor):
                 async with asyncio.timeout(seconds):
                     data: Any = await context.read()
             except TimeoutError:
-                self._metrics.refused.labels("message-seconds").inc()
                 raise ServiceError(
                     "request",
                     f"no message has come in {seconds:g} s",
@@ -206,9 +208,19 @@ class Boundary(aio.ServerInterceptor):
     ) -> Callable[[Message | bytes], Awaitable[None]]:
         """Sends messages; bytes go as they are, which saves copies."""
         seconds = self._config.stall_seconds
+        most = self._config.limits.response_bytes
 
         async def write(message: Message | bytes) -> None:
             data = message if isinstance(message, bytes) else serialise(message)
+            if len(data) > most:
+                raise ServiceError(
+                    "",
+                    f"the answer has {len(data):,} bytes",
+                    f"at most {most:,}",
+                    "Ask for the program: it says the same, and comes in chunks",
+                    code="RESOURCE_EXHAUSTED",
+                    limit="response_bytes",
+                )
             try:
                 async with asyncio.timeout(seconds):
                     await context.write(data)
@@ -216,7 +228,6 @@ class Boundary(aio.ServerInterceptor):
                 # What gRPC (1.85) says of a write that the caller's end overtakes.
                 raise _CallerGoneError from error
             except TimeoutError:
-                self._metrics.refused.labels("stall-seconds").inc()
                 raise ServiceError(
                     "",
                     f"its reader has taken nothing for {seconds:g} s",

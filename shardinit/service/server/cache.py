@@ -24,11 +24,18 @@ class Kept(Generic[Value]):
     Args:
       capacity: bytes of all values together; one that is larger is not kept.
       size: bytes of a value.
+      evicted: called for each value that goes to make room.
     """
 
-    def __init__(self, capacity: int, size: Callable[[Value], int]):
+    def __init__(
+        self,
+        capacity: int,
+        size: Callable[[Value], int],
+        evicted: Callable[[], None] = lambda: None,
+    ):
         self._capacity = capacity
         self._size = size
+        self._evicted = evicted
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self.bytes = 0
 
@@ -47,13 +54,14 @@ class Kept(Generic[Value]):
         while self.bytes > self._capacity:
             _, oldest = self._values.popitem(last=False)
             self.bytes -= self._size(oldest)
+            self._evicted()
 
 
 class BuildCache(Generic[Value]):
     """Values that are built when they are first asked for. For one event loop.
 
     Args:
-      capacity, size: as for `Kept`.
+      capacity, size, evicted: as for `Kept`.
       seen: called with whether a value was there, or is being built, already.
     """
 
@@ -62,8 +70,9 @@ class BuildCache(Generic[Value]):
         capacity: int,
         size: Callable[[Value], int],
         seen: Callable[[bool], None] = lambda hit: None,
+        evicted: Callable[[], None] = lambda: None,
     ):
-        self._kept: Kept[Value] = Kept(capacity, size)
+        self._kept: Kept[Value] = Kept(capacity, size, evicted)
         self._running: dict[Hashable, _Build[Value]] = {}
         self._seen = seen
 

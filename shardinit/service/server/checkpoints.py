@@ -23,11 +23,12 @@ from shardinit.core.run.arguments import key_words
 from shardinit.core.run.compile import compile_plan
 from shardinit.core.run.lazy import open as open_lazily
 from shardinit.core.types import Tree
-from shardinit.errors import ServiceError, SpecError
+from shardinit.errors import ServiceError, SpecError, WholeLeafError
 from shardinit.service.server.config import Config
 from shardinit.service.server.model_cache import ModelCache
 from shardinit.service.server.pipe import Prepared
 from shardinit.service.server.places import receipt_of, resolve, taken
+from shardinit.service.server.windows import too_large
 from shardinit.service.wire import messages as wire
 from shardinit.v1 import service_pb2
 from shardinit.verify.digest.host import Digester
@@ -96,7 +97,7 @@ def write(
 
     Raises:
       CheckpointError: it cannot be written.
-      ServiceError: the disk is full.
+      ServiceError: the disk is full, or a leaf is too large to be computed whole.
     """
     target = resolve(request.uri, config.checkpoint_roots)
     plan = models.plan(wire.spec_from_proto(request.spec))
@@ -114,7 +115,7 @@ def write(
     Thread(target=run, daemon=True).start()
     for got in iter(said.get, None):
         if isinstance(got, BaseException):
-            raise _of_the_disk(target, got) from got
+            raise _of_the_limits(target, got) from got
         progress = service_pb2.CheckpointProgress(
             bytes_done=got, bytes_total=plan.total_bytes
         )
@@ -125,10 +126,12 @@ def write(
     yield service_pb2.WriteCheckpointResponse(receipt=receipt)
 
 
-def _of_the_disk(target: Path, error: BaseException) -> BaseException:
-    """The error, or that the disk is full, however deep in it that stands."""
+def _of_the_limits(target: Path, error: BaseException) -> BaseException:
+    """The error, or which limit was reached, however deep in it that stands."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, WholeLeafError):
+            return too_large(cause, "WriteCheckpoint")
         # TensorStore, below Orbax, raises a ValueError without an errno, as in
         # https://github.com/google/orbax/issues/2837: the operating system's text in it
         # is all that tells a full disk. Nothing is compared that shardinit says itself.
@@ -184,6 +187,13 @@ class _Write:
         from shardinit.storage import safetensors
 
         tree = open_lazily(self._plan, self._key, memory_limit=self._memory)
+        for leaf in tree.values():
+            if leaf.whole and leaf.nbytes > self._memory:
+                raise WholeLeafError(
+                    f"leaf {leaf.path!r}",
+                    f"any window of it needs all {leaf.nbytes:,} bytes ({leaf.whole})",
+                    f"at most {self._memory:,} bytes",
+                )
         digester = Digester({x.path: (x.shape, x.dtype) for x in tree.values()})
         done = 0
 

@@ -56,12 +56,15 @@ class Front:
         self._store = store
         kept = config.cache_bytes
         self._answers: BuildCache[list[bytes]] = BuildCache(
-            kept, lambda answers: _ENTRY + sum(map(len, answers)), metrics.seen
+            kept,
+            lambda answers: _ENTRY + sum(map(len, answers)),
+            metrics.seen,
+            metrics.evicted.inc,
         )
         self._names: Kept[bytes] = Kept(_NAMES, lambda digest: 1)
         # Programs are kept in the store; here are those that are being built.
         self._programs: BuildCache[Program] = BuildCache(-1, lambda _: 0, metrics.seen)
-        self._writes = Writes(config, pool)
+        self._writes = Writes(config, pool, metrics)
         self._draining = asyncio.Event()
         self._streams = 0
         self._uploading = 0
@@ -328,7 +331,6 @@ class Front:
             self._uploading -= size
 
     def _busy(self, call: str, limit: str, got: str) -> ServiceError:
-        self._metrics.refused.labels(limit).inc()
         return ServiceError(
             call,
             got,

@@ -79,25 +79,21 @@ class ModelCache:
             self._limits.check_rules(request, len(plan.leaves))
             placing = wire.placing_from_proto(request)
             plan = make_plan(plan, mesh=wire.mesh_from_proto(request.mesh), **placing)
-        response = plan_to_proto(plan)
-        _hold(
-            response.ByteSize(),
-            self._limits.response_bytes,
-            "DescribeModel",
-            "Ask for the program and plan it in the client",
-        )
-        return response
+        return plan_to_proto(plan)
 
     def program(self, spec: ModelSpec | str) -> tuple[service_pb2.ProgramHeader, bytes]:
         """The program of a spec, with its header; errors as for `plan`."""
         program = export_plan(self.plan(spec))
         data = program.to_bytes()
-        _hold(
-            len(data),
-            self._limits.program_bytes,
-            "GetProgram",
-            "Do not capture arrays in the init function",
-        )
+        if len(data) > self._limits.program_bytes:
+            raise ServiceError(
+                "GetProgram",
+                f"the program has {len(data):,} bytes",
+                f"at most {self._limits.program_bytes:,}",
+                "Do not capture arrays in the init function",
+                code="RESOURCE_EXHAUSTED",
+                limit="program_bytes",
+            )
         return _header(program, data), data
 
     def check(self, data: bytes) -> service_pb2.ProgramHeader:
@@ -130,12 +126,6 @@ class ModelCache:
         program = InitProgram.from_bytes(data)
         uploaded = program.fingerprint != header.fingerprint
         return replace(program, untrusted=uploaded)
-
-
-def _hold(size: int, most: int, call: str, remedy: str) -> None:
-    if size > most:
-        got, expected = f"the answer has {size:,} bytes", f"at most {most:,}"
-        raise ServiceError(call, got, expected, remedy, code="RESOURCE_EXHAUSTED")
 
 
 def _header(program: InitProgram, data: bytes) -> service_pb2.ProgramHeader:

@@ -83,6 +83,7 @@ def _refused(uri: str, why: str) -> ServiceError:
         why,
         "an absolute path, or file:// URI, below a folder that the operator allows",
         code="PERMISSION_DENIED",
+        denied="place",
     )
 
 

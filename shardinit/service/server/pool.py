@@ -96,7 +96,6 @@ class Pool:
           ServiceError: too many wait, or the job took too much.
         """
         if not job.quick and self.waiting >= self._config.queue:
-            self._metrics.refused.labels("queue").inc()
             raise ServiceError(
                 job.task.method,
                 f"{self.waiting} builds wait already",
@@ -248,7 +247,6 @@ class Pool:
         """Ends a job whose worker has ended, or gives it to another."""
         excess = process.excess(job.task.method)
         if excess is not None:
-            self._metrics.refused.labels(excess.limit).inc()
             job.end(excess)
         elif job.begun and not job.answers:
             job.end()  # the pieces that came are good, and whoever asked goes on there

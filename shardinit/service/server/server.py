@@ -83,9 +83,10 @@ class Server:
         tokens = auth.Tokens(config.token_file, roots) if config.token_file else None
         credentials = auth.server_credentials(config)
         objects = Objects(config.objects) if config.objects is not None else None
-        self._store = Store(config.store, config.cache_bytes, objects)
-        self._config = replace(config, store=self._store.folder)
         self.metrics = Metrics()
+        evicted = self.metrics.evicted.inc
+        self._store = Store(config.store, config.cache_bytes, objects, evicted)
+        self._config = replace(config, store=self._store.folder)
         self.address = config.listen
         self.health_address: str | None = None
         self.metrics_address: str | None = None

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 from shardinit.core.run.lazy import LazyTree
 from shardinit.core.run.lazy import open as open_lazily
-from shardinit.errors import SpecError
+from shardinit.errors import SpecError, WholeLeafError
 from shardinit.models import builder, model_names
 from shardinit.service.server import checkpoints, windows
 from shardinit.service.server.cache import Kept
@@ -87,7 +87,10 @@ class Servicer:
             found = windows.read(request, self._tree(request))
             self._open.put(name, found)
         windows.check_place(found, place)
-        return windows.pieces(found, place, self._config.block_bytes)
+        try:
+            yield from windows.pieces(found, place, self._config.block_bytes)
+        except WholeLeafError as error:
+            raise windows.too_large(error, "StreamShards") from error
 
     def PrepareCheckpoint(self, request: service_pb2.WriteCheckpointRequest) -> bytes:
         """What a checkpoint will be, held against what is at its place."""

@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Store:
       folder: where they are; default a temporary folder.
       capacity: bytes of all of them together; one that is larger is not kept.
       objects: where to look for what is not here, and to put what comes.
+      evicted: called for each program that goes to make room.
 
     Attributes:
       folder: where they are.
@@ -55,8 +56,13 @@ class Store:
     """
 
     def __init__(
-        self, folder: Path | None, capacity: int, objects: Objects | None = None
+        self,
+        folder: Path | None,
+        capacity: int,
+        objects: Objects | None = None,
+        evicted: Callable[[], None] = lambda: None,
     ):
+        self._evicted = evicted
         self._capacity = capacity
         self._objects = objects
         self._sizes: OrderedDict[str, int] = OrderedDict()
@@ -193,6 +199,7 @@ class Store:
             while self.bytes > self._capacity:
                 oldest, size = self._sizes.popitem(last=False)
                 self.bytes -= size
+                self._evicted()
                 for path in self.folder.glob(f"{oldest}.*"):
                     with suppress(OSError):
                         path.unlink()

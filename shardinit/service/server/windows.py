@@ -18,7 +18,7 @@ import numpy as np
 
 from shardinit.core.region import Region
 from shardinit.core.run.lazy import LazyArray, LazyTree
-from shardinit.errors import SelectError, SpecError
+from shardinit.errors import SelectError, ServiceError, SpecError, WholeLeafError
 from shardinit.service.server.pipe import Piece
 from shardinit.v1 import service_pb2
 
@@ -88,6 +88,18 @@ def read(request: service_pb2.StreamShardsRequest, tree: LazyTree) -> list[Wante
     if faults:
         raise SpecError("windows", faults)
     return found
+
+
+def too_large(error: WholeLeafError, call: str) -> ServiceError:
+    """The refusal of a leaf that a worker would have to compute whole."""
+    return ServiceError(
+        f"{call}, {error.where}",
+        error.got,
+        error.expected.replace("memory_limit=", ""),
+        "Ask for the program and run it, or serve with a larger --whole-bytes",
+        code="RESOURCE_EXHAUSTED",
+        limit="whole-bytes",
+    )
 
 
 def check_place(found: Sequence[Wanted], place: service_pb2.ShardPosition) -> None:

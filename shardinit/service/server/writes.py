@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 
 from shardinit.errors import ServiceError, SpecError
@@ -21,6 +22,8 @@ from shardinit.service.server.pipe import Kind, Prepared, Task
 from shardinit.service.server.places import receipt_of, resolve, room, taken
 from shardinit.service.server.pool import Pool
 from shardinit.service.server.process import START, DiedError, Process
+from shardinit.service.server.telemetry import Metrics
+from shardinit.service.wire.errors import code_of
 from shardinit.v1 import service_pb2
 
 _FORMATS = (
@@ -36,12 +39,16 @@ class Writes:
     Args:
       config: the folders that are allowed, and how many at a time.
       pool: has a worker prepare a write.
+      metrics: where they are counted.
     """
 
-    def __init__(self, config: Config, pool: Pool):
+    def __init__(self, config: Config, pool: Pool, metrics: Metrics):
         self._config = config
         self._pool = pool
+        self._metrics = metrics
         self._running: dict[Path, _Write] = {}
+        running = self._running.__len__
+        metrics.watch("active_checkpoints", "Running checkpoints", running)
         self._stopping = False
 
     async def write(
@@ -105,13 +112,24 @@ class Writes:
                 )
             self._reserve(target, prepared)
             task = task._replace(method="WriteCheckpoint")
-            write = self._running[target] = _Write(self._config, target, prepared, task)
-            write.task.add_done_callback(lambda _: self._running.pop(target))
+            written = self._metrics.written.inc
+            write = _Write(self._config, target, prepared, task, written)
+            self._running[target] = write
+            write.task.add_done_callback(partial(self._ended, target))
         if write.prepared.identity != prepared.identity:
             raise taken(target, "another model or key is being written there")
         if write.stopped:
             raise write.told_to_stop()
         return write
+
+    def _ended(self, target: Path, task: asyncio.Task[None]) -> None:
+        """Takes note of how a write has ended, which nobody may wait for."""
+        del self._running[target]
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        code = "OK" if error is None else "CANCELLED"
+        if isinstance(error, Exception):
+            code = code_of(error).name
+        self._metrics.checkpoints.labels(code).inc()
 
     def _reserve(self, target: Path, prepared: Prepared) -> None:
         """Refuses a write that has no room beside those that run.
@@ -160,7 +178,14 @@ class _Write:
       task: ends when the worker has.
     """
 
-    def __init__(self, config: Config, target: Path, prepared: Prepared, task: Task):
+    def __init__(
+        self,
+        config: Config,
+        target: Path,
+        prepared: Prepared,
+        task: Task,
+        written: Callable[[int], None],
+    ):
         self.prepared = prepared
         self.watchers = 0
         self.detached = False
@@ -169,18 +194,17 @@ class _Write:
         self._target = target
         self._form = int(prepared.identity.partition(" ")[0])
         self._progress = self._receipt = b""
-        self._count = 0
+        self._count = self._done = 0
+        self._written = written
         self._patience = asyncio.timeout(None)
         self._news = asyncio.Condition()
         self._process: Process | None = None
         self.task = asyncio.create_task(self._run(task))
-        self.task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     @property
     def left(self) -> int:
         """Bytes that are still to be written."""
-        said = service_pb2.WriteCheckpointResponse.FromString(self._progress)
-        return self.prepared.total_bytes - said.progress.bytes_done
+        return self.prepared.total_bytes - self._done
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
         """What the worker says: of its progress the newest, and all of the end.
@@ -252,9 +276,12 @@ class _Write:
 
     def _hear(self, kind: Kind, data: bytes) -> None:
         self._go_on()
-        if service_pb2.WriteCheckpointResponse.FromString(data).HasField("receipt"):
+        said = service_pb2.WriteCheckpointResponse.FromString(data)
+        if said.HasField("receipt"):
             self._receipt = data
             return
+        self._written(said.progress.bytes_done - self._done)
+        self._done = said.progress.bytes_done
         self._progress, self._count = data, self._count + 1
         self._told = asyncio.ensure_future(self._tell())
 

@@ -105,6 +105,19 @@ def _told_to(status: status_pb2.Status, request_id: str) -> status_pb2.Status:
     return told
 
 
+def reason_of(status: status_pb2.Status) -> str:
+    """Why a call was refused, as metrics count it; empty if it was not refused.
+
+    The limit that was reached, what the caller may not have, or ``unauthenticated``.
+    """
+    if status.code == grpc.StatusCode.UNAUTHENTICATED.value[0]:
+        return "unauthenticated"
+    denied = _detail(status.details, error_details_pb2.ErrorInfo).metadata
+    if "denied" in denied:
+        return denied["denied"].partition(":")[0]
+    return _limit_of(status.details)
+
+
 def trailing(
     status: status_pb2.Status, request_id: str
 ) -> tuple[tuple[str, str | bytes], ...]:
@@ -124,6 +137,8 @@ def _add_details(status: status_pb2.Status, error: Exception) -> None:
             info.metadata[key] = one_line(getattr(error, part))
         if isinstance(error, errors.ShardingError | errors.SelectError):
             faults = ((error.where, one_line(error)),)
+    if denied := getattr(error, "denied", ""):
+        info.metadata["denied"] = denied
     status.details.add().Pack(info)
     if isinstance(error, errors.ServiceError):
         _add_quota(status, error)
@@ -184,11 +199,11 @@ def from_rpc_error(error: grpc.RpcError, where: str) -> errors.ShardinitError:
     request_id = _detail(details, error_details_pb2.RequestInfo).request_id
     if request_id and code is not grpc.StatusCode.INTERNAL:
         parts["remedy"] = f"{parts['remedy']} (request {request_id})".strip()
-    quota = _detail(details, error_details_pb2.QuotaFailure)
     return errors.ServiceError(
         **parts,
         code=code.name,
-        limit="".join(v.subject for v in quota.violations[:1]),
+        limit=_limit_of(details),
+        denied=info.metadata.get("denied", ""),
         retry_after=_seconds(_detail(details, error_details_pb2.RetryInfo)),
         request_id=request_id,
     )
@@ -218,6 +233,12 @@ def _detail(details: Sequence[any_pb2.Any], kind: type[_Detail]) -> _Detail:
         if detail.Unpack(message):
             break
     return message
+
+
+def _limit_of(details: Sequence[any_pb2.Any]) -> str:
+    """The limit that was reached; empty if none was."""
+    quota = _detail(details, error_details_pb2.QuotaFailure)
+    return "".join(violation.subject for violation in quota.violations[:1])
 
 
 def _seconds(retry: error_details_pb2.RetryInfo) -> float | None:
