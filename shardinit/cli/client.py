@@ -255,6 +255,7 @@ def _as_data(found: Description) -> dict[str, Any]:
         "fingerprint": found.fingerprint,
         "total_bytes": found.total_bytes,
         "bytes_per_device": found.bytes_per_device,
+        "host_bytes_per_device": found.host_bytes_per_device,
         "parameter_count": found.parameter_count,
         "programs": found.programs,
         "findings": [finding.as_data() for finding in found.findings],

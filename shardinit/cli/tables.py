@@ -52,15 +52,17 @@ def print_description(found: Description, axes: dict[str, int] | None) -> None:
     def planned(leaf: LeafDescription) -> Any:
         place = None
         if mesh is not None and leaf.spec is not None:
-            place = NamedSharding(mesh, PartitionSpec(*map(as_entry, leaf.spec)))
+            spec = PartitionSpec(*map(as_entry, leaf.spec))
+            place = NamedSharding(mesh, spec, memory_kind=leaf.memory_kind or None)
         added = {"sharding": place, "selected": True, "is_hosted": leaf.is_hosted}
         return SimpleNamespace(**vars(leaf), **added)
 
-    rows = tables.rows(map(planned, found.leaves))
+    rows, host = tables.rows(map(planned, found.leaves)), found.host_bytes_per_device
     said = [
         f"{len(found.leaves):,} leaves of {found.programs} programs, "
-        f"{found.total_bytes:,} bytes, {found.bytes_per_device:,} a device, "
-        f"fingerprint {found.fingerprint}",
+        f"{found.total_bytes:,} bytes, {found.bytes_per_device:,} a device"
+        + (f" and {host:,} in its host's memory" if host else "")
+        + f", fingerprint {found.fingerprint}",
         *map(str, found.findings),
     ]
     width = columns()
@@ -114,6 +116,7 @@ def plan_as_data(plan: Any) -> dict[str, Any]:
                 "shape": list(leaf.shape),
                 "dtype": str(leaf.dtype),
                 "sharding": spec,
+                "memory_kind": leaf.memory_kind,
                 "bytes_per_device": leaf.bytes_per_device,
                 "program": leaf.program,
                 "whole": leaf.whole,
@@ -125,6 +128,7 @@ def plan_as_data(plan: Any) -> dict[str, Any]:
         "mesh": plan.mesh_shape,
         "total_bytes": plan.total_bytes,
         "bytes_per_device": plan.bytes_per_device,
+        "host_bytes_per_device": plan.host_bytes_per_device,
         "parameter_count": plan.parameter_count,
         "programs": len(plan.programs),
         "findings": [found.as_data() for found in plan.findings],

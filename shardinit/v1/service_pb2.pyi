@@ -81,7 +81,7 @@ class DescribeModelRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[_spec_pb2.ModelSpec, _Mapping]] = ..., mesh: _Optional[_Union[_spec_pb2.MeshSpec, _Mapping]] = ..., rules: _Optional[_Union[_spec_pb2.ShardingRules, _Mapping]] = ..., opt_rules: _Optional[_Union[_spec_pb2.ShardingRules, _Mapping]] = ..., opt_memory_kind: _Optional[str] = ..., opt_state: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class DescribeModelResponse(_message.Message):
-    __slots__ = ("fingerprint", "total_bytes", "bytes_per_device", "parameter_count", "programs", "kinds", "leaves", "nodes", "findings")
+    __slots__ = ("fingerprint", "total_bytes", "bytes_per_device", "parameter_count", "programs", "kinds", "leaves", "nodes", "findings", "host_bytes_per_device")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class DescribeModelResponse(_message.Message):
     LEAVES_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_PER_DEVICE_FIELD_NUMBER: _ClassVar[int]
     fingerprint: str
     total_bytes: int
     bytes_per_device: int
@@ -100,7 +101,8 @@ class DescribeModelResponse(_message.Message):
     leaves: _containers.RepeatedCompositeFieldContainer[LeafInfo]
     nodes: _containers.RepeatedCompositeFieldContainer[_program_pb2.Node]
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
-    def __init__(self, fingerprint: _Optional[str] = ..., total_bytes: _Optional[int] = ..., bytes_per_device: _Optional[int] = ..., parameter_count: _Optional[int] = ..., programs: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[LeafKind, _Mapping]]] = ..., leaves: _Optional[_Iterable[_Union[LeafInfo, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[_program_pb2.Node, _Mapping]]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+    host_bytes_per_device: int
+    def __init__(self, fingerprint: _Optional[str] = ..., total_bytes: _Optional[int] = ..., bytes_per_device: _Optional[int] = ..., parameter_count: _Optional[int] = ..., programs: _Optional[int] = ..., kinds: _Optional[_Iterable[_Union[LeafKind, _Mapping]]] = ..., leaves: _Optional[_Iterable[_Union[LeafInfo, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[_program_pb2.Node, _Mapping]]] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., host_bytes_per_device: _Optional[int] = ...) -> None: ...
 
 class Finding(_message.Message):
     __slots__ = ("kind", "severity", "leaves", "rules", "reason", "remedy")
@@ -119,20 +121,22 @@ class Finding(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., severity: _Optional[_Union[Severity, str]] = ..., leaves: _Optional[_Iterable[int]] = ..., rules: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
 
 class LeafKind(_message.Message):
-    __slots__ = ("shape", "dtype", "dimensions", "bytes_per_device", "program", "whole")
+    __slots__ = ("shape", "dtype", "dimensions", "bytes_per_device", "program", "whole", "memory_kind")
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
     BYTES_PER_DEVICE_FIELD_NUMBER: _ClassVar[int]
     PROGRAM_FIELD_NUMBER: _ClassVar[int]
     WHOLE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_KIND_FIELD_NUMBER: _ClassVar[int]
     shape: _containers.RepeatedScalarFieldContainer[int]
     dtype: str
     dimensions: _containers.RepeatedCompositeFieldContainer[_spec_pb2.Dimension]
     bytes_per_device: int
     program: int
     whole: str
-    def __init__(self, shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[_spec_pb2.Dimension, _Mapping]]] = ..., bytes_per_device: _Optional[int] = ..., program: _Optional[int] = ..., whole: _Optional[str] = ...) -> None: ...
+    memory_kind: str
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[_spec_pb2.Dimension, _Mapping]]] = ..., bytes_per_device: _Optional[int] = ..., program: _Optional[int] = ..., whole: _Optional[str] = ..., memory_kind: _Optional[str] = ...) -> None: ...
 
 class LeafInfo(_message.Message):
     __slots__ = ("path", "kind")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17shardinit/v1/spec.proto\x12\x0cshardinit.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x81\x01\n\tModelSpec\x12)\n\x05named\x18\x01 \x01(\x0b\x32\x18.shardinit.v1.NamedModelH\x00\x12\x18\n\x0eprogram_sha256\x18\x02 \x01(\x0cH\x00\x12\x12\n\ndraw_dtype\x18\x03 \x01(\t\x12\x13\n\x0bkey_streams\x18\x04 \x03(\tB\x06\n\x04spec\"D\n\nNamedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"0\n\x08MeshSpec\x12$\n\x04\x61xes\x18\x01 \x03(\x0b\x32\x16.shardinit.v1.MeshAxis\"&\n\x08MeshAxis\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"\x9e\x01\n\rShardingRules\x12-\n\naxis_rules\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.AxisRulesH\x00\x12-\n\npath_rules\x18\x02 \x01(\x0b\x32\x17.shardinit.v1.PathRulesH\x00\x12&\n\x04\x66sdp\x18\x03 \x01(\x0b\x32\x16.shardinit.v1.FsdpRuleH\x00\x42\x07\n\x05rules\"2\n\tAxisRules\x12%\n\x05rules\x18\x01 \x03(\x0b\x32\x16.shardinit.v1.AxisRule\".\n\x08\x41xisRule\x12\x0f\n\x07logical\x18\x01 \x01(\t\x12\x11\n\tmesh_axes\x18\x02 \x03(\t\"2\n\tPathRules\x12%\n\x05rules\x18\x01 \x03(\x0b\x32\x16.shardinit.v1.PathRule\"H\n\x08PathRule\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12+\n\ndimensions\x18\x02 \x03(\x0b\x32\x17.shardinit.v1.Dimension\"\x1e\n\tDimension\x12\x11\n\tmesh_axes\x18\x01 \x03(\t\"0\n\x08\x46sdpRule\x12\x11\n\tmesh_axes\x18\x01 \x03(\t\x12\x11\n\tmin_bytes\x18\x02 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17shardinit/v1/spec.proto\x12\x0cshardinit.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x81\x01\n\tModelSpec\x12)\n\x05named\x18\x01 \x01(\x0b\x32\x18.shardinit.v1.NamedModelH\x00\x12\x18\n\x0eprogram_sha256\x18\x02 \x01(\x0cH\x00\x12\x12\n\ndraw_dtype\x18\x03 \x01(\t\x12\x13\n\x0bkey_streams\x18\x04 \x03(\tB\x06\n\x04spec\"D\n\nNamedModel\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct\"0\n\x08MeshSpec\x12$\n\x04\x61xes\x18\x01 \x03(\x0b\x32\x16.shardinit.v1.MeshAxis\"&\n\x08MeshAxis\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x03\"\x9e\x01\n\rShardingRules\x12-\n\naxis_rules\x18\x01 \x01(\x0b\x32\x17.shardinit.v1.AxisRulesH\x00\x12-\n\npath_rules\x18\x02 \x01(\x0b\x32\x17.shardinit.v1.PathRulesH\x00\x12&\n\x04\x66sdp\x18\x03 \x01(\x0b\x32\x16.shardinit.v1.FsdpRuleH\x00\x42\x07\n\x05rules\"2\n\tAxisRules\x12%\n\x05rules\x18\x01 \x03(\x0b\x32\x16.shardinit.v1.AxisRule\"C\n\x08\x41xisRule\x12\x0f\n\x07logical\x18\x01 \x01(\t\x12\x11\n\tmesh_axes\x18\x02 \x03(\t\x12\x13\n\x0bmemory_kind\x18\x03 \x01(\t\"2\n\tPathRules\x12%\n\x05rules\x18\x01 \x03(\x0b\x32\x16.shardinit.v1.PathRule\"]\n\x08PathRule\x12\x0f\n\x07pattern\x18\x01 \x01(\t\x12+\n\ndimensions\x18\x02 \x03(\x0b\x32\x17.shardinit.v1.Dimension\x12\x13\n\x0bmemory_kind\x18\x03 \x01(\t\"\x1e\n\tDimension\x12\x11\n\tmesh_axes\x18\x01 \x03(\t\"0\n\x08\x46sdpRule\x12\x11\n\tmesh_axes\x18\x01 \x03(\t\x12\x11\n\tmin_bytes\x18\x02 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,13 +45,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AXISRULES']._serialized_start=524
   _globals['_AXISRULES']._serialized_end=574
   _globals['_AXISRULE']._serialized_start=576
-  _globals['_AXISRULE']._serialized_end=622
-  _globals['_PATHRULES']._serialized_start=624
-  _globals['_PATHRULES']._serialized_end=674
-  _globals['_PATHRULE']._serialized_start=676
-  _globals['_PATHRULE']._serialized_end=748
-  _globals['_DIMENSION']._serialized_start=750
-  _globals['_DIMENSION']._serialized_end=780
-  _globals['_FSDPRULE']._serialized_start=782
-  _globals['_FSDPRULE']._serialized_end=830
+  _globals['_AXISRULE']._serialized_end=643
+  _globals['_PATHRULES']._serialized_start=645
+  _globals['_PATHRULES']._serialized_end=695
+  _globals['_PATHRULE']._serialized_start=697
+  _globals['_PATHRULE']._serialized_end=790
+  _globals['_DIMENSION']._serialized_start=792
+  _globals['_DIMENSION']._serialized_end=822
+  _globals['_FSDPRULE']._serialized_start=824
+  _globals['_FSDPRULE']._serialized_end=872
 # @@protoc_insertion_point(module_scope)

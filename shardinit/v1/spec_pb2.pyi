@@ -58,12 +58,14 @@ class AxisRules(_message.Message):
     def __init__(self, rules: _Optional[_Iterable[_Union[AxisRule, _Mapping]]] = ...) -> None: ...
 
 class AxisRule(_message.Message):
-    __slots__ = ("logical", "mesh_axes")
+    __slots__ = ("logical", "mesh_axes", "memory_kind")
     LOGICAL_FIELD_NUMBER: _ClassVar[int]
     MESH_AXES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_KIND_FIELD_NUMBER: _ClassVar[int]
     logical: str
     mesh_axes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, logical: _Optional[str] = ..., mesh_axes: _Optional[_Iterable[str]] = ...) -> None: ...
+    memory_kind: str
+    def __init__(self, logical: _Optional[str] = ..., mesh_axes: _Optional[_Iterable[str]] = ..., memory_kind: _Optional[str] = ...) -> None: ...
 
 class PathRules(_message.Message):
     __slots__ = ("rules",)
@@ -72,12 +74,14 @@ class PathRules(_message.Message):
     def __init__(self, rules: _Optional[_Iterable[_Union[PathRule, _Mapping]]] = ...) -> None: ...
 
 class PathRule(_message.Message):
-    __slots__ = ("pattern", "dimensions")
+    __slots__ = ("pattern", "dimensions", "memory_kind")
     PATTERN_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_KIND_FIELD_NUMBER: _ClassVar[int]
     pattern: str
     dimensions: _containers.RepeatedCompositeFieldContainer[Dimension]
-    def __init__(self, pattern: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[Dimension, _Mapping]]] = ...) -> None: ...
+    memory_kind: str
+    def __init__(self, pattern: _Optional[str] = ..., dimensions: _Optional[_Iterable[_Union[Dimension, _Mapping]]] = ..., memory_kind: _Optional[str] = ...) -> None: ...
 
 class Dimension(_message.Message):
     __slots__ = ("mesh_axes",)

@@ -88,17 +88,19 @@ def test_leaves_that_are_left_out_are_in_no_batch():
     assert isinstance(made["layers_2"]["bias"], jax.Array)
 
 
-def test_memory_kinds_and_meshes_are_apart():
+def test_one_shard_at_a_time_is_on_its_way_to_the_host():
     on = mesh()
     pinned = NamedSharding(on, PartitionSpec(), memory_kind="pinned_host")
     device = NamedSharding(on, PartitionSpec("model"))
 
     def init(key):
-        return {"a": jnp.zeros(8), "b": jnp.zeros(8), "c": jnp.zeros(16)}
+        return {name: jnp.zeros(8 * (name > "d") + 8) for name in "abcdef"}
 
-    places = {"a": pinned, "b": device, "c": device}
+    places = {name: pinned if name in "abcd" else device for name in "abcdef"}
     plan = shardinit.plan(init, mesh=on, out_shardings=places)
-    assert sorted(len(b.programs) for b in batches(plan)) == [1, 2]
+    assert_each_selected_leaf_is_made_once(plan)
+    found = {len(b.programs): len(b.calls) for b in batches(plan)}
+    assert found == {1: 4, 2: 1}
 
 
 def test_what_is_drawn_or_counted_is_no_fill():

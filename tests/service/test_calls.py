@@ -91,6 +91,31 @@ def test_a_client_plans_as_it_is_told(client, spec, mesh):
         client.init(spec, 0, mesh=mesh, memory_limit=1, prng="threefry", via="stream")
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        shardinit.AxisRules(
+            [("in", shardinit.Placement("data", "pinned_host")), ("out", "model")]
+        ),
+        shardinit.PathRules(
+            [("kernel$", shardinit.Placement(PartitionSpec("data"), "pinned_host"))]
+        ),
+    ],
+    ids=["axes", "paths"],
+)
+def test_the_memory_that_rules_name_reaches_the_service(client, spec, mesh, rules):
+    plan = plan_of(spec, rules)
+    described = client.describe(spec, MESH, rules)
+    kinds = [leaf.memory_kind for leaf in plan.leaves]
+    assert [leaf.memory_kind for leaf in described.leaves] == kinds
+    assert set(kinds) == {"", "pinned_host"}
+    assert described.bytes_per_device == plan.bytes_per_device
+    assert described.host_bytes_per_device == plan.host_bytes_per_device > 0
+    made = client.init(spec, 0, mesh=mesh, rules=rules, via="stream")
+    found = [x.sharding.memory_kind for x in jax.tree.leaves(made)]
+    assert [kind.replace("device", "") for kind in found] == kinds
+
+
 def test_describe_without_a_mesh_places_nothing(client, spec):
     described = client.describe(spec)
     assert {leaf.spec for leaf in described.leaves} == {None}

@@ -181,6 +181,24 @@ def test_a_narrow_axis_is_shown_with_its_padding():
     assert f"{row.padded_bytes:,}" in str(report)
 
 
+@pytest.mark.skipif(not installed("libtpu"), reason="NO TPU AUDIT: libtpu is missing")
+def test_what_goes_to_the_host_is_temporary_on_the_chip():
+    def fn(key):
+        return {"w": jax.random.normal(key, (64, 128)), "mu": jnp.zeros((1024, 2048))}
+
+    host = shardinit.Placement(PartitionSpec("data"), memory_kind="pinned_host")
+    rules = shardinit.PathRules([("mu", host), ("", PartitionSpec("data"))])
+    report = shardinit.audit(
+        shardinit.plan(fn, mesh=abstract((4,)), rules=rules), "tpu:v5e:2x2"
+    )
+    assert report.ok, str(report)
+    moved, kept = report.rows
+    assert (moved.host_bytes, kept.host_bytes) == (moved.shard_bytes, 0)
+    assert moved.temporary_bytes >= moved.host_bytes
+    assert report.bytes_per_device == report.padded_bytes_per_device == kept.shard_bytes
+    assert report.peak_bytes >= kept.shard_bytes + moved.host_bytes
+
+
 # ---- on CPU: what does not depend on the chip ----------------------------------------
 
 

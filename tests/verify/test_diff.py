@@ -124,6 +124,10 @@ def test_shardings_are_compared_where_both_have_them(mesh):
     assert list(found) == ["sharding"]
     assert whole.other_values == ()
     assert shardinit.diff(plans[0], model()).same
+    host = shardinit.Placement(PartitionSpec("data"), memory_kind="pinned_host")
+    elsewhere = shardinit.PathRules([(".*", host)])
+    found, _ = told(plans[0], shardinit.plan(model(), mesh=mesh, rules=elsewhere))
+    assert "in pinned_host" in str(found["sharding"])
 
 
 def test_other_seeds_are_told_once():

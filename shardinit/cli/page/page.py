@@ -79,7 +79,7 @@ def _size(count: float) -> str:
 
 
 def _held(leaves: Iterable[Any]) -> int:
-    """Bytes of some leaves on one device."""
+    """Bytes of some leaves' shards of one device."""
     return sum(leaf.bytes_per_device for leaf in leaves)
 
 
@@ -93,6 +93,8 @@ def _head(plan: Any) -> Iterator[str]:
         ("on a device", _size(plan.bytes_per_device)),
         ("mesh", mesh or "none"),
     ]
+    if host := plan.host_bytes_per_device:
+        tiles.insert(-1, ("and in its host's memory", _size(host)))
     yield f"<h1>{_esc(plan.name)}</h1>"
     yield f'<div class="soft">fingerprint <code>{_esc(plan.fingerprint)}</code></div>'
     inner = "".join(
@@ -146,7 +148,7 @@ def _layouts(plan: Any) -> Iterator[str]:
             f'<div class="layout"><div class="spec">{_esc(spec)}</div>'
             f"<div>{_esc(described(plan.mesh_shape, entries, rank))}</div>"
             f"{layout_svg(plan.mesh_shape, entries, rank)}"
-            f"<div>{len(leaves):,} leaves, {_size(held)} on a device</div>"
+            f"<div>{len(leaves):,} leaves, {_size(held)} a device</div>"
             f'<div class="soft path">{", ".join(_folded(leaves, 3))}</div></div>'
         )
     yield "</div>"
@@ -167,7 +169,7 @@ def _by_layer(plan: Any) -> Iterator[str]:
     most = max((key[3] for key in alike), default=1) or 1
     yield '<h2>Bytes by layer</h2><div class="scroll"><table class="layers"><thead><tr>'
     yield "<th>layer</th><th class=n>leaves</th><th class=n>in all</th>"
-    yield "<th class=n>on a device, each</th><th></th></tr></thead><tbody>"
+    yield "<th class=n>a device, each</th><th></th></tr></thead><tbody>"
     for (_, count, total, held), names in alike.items():
         width = 100 * held / most
         yield (

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a client without JAX prints descriptions
+    from jax.sharding import NamedSharding
 
 MeshAxes = str | tuple[str, ...] | None
 
@@ -38,3 +42,9 @@ def as_entry(axes: Iterable[str]) -> MeshAxes:
 def parts(entry: str | Iterable[str] | None, sizes: Mapping[str, int]) -> int:
     """Into how many parts an entry cuts its dimension, on a mesh of those sizes."""
     return math.prod(sizes[name] for name in mesh_axes(entry))
+
+
+def other_memory(sharding: NamedSharding | None) -> str:
+    """The kind of memory that a sharding names, or "" where it is the device's own."""
+    kind = None if sharding is None else sharding.memory_kind
+    return "" if kind in (None, "device") else kind

@@ -16,6 +16,7 @@ from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Hosted, Replicated, Source, Windowed
 from shardinit.core.init_fn import AxisNames, Mirror
 from shardinit.core.ir.jaxpr import is_key
+from shardinit.core.plan.entries import other_memory
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.types import DType, Tree
 from shardinit.errors import ShardingError
@@ -31,7 +32,7 @@ class PlanLeaf:
       path: its key path, ``/``-joined.
       shape: its global shape; dtype: its dtype.
       sharding: where it lies; None in a plan without a mesh.
-      bytes_per_device: bytes of one shard.
+      bytes_per_device: bytes of one shard, in whichever memory it lies.
       program: index into ``plan.programs``; -1 for a leaf made on the host (a
         constant, or keys), and for one that ``select`` left out.
       whole: why every device computes the full leaf; empty when it computes its shard.
@@ -53,6 +54,11 @@ class PlanLeaf:
     def is_hosted(self) -> bool:
         """Whether it is there on the host before anything runs: a constant, or keys."""
         return isinstance(self.source, Hosted)
+
+    @property
+    def memory_kind(self) -> str:
+        """Memory that it lies in, such as "pinned_host"; "" for the device's own."""
+        return other_memory(self.sharding)
 
     @property
     def is_replicated(self) -> bool:

@@ -208,7 +208,7 @@ class Plan:
 
     @cached_property
     def bytes_per_device(self) -> int:
-        """Bytes of the selected leaves' shards on one device.
+        """Bytes of the selected leaves' shards in one device's own memory.
 
         Example:
           >>> import jax, shardinit
@@ -218,7 +218,24 @@ class Plan:
           >>> plan.total_bytes, plan.bytes_per_device
           (8192, 4096)
         """
-        return sum(x.bytes_per_device for x in self.leaves if x.selected)
+        chosen = (x for x in self.leaves if x.selected)
+        return sum(x.bytes_per_device for x in chosen if not x.memory_kind)
+
+    @cached_property
+    def host_bytes_per_device(self) -> int:
+        """Bytes of a device's shards in other memory, such as ``"pinned_host"``.
+
+        Example:
+          >>> import jax, shardinit
+          >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
+          >>> init = lambda key: jax.random.normal(key, (64, 32))
+          >>> host = shardinit.Placement(jax.P("data"), memory_kind="pinned_host")
+          >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.PathRules([("", host)]))
+          >>> plan.bytes_per_device, plan.host_bytes_per_device
+          (0, 4096)
+        """
+        held = sum(x.bytes_per_device for x in self.leaves if x.selected)
+        return held - self.bytes_per_device
 
     @cached_property
     def parameter_count(self) -> int:
@@ -295,11 +312,13 @@ class Plan:
           '2,048 elements, 8,192 bytes, 8,192 bytes a device, 1 programs'
         """
         devices = f" on {self.mesh_shape}" if self.mesh is not None else ""
-        whole = len(self.whole_leaves)
+        whole, host = len(self.whole_leaves), self.host_bytes_per_device
         return (
             f"{self.name}: {len(self.leaves):,} leaves, {self.parameter_count:,} "
             f"elements, {self.total_bytes:,} bytes{devices}, "
-            f"{self.bytes_per_device:,} bytes a device, {len(self.programs)} programs"
+            f"{self.bytes_per_device:,} bytes a device"
+            + (f" and {host:,} in its host's memory" if host else "")
+            + f", {len(self.programs)} programs"
             + (f", {whole} leaves computed whole" if whole else "")
         )
 

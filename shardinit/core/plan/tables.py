@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from shardinit.core.plan.entries import other_memory
 from shardinit.core.plan.folded import folded, template
 
 if TYPE_CHECKING:  # a client without JAX prints descriptions
@@ -69,7 +70,9 @@ def spec_text(sharding: NamedSharding | None) -> str:
     """A sharding as a table shows it."""
     if sharding is None:
         return "-"
-    return str(sharding.spec).replace("PartitionSpec", "P")
+    spec = str(sharding.spec).replace("PartitionSpec", "P")
+    kind = other_memory(sharding)
+    return f"{spec} in {kind}" if kind else spec
 
 
 def _row(group: Sequence[PlanLeaf]) -> Row:

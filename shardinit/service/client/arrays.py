@@ -90,8 +90,12 @@ def from_windows(
 
 def _as_described(leaves: Sequence[LeafDescription], mesh: Mesh) -> list[NamedSharding]:
     """Where the service placed the leaves."""
-    specs = [PartitionSpec(*map(as_entry, leaf.spec or ())) for leaf in leaves]
-    return [NamedSharding(mesh, spec) for spec in specs]
+
+    def place(leaf: LeafDescription) -> NamedSharding:
+        spec = PartitionSpec(*map(as_entry, leaf.spec or ()))
+        return NamedSharding(mesh, spec, memory_kind=leaf.memory_kind or None)
+
+    return list(map(place, leaves))
 
 
 def _pieces(

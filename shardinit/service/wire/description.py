@@ -41,6 +41,7 @@ class LeafDescription:
       bytes_per_device: bytes of one shard; of the leaf, without a mesh.
       program: number of the program that makes it; -1 for a constant.
       whole: why every device computes the full leaf; empty when it does not.
+      memory_kind: such as "pinned_host"; empty for the device's own.
     """
 
     path: str
@@ -50,6 +51,7 @@ class LeafDescription:
     bytes_per_device: int
     program: int
     whole: str
+    memory_kind: str = ""
 
     @property
     def is_hosted(self) -> bool:
@@ -64,13 +66,14 @@ class Description:
     Attributes:
       fingerprint: of the init function, in hex.
       total_bytes: bytes of all leaves.
-      bytes_per_device: bytes of the shards on one device.
+      bytes_per_device: bytes of the shards in one device's own memory.
       parameter_count: elements of all leaves.
       programs: number of distinct programs.
       leaves: the leaves in the order of the pytree.
       nodes: the pytree, as ``program.proto`` writes it.
       findings: what a careful colleague would say of it, as in ``Plan.findings``; the
         rules in it are text.
+      host_bytes_per_device: bytes of a device's shards in other memory.
     """
 
     fingerprint: str
@@ -81,6 +84,7 @@ class Description:
     leaves: tuple[LeafDescription, ...]
     nodes: tuple[program_pb2.Node, ...] = field(default=(), repr=False, compare=False)
     findings: tuple[Finding, ...] = ()
+    host_bytes_per_device: int = 0
 
     def chosen(self, select: Select | None) -> list[LeafDescription]:
         """The leaves that globs over paths, or a predicate, take; None takes all.
@@ -112,6 +116,7 @@ def plan_to_proto(plan: Plan) -> service_pb2.DescribeModelResponse:
         fingerprint=plan.fingerprint,
         total_bytes=plan.total_bytes,
         bytes_per_device=plan.bytes_per_device,
+        host_bytes_per_device=plan.host_bytes_per_device,
         parameter_count=plan.parameter_count,
         programs=len(plan.programs),
         nodes=write_tree(plan.cut.tree),
@@ -121,7 +126,8 @@ def plan_to_proto(plan: Plan) -> service_pb2.DescribeModelResponse:
         spec = (
             () if leaf.sharding is None else tuple(map(mesh_axes, leaf.sharding.spec))
         )
-        kind = (leaf.shape, str(leaf.dtype), spec, leaf.program, leaf.whole)
+        where = (spec, leaf.memory_kind)
+        kind = (leaf.shape, str(leaf.dtype), where, leaf.program, leaf.whole)
         if kind not in kinds:
             kinds[kind] = len(kinds)
             result.kinds.add(
@@ -131,6 +137,7 @@ def plan_to_proto(plan: Plan) -> service_pb2.DescribeModelResponse:
                 bytes_per_device=leaf.bytes_per_device,
                 program=leaf.program,
                 whole=leaf.whole,
+                memory_kind=leaf.memory_kind,
             )
         result.leaves.add(path=leaf.path, kind=kinds[kind])
     numbers = {leaf.path: number for number, leaf in enumerate(plan.leaves)}
@@ -171,6 +178,7 @@ def description_from_proto(
                 kind.bytes_per_device,
                 kind.program,
                 kind.whole,
+                kind.memory_kind,
             )
         )
     return Description(
@@ -182,6 +190,7 @@ def description_from_proto(
         tuple(leaves),
         tuple(message.nodes),
         tuple(_finding(found, leaves) for found in message.findings),
+        message.host_bytes_per_device,
     )
 
 

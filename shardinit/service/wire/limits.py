@@ -287,10 +287,15 @@ def _with_mesh(
     return "" if request.HasField("mesh") else "given without a mesh"
 
 
-def _memory_kind(
+def _memory_kind(limits: Limits, kind: str, message: Message) -> str:
+    return _name(limits, kind, message) if kind else ""
+
+
+def _opt_memory_kind(
     limits: Limits, kind: str, request: service_pb2.DescribeModelRequest
 ) -> str:
-    return _with_mesh(limits, request, request) if kind else ""
+    wrong = _memory_kind(limits, kind, request)
+    return wrong or (_with_mesh(limits, request, request) if kind else "")
 
 
 def _pattern(limits: Limits, pattern: str, _: Message) -> str:
@@ -325,7 +330,7 @@ _RULES: dict[str, Callable[[Limits, Any, Any], str]] = {
     "DescribeModelRequest.mesh": _mesh,
     "DescribeModelRequest.rules": _with_mesh,
     "DescribeModelRequest.opt_rules": _with_mesh,
-    "DescribeModelRequest.opt_memory_kind": _memory_kind,
+    "DescribeModelRequest.opt_memory_kind": _opt_memory_kind,
     "DescribeModelRequest.opt_state": lambda limits, glob, _: _longer(
         glob, limits.pattern
     ),
@@ -335,7 +340,9 @@ _RULES: dict[str, Callable[[Limits, Any, Any], str]] = {
     ),
     "AxisRule.logical": _name,
     "AxisRule.mesh_axes": _name,
+    "AxisRule.memory_kind": _memory_kind,
     "PathRule.pattern": _pattern,
+    "PathRule.memory_kind": _memory_kind,
     "Dimension.mesh_axes": _name,
     "FsdpRule.mesh_axes": _name,
     "RootKey.data": _key,

@@ -164,14 +164,16 @@ def rules_to_proto(rules: Rules) -> spec_pb2.ShardingRules:
       TypeError: ``rules`` is none of these.
     """
     from shardinit.core.plan import rules as known
-    from shardinit.core.plan.placement import axes_of
+    from shardinit.core.plan.placement import axes_of, kind_of
 
     result = spec_pb2.ShardingRules()
     if isinstance(rules, known.AxisRules):
         result.axis_rules.SetInParent()
         for name, axes in rules.rules:
             result.axis_rules.rules.add(
-                logical=name, mesh_axes=mesh_axes(axes_of(axes))
+                logical=name,
+                mesh_axes=mesh_axes(axes_of(axes)),
+                memory_kind=kind_of(axes) or "",
             )
     elif isinstance(rules, known.PathRules):
         result.path_rules.SetInParent()
@@ -180,7 +182,10 @@ def rules_to_proto(rules: Rules) -> spec_pb2.ShardingRules:
                 spec_pb2.Dimension(mesh_axes=mesh_axes(entry))
                 for entry in axes_of(spec)
             ]
-            result.path_rules.rules.add(pattern=pattern, dimensions=entries)
+            kind = kind_of(spec) or ""
+            result.path_rules.rules.add(
+                pattern=pattern, dimensions=entries, memory_kind=kind
+            )
     elif isinstance(rules, known.Fsdp):
         result.fsdp.mesh_axes.extend(rules.axes)
         result.fsdp.min_bytes = rules.min_bytes
@@ -197,11 +202,15 @@ def rules_from_proto(message: spec_pb2.ShardingRules) -> Rules:
     from jax.sharding import PartitionSpec
 
     from shardinit.core.plan import rules
+    from shardinit.core.plan.placement import Placement
+
+    def value(axes: Any, rule: spec_pb2.AxisRule | spec_pb2.PathRule) -> Any:
+        return Placement(axes, rule.memory_kind) if rule.memory_kind else axes
 
     kind = message.WhichOneof("rules")
     if kind == "axis_rules":
         return rules.AxisRules(
-            (rule.logical, as_entry(rule.mesh_axes))
+            (rule.logical, value(as_entry(rule.mesh_axes), rule))
             for rule in message.axis_rules.rules
         )
     if kind == "path_rules":
@@ -215,7 +224,10 @@ def rules_from_proto(message: spec_pb2.ShardingRules) -> Rules:
         return Patterns(
             (
                 rule.pattern,
-                PartitionSpec(*(as_entry(d.mesh_axes) for d in rule.dimensions)),
+                value(
+                    PartitionSpec(*(as_entry(d.mesh_axes) for d in rule.dimensions)),
+                    rule,
+                ),
             )
             for rule in message.path_rules.rules
         )

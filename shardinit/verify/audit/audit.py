@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from shardinit.core.ir.jaxpr import setting
-from shardinit.core.plan.entries import mesh_axes
+from shardinit.core.plan.entries import mesh_axes, other_memory
 from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.plan.tables import spec_text
@@ -99,6 +99,7 @@ def _request(plan: Plan, wanted: topologies.Topology) -> dict[str, Any]:
         "topology": wanted.name,
         "mesh": plan.mesh_shape,
         "specs": {leaf.path: _entries(leaf) for leaf in plan.leaves},
+        "kinds": {x.path: x.sharding.memory_kind for x in plan.leaves if x.sharding},
         "selected": [leaf.path for leaf in plan.leaves if leaf.selected],
         "whole": plan.whole_mode,
     }
@@ -139,7 +140,8 @@ def _report(
         for number, figures in enumerate(result["rows"])
     )
     hosted = [leaf for leaf in chosen if leaf.is_hosted]
-    padded = _padded(rows) + sum(leaf.bytes_per_device for leaf in hosted)
+    padded = _padded(rows)
+    padded += sum(x.bytes_per_device for x in hosted if not x.memory_kind)
     largest = max((row.temporary_bytes for row in rows), default=0)
     moved = sum(row.bytes_moved * row.runs for row in rows)
     peak = padded + largest
@@ -157,6 +159,7 @@ def _report(
         leaves=len(chosen),
         host_leaves=len(hosted),
         bytes_per_device=plan.bytes_per_device,
+        host_bytes_per_device=plan.host_bytes_per_device,
         padded_bytes_per_device=padded,
         largest_temporary=largest,
         peak_bytes=peak,
@@ -189,6 +192,11 @@ def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> Au
         specs=tuple(spec_text(s) for s in program.shardings if s),
         shard_bytes=sum(leaf.bytes_per_device for leaf in first),
         padded_bytes=sum(figures["padded"]),
+        host_bytes=sum(
+            size
+            for size, place in zip(figures["padded"], program.shardings, strict=True)
+            if other_memory(place)
+        ),
         output_bytes=figures["output_bytes"],
         temporary_bytes=figures["temporary_bytes"],
         code_bytes=figures["code_bytes"],
@@ -210,8 +218,8 @@ def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> Au
 
 
 def _padded(rows: Sequence[AuditRow]) -> int:
-    """Bytes of all shards as the compiler lays them out."""
-    return sum(row.padded_bytes * row.runs for row in rows)
+    """Bytes of all shards in a device's own memory as the compiler lays them out."""
+    return sum((row.padded_bytes - row.host_bytes) * row.runs for row in rows)
 
 
 def _seconds(moved: int, bandwidth: int) -> float:

@@ -38,7 +38,9 @@ class AuditRow:
       specs: the partition spec of each.
       shard_bytes: of all its results on one device, elements alone.
       padded_bytes: the same in the layout that the compiler chose.
-      output_bytes: what the executable allocates for them.
+      host_bytes: those of them that lie in a host's memory. A device makes them in its
+        own and copies them, so while the program runs they are temporaries.
+      output_bytes: what the executable allocates for all of them.
       temporary_bytes: what it allocates beside them while it runs.
       code_bytes: of the executable itself.
       collectives: instructions with which devices talk to each other.
@@ -68,6 +70,7 @@ class AuditRow:
     specs: tuple[str, ...]
     shard_bytes: int
     padded_bytes: int
+    host_bytes: int
     output_bytes: int
     temporary_bytes: int
     code_bytes: int
@@ -86,7 +89,7 @@ class AuditRow:
         if self.blockwise:
             full = 4 * sum(math.prod(shape) for shape in self.shapes)
             allowed = max(allowed, full // BLOCKS)
-        return FLOOR_BYTES + allowed
+        return FLOOR_BYTES + self.host_bytes + allowed
 
     @property
     def ok(self) -> bool:
@@ -109,8 +112,9 @@ class AuditReport:
       rows: one for each program.
       leaves: how many leaves the plan makes; host_leaves: those among them that are
         constants or keys and need no program.
-      bytes_per_device: of all shards, elements alone.
-      padded_bytes_per_device: of all shards as they lie in the chip's memory.
+      bytes_per_device: of all shards in a device's own memory, elements alone.
+      host_bytes_per_device: of a device's shards that lie in its host's.
+      padded_bytes_per_device: of the former as they lie in the chip's memory.
       largest_temporary: of any program; peak_bytes: that and all padded shards.
       memory_bytes: of one device; 0 if unknown.
       bytes_moved: on one device by all runs; seconds: at the published bandwidth.
@@ -139,6 +143,7 @@ class AuditReport:
     leaves: int
     host_leaves: int
     bytes_per_device: int
+    host_bytes_per_device: int
     padded_bytes_per_device: int
     largest_temporary: int
     peak_bytes: int
@@ -217,12 +222,14 @@ class AuditReport:
         """The plan's sums and the verdict, a line each."""
         fits = f" of {self.memory_bytes:,}" if self.memory_bytes else ""
         share = f" ({self.peak_bytes / self.memory_bytes:.2%})" if fits else ""
+        host = self.host_bytes_per_device
         lines = [
             f"{self.name} on {self.topology} as {self.mesh}: {self.leaves:,} leaves, "
             f"{len(self.rows)} programs, compiled by {self.versions}",
             f"bytes a device: {self.bytes_per_device:,} in shards, "
             f"{self.padded_bytes_per_device:,} as they lie in memory, "
-            f"{self.peak_bytes:,}{fits} with the largest temporaries{share}",
+            f"{self.peak_bytes:,}{fits} with the largest temporaries{share}"
+            + (f"; {host:,} in its host's memory" if host else ""),
             f"bytes moved a device: {self.bytes_moved:,} at least"
             + (
                 f", {self.seconds:.3g} s at the published bandwidth"
@@ -289,9 +296,10 @@ def faults_of(
         )
     if row.temporary_bytes > row.allowed_temporary_bytes:
         share = "half of the leaf" if row.blockwise else "a tenth of its shard"
+        host = ", and what goes to its host" if row.host_bytes else ""
         faults.append(
             f"holds {row.temporary_bytes:,} bytes of temporaries, more than "
-            f"{row.allowed_temporary_bytes:,} (1 MiB and {share})"
+            f"{row.allowed_temporary_bytes:,} (1 MiB and {share}{host})"
         )
     if row.collectives:
         kinds = Counter(text.split(" ")[0] for text in row.collectives)

@@ -78,7 +78,8 @@ def replan(path: Path, request: dict[str, Any], mesh: Mesh) -> Plan:
 
     def sharding(path: str) -> NamedSharding:
         entries = [tuple(e) if e is not None else None for e in request["specs"][path]]
-        return NamedSharding(mesh, PartitionSpec(*entries))
+        kind = request["kinds"].get(path)
+        return NamedSharding(mesh, PartitionSpec(*entries), memory_kind=kind)
 
     places = jax.tree.unflatten(cut.tree, [sharding(leaf.path) for leaf in cut.leaves])
     chosen = frozenset(request["selected"])
@@ -104,7 +105,7 @@ def measure(program: PlanProgram, compiled: Any) -> dict[str, Any]:
         default=0,
     )
     return {
-        "output_bytes": memory.output_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes + memory.host_output_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "padded": [shape.padded_bytes for shape in module.results],

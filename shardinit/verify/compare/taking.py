@@ -14,6 +14,7 @@ from shardinit.core import platform as machine
 from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.sources import Constant, Keys, Table
 from shardinit.core.ir.jaxpr import is_key
+from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.plan import Plan
 from shardinit.core.plan.planning import make_plan
@@ -195,7 +196,7 @@ def _leaves(
             path=leaf.path,
             shape=leaf.shape,
             dtype=_dtype_name(leaf.dtype),
-            sharding=None if placed.sharding is None else str(placed.sharding.spec),
+            sharding=_where(placed),
             law=None if law == "unknown" else law,
             function=_function(cut, leaf),
             keys=_hash_text([digests[id(d)] for d in drawn]),
@@ -203,6 +204,13 @@ def _leaves(
             bits=bits.get(number),
             values={WINDOWS: hashes[number]} if number in hashes else {},
         )
+
+
+def _where(leaf: PlanLeaf) -> str | None:
+    if leaf.sharding is None:
+        return None
+    kind = leaf.memory_kind
+    return str(leaf.sharding.spec) + (f" in {kind}" if kind else "")
 
 
 def _dtype_name(dtype: DType) -> str:

@@ -160,9 +160,11 @@ def test_names_reach_the_leaves_of_a_tree_deeper_than_the_stack():
     assert found == [("embed",), None]
 
 
-def plan_of(fn, where=None):
+def plan_of(fn, *where):
     made = cut(fn, KEY)
-    leaves, _ = plan_leaves(made, [where] * len(made.leaves), [True] * len(made.leaves))
+    count = len(made.leaves)
+    places = list(where) if len(where) > 1 else [*where, None][:1] * count
+    leaves, _ = plan_leaves(made, places, [True] * count)
     return made, leaves
 
 
@@ -192,6 +194,23 @@ def test_a_limit_counts_what_is_computed_in_full():
     check_memory(made, leaves, 4096)
     with pytest.raises(WholeLeafError, match=r"4,096 bytes, most of them.*in full"):
         check_memory(made, leaves, 4095)
+
+
+def test_a_limit_counts_a_shard_on_its_way_to_the_host_and_no_longer():
+    host = NamedSharding(MESH, P("data"), memory_kind="pinned_host")
+    here = NamedSharding(MESH, P("data"))
+
+    def fn(key):
+        zeros = jax.numpy.zeros(1024)
+        return [jax.random.normal(key, (1024,)), zeros, zeros, zeros]
+
+    made, leaves = plan_of(fn, here, host, host, host)
+    held = leaves[0].bytes_per_device
+    check_memory(made, leaves, 2 * held)
+    with pytest.raises(WholeLeafError, match=r"'1' is made here .* in pinned_host"):
+        check_memory(made, leaves, 2 * held - 1)
+    _, leaves = plan_of(fn, host)
+    assert [row[5] for row in rows(leaves)] == ["P('data',) in pinned_host"] * 2
 
 
 def test_the_largest_rows_are_those_of_the_most_bytes():
