@@ -204,19 +204,22 @@ class Connection:
         self._channel = credentials.channel(target, options)
         self._stub = InitServiceStub(self._channel)
 
-    def call(self, name: str, request: Message | Iterator[Message]) -> Any:
+    def call(self, name: str, request: Message | Callable[[], Any]) -> Any:
         """The answer of a call that has one.
+
+        Args:
+          name: of the call.
+          request: its request; of a stream, what makes its messages for each attempt.
 
         Raises:
           SpecError: the request has faults.
           ServiceError: anything else.
         """
         self._negotiate()
-        if not isinstance(request, Message):
-            return self._call(name, request)  # a stream cannot be read again
+        made = request if callable(request) else lambda: request
         end = time.monotonic() + self.timeout
         busy = attempts((), seconds=self.timeout)
-        return busy(lambda: self._call(name, request, end - time.monotonic()))
+        return busy(lambda: self._call(name, made(), end - time.monotonic()))
 
     @contextmanager
     def stream(

@@ -73,7 +73,7 @@ class Programs:
             for chunk in chunks.cut(data, DEFAULTS.request_bytes // 2):
                 yield service_pb2.UploadProgramRequest(chunk=chunk)
 
-        self._connection.call("UploadProgram", messages())
+        self._connection.call("UploadProgram", messages)
 
     def _fetch(
         self, spec: spec_pb2.ModelSpec, known: bytes, held: bytes | None

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from shardinit.errors import ServiceError
 from shardinit.service.server.auth import Caller, Tokens, folder_of
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import Task
+from shardinit.service.server.pots import Taken
 from shardinit.service.server.turns import Job
 from shardinit.service.wire.versions import SERVICE
 from shardinit.v1 import service_pb2, spec_pb2
@@ -34,7 +35,7 @@ _SAID = 1024  # characters of a request's text that are logged
 _AGAIN = 1.0  # seconds after which a caller with too many calls may ask again
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """One call, for its handler and for the log.
 
@@ -58,6 +59,43 @@ class Call:
     place: str = ""
     received: int = 0
     sent: int = 0
+    _clock: asyncio.Timeout | None = None
+    _why: ServiceError | None = None
+
+    @asynccontextmanager
+    async def within(self, seconds: float | None, limit: str) -> AsyncIterator[None]:
+        """Ends what runs inside when the time is up, or it is told to end.
+
+        Args:
+          seconds: that it may take; None for any.
+          limit: which limit says so.
+
+        Raises:
+          ServiceError: it was ended.
+        """
+        try:
+            async with asyncio.timeout(seconds) as self._clock:
+                yield
+        except TimeoutError:
+            if self._clock is None or not self._clock.expired():
+                raise
+            raise self._why or ServiceError(
+                "",
+                f"the call has taken {seconds:g} s",
+                "less: this deadline is the server's, whatever the caller's is",
+                code="DEADLINE_EXCEEDED",
+                limit=limit,
+            ) from None
+
+    def end(self, why: ServiceError) -> None:
+        """Ends the call wherever it is; its caller is told why."""
+        if self._clock is not None and not self._clock.expired() and self._why is None:
+            self._why = why
+            self._clock.reschedule(0)
+
+    def takes(self, amount: int) -> Taken:
+        """A part of what there is for all, taken by this call's caller."""
+        return Taken(self.caller, amount, self.who.weight)
 
     def asks(self, request: Message) -> None:
         """Takes down what a request is about, whatever else is wrong with it."""

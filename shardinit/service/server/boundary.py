@@ -51,6 +51,15 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Continuation = Callable[
     [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler | None]
 ]
+_DEADLINES = {  # the setting that bounds each call
+    "GetVersion": "list_seconds",
+    "ListModels": "list_seconds",
+    "DescribeModel": "describe_seconds",
+    "GetProgram": "describe_seconds",
+    "StreamShards": "stream_seconds",
+    "WriteCheckpoint": "write_seconds",
+    "UploadProgram": "upload_seconds",
+}
 _LARGE = 32 << 10  # bytes of a request that is read beside the event loop
 
 
@@ -115,7 +124,8 @@ class Boundary(aio.ServerInterceptor):
         with self._watched(method, call, context):
             try:
                 with self._admission.admitted(method, call, context):
-                    await self._answer(method, handler, call, context)
+                    async with call.within(*self._deadline(method)):
+                        await self._answer(method, handler, call, context)
                 call.code = "OK"
             except asyncio.CancelledError:
                 call.code = "CANCELLED"
@@ -147,6 +157,12 @@ class Boundary(aio.ServerInterceptor):
                 await context.abort(code_of(Refusal(status)), status.message, metadata)
             except aio.InternalError as error:
                 raise asyncio.CancelledError from error  # its caller has gone meanwhile
+
+    def _deadline(self, method: str) -> tuple[float | None, str]:
+        """Seconds that a call may take, and the name of that limit."""
+        name = _DEADLINES.get(method.removeprefix(f"/{SERVICE}/"), "")
+        seconds = getattr(self._config, name, None)
+        return seconds, name.replace("_", "-")
 
     async def _answer(
         self,

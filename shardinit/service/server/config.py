@@ -119,6 +119,21 @@ class Config:
     stall_seconds: Annotated[
         float, Setting("Seconds in which a reader must take a message.", least=0.1)
     ] = 120.0
+    list_seconds: Annotated[
+        float, Setting("Most seconds of GetVersion and of ListModels.", least=0.1)
+    ] = 600.0
+    describe_seconds: Annotated[
+        float, Setting("Most seconds of DescribeModel and of GetProgram.", least=0.1)
+    ] = 3600.0
+    stream_seconds: Annotated[
+        float, Setting("Most seconds of StreamShards, which may be resumed.", least=0.1)
+    ] = 86400.0
+    write_seconds: Annotated[
+        float, Setting("Most seconds of WriteCheckpoint.", least=0.1)
+    ] = 604800.0
+    upload_seconds: Annotated[
+        float, Setting("Most seconds of UploadProgram.", least=0.1)
+    ] = 3600.0
     build_seconds: Annotated[
         float,
         Setting(

@@ -26,6 +26,7 @@ from shardinit.service.server.cache import BuildCache, Kept
 from shardinit.service.server.config import Config
 from shardinit.service.server.outgoing import Outgoing
 from shardinit.service.server.pool import Pool
+from shardinit.service.server.pots import Pot
 from shardinit.service.server.store import EVERYBODY, Store, not_held
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.server.writes import Writes
@@ -66,8 +67,8 @@ class Front:
         self._programs: BuildCache[Program] = BuildCache(-1, lambda _: 0, metrics.seen)
         self._writes = Writes(config, pool, metrics)
         self._draining = asyncio.Event()
-        self._streams = 0
-        self._uploading = 0
+        self._streams = Pot(config.streams)
+        self._uploads = Pot(config.upload_bytes)
         metrics.watch("cache_bytes", "Bytes of programs and answers kept", self._bytes)
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler]:
@@ -137,9 +138,7 @@ class Front:
     ) -> AsyncIterator[bytes | service_pb2.StreamShardsResponse]:
         """The bytes of windows, block by block; one is computed while another goes."""
         await self._check(request.spec, call)
-        if self._streams >= self._config.streams:
-            raise self._busy("StreamShards", "streams", f"{self._streams} streams run")
-        self._streams += 1
+        self._take(self._streams, "streams", 1, call)
         going = Outgoing(request, self._config.limits.chunk_bytes)
         coming = asyncio.create_task(self._next(going, call))
         try:
@@ -154,7 +153,7 @@ class Front:
                     if isinstance(message, bytes):
                         self._metrics.sent.inc(len(message))
         finally:
-            self._streams -= 1
+            self._streams.leave(call)
             coming.add_done_callback(_forget)
             coming.cancel()
 
@@ -174,7 +173,7 @@ class Front:
         header = await self._announced(requests)
         found = await self._store.find(header.sha256, call.who.finds)
         if found is None:
-            data = await self._taken(requests, header.size)
+            data = await self._taken(requests, header.size, call)
             chunk = service_pb2.ProgramChunk(data=data).SerializeToString()
             (answer,) = await self._pool.run(call.job("UploadProgram", chunk))
             found = service_pb2.ProgramHeader.FromString(answer)
@@ -307,13 +306,13 @@ class Front:
         return first.header
 
     async def _taken(
-        self, requests: AsyncIterator[service_pb2.UploadProgramRequest], size: int
+        self,
+        requests: AsyncIterator[service_pb2.UploadProgramRequest],
+        size: int,
+        call: Call,
     ) -> bytes:
         """The bytes of an upload, no more than were announced."""
-        if self._uploading and self._uploading + size > self._config.upload_bytes:
-            got = f"{self._uploading:,} bytes are being uploaded already"
-            raise self._busy("UploadProgram", "upload-bytes", got)
-        self._uploading += size
+        self._take(self._uploads, "upload-bytes", size, call)
         joined = chunks.Joined(size)
         try:
             async for message in requests:
@@ -328,12 +327,27 @@ class Front:
                 raise
             raise SpecError("program", [("chunk", str(error))]) from error
         finally:
-            self._uploading -= size
+            self._uploads.leave(call)
 
-    def _busy(self, call: str, limit: str, got: str) -> ServiceError:
+    def _take(self, pot: Pot, limit: str, amount: int, call: Call) -> None:
+        """Has a call take its part of what there is, until another needs it more.
+
+        Raises:
+          ServiceError: the caller has its share already.
+        """
+
+        def give_up() -> None:
+            call.end(self._busy(limit, "another caller has less"))
+
+        if not pot.take(call, call.takes(amount), give_up):
+            raise self._busy(limit, "the caller has its share already")
+
+    def _busy(self, limit: str, why: str) -> ServiceError:
+        most = getattr(self._config, limit.replace("-", "_"))
         return ServiceError(
-            call,
-            got,
+            "",
+            f"all {limit} are taken, and {why}",
+            f"at most {most:,} of all callers together",
             remedy="Ask again later",
             code="RESOURCE_EXHAUSTED",
             limit=limit,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import time
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from functools import partial
 from shardinit.errors import ServiceError
 from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import COUNTS, Kind, Piece
+from shardinit.service.server.pots import Pot, Taken
 from shardinit.service.server.process import START, TICK, DiedError, Process
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.server.turns import Job, Turns
@@ -72,6 +74,7 @@ class Pool:
         self._metrics = metrics
         self._changed = asyncio.Condition()
         self._turns = Turns()
+        self._places = Pot(config.queue, turn=math.inf)  # they wait for their turn
         self._slots = [_Slot()]
         self.models: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.up = False
@@ -95,25 +98,37 @@ class Pool:
           Refusal: the job failed.
           ServiceError: too many wait, or the job took too much.
         """
-        if not job.quick and self.waiting >= self._config.queue:
-            raise ServiceError(
-                job.task.method,
-                f"{self.waiting} builds wait already",
-                remedy="Ask again later",
-                code="RESOURCE_EXHAUSTED",
-                limit="queue",
-                retry_after=_AGAIN,
-            )
+        taken = Taken(job.caller, 1, job.weight)
+        if not job.quick and not self._places.take(
+            job, taken, partial(self._give_up, job)
+        ):
+            raise self._busy(job)
         self._turns.add(job)
         self._grow()
-        await self._notify()
         try:
+            await self._notify()
             await asyncio.shield(job.done)
         finally:
+            self._places.leave(job)
             if not job.done.done():
                 job.left = time.monotonic()
                 self._turns.remove(job)
         return job.answers
+
+    def _give_up(self, job: Job) -> None:
+        """Leaves the place of a job that waits to another caller's."""
+        self._turns.remove(job)
+        job.end(self._busy(job))
+
+    def _busy(self, job: Job) -> ServiceError:
+        return ServiceError(
+            job.task.method,
+            f"{self._config.queue:,} builds wait already, its caller's share of them",
+            remedy="Ask again later",
+            code="RESOURCE_EXHAUSTED",
+            limit="queue",
+            retry_after=_AGAIN,
+        )
 
     async def close(self) -> None:
         """Ends all workers."""
@@ -197,6 +212,7 @@ class Pool:
 
     async def _do(self, slot: _Slot, process: Process, job: Job) -> None:
         slot.job, slot.begun = job, time.monotonic()
+        self._places.leave(job)
         slot.building = not (job.quick and job.model in slot.held)
         self._metrics.waited.observe(slot.begun - job.asked)
         try:

@@ -17,7 +17,6 @@ import logging
 import os
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,13 +32,14 @@ from shardinit.service.server.objects import (
     Objects,
     mark_of,
 )
+from shardinit.service.server.pots import Shares, Taken
 from shardinit.v1 import service_pb2
 
 log = logging.getLogger("shardinit.service")
 
 
 class Store:
-    """Programs, bounded in bytes; the least recently used goes first.
+    """Programs, bounded in bytes: the least recently used of who has most goes first.
 
     Args:
       folder: where they are; default a temporary folder.
@@ -49,7 +49,6 @@ class Store:
 
     Attributes:
       folder: where they are.
-      bytes: of all programs that are kept.
 
     Raises:
       ServiceError: nothing can be written there.
@@ -65,17 +64,17 @@ class Store:
         self._evicted = evicted
         self._capacity = capacity
         self._objects = objects
-        self._sizes: OrderedDict[str, int] = OrderedDict()
+        self._shares = Shares()  # of owners, by their marks
         self._counting = threading.Lock()
         self._temporary = None
         if folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="shardinit-")
             folder = Path(self._temporary.name)
         self.folder = folder
-        self.bytes = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
             found = [(path.stat(), path.stem) for path in folder.glob(f"*{PROGRAM}")]
+            marks = [path.name.partition(".") for path in folder.glob("*.owner")]
         except OSError as error:
             raise ServiceError(
                 f"store {str(folder)!r}",
@@ -83,8 +82,14 @@ class Store:
                 "a folder that can be written",
                 code="FAILED_PRECONDITION",
             ) from error
+        owners = {name: f".{mark}" for name, _, mark in marks}
         for stat, name in sorted(found, key=lambda one: one[0].st_mtime):
-            self._count(name, stat.st_size)
+            self._count(name, stat.st_size, owners.get(name, ""))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all programs that are kept."""
+        return self._shares.total
 
     async def find(
         self, sha256: bytes, owners: Sequence[str]
@@ -166,15 +171,14 @@ class Store:
                 code="RESOURCE_EXHAUSTED",
                 limit="store",
             ) from error
-        self._count(name, len(data))
+        self._count(name, len(data), mark_of(owner))
 
     def header(self, sha256: bytes) -> service_pb2.ProgramHeader | None:
         """What is known of a program; None if it is not here."""
         found = _header(self.folder, sha256)
         if found is not None:
             with self._counting:
-                if sha256.hex() in self._sizes:
-                    self._sizes.move_to_end(sha256.hex())
+                self._shares.use(sha256.hex())
         return found
 
     def read(self, sha256: bytes) -> tuple[service_pb2.ProgramHeader, bytes]:
@@ -191,18 +195,19 @@ class Store:
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def _count(self, name: str, size: int) -> None:
-        """Counts a program, and removes others until all fit."""
+    def _count(self, name: str, size: int, owner: str) -> None:
+        """Counts a program, for which others go until all fit."""
+        shares = self._shares
         with self._counting:
-            self.bytes += size - self._sizes.pop(name, 0)
-            self._sizes[name] = size
-            while self.bytes > self._capacity:
-                oldest, size = self._sizes.popitem(last=False)
-                self.bytes -= size
+            shares.remove(name)
+            while shares and shares.total + size > self._capacity:
+                oldest = shares.first(max(shares.callers, key=shares.load))
+                shares.remove(oldest)
                 self._evicted()
                 for path in self.folder.glob(f"{oldest}.*"):
                     with suppress(OSError):
                         path.unlink()
+            shares.add(name, Taken(owner, size))
 
 
 def read(folder: Path, sha256: bytes) -> tuple[service_pb2.ProgramHeader, bytes]:

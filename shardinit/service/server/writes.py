@@ -3,7 +3,8 @@
 A call watches a write. A second call for the same model, key and place watches the same
 write; when the last watcher of one that was not detached goes away, its worker is
 killed, and what it wrote stays for the next to go on with. So it is of one that stands
-still, whose program may never end. What was not completed leaves no receipt.
+still, whose program may never end. One that gives its place to another caller's goes on
+where it was when there is a place for it. What was not completed leaves no receipt.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from shardinit.service.server.config import Config
 from shardinit.service.server.pipe import Kind, Prepared, Task
 from shardinit.service.server.places import receipt_of, resolve, room, taken
 from shardinit.service.server.pool import Pool
+from shardinit.service.server.pots import Pot
 from shardinit.service.server.process import START, DiedError, Process
 from shardinit.service.server.telemetry import Metrics
 from shardinit.service.wire.errors import code_of
@@ -30,6 +32,7 @@ _FORMATS = (
     service_pb2.CHECKPOINT_FORMAT_SAFETENSORS,
     service_pb2.CHECKPOINT_FORMAT_ORBAX,
 )
+_TICK = 1.0  # seconds between two looks for a place
 _AGAIN = 5.0  # seconds after which there may be room for another write
 
 
@@ -47,6 +50,7 @@ class Writes:
         self._pool = pool
         self._metrics = metrics
         self._running: dict[Path, _Write] = {}
+        self._places = Pot(config.writes)
         running = self._running.__len__
         metrics.watch("active_checkpoints", "Running checkpoints", running)
         self._stopping = False
@@ -73,7 +77,7 @@ class Writes:
             for message in _complete(target, prepared):
                 yield message.SerializeToString()
             return
-        write = self._joined(target, prepared, job.task)
+        write = self._joined(target, prepared, job.task, call)
         write.watchers += 1
         write.detached |= request.detach
         try:
@@ -97,23 +101,31 @@ class Writes:
         running = [write.task for write in self._running.values()]
         await asyncio.gather(*running, return_exceptions=True)
 
-    def _joined(self, target: Path, prepared: Prepared, task: Task) -> _Write:
+    def _joined(
+        self, target: Path, prepared: Prepared, task: Task, call: Call
+    ) -> _Write:
         """The write to watch: an equal one that runs, or a new one, started."""
         write = self._running.get(target)
         if write is None:
-            if self._stopping or len(self._running) >= self._config.writes:
+            self._reserve(target, prepared)
+            take = partial(
+                self._places.take,
+                target,
+                call.takes(1),
+                lambda: self._running[target].pause(),
+            )
+            if self._stopping or not take():
                 raise ServiceError(
                     "WriteCheckpoint",
-                    f"{len(self._running)} writes run already, or the server stops",
+                    "its caller's share of the writes run already, or the server stops",
                     remedy="Ask again later",
                     code="UNAVAILABLE" if self._stopping else "RESOURCE_EXHAUSTED",
                     limit="" if self._stopping else "writes",
                     retry_after=None if self._stopping else _AGAIN,
                 )
-            self._reserve(target, prepared)
             task = task._replace(method="WriteCheckpoint")
             written = self._metrics.written.inc
-            write = _Write(self._config, target, prepared, task, written)
+            write = _Write(self._config, target, prepared, task, written, take)
             self._running[target] = write
             write.task.add_done_callback(partial(self._ended, target))
         if write.prepared.identity != prepared.identity:
@@ -125,6 +137,7 @@ class Writes:
     def _ended(self, target: Path, task: asyncio.Task[None]) -> None:
         """Takes note of how a write has ended, which nobody may wait for."""
         del self._running[target]
+        self._places.leave(target)
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         code = "OK" if error is None else "CANCELLED"
         if isinstance(error, Exception):
@@ -185,6 +198,7 @@ class _Write:
         prepared: Prepared,
         task: Task,
         written: Callable[[int], None],
+        take: Callable[[], bool],
     ):
         self.prepared = prepared
         self.watchers = 0
@@ -196,7 +210,8 @@ class _Write:
         self._progress = self._receipt = b""
         self._count = self._done = 0
         self._written = written
-        self._patience = asyncio.timeout(None)
+        self._take = take
+        self._placed = True
         self._news = asyncio.Condition()
         self._process: Process | None = None
         self.task = asyncio.create_task(self._run(task))
@@ -236,6 +251,12 @@ class _Write:
         if self._process is not None:
             self._process.kill("left")
 
+    def pause(self) -> None:
+        """Has it give up its place, and go on when there is one again."""
+        self._placed = False
+        if self._process is not None:
+            self._process.kill("turn")
+
     def told_to_stop(self) -> ServiceError:
         """What a write that was told to end has to say."""
         return ServiceError(
@@ -251,16 +272,27 @@ class _Write:
                 await self._news.wait()
 
     async def _run(self, task: Task) -> None:
+        while not (self._placed and await self._finished(task)):
+            if self.stopped:
+                raise self.told_to_stop()
+            await asyncio.sleep(_TICK)
+            self._placed = self._placed or self._take()
+
+    async def _finished(self, task: Task) -> bool:
+        """Whether a worker has written it, or was stopped for another write."""
         process = self._process = Process(self._config)
         try:
             async with asyncio.timeout(START):
                 await process.start()
-            async with self._patience:
+            async with asyncio.timeout(None) as self._patience:
                 self._go_on()
                 await process.run(task, self._hear)
+            return True
         except (DiedError, TimeoutError) as error:
             if isinstance(error, TimeoutError):
                 process.kill("time")
+            if process.why == "turn":
+                return False
             raise process.excess("WriteCheckpoint") or self.told_to_stop() from None
         finally:
             process.kill("stop")
@@ -280,8 +312,9 @@ class _Write:
         if said.HasField("receipt"):
             self._receipt = data
             return
-        self._written(said.progress.bytes_done - self._done)
-        self._done = said.progress.bytes_done
+        more = max(said.progress.bytes_done - self._done, 0)  # it may have begun again
+        self._written(more)
+        self._done += more
         self._progress, self._count = data, self._count + 1
         self._told = asyncio.ensure_future(self._tell())
 

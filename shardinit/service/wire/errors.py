@@ -253,7 +253,7 @@ def _explain(code: grpc.StatusCode, details: str | None) -> str:
     if code is grpc.StatusCode.UNAVAILABLE:
         return f"the service cannot be reached ({text})"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return "no answer within the deadline"
+        return "no answer within the caller's own deadline"
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return f"the server does not have this call ({text})"
     return text
