@@ -87,4 +87,6 @@ def watched(*, index_offset: int = 0) -> Iterator[Watch]:
 
 def _states() -> tuple[Any, ...]:
     kind, words, *rest = np.random.get_state()
+    # As bytes: ``!=`` of arrays is an array, and a tuple that holds one cannot be
+    # compared.
     return random.getstate(), kind, np.asarray(words).tobytes(), tuple(rest)

@@ -71,6 +71,10 @@ _FACTS = {
 # https://github.com/jax-ml/jax/pull/22899, would put the folder's name into the
 # entries' names.
 _SETTINGS = {
+    # Of the others: JAX stores nothing that compiles in under a second, as leaf
+    # programs do; a size of 0 lets the file system's own least size override it; and
+    # with a largest size there would be a lock file and a time stamp beside each entry.
+    # (https://docs.jax.dev/en/latest/persistent_compilation_cache.html)
     "jax_enable_compilation_cache": True,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,

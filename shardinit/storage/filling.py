@@ -73,6 +73,7 @@ class Writer:
         pool = ThreadPoolExecutor(WORKERS)
         try:
             _write_at(handle, 0, memoryview(file.header))
+            # The whole size at once: windows are written at their places, in any order.
             os.truncate(handle, file.size)
             for window in windows(file, self._window_bytes):
                 pending.append((window, pool.submit(self._one, handle, file, window)))
@@ -122,6 +123,9 @@ def read_window(leaf: Leaf, window: Window) -> np.ndarray:
 
 def _write_at(handle: int, offset: int, data: memoryview) -> None:
     while data:
+        # ``pwrite``, as the threads share the handle and would move each other's place
+        # in the file. And in a loop: Linux writes at most 2 GiB less a page in one call
+        # (write(2)).
         done = os.pwrite(handle, data, offset)
         offset, data = offset + done, data[done:]
 

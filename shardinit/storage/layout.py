@@ -164,6 +164,7 @@ def plan_files(
 def _file(title: str, group: list[Tensor]) -> File:
     # Wide elements first, so that every tensor begins at a multiple of its element.
     group = sorted(group, key=lambda x: -x.dtype.itemsize)
+    # As ``transformers`` writes it into its own files.
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     odd = {x.name: x.path for x in group if _path(x.name) != x.path}
     if odd:
@@ -173,6 +174,8 @@ def _file(title: str, group: list[Tensor]) -> File:
         code = _CODES[x.dtype]
         entries[x.name] = {"dtype": code, "shape": list(x.shape), _PLACE: list(place)}
     text = json.dumps(entries, separators=(",", ":")).encode()
+    # As the safetensors library pads it; else no tensor begins at a multiple of its
+    # element, and a mapped file cannot be viewed as an array.
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
     tensors = (

@@ -77,6 +77,7 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     orbax.save(f"{folder}/ckpt", {"w": jax.numpy.ones((8, 32))})
     """
+    # "Checkpoint path should be absolute", says Orbax 0.12.8 of a relative one.
     target = Path(os.path.abspath(folder))
     tree = plain(tree)
     if not isinstance(tree, dict | list | tuple) or not jax.tree.leaves(tree):
@@ -93,6 +94,8 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
     check_free(target)
     metadata = {OURS: {"tuples": list(tuples_of(tree, ""))}}
     try:
+        # Its ``save`` returns before anything has its name; to leave the block waits
+        # for it (Orbax 0.12.8).
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(target, tree, custom_metadata=metadata)
     except (
@@ -203,6 +206,8 @@ def restore(
       (8, 32)
     """
     target = checkpoint_in(Path(os.path.abspath(folder)), item)
+    # Not the StandardCheckpointer, which reads all or nothing: of a placeholder it says
+    # "Unsupported type: <class 'ellipsis'>" (Orbax 0.12.8).
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = _Stored(checkpointer, target, plan)
         if plan is not None:
@@ -270,6 +275,8 @@ class _Stored:
             for path, leaf in zip(self._paths, self._leaves, strict=True)
         ]
         tree = jax.tree.unflatten(self._structure, items)
+        # Without these Orbax places the arrays as they were when they were written, on
+        # devices that may not be here.
         restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
         args = ocp.args.PyTreeRestore(tree, restore_args=restore_args)
         try:
@@ -326,6 +333,7 @@ def _check_leaf(path: str, leaf: Any) -> None:
 def _check_width(path: str, leaf: Any) -> None:
     """Refuses arrays that JAX would narrow in silence; Python's numbers it may."""
     narrowed = jax.dtypes.canonicalize_dtype(leaf.dtype)
+    # By name: to Orbax 0.12.8 a number's ScalarMetadata is an ArrayMetadata as well.
     array = type(leaf).__name__ == "ArrayMetadata"
     if array and narrowed != leaf.dtype and not setting("jax_enable_x64"):
         raise CheckpointError(

@@ -124,7 +124,11 @@ def load(
             raise CheckpointError(f"tensor {path!r}", "it lies inside another tensor")
     made = [
         jax.make_array_from_callback(
-            array.shape, sharding, lambda index, array=array: np.array(array[index])
+            # A copy: JAX on CPU takes over numpy's memory where it can
+            # (https://github.com/jax-ml/jax/issues/37830), and this is the file's.
+            array.shape,
+            sharding,
+            lambda index, array=array: np.array(array[index]),
         )
         for array, sharding in zip(arrays.values(), shardings, strict=True)
     ]

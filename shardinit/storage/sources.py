@@ -64,6 +64,7 @@ class Held:
             )
         self.path = path
         if isinstance(array, jax.Array):
+            # Of a leaf that lies whole on eight devices there are eight equal shards.
             parts = [s for s in array.addressable_shards if s.replica_id == 0]
             self._parts = [(part.index, part.data) for part in parts]
         else:

@@ -46,6 +46,9 @@ class Unfinished:
     def note(self, file: str, offset: int, data: memoryview) -> None:
         """Notes that ``data`` was written to a file at ``offset``."""
         line = json.dumps([file, offset, len(data), checksum(data)]) + "\n"
+        # One call for a line: with O_APPEND the lines of two threads do not mix. It is
+        # not synced; a line counts only if the bytes that it is about have its
+        # checksum.
         os.write(self._journal, line.encode())
 
     def holds(self, file: str, offset: int, data: memoryview) -> bool:
@@ -58,8 +61,11 @@ class Unfinished:
         Raises:
           CheckpointError: there is something of that name by now.
         """
+        # To sync a file does not sync the folder's entry for it: fsync(2).
         sync_folder(self.folder)
         try:
+            # Over an empty folder POSIX lets it; over one that has something in it
+            # never.
             os.rename(self.folder, self._target)
         except OSError as error:
             raise CheckpointError.taken("checkpoint", self._target) from error
@@ -147,7 +153,11 @@ def _lock(fcntl: Any, handle: int, folder: Path, target: Path) -> None:
     """Locks the folder, which must still be the one of that name."""
     mine = False
     with suppress(BlockingIOError, FileNotFoundError):
+        # Not ``lockf``: locks of POSIX end when the process closes any other handle of
+        # the file, and do not hold between its threads (fcntl(2)).
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held the lock before may have given the folder its final name since it
+        # was opened here.
         mine = os.path.samestat(os.fstat(handle), os.stat(folder))
     if not mine:
         raise CheckpointError(

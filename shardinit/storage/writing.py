@@ -179,6 +179,8 @@ def _compare_beside(target: Path, beside: Mapping[str, str]) -> None:
 
 
 def _check_room(folder: Path, files: Sequence[File]) -> None:
+    # Not ``st_size``, which counts the holes of a file that is not filled yet. The unit
+    # of ``st_blocks`` is 512 bytes whatever the disk's blocks are (stat(2)).
     held = sum(x.stat().st_blocks * 512 for x in folder.iterdir())
     needed = sum(file.size for file in files) - held
     free = shutil.disk_usage(folder).free

@@ -120,6 +120,7 @@ def _windows_differ(leaf: LazyArray, value: Any) -> bool:
 
 
 def _bytes(array: np.ndarray) -> bytes:
+    # Bytes, not ``==``: by that NaN differs from itself, and -0.0 equals 0.0.
     return np.ascontiguousarray(array).tobytes()
 
 

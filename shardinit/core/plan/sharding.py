@@ -123,6 +123,8 @@ def _placed(
 def _short(spec: PartitionSpec, leaf: LeafInfo) -> PartitionSpec:
     """A spec longer than the leaf's rank is fine where the rest says nothing."""
     entries = list(spec)
+    # ``jax.jit`` refuses such a spec as "incompatible with its sharding annotation",
+    # though ``shard_shape`` takes it (0.10.2 and 0.12.0.1).
     while len(entries) > len(leaf.shape) and entries[-1] is None:
         entries.pop()
     return PartitionSpec(*entries)

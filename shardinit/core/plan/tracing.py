@@ -49,6 +49,8 @@ def traced(
         return [
             one.path
             for one, two in pairs
+            # One leaf at a time: the fingerprint of the whole says that something
+            # changed, and not which leaf.
             if replace(made, leaves=(one,)).fingerprint
             != replace(other, leaves=(two,)).fingerprint
         ]

@@ -131,6 +131,8 @@ def take(
 def topological(wanted: Iterable[Derivation]) -> list[Derivation]:
     """All derivations that ``wanted`` need, each after its parents, without repeats."""
     order: list[Derivation] = []
+    # With a stack of its own: a chain of keys is as long as the model is deep, and
+    # Python ends a recursion at 1,000 frames.
     state: dict[int, bool] = {}
     stack = [(d, False) for d in reversed(list(wanted))]
     while stack:

@@ -82,6 +82,8 @@ def as_single_key(key: object, where: str = "key") -> Array:
         name included, or a seed of more than 64 bits.
     """
     if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        # JAX says of a larger one "Python int too large to convert to C long", and no
+        # word of a seed (0.10.2 and 0.12.0.1).
         if not -(1 << 63) <= key < 1 << 63:
             raise InvalidKeyError(
                 where, f"got the seed {key}", "one from -2**63 to 2**63 - 1"
@@ -112,6 +114,7 @@ def as_single_key(key: object, where: str = "key") -> Array:
 def _is_key(dtype: DType) -> bool:
     try:
         return jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+    # "data type 'foo' not understood", where ``dtype`` is text.
     except TypeError:  # some other object that has a dtype of its own
         return False
 

@@ -149,6 +149,9 @@ class CompiledPlan:
           >>> leaf.shape
           (8, 32)
         """
+        # Under "disallow" even the key of a seed is refused: "Disallowed host-to-device
+        # transfer" on 0.10.2 and 0.12.0.1, as in
+        # https://github.com/jax-ml/jax/issues/15613.
         with jax.transfer_guard("allow"):  # of the words of keys, which no user sees
             return self._run(key, progress)
 
@@ -215,6 +218,11 @@ class CompiledPlan:
             )
             for run in runs
         ]
+        # ``device_put`` of numpy onto devices of several processes first compares the
+        # values among them (``multihost_utils.assert_equal``, 0.10.2): a collective for
+        # each call, which a transfer guard stops
+        # (https://github.com/jax-ml/jax/issues/25325). ``_assert_same`` has compared
+        # the keys.
         if not all(place.is_fully_addressable for place in places):
             return vectors  # every process passes its own equal copy
         return jax.device_put(vectors, places) if vectors else []
@@ -228,6 +236,8 @@ class CompiledPlan:
 
     def _unselected(self, number: int) -> jax.ShapeDtypeStruct:
         """What stands for a leaf that is not selected."""
+        # With its weak type: ``jax.jit`` of a step would else compile once for the
+        # shapes and once more for the arrays.
         leaf, where = self.plan.cut.leaves[number], self.shardings[number]
         return jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where, weak_type=leaf.weak_type
@@ -261,6 +271,9 @@ class CompiledPlan:
         with alone_on(one_device(device)):
             array = leaf.source.on_host(leaf.shape, words, device)
         if not self.committed[number]:
+            # Not by ``device_put`` onto the device: that commits the array, and JAX
+            # refuses to compute with it and arrays of a mesh ("Received incompatible
+            # devices for jitted computation", 0.10.2 and 0.12.0.1).
             with anywhere(device):
                 return as_keys(jax.numpy.array(array), leaf)
         return sharded(array, leaf, sharding)
@@ -292,6 +305,7 @@ def compile_plan(plan: Plan, *, mesh: Mesh | None = None) -> CompiledPlan:
     checked(plan, "compile_plan")
     shardings = on_devices(plan, mesh)
 
+    # What ``jax.jit(fn)(key)`` gives without a mesh is not committed either.
     bound = tuple(mesh is not None or x.sharding is not None for x in plan.leaves)
     by_spec = dict(zip((leaf.sharding for leaf in plan.leaves), shardings, strict=True))
     gspmd = plan.whole_mode == "gspmd"

@@ -138,6 +138,8 @@ class MissingPlan:
             )
         if isinstance(array, jax.Array):
             anywhere = leaf.sharding is None
+            # Not ``==``, by which P("a") and P("a", None) differ though every shard
+            # lies the same (0.10.2 and 0.12.0.1): arrays would be copied for nothing.
             if anywhere or array.sharding.is_equivalent_to(sharding, array.ndim):
                 return array
         return jax.device_put(array, sharding)

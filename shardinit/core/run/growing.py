@@ -78,6 +78,8 @@ def resized(
 
 def _moved(array: jax.Array, sharding: NamedSharding) -> jax.Array:
     """An array that nobody else holds, elsewhere; JAX donates within one memory."""
+    # "Donation across different memory kinds is not implemented", on 0.10.2 and
+    # 0.12.0.1.
     same = array.sharding.memory_kind == sharding.memory_kind
     return jax.device_put(array, sharding, donate=same)
 

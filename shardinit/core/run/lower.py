@@ -67,6 +67,8 @@ def lower(
     if device is not None:
         with anywhere(device):
             words = jax.ShapeDtypeStruct((size,), np.uint32)
+            # Without ``out_shardings``, which commit the results to their device,
+            # whichever it is (0.10.2 and 0.12.0.1).
             return jax.jit(leaf_program).lower(words)
     if gspmd and any(program.program.replicated_reason for program in programs):
         run = whole_program
@@ -124,6 +126,7 @@ def anywhere(device: Device) -> Iterator[None]:
 def _set_mesh(mesh: Mesh) -> AbstractContextManager[object]:
     try:
         return jax.set_mesh(mesh)
+    # "`set_mesh` can only be used outside of `jax.jit`", on 0.10.2 and 0.12.0.1.
     except ValueError as error:
         raise InitFnError(
             "the call",
@@ -142,6 +145,8 @@ def _starts(
         place: Words = np.uint32(0)
         for name in mesh_axes(spec[dim] if dim < len(spec) else None):
             place = place * np.uint32(mesh.shape[name])
+            # ``axis_index`` is int32, in which the places of an axis of 2**31 elements
+            # overflow.
             place = place + lax.axis_index(name).astype(np.uint32)
         starts.append(place * np.uint32(size) + origin)
     return starts

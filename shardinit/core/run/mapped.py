@@ -73,6 +73,7 @@ class Mapped:
             made = self.tensor.read(region.start, region.shape, self.dtype, self._read)
             return np.ascontiguousarray(made)
 
+        # Not ``device_put`` of the leaf: that would need all of it on the host at once.
         made = jax.make_array_from_callback(self.shape, sharding, shard)
         # The host's windows go with the transfer: those of one leaf at a time.
         return jax.block_until_ready(made)

@@ -42,6 +42,8 @@ class Noise:
 
     def draw(self, key: jax.Array) -> jax.Array:
         """The numbers, of a key that all leaves share."""
+        # Not ``hash``, which Python salts anew in every process: those of a job would
+        # draw different noise.
         own = jax.random.fold_in(key, zlib.crc32(self.path.encode()))
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return (self.scale * jax.random.normal(own, self.shape, wide)).astype(

@@ -31,6 +31,8 @@ def one_for_all(sharding: NamedSharding) -> Device | None:
 
 def handed_out(array: jax.Array, leaf: LeafCut, sharding: NamedSharding) -> jax.Array:
     """A leaf that one CPU device has in full, each device its part."""
+    # numpy has no keys: "JAX array with PRNGKey dtype cannot be converted to a NumPy
+    # array" (0.10.2 and 0.12.0.1).
     words = jax.random.key_data(array) if is_key(leaf.dtype) else array
     return sharded(np.asarray(words), leaf, sharding)
 
@@ -57,6 +59,7 @@ def of_words(
     """The sharding of what a leaf is made of: the words of a key are a last axis."""
     if not is_key(leaf.dtype):
         return sharding
+    # A spec may be shorter than the rank, so the last axis has to be counted to.
     entries = (*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec)), None)
     kind = sharding.memory_kind
     return NamedSharding(sharding.mesh, PartitionSpec(*entries), memory_kind=kind)
@@ -70,6 +73,7 @@ def typed(leaf: LeafCut, array: jax.Array) -> jax.Array:
     if not leaf.weak_type:
         return array
     where = array.sharding if array.committed else None
+    # JAX gives a set, which has no order: the same device in every run.
     here = min(array.sharding.addressable_devices, key=lambda device: device.id)
     with anywhere(here):
         return jax.jit(_weakened, out_shardings=where, donate_argnums=0)(array)

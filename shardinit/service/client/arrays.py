@@ -127,6 +127,8 @@ def _assemble(
             place = SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
             # A copy for each device: its new owner may donate it.
             shards.append(jax.device_put(block.copy(), place))
+    # From what is here: ``device_put`` of a whole leaf would want all of it in each
+    # process.
     array = jax.make_array_from_single_device_arrays(
         shape, of_words(sharding, abstract), shards
     )

@@ -185,6 +185,8 @@ class Connection:
         options = (
             ("grpc.enable_retries", 1),
             ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+            # gRPC's own limit is 4 MiB for what is received and none for what is sent:
+            # https://github.com/grpc/grpc/blob/v1.64.x/include/grpc/impl/channel_arg_names.h
             ("grpc.max_receive_message_length", DEFAULTS.response_bytes),
             ("grpc.max_send_message_length", DEFAULTS.request_bytes),
             ("grpc.keepalive_time_ms", 30_000),  # a server that is gone is noticed
@@ -255,6 +257,8 @@ class Connection:
             answers = method(request, timeout=timeout, metadata=self._metadata())
             try:
                 yield answers
+            # A stream that nobody reads on would keep its place at the server until the
+            # deadline.
             finally:
                 answers.cancel()  # does nothing to a stream that has ended
 
@@ -279,6 +283,7 @@ class Connection:
         request: Message | Iterator[Message],
         seconds: float | None = None,
     ) -> Any:
+        # A stub without a timeout waits without end.
         timeout = self.timeout if seconds is None else max(seconds, 0.0)
         with self._translated(name):
             method = getattr(self._stub, name)

@@ -47,6 +47,7 @@ def attempts(
     def again(state: RetryCallState) -> bool:
         nonlocal furthest, end, busy
         error = _error_of(state)
+        # tenacity asks this of every outcome, of those without an error too.
         if error is None or (error.code not in codes and error.retry_after is None):
             return False
         busy = (error.retry_after or 0.0) * random.uniform(1, 2)

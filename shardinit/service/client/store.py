@@ -49,7 +49,10 @@ class Store:
         self._folder = default if folder is None else Path(folder)
         self._keep = keep
         try:
+            # For the user alone: whoever may write here could note another program's
+            # digest for a spec, and programs are run.
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # ``mkdir`` succeeds where the folder is there, whoever may write to it.
             if not os.access(self._folder, os.W_OK | os.X_OK):
                 raise PermissionError("no permission to write")
         except OSError as error:
@@ -73,6 +76,8 @@ class Store:
                 path.unlink()
             return None
         with contextlib.suppress(OSError):
+            # Set by hand: Linux mounts with ``relatime`` or ``noatime``, so that to
+            # read a file seldom changes its time of access (mount(8)).
             os.utime(path)  # the time of last use decides what goes first
         return data
 

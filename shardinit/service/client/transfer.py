@@ -88,6 +88,8 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
     size = 0
     for piece in pieces:
         more = piece.window.ByteSize() + 8  # and what stands before it
+        # A request over the limit is refused by gRPC itself before the service sees it:
+        # RESOURCE_EXHAUSTED, and no word of which part was too large.
         if batch and (
             size + more > DEFAULTS.request_bytes // 2 or len(batch) == DEFAULTS.windows
         ):
@@ -209,6 +211,8 @@ def whole(leaf: LeafDescription) -> Piece:
     Raises:
       ServiceError: its element type is unknown here.
     """
+    # numpy alone knows no bfloat16 nor float8: np.dtype("float8_e4m3fn") is a TypeError
+    # unless ml_dtypes has been imported.
     import ml_dtypes
 
     shape, name = leaf.shape, leaf.dtype

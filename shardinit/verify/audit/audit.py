@@ -114,6 +114,8 @@ def _run(folder: Path, wanted: topologies.Topology) -> dict[str, Any]:
     """The other process; what it found."""
     env = topologies.environment(wanted, os.environ)
     env["JAX_ENABLE_X64"] = str(bool(setting("jax_enable_x64"))).lower()
+    # ``-P`` below leaves the working directory out of the path, where a file named as a
+    # module of ours would be run in its place.
     env["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     command = [sys.executable, "-P", "-m", "shardinit.verify.audit.worker", str(folder)]
     done = subprocess.run(

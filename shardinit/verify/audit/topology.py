@@ -99,6 +99,8 @@ def environment(wanted: Topology, base: Mapping[str, str]) -> dict[str, str]:
       >>> environment(topology("cpu:8"), {"JAX_PLATFORMS": "tpu"})["JAX_PLATFORMS"]
       'cpu'
     """
+    # JAX reads these once, when it is imported; the caller's may ask for devices that
+    # are in use.
     ours = ("JAX_", "XLA_", "TPU_", "LIBTPU_", "CUDA_VISIBLE")
     env = {k: v for k, v in base.items() if not k.startswith(ours)}
     env["JAX_PLATFORMS"] = "cpu"

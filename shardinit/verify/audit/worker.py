@@ -57,6 +57,8 @@ def compile_all(folder: Path) -> dict[str, Any]:
         pending = []
         for program in made.programs:
             shardings = [s for s in program.shardings if s is not None]
+            # Lowered in this thread, one after the other: JAX traces under the
+            # interpreter's lock; the compiler runs without it.
             lowered = lower([program], shardings, gspmd=gspmd)
             pending.append(pool.submit(lowered.compile))
         rows = [

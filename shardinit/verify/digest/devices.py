@@ -92,6 +92,8 @@ def _digest(named: Sequence[tuple[str, Any]]) -> Digest:
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
+        # Gathered as uint32 and added here: sums modulo 2**32 are then those of one
+        # process.
         everyone = np.asarray(multihost_utils.process_allgather(totals))
         totals = everyone.sum(axis=0, dtype=np.uint32)
     return finish(
@@ -144,6 +146,8 @@ def as_array(path: str, leaf: Any) -> jax.Array | np.ndarray:
 
 def _device_sums(array: jax.Array) -> jax.Array | np.ndarray:
     """Sums of the shards that this process counts: uint32 ``(shards, LANES)``."""
+    # Number 0 of each shard is in one process only, so that over all of them a copy
+    # counts once.
     shards = [s for s in array.addressable_shards if s.replica_id == 0]
     if not shards or not array.size:
         return _NOTHING
@@ -187,6 +191,9 @@ def _runner(
         mesh=mesh,
         in_specs=_SPEC,
         out_specs=_SPEC,
+        # The loop's sums begin as zeros made inside, which the check takes for values
+        # that are the same on all devices: "scan body function carry input and carry
+        # output must have equal types" (0.10.2 and 0.12.0.1).
         check_vma=False,
     )
     return jax.jit(run), mesh
