@@ -230,7 +230,8 @@ class Plan:
           >>> mesh = jax.sharding.AbstractMesh((2,), ("data",))
           >>> init = lambda key: jax.random.normal(key, (64, 32))
           >>> host = shardinit.Placement(jax.P("data"), memory_kind="pinned_host")
-          >>> plan = shardinit.plan(init, mesh=mesh, rules=shardinit.PathRules([("", host)]))
+          >>> rules = shardinit.PathRules([("", host)])
+          >>> plan = shardinit.plan(init, mesh=mesh, rules=rules)
           >>> plan.bytes_per_device, plan.host_bytes_per_device
           (0, 4096)
         """
