@@ -90,6 +90,8 @@ def passed_over(tree: object) -> set[tuple[object, ...]]:
         for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_one):
             if not is_one(node):
                 continue
+            # By ``id``, as a Variable's ``==`` compares arrays; the tree keeps them all
+            # alive.
             again = _is_variable(node) and id(node) in seen
             seen.add(id(node))
             for rest, leaf in jax.tree_util.tree_leaves_with_path(node):

@@ -232,6 +232,8 @@ class Initializer:
         """Returns the initial value for ``key``."""
         return self.fn(key)
 
+    # It is its own static data in the pytree, by which ``jax.jit`` finds what it has
+    # compiled: without these two every copy of a module would compile anew.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Initializer) and self.fn == other.fn
 

@@ -28,6 +28,8 @@ from shardinit.core.prng import threefry
 THREEFRY = "threefry2x32"
 
 
+# Compared by identity: the ``==`` that dataclasses write would compare ``data``, and
+# the truth of an array of several elements is an error in numpy.
 @dataclass(frozen=True, eq=False)
 class Derivation:
     """One step from the root key towards the keys of a leaf.

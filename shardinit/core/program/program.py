@@ -114,6 +114,9 @@ class InitProgram:
           >>> len(shardinit.export_plan(init).to_bytes()) < 4 * 1024 * 64  # the weights
           True
         """
+        # Deterministic: by default protobuf promises no order for the entries of a map,
+        # nor the same bytes from two runs
+        # (https://protobuf.dev/programming-guides/serialization-not-canonical/).
         return pb.InitProgram(
             format=self.format,
             sha256=hashlib.sha256(self.content).digest(),

@@ -151,6 +151,8 @@ class _Store:
         self._processes = processes
         self._me, self._first = jax.process_index(), processes[0]
         group = hashlib.sha256(repr(processes).encode()).hexdigest()[:16]
+        # A room of its own for each comparison: what was written stays in the store as
+        # long as the job runs.
         _counts[group] += 1
         self._room = f"shardinit/{group}/{_counts[group]}"
         self._wait = _wait_seconds()
@@ -205,6 +207,8 @@ class _Store:
                 )
 
     def _set(self, name: str, value: str) -> None:
+        # The note of who is missing is written again and again; without the flag the
+        # second time is ALREADY_EXISTS.
         self._client.key_value_set(f"{self._room}/{name}", value, allow_overwrite=True)
 
     def _peek(self, name: str, seconds: float = 0.0) -> str | None:

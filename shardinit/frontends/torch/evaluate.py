@@ -31,6 +31,7 @@ _KEPT = 1 << 16  # elements of a result that is kept for who asks again
 @contextmanager
 def quietly() -> Iterator[None]:
     """Torch without modes and gradients, for the front end's own use."""
+    # The recorder is such a mode: it would note what the front end computes for itself.
     with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
         yield
 
@@ -101,6 +102,8 @@ def _run(node: Call | Read, result: Any) -> list[torch.Tensor]:
 
 
 def _read(node: Read, result: Any) -> torch.Tensor:
+    # In strides of the whole memory: views of one storage may overlap in ways that no
+    # slice of an array can name.
     memory = torch.zeros(node.length, dtype=node.outputs[0].dtype)
     for where, value in node.pieces:
         memory.as_strided(*where).copy_(result(value))

@@ -86,6 +86,8 @@ class Recorder(TorchDispatchMode):
         args, kwargs = _mapped((args, kwargs), self._twin)
         if kwargs.get("device") is not None:
             kwargs["device"] = _META
+        # Recorded calls are run on a CPU by whoever asks for a value, where to pin
+        # memory needs an accelerator.
         kwargs.pop("pin_memory", None)
         if func.is_view and name not in RETYPED and name != "view_dtype":
             return func(*args, **kwargs)
@@ -159,6 +161,7 @@ class Recorder(TorchDispatchMode):
         try:
             return func(*args, **given)
         except (NotImplementedError, RuntimeError):
+            # ``nonzero`` raises the first of the two, ``item`` the other (torch 2.13).
             # torch has no kernel for the meta device, or its shape is in its values
             return self._computed(name, func, args, kwargs, line)
 
@@ -221,12 +224,16 @@ class Recorder(TorchDispatchMode):
         )
 
     def _address(self, tensor: torch.Tensor) -> int:
+        # Not ``data_ptr()``, which is 0 for every tensor on the meta device (torch
+        # 2.13).
         return tensor.untyped_storage()._cdata
 
     def _storage(self, tensor: torch.Tensor, line: Line) -> Storage:
         held = tensor.untyped_storage()
         if held._cdata not in self._storages:
             length = held.nbytes() // tensor.element_size()
+            # It keeps ``held``: the address of a storage that is freed is given out
+            # again.
             made = Storage(tensor.dtype, length, line, held)
             self._storages[held._cdata] = made
         return self._storages[held._cdata]
@@ -283,6 +290,8 @@ def _unsupported(what: str, why: str) -> UnsupportedConfigError:
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     with quietly():
+        # To ``torch.equal`` NaN differs from itself (torch 2.13): a buffer that holds
+        # one would count as changed at every look.
         return one.numel() == other.numel() and bool(
             torch.equal(one.nan_to_num(), other.nan_to_num())
         )

@@ -87,6 +87,7 @@ def boxes_of(
 
 
 def _chunk(rows: np.ndarray, count: int, number: int) -> np.ndarray:
+    # Of 9 rows on 4 ranks torch gives 3, 3, 3 and none; JAX has no sharding for that.
     size = -(-len(rows) // count)
     return rows[number * size : (number + 1) * size]
 

@@ -45,6 +45,8 @@ class Programs:
           ServiceError: the call failed, or what came is damaged.
         """
         message = wire.spec_to_proto(spec)
+        # A config is a map, whose entries protobuf else writes in any order:
+        # https://protobuf.dev/programming-guides/serialization-not-canonical/
         text = message.SerializeToString(deterministic=True)
         name = hashlib.sha256(text).hexdigest()
         digest = message.program_sha256.hex() or self._store.remembered(name)

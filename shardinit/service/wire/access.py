@@ -41,6 +41,8 @@ def is_local(listen: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
+        # No other name is resolved: what it means here need not be what gRPC finds
+        # later.
         return host == "localhost"
 
 

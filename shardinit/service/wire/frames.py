@@ -70,6 +70,7 @@ def _fast(message: bytes) -> Chunk | None:
         length, at = _read_varint(message, 1)
         if at + length != len(message):
             return None
+        # protobuf leaves out a field that is 0, as the first chunk's offset is.
         offset = crc32c = 0
         if message[at] == _OFFSET:
             offset, at = _read_varint(message, at + 1)

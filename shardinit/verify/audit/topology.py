@@ -111,9 +111,12 @@ def environment(wanted: Topology, base: Mapping[str, str]) -> dict[str, str]:
         count = f"--xla_force_host_platform_device_count={wanted.devices}"
         env["XLA_FLAGS"] = count
     elif wanted.platform == "tpu":
+        # Else libtpu asks the metadata server of Google Cloud which host of a slice
+        # this is.
         env["TPU_SKIP_MDS_QUERY"] = "1"
         env["TPU_WORKER_HOSTNAMES"] = "localhost"
         env["TPU_ACCELERATOR_TYPE"] = "v5p-8"  # any will do
+        # Else it locks a file, for one process a machine; no chip is opened here.
         env["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     else:
         tools = [p for p in map(_nvidia_bin, sys.path) if os.path.isdir(p)]
