@@ -19,6 +19,8 @@ _SHOWN = 3
 
 def path_str(key_path: Sequence[Any]) -> str:
     """The ``/``-joined form of a JAX key path."""
+    # Not ``jax.tree_util.keystr``, which leaves a ``/`` inside a key as it is, such as
+    # those of Haiku's ``mlp/~/linear_0``: two paths could be one text.
     import jax  # here: who only matches paths needs none of it
 
     parts = []
@@ -142,6 +144,7 @@ def glob(pattern: str) -> Callable[[str], bool]:
     ``layers/*/kernel`` matches ``layers/3/kernel``; ``layers/**`` matches all below
     ``layers``; ``**/bias`` matches every bias, one at the root among them.
     """
+    # Not ``fnmatch``, whose ``*`` crosses ``/``.
     compiled = re.compile(glob_text(pattern))
     return lambda path: compiled.fullmatch(path) is not None
 

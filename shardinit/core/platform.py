@@ -21,6 +21,7 @@ def processor(platform_name: str) -> tuple[str, ...]:
         return (machine,)
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
+            # Linux says "flags" on x86 and "Features" on ARM.
             lines = [x for x in file if x.lower().startswith(("flags", "features"))]
     except OSError:
         lines = []

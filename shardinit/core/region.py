@@ -151,6 +151,7 @@ def _expanded(index: Index, rank: int, where: str) -> list[object]:
 
 def _integer(entry: Any, axis: int, size: int, where: str) -> int:
     try:
+        # To numpy True is a mask, which adds an axis; to ``operator.index`` it is 1.
         if isinstance(entry, bool):
             raise TypeError
         place = operator.index(entry)

@@ -63,6 +63,7 @@ def _trainable(made: Any) -> Any:
 
 def _axes(tree: Any) -> Any:
     """The names of the axes of each array, shaped like the tree; None without any."""
+    # By ``id``: neither arrays nor tracers of JAX have a hash.
     named: dict[int, tuple[str, ...]] = {}
     for node in _nodes(tree):
         if _is_named(node):

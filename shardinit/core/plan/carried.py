@@ -55,7 +55,7 @@ def carried_axes(cut: Cut, axes: Tree, opt_state: Select | None) -> Tree:
 def _in_state(
     cut: Cut, tree: Tree, names: Sequence[object], opt_state: Select | None
 ) -> list[bool]:
-    """For each leaf whether it is state of an optimizer, whoever says so."""
+    """For each leaf whether it is state of an optimizer: by its class, its front end or the caller's globs."""
     said = [isinstance(name, AxisNames) and name.optimizer for name in names]
     globs = [False] * len(said)
     if opt_state is not None:
@@ -69,6 +69,7 @@ def rules_of_context(axes: Tree) -> Sequence[AxisRule]:
     Args:
       axes: from ``carried_axes``.
     """
+    # Whoever has set rules there has imported it; others need not wait for Flax.
     flax = sys.modules.get("flax.core.spmd")
     names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, AxisNames))
     boxed = any(isinstance(x, AxisNames) and x.named for x in names)

@@ -1,4 +1,4 @@
-"""What a plan may be told: one value that every call passes on."""
+"""The options of a plan, in one object that every call passes on."""
 
 from __future__ import annotations
 

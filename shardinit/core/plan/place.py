@@ -29,7 +29,7 @@ def place(
     Args:
       cut: the function.
       init_fn: what its front end knows of it.
-      options: what the plan was told.
+      options: of the plan.
       selected: for each leaf whether it will be made.
 
     Raises:

@@ -2,7 +2,7 @@
 
 Every process publishes what it is about to do under one name in the store of the job's
 coordinator. The first of them compares and publishes a verdict, so that a job of
-thousands costs each of the others one read. Who does not come is told by name.
+thousands costs each of the others one read. Missing processes are named.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from shardinit.errors import (
 from shardinit.version import __version__
 
 WAIT_VARIABLE = "SHARDINIT_PROCESS_WAIT"
-WAIT_SECONDS = 5.0  # until the missing are told
+WAIT_SECONDS = 5.0  # until a warning names the missing
 PATIENCE = 60  # times as long until they are given up
 _counts: collections.Counter[str] = collections.Counter()
 
@@ -176,13 +176,13 @@ class _Store:
         return verdict
 
     def _missing_by_look(self) -> list[int]:
-        """Who has published nothing; told to the others too."""
+        """The processes that have published nothing, published for the others too."""
         missing = [p for p in self._processes if self._peek(str(p)) is None]
         self._set("missing", json.dumps(missing))
         return missing
 
     def _missing_by_note(self) -> list[int]:
-        """Who is missing by the first process's note, or itself."""
+        """The missing that the first process has published, or that process itself."""
         if self._peek(str(self._first)) is None:
             return [self._first]
         return json.loads(self._peek("missing") or "[]")

@@ -1,11 +1,11 @@
 """Retrying: a stream that breaks is asked for again, as long as that gets further.
 
-A server that is busy says when to ask again. So whoever was refused for that does, at
-a random moment after it, as long as the time lasts that the call may take.
+A busy server refuses a call and says when to ask again. The call is then repeated at a
+random moment after that, until its own time is over.
 
 gRPC retries a call only until its first answer has come ("committed" in
 https://github.com/grpc/proposal/blob/master/A6-client-retries.md), so
-a stream that has begun is taken up here, by whoever knows where it was.
+a stream that has begun is resumed here, by the caller that knows its place.
 """
 
 from __future__ import annotations

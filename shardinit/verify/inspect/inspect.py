@@ -60,7 +60,7 @@ def inspect(
       memory_limit: bytes that a leaf may take which has to be computed in full; those
         that take more are not looked at.
       device: where windows are computed; default the first local device.
-      report: told (leaves done, leaves in all).
+      report: called with (leaves done, leaves in all).
 
     Raises:
       InitFnError: the function cannot be cut.
