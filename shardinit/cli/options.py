@@ -1,4 +1,4 @@
-"""Options of the commands that plan: what ``PlanOptions`` may be told, as typed."""
+"""Options of the commands that plan: ``PlanOptions``, as typed."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def carried_axes(cut: Cut, axes: Tree, opt_state: Select | None) -> Tree:
 def _in_state(
     cut: Cut, tree: Tree, names: Sequence[object], opt_state: Select | None
 ) -> list[bool]:
-    """For each leaf whether it is state of an optimizer: by its class, its front end or the caller's globs."""
+    """For each leaf whether it is an optimizer's: by class, front end or globs."""
     said = [isinstance(name, AxisNames) and name.optimizer for name in names]
     globs = [False] * len(said)
     if opt_state is not None:
