@@ -76,10 +76,14 @@ def test_stacked_joined_and_transposed_draws_keep_their_law():
     def mixed(key):
         return jnp.concatenate([jax.random.normal(key, (8, 64)), jnp.zeros((8, 64))])
 
-    assert [law_of(fn).family for fn in (stacked, joined, mixed)] == [
+    def halves(key):
+        return jnp.tile(jnp.split(jax.random.normal(key, (8, 64)), 2)[1], 3)
+
+    assert [law_of(fn).family for fn in (stacked, joined, mixed, halves)] == [
         "normal",
         "normal",
         "unknown",
+        "normal",
     ]
 
 

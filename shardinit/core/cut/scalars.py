@@ -31,7 +31,7 @@ from shardinit.core.types import DType, Values, Words
 from shardinit.core.window.rules.rule import MOVES
 
 # A sign changes no rounding: XLA may have it on either side of a factor.
-_MOVES = frozenset({"convert_element_type", "neg", "reshape", "transpose"})
+_PASSED = frozenset({"convert_element_type", "neg", "reshape", "transpose"})
 # The order in which they may follow each other, from the leaf towards the draw.
 _BOUND, _SHIFT, _FACTOR, _END = range(4)
 _STAGES = {"max": _BOUND, "min": _BOUND, "add": _SHIFT, "sub": _SHIFT}
@@ -65,7 +65,7 @@ def _scalars(graph: Subgraph) -> list[Value]:
         if node.name == "broadcast_in_dim" and _is_scalar(node.inputs[0]):
             found[node.inputs[0]] = None
             break
-        if node.name in _MOVES:
+        if node.name in _PASSED:
             value = node.inputs[0]
             continue
         sides = _sides(node)
@@ -96,7 +96,7 @@ def _sides(node: Node) -> tuple[list[Value], Value] | None:
 
 def _is_shifted(value: Value) -> bool:
     """Whether a scalar is added already: XLA adds two constants beforehand."""
-    while value.node is not None and value.node.name in _MOVES | MOVES:
+    while value.node is not None and value.node.name in _PASSED | MOVES:
         value = value.node.inputs[0]
     return value.node is not None and _STAGES.get(value.node.name) == _SHIFT
 

@@ -15,18 +15,9 @@ from jax import lax
 
 from shardinit.core.ir.graph import Node, Subgraph, interpret, topological
 from shardinit.core.types import DType, Values
+from shardinit.core.window.rules.rule import EXACT, MOVES
 
 MAX_BYTES = 1 << 20
-
-# What moves elements about, or makes each from those at its place alone.
-_SPREADS = frozenset(
-    "broadcast_in_dim convert_element_type copy expand_dims mul neg reshape rev slice "
-    "squeeze transpose".split()
-)
-_EXACT = frozenset(
-    "broadcast_in_dim concatenate convert_element_type copy expand_dims gather iota "
-    "pad rev reshape select_n slice squeeze transpose".split()
-)
 
 
 def is_table(graph: Subgraph) -> bool:
@@ -49,18 +40,24 @@ def _varies(node: Node) -> bool:
 
 def _rounds(node: Node) -> bool:
     """Whether an equation does arithmetic on floats."""
-    return node.name not in _EXACT and any(_is_number(v.dtype) for v in node.outputs)
+    return node.name not in EXACT and any(_is_number(v.dtype) for v in node.outputs)
 
 
 def is_uniform(graph: Subgraph) -> bool:
     """Whether all elements of what a leaf program makes are one number."""
     order = topological(graph.outs)
     read = [*graph.outs, *(v for node in order for v in node.inputs)]
-    return all(node.name in _SPREADS for node in order) and all(
+    return all(map(_makes_each_alike, order)) and all(
         v.size == 1 and not jax.numpy.issubdtype(v.dtype, jax.dtypes.extended)
         for v in read
         if v.const is not None or v in graph.inputs
     )
+
+
+def _makes_each_alike(node: Node) -> bool:
+    """Whether what it makes of one number everywhere is one number, in every loop."""
+    moves = node.name in MOVES and len(node.inputs) == 1
+    return moves or node.name in ("convert_element_type", "mul", "neg")
 
 
 def evaluate_table(graph: Subgraph) -> list[Values]:

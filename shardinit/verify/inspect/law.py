@@ -21,6 +21,7 @@ import numpy as np
 from shardinit.core.cut.leaf_program import LeafProgram
 from shardinit.core.ir.graph import Node, Subgraph, Value, topological
 from shardinit.core.types import DType
+from shardinit.core.window.rules.rule import MOVES
 
 _STANDARD: Final = NormalDist()
 _FEW: Final = 1 << 16  # elements of a captured array that are held against each other
@@ -189,8 +190,10 @@ def _after(node: Node, laws: Sequence[_Known]) -> list[_Known]:
     """The laws of a node's results."""
     if node.name in ("fence", "optimization_barrier"):
         return list(laws)
-    if node.name in _MOVES and laws:
-        return [laws[0]]
+    if node.name in MOVES:  # the places that some take are numbers of another dtype
+        pairs = zip(node.inputs, laws, strict=True)
+        moved = [law for v, law in pairs if v.dtype == node.outputs[0].dtype]
+        return [_joined(moved)] * len(node.outputs)
     rule = _RULES.get(node.name)
     found = UNKNOWN if rule is None else rule(node, laws)
     return [found] * len(node.outputs)
@@ -198,10 +201,6 @@ def _after(node: Node, laws: Sequence[_Known]) -> list[_Known]:
 
 # ---- rules ---------------------------------------------------------------------------
 
-_MOVES: Final = frozenset(
-    "broadcast_in_dim copy dynamic_slice expand_dims gather reduce_precision reshape "
-    "rev slice squeeze transpose".split()
-)
 _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "abs": abs,
     "add": lambda x, y: x + y,
@@ -354,7 +353,7 @@ def _bitcast(node: Node, laws: Sequence[_Known]) -> _Known:
     return _uniform(1.0, 2.0) if law.exponent == one else UNKNOWN
 
 
-def _joined(_: Node, laws: Sequence[_Known]) -> _Known:
+def _joined(laws: Sequence[_Known]) -> _Known:
     return laws[0] if all(law == laws[0] for law in laws) else UNKNOWN
 
 
@@ -367,13 +366,12 @@ _RULES: Final[dict[str, Callable[[Node, Sequence[_Known]], _Known]]] = {
     **dict.fromkeys(_FUNCTIONS, _arithmetic),
     "bitcast_convert_type": _bitcast,
     "clamp": _clamped,
-    "concatenate": _joined,
     "convert_element_type": _converted,
     "erf_inv": _erf_inv,
     "neg": _negated,
     "or": _exponent,
     "random_bits": lambda node, laws: _Bits(),
-    "select_n": lambda node, laws: _joined(node, laws[1:]),
+    "reduce_precision": lambda node, laws: laws[0],
+    "select_n": lambda node, laws: _joined(laws[1:]),
     "shift_right_logical": _shifted,
-    "stack": _joined,
 }

@@ -8,6 +8,7 @@ from jax import lax
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.window.analysis import analyse
+from shardinit.core.window.constants import is_table, is_uniform
 from shardinit.core.window.evaluate import evaluate_window
 from shardinit.core.window.reasons import Reason
 
@@ -109,3 +110,35 @@ def test_keys_and_small_tables_are_wanted_in_full():
     analysis = analyse(graph)
     assert analysis.inputs
     assert all(jx.is_key(v.dtype) or v.size <= table.size for v in analysis.inputs)
+
+
+@pytest.mark.parametrize(
+    ("fn", "rounds"),
+    [
+        (lambda x: jnp.tile(x, 2), False),
+        (lambda x: jnp.stack([x, x[::-1]]), False),
+        (lambda x: jnp.split(x, 2)[1], False),
+        (lambda x: jnp.where(x > 3, x, x[::-1]), False),
+        (lambda x: x * 0.5, True),
+        (lambda x: jnp.tile(jnp.cos(x), 2), True),
+    ],
+)
+def test_only_numbers_that_arithmetic_makes_are_a_table(fn, rounds):
+    graph = graph_of(lambda: fn(lax.iota(np.float32, 8)))
+    assert is_table(graph) == rounds
+
+
+@pytest.mark.parametrize(
+    ("fn", "uniform"),
+    [
+        (
+            lambda: jnp.tile(jnp.full((2, 3), 2.5) * 0.5, (1, 2)).astype(jnp.bfloat16),
+            True,
+        ),
+        (lambda: jnp.pad(jnp.ones(3), 1), False),
+        (lambda: jnp.concatenate([jnp.ones(3), jnp.zeros(3)]), False),
+        (lambda: jnp.arange(3.0), False),
+    ],
+)
+def test_moves_and_products_of_one_number_are_one_number(fn, uniform):
+    assert is_uniform(graph_of(fn)) == uniform

@@ -27,15 +27,16 @@ def require_plain(node: Node) -> None:
     require(all(v.ndim in (0, out.ndim) for v in node.inputs))
 
 
+@rule("convert_element_type", "select_n", exact=True)
 @rule(
-    *"""abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e
-    cbrt ceil clamp clz complex conj convert_element_type cos cosh digamma div eq
-    eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag
-    integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min
-    mul mulhi ne neg nextafter not one_minus_square or polygamma polynomial
-    population_count pow real reduce_precision regularized_incomplete_beta rem round
-    rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin
-    sinh sqrt square sub tan tanh xor zeta""".split()
+    *"""abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e
+    bessel_i1e cbrt ceil clamp clz complex conj cos cosh digamma div eq eq_to erf
+    erf_inv erfc exp exp2 expm1 floor ge gt igamma igammac imag integer_pow
+    is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi ne
+    neg nextafter not one_minus_square or polygamma polynomial population_count pow
+    real reduce_precision regularized_incomplete_beta rem round rsqrt shift_left
+    shift_right_arithmetic shift_right_logical sign sin sinh sqrt square sub tan
+    tanh xor zeta""".split()
 )
 def elementwise(node: Node, which: int, coords: Coords) -> Steps:
     """The primitive itself, of the operands' elements."""

@@ -24,7 +24,8 @@ A new primitive is one function:
     def _neg(node, which, coords):
         return lax.neg((yield At(0, coords)))
 
-One that only moves elements says so where it is registered: see ``rule``.
+What else is known of a primitive, as that it only moves elements, is said where its
+rule is registered: see ``rule``.
 """
 
 from __future__ import annotations
@@ -90,9 +91,12 @@ MOVES: set[str] = set()
 PICKS: set[str] = set()
 """Those of them that keep elements and not their neighbours."""
 
+EXACT: set[str] = set()
+"""The primitives that do no arithmetic on floats: the moves, and a few others."""
+
 
 def rule(
-    *names: str, moves: bool = False, picks: bool = False
+    *names: str, moves: bool = False, picks: bool = False, exact: bool = False
 ) -> Callable[[RuleFn], RuleFn]:
     """Registers a function as the rule of the primitives of these names.
 
@@ -100,6 +104,8 @@ def rule(
       *names: the primitives.
       moves: whether they only move elements (``cut.fences`` asks).
       picks: whether they do, and take neighbours apart.
+      exact: whether they do no arithmetic on floats (``window.constants`` asks); what
+        only moves elements does none.
     """
 
     def register(fn: RuleFn) -> RuleFn:
@@ -109,6 +115,7 @@ def rule(
             RULES[name] = fn
         MOVES.update(names if moves or picks else ())
         PICKS.update(names if picks else ())
+        EXACT.update(names if moves or picks or exact else ())
         return fn
 
     return register

@@ -19,7 +19,7 @@ from shardinit.core.window.rules.elementwise import require_plain, same_place
 from shardinit.core.window.rules.rule import At, Steps, rule
 
 
-@rule("iota")
+@rule("iota", exact=True)
 def _iota(node: Node, which: int, coords: Coords) -> Steps:
     coord = coords[node.params["dimension"]]
     return lax.convert_element_type(coord, node.params["dtype"])
