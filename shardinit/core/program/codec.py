@@ -7,7 +7,7 @@ the functions. A contradiction is a ``ValueError`` here and one clear error outs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -25,21 +25,19 @@ from shardinit.core.cut.sources import (
 )
 from shardinit.core.ir.jaxpr import is_key, key_impl, setting
 from shardinit.core.plan.leaf_info import LeafInfo
-from shardinit.core.prng import derivation as keys
+from shardinit.core.prng.derivation import Derivation
 from shardinit.core.program.axes import read_stated, write_axes, write_stated
 from shardinit.core.program.exported import (
     ExportedProgram,
     current_convention,
     export_program,
 )
+from shardinit.core.program.key_nodes import read_keys, read_shape, write_keys
 from shardinit.core.program.treedef import read_tree, write_tree
 from shardinit.core.types import DType
 from shardinit.core.window.reasons import Reason, ReplicatedReason
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
-
-MAX_ELEMENTS = 1 << 62
-MAX_KEY_WORDS = 1 << 26  # of one node: 32 million stacked keys
 
 _KINDS = {
     Kind.WINDOWED: pb.Function.KIND_WINDOWED,
@@ -71,7 +69,7 @@ def write_cut(cut: Cut, infos: Sequence[LeafInfo], name: str) -> pb.InitProgramC
     )
     content.nodes.extend(write_tree(cut.tree))
     content.same_key.extend(pb.SameKey(leaves=group) for group in cut.repeats)
-    numbers = _write_keys(cut, content)
+    numbers = write_keys(cut, content)
     sources = [leaf.source for leaf in cut.leaves]
     tables = dict.fromkeys(x.program for x in sources if isinstance(x, Table))
     functions = [*cut.programs, *tables]  # tables last: the rest keeps its numbers
@@ -81,56 +79,6 @@ def write_cut(cut: Cut, infos: Sequence[LeafInfo], name: str) -> pb.InitProgramC
     for function in functions:
         _write_function(export_program(function), content)
     return content
-
-
-def _write_keys(cut: Cut, content: pb.InitProgramContent) -> dict[int, int]:
-    """Writes the derivations of all keys; returns their numbers by identity."""
-    numbers: dict[int, int] = {}
-    for node in keys.topological(d for leaf in cut.leaves for d in leaf.operands):
-        parents = [numbers[id(p)] for p in node.parents]
-        numbers[id(node)] = len(numbers)
-        foreign = node.impl if node.impl != cut.impl else ""
-        _write_key(node, parents, foreign, content.key_nodes.add())
-    return numbers
-
-
-def _write_key(
-    node: keys.Derivation, parents: Sequence[int], foreign: str, out: pb.KeyNode
-) -> None:
-    """Writes one step.
-
-    Args:
-      node: the step.
-      parents: the numbers of what it is derived from.
-      foreign: the implementation of its keys, where it is not that of the root.
-      out: its message.
-    """
-    if node.op == "root":
-        out.root.SetInParent()
-    elif node.op == "fold_in":
-        out.fold_in.parent = parents[0]
-        out.fold_in.data.extend(node.data.tolist())
-        if len(node.data) != 1:
-            out.fold_in.shape.append(len(node.data))
-    elif node.op == "split":
-        out.split.parent = parents[0]
-        out.split.shape.extend(node.shape)
-    elif node.op == "words":
-        out.words.data = node.data.astype("<u4").tobytes()
-        out.words.key_impl = foreign
-    else:
-        _write_take(node.data, out.take)
-        out.take.parents.extend(parents)
-        out.take.key_impl = foreign
-
-
-def _write_take(places: np.ndarray, out: pb.KeyNode.Take) -> None:
-    """Writes which words are taken: as a range, which is short, if they are one."""
-    start = int(places[0]) if places.size else 0
-    if np.array_equal(places, np.arange(start, start + places.size)):
-        out.range.start, out.range.count = start, places.size
-    else:
-        out.list.words.extend(places.tolist())
 
 
 def _write_leaf(
@@ -195,7 +143,7 @@ def read_cut(content: pb.InitProgramContent) -> Cut:
     streams = tuple(content.key_streams)
     if streams != tuple(sorted(set(streams))):
         raise ValueError(f"the streams {streams}")
-    derived = _read_keys(content)
+    derived = read_keys(content)
     functions, programs = _read_functions(content)
     leaves = [_read_leaf(leaf, derived, functions) for leaf in content.leaves]
     if len({leaf.path for leaf in leaves}) != len(leaves):
@@ -278,55 +226,6 @@ def named_by_modules(cut: Cut) -> Cut:
     return replace(cut, leaves=(*leaves,), programs=(*map(named, cut.programs),))
 
 
-def _read_keys(content: pb.InitProgramContent) -> list[keys.Derivation]:
-    made: list[keys.Derivation] = []
-
-    def parent(number: int) -> keys.Derivation:
-        if number >= len(made):
-            raise ValueError(f"key node {len(made)} names node {number}, not before it")
-        return made[number]
-
-    for node in content.key_nodes:
-        kind = node.WhichOneof("derivation")
-        if kind == "root":
-            made.append(keys.root(content.key_impl, max(len(content.key_streams), 1)))
-        elif kind == "fold_in":
-            source = parent(node.fold_in.parent)
-            data = np.asarray(node.fold_in.data, np.uint32)
-            if data.size * keys.words_per_key(source.impl) != source.words:
-                raise ValueError("fold_in of another number of keys")
-            made.append(keys.fold_in(source, data))
-        elif kind == "split":
-            made.append(keys.split(parent(node.split.parent), _shape(node.split.shape)))
-        elif kind == "words":
-            words = np.frombuffer(node.words.data, "<u4")
-            made.append(keys.constant(words, node.words.key_impl or content.key_impl))
-        elif kind == "take":
-            made.append(_read_take(node.take, parent, content.key_impl))
-        else:
-            raise ValueError(f"key node {len(made)} says nothing")
-        if made[-1].words > MAX_KEY_WORDS:
-            raise ValueError(f"key node {len(made) - 1} of {made[-1].words:,} words")
-    return made
-
-
-def _read_take(
-    take: pb.KeyNode.Take, parent: Callable[[int], keys.Derivation], impl: str
-) -> keys.Derivation:
-    parents = [parent(number) for number in take.parents]
-    there = sum(p.words for p in parents)
-    if take.WhichOneof("indices") == "range":
-        begin, count = take.range.start, take.range.count
-        if begin + count > there:
-            raise ValueError("take beyond the words of its parents")
-        places = np.arange(begin, begin + count)
-    else:
-        places = np.asarray(take.list.words, np.int64)
-        if places.size and places.max() >= there:
-            raise ValueError("take beyond the words of its parents")
-    return keys.take(parents, places, take.key_impl or impl)
-
-
 def _read_function(function: pb.Function) -> ExportedProgram:
     kind = _KIND_OF.get(function.kind)
     if kind is None or len(function.digest) != 32:
@@ -354,10 +253,10 @@ def _why(function: pb.Function) -> ReplicatedReason | None:
 
 def _read_leaf(
     leaf: pb.Leaf,
-    derived: Sequence[keys.Derivation],
+    derived: Sequence[Derivation],
     functions: Sequence[ExportedProgram],
 ) -> LeafCut:
-    shape = _shape(leaf.shape)
+    shape = read_shape(leaf.shape)
     dtype: DType = _dtype(leaf.dtype)
     if leaf.key_impl:  # there is no public name for the dtype of keys: as it is traced
         dtype = jax.eval_shape(lambda: jax.random.key(0, impl=leaf.key_impl)).dtype
@@ -371,7 +270,7 @@ def _read_leaf(
 
 def _read_source(
     leaf: pb.Leaf,
-    derived: Sequence[keys.Derivation],
+    derived: Sequence[Derivation],
     functions: Sequence[ExportedProgram],
 ) -> Source:
     operands = tuple(derived[o.key_node] for o in leaf.operands)
@@ -393,7 +292,7 @@ def _read_source(
         return Keys(derived[leaf.host.key_node])
     constant = leaf.host.constant
     array = np.frombuffer(constant.data, _dtype(constant.dtype))
-    return Constant(array.reshape(_shape(constant.shape)))
+    return Constant(array.reshape(read_shape(constant.shape)))
 
 
 def _dtype(name: str) -> np.dtype:
@@ -402,13 +301,3 @@ def _dtype(name: str) -> np.dtype:
     if not any(jax.numpy.issubdtype(dtype, kind) for kind in kinds):
         raise ValueError(f"the dtype {name!r}")
     return dtype
-
-
-def _shape(dims: Sequence[int]) -> tuple[int, ...]:
-    shape = tuple(int(n) for n in dims)
-    size = 1
-    for n in shape:
-        size *= max(n, 1)
-        if n < 0 or size > MAX_ELEMENTS:
-            raise ValueError(f"the shape {shape}")
-    return shape
