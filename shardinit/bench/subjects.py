@@ -7,7 +7,6 @@ subject was being prepared.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,7 +118,6 @@ def subject(init_fn: InitFn, mesh: Mesh) -> Subject:
     import jax
 
     from shardinit.core.plan.leaf_info import LeafInfo
-    from shardinit.core.plan.leaves import itemsize
     from shardinit.core.plan.sharding import resolve
 
     shapes = jax.eval_shape(init_fn.fn, jax.random.key(0))
@@ -128,10 +126,10 @@ def subject(init_fn: InitFn, mesh: Mesh) -> Subject:
         init_fn.axes, is_leaf=lambda node: node is None or isinstance(node, tuple)
     )
     infos = [
-        LeafInfo(str(number), leaf.shape, itemsize(leaf.dtype), axes)
+        LeafInfo(str(number), leaf.shape, leaf.dtype, axes)
         for number, (leaf, axes) in enumerate(zip(leaves, names, strict=True))
     ]
     placed = jax.tree.unflatten(tree, resolve(infos, mesh, rules()))
-    size = sum(math.prod(info.shape) * info.itemsize for info in infos)
+    size = sum(info.nbytes for info in infos)
     fn = init_fn.fn
     return Subject(lambda key: fn(key), placed, len(infos), size)

@@ -7,7 +7,6 @@ table of an uninitialised model shows the values that ``init`` would make.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, TypeAlias
@@ -15,7 +14,6 @@ from typing import Any, TypeAlias
 import jax
 
 from shardinit.core.paths import path_str
-from shardinit.core.plan.leaves import itemsize
 from shardinit.extras import needs
 from shardinit.module import context, walk
 from shardinit.module.fields import MISSING, Initializer, is_array
@@ -136,9 +134,8 @@ def _render(
 def _sizes(leaves: Sequence[_Leaf], kind: type | None) -> str:
     """Elements and bytes of the arrays of one kind; empty where there are none."""
     arrays = [x for _, its, x in leaves if its is kind and is_array(x)]
-    sizes = [math.prod(x.shape) for x in arrays]
-    size = sum(n * itemsize(x.dtype) for n, x in zip(sizes, arrays, strict=True))
-    return f"{sum(sizes):,}  {human(size)}" if arrays else ""
+    size = sum(x.size * x.dtype.itemsize for x in arrays)
+    return f"{sum(x.size for x in arrays):,}  {human(size)}" if arrays else ""
 
 
 def _is_shown(leaf: Any) -> bool:

@@ -26,6 +26,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from shardinit.core.leaf_spec import LeafSpec
 from shardinit.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -58,27 +59,16 @@ _UNITS |= {"KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One tensor of a checkpoint.
+class Tensor(LeafSpec):
+    """One tensor of a checkpoint: the leaf that it is of, and where it stands.
 
     Attributes:
-      path: the leaf's path.
       name: what the file calls it.
-      shape: of the leaf.
-      dtype: of the leaf.
       offset: of its first byte in the file.
     """
 
-    path: str
     name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
     offset: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -146,7 +136,7 @@ def plan_files(
                 "Pass a name= that tells them apart",
             )
         names[called] = path
-        tensor = Tensor(path, called, tuple(int(n) for n in shape), dtype)
+        tensor = Tensor(path, tuple(int(n) for n in shape), dtype, called)
         if tensor.nbytes > room and groups[-1]:
             groups.append([])
             room = max_shard_size
@@ -292,5 +282,5 @@ def _read_file(folder: str, name: str) -> File:
         if not right or end - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{name} says wrong places for {called!r}")
         path = str(paths.get(called, _path(called)))
-        tensors.append(Tensor(path, called, shape, dtype, 8 + length + begin))
+        tensors.append(Tensor(path, shape, dtype, called, 8 + length + begin))
     return File(name, struct.pack("<Q", length) + header, tuple(tensors), size)

@@ -258,7 +258,7 @@ class _Stored:
     def shardings(self, mesh: Any, rules: Rules | None, out_shardings: Any) -> Any:
         """Where the arrays shall lie, in their order."""
         infos = [
-            LeafInfo(path, tuple(leaf.shape), np.dtype(leaf.dtype).itemsize)
+            LeafInfo(path, tuple(leaf.shape), np.dtype(leaf.dtype))
             for path, leaf in self.arrays.items()
         ]
         if out_shardings is None:

@@ -113,10 +113,7 @@ def load(
     arrays = open(folder)
     if mesh is None:
         mesh = one_device()
-    infos = [
-        LeafInfo(path, array.shape, array.dtype.itemsize)
-        for path, array in arrays.items()
-    ]
+    infos = [LeafInfo(path, array.shape, array.dtype) for path, array in arrays.items()]
     shardings = sh.resolve(infos, mesh, rules)
     for path in arrays:
         ends = (at for at, letter in enumerate(path) if letter == "/")

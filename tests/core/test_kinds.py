@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding
@@ -12,6 +13,8 @@ import shardinit
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.plan.sharding import choose
 from shardinit.errors import ShardingError
+
+F32 = np.dtype(np.float32)
 
 MESH = jax.sharding.AbstractMesh((2, 4), ("data", "model"))
 NAMES = st.sampled_from([None, "embed", "mlp", "data", "model", ("data", "model")])
@@ -28,7 +31,7 @@ def names(axes):
 FIELDS = {
     "path": st.text("ab/", min_size=1, max_size=4),
     "shape": st.sampled_from([(8, 16), (16, 8), (1, 1), (512, 512)]),
-    "itemsize": st.sampled_from([1, 4]),
+    "dtype": st.sampled_from([np.dtype(np.int8), F32]),
     "axes": (st.none() | st.tuples(NAMES, NAMES)).map(names),
     "passes": st.booleans(),
     "own_rules": st.just(()) | RULES.map(tuple),
@@ -60,7 +63,7 @@ PLACING = st.one_of(
 
 def apart(field, one, other, **known):
     """Two leaves that differ in one field."""
-    return [LeafInfo("a", (8, 16), 4, **known, **{field: x}) for x in (one, other)]
+    return [LeafInfo("a", (8, 16), F32, **known, **{field: x}) for x in (one, other)]
 
 
 @settings(max_examples=120)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from shardinit.cli.page.layouts import described, layout_svg
 from shardinit.core.plan.folded import folded, template
-from shardinit.core.plan.leaves import PlanLeaf, itemsize
+from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.tables import alike, spec_text
 
 if TYPE_CHECKING:
@@ -158,10 +157,9 @@ def _by_layer(plan: Any) -> Iterator[str]:
     """Bytes a device by layer: the part of a path up to its first number."""
     groups: dict[str, list[int]] = {}
     for leaf in _selected(plan):
-        total = math.prod(leaf.shape) * itemsize(leaf.dtype)
         sums = groups.setdefault(_layer(leaf.path), [0, 0, 0])
         sums[0] += 1
-        sums[1] += total
+        sums[1] += leaf.nbytes
         sums[2] += leaf.bytes_per_device
     alike: dict[Any, list[str]] = {}
     for name, sums in groups.items():

@@ -21,27 +21,23 @@ from shardinit.core.cut.sources import (
     Windowed,
 )
 from shardinit.core.ir import jaxpr as jx
+from shardinit.core.leaf_spec import LeafSpec
 from shardinit.core.prng import derivation as keys
-from shardinit.core.types import DType, TreeDef
+from shardinit.core.types import TreeDef
 from shardinit.core.window import constants
 from shardinit.core.window.reasons import ReplicatedReason
 from shardinit.short import short_repr
 
 
 @dataclass(frozen=True, eq=False)
-class LeafCut:
-    """One leaf of the function.
+class LeafCut(LeafSpec):
+    """One leaf of the function, and where it comes from.
 
     Attributes:
-      path: its key path.
-      shape, dtype: what it is; a key dtype for a leaf of typed keys.
       source: where it comes from.
       weak_type: whether its dtype gives way to others, as a Python number's does.
     """
 
-    path: str
-    shape: tuple[int, ...]
-    dtype: DType
     source: Source
     weak_type: bool = False
 

@@ -3,9 +3,9 @@
 The graph builder offers every equation here first. Integer arithmetic on constants
 (Flax counts the keys it has handed out) is done at once in numpy; an equation that
 only derives, slices, stacks or re-wraps keys becomes a step of ``keys.Derivation``.
-Everything else is declined and stays an equation, for a rule to window: a primitive that
-is not here has the same values, computed on the devices. Floating point is never folded: XLA
-specialises on constants, and the bits must stay what ``jax.jit`` gives.
+Everything else is declined and stays an equation, for a rule to window: a primitive
+that is not here has the same values, computed on the devices. Floating point is never
+folded: XLA specialises on constants, and the bits must stay what ``jax.jit`` gives.
 """
 
 from __future__ import annotations

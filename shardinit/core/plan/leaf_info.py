@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import enum
-import math
 from dataclasses import dataclass
 from typing import Final
 
 from jax.sharding import NamedSharding, PartitionSpec
 
 from shardinit.core.init_fn import AxisRule, Mirror, Name
+from shardinit.core.leaf_spec import LeafSpec
 from shardinit.core.plan.entries import mesh_axes_of
 from shardinit.core.plan.mesh import AnyMesh
 
@@ -19,13 +19,10 @@ LARGE: Final = 1 << 16
 
 
 @dataclass(frozen=True)
-class LeafInfo:
-    """What rules look at.
+class LeafInfo(LeafSpec):
+    """What rules look at, beside path, shape and dtype.
 
     Attributes:
-      path: the leaf's key path.
-      shape: its global shape.
-      itemsize: bytes of one element.
       axes: a logical axis name, or None, for each dimension; None if unknown.
       passes: a name without a rule that is a mesh axis means that axis.
       own_rules: logical axis rules that the model attaches to the leaf.
@@ -36,9 +33,6 @@ class LeafInfo:
       optimizer: it is state of an optimizer.
     """
 
-    path: str
-    shape: tuple[int, ...]
-    itemsize: int
     axes: tuple[Name, ...] | None = None
     passes: bool = False
     own_rules: tuple[AxisRule, ...] = ()
@@ -56,12 +50,7 @@ class LeafInfo:
         """
         rules, dims = repr(self.own_rules), self.mirrors and self.mirrors.dims
         known = (self.axes, self.passes, rules, self.own_mesh, self.named, dims)
-        return (self.shape, self.itemsize, self.optimizer, self.stated, *known)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole leaf."""
-        return math.prod(self.shape) * self.itemsize
+        return (self.shape, self.dtype.itemsize, self.optimizer, self.stated, *known)
 
 
 class Obstacle(enum.Enum):

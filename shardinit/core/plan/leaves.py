@@ -8,29 +8,26 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 
 from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Hosted, Replicated, Source, Windowed
 from shardinit.core.init_fn import AxisNames, Mirror
-from shardinit.core.ir.jaxpr import is_key
+from shardinit.core.leaf_spec import LeafSpec
 from shardinit.core.plan.entries import other_memory
 from shardinit.core.plan.leaf_info import LeafInfo
-from shardinit.core.types import DType, Tree
+from shardinit.core.types import Tree
 from shardinit.errors import ShardingError
 
 _NO_PROGRAM = -1
 
 
 @dataclass(frozen=True)
-class PlanLeaf:
-    """One leaf of a plan.
+class PlanLeaf(LeafSpec):
+    """One leaf of a plan: its path, shape and dtype, and what becomes of it.
 
     Attributes:
-      path: its key path, ``/``-joined.
-      shape: its global shape; dtype: its dtype.
       sharding: where it lies; None in a plan without a mesh.
       bytes_per_device: bytes of one shard, in whichever memory it lies.
       program: index into ``plan.programs``; -1 for a leaf made on the host (a
@@ -40,9 +37,6 @@ class PlanLeaf:
       source: what it is made of.
     """
 
-    path: str
-    shape: tuple[int, ...]
-    dtype: DType
     sharding: NamedSharding | None
     bytes_per_device: int
     program: int
@@ -93,14 +87,6 @@ class PlanProgram:
     def whole(self) -> str:
         """Why it is evaluated whole on every device; empty if it is not."""
         return str(self.program.replicated_reason or "")
-
-
-def itemsize(dtype: DType) -> int:
-    """Bytes of one element; of its key data for typed keys."""
-    if is_key(dtype):
-        data = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype))
-        return 4 * math.prod(data.shape)
-    return np.dtype(dtype).itemsize
 
 
 def names_of(cut: Cut, axes: Tree) -> list[Any]:
@@ -177,9 +163,7 @@ def _leaf_info(leaf: LeafCut, name: Any, stated: NamedSharding | None) -> LeafIn
         )
     axes = None if name is None else tuple(map(_entry, name))
     known = {} if not isinstance(name, AxisNames) else name.facts()
-    return LeafInfo(
-        leaf.path, leaf.shape, itemsize(leaf.dtype), axes, stated=stated, **known
-    )
+    return LeafInfo(leaf.path, leaf.shape, leaf.dtype, axes, stated=stated, **known)
 
 
 def _entry(name: Any) -> Any:
@@ -268,7 +252,7 @@ def _plan_leaf(
         leaf.shape,
         leaf.dtype,
         sharding,
-        math.prod(shard) * itemsize(leaf.dtype),
+        math.prod(shard) * leaf.dtype.itemsize,
         number,
         cut.replicated_text(leaf),
         taken,

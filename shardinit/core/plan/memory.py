@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 from shardinit.core.cut.cut import Cut
-from shardinit.core.plan.leaves import PlanLeaf, gather_results, itemsize
+from shardinit.core.plan.leaves import PlanLeaf, gather_results
 from shardinit.errors import WholeLeafError
 
 
@@ -56,7 +55,7 @@ def _beside(group: Sequence[PlanLeaf]) -> int:
 def _made(leaf: PlanLeaf) -> int:
     """Bytes of a leaf that a run makes on a device."""
     if leaf.is_replicated:
-        return math.prod(leaf.shape) * itemsize(leaf.dtype)
+        return leaf.nbytes
     return leaf.bytes_per_device
 
 

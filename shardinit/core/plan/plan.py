@@ -9,7 +9,6 @@ few distinct programs makes it.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,7 +24,6 @@ from shardinit.core.plan.findings import Finding, as_text, warn
 from shardinit.core.plan.leaves import (
     PlanLeaf,
     PlanProgram,
-    itemsize,
     plan_leaves,
 )
 from shardinit.core.plan.mesh import AnyMesh
@@ -202,9 +200,7 @@ class Plan:
     @cached_property
     def total_bytes(self) -> int:
         """Bytes of all selected leaves, each counted once."""
-        return sum(
-            math.prod(x.shape) * itemsize(x.dtype) for x in self.leaves if x.selected
-        )
+        return sum(x.nbytes for x in self.leaves if x.selected)
 
     @cached_property
     def bytes_per_device(self) -> int:
@@ -248,7 +244,7 @@ class Plan:
           >>> plan.parameter_count
           2048
         """
-        return sum(math.prod(x.shape) for x in self.leaves if x.selected)
+        return sum(x.size for x in self.leaves if x.selected)
 
     @property
     def whole_leaves(self) -> tuple[PlanLeaf, ...]:

@@ -103,7 +103,7 @@ class MissingPlan:
             if isinstance(have, Mapped) and have.tensor.noise:
                 where = _before(place, have.shape)
                 noise = have.tensor.noise
-                found.append(Noise(leaf.path, noise, have.shape, leaf.dtype, where))
+                found.append(Noise(leaf.path, have.shape, leaf.dtype, noise, where))
         return found
 
     def _leaf(
@@ -232,5 +232,5 @@ def _before(place: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
 
 def _spread(place: NamedSharding, path: str, array: Any) -> NamedSharding:
     """Where a leaf is read that others are made of: no device has all of it."""
-    info = LeafInfo(path, array.shape, array.dtype.itemsize)
+    info = LeafInfo(path, array.shape, array.dtype)
     return resolve([info], place.mesh, fsdp(min_bytes=0))[0]

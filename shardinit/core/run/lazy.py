@@ -25,7 +25,7 @@ from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Hosted, Replicated
 from shardinit.core.ir.jaxpr import is_key, key_impl
 from shardinit.core.paths import nearest
-from shardinit.core.plan.leaves import gather_results, itemsize
+from shardinit.core.plan.leaves import gather_results
 from shardinit.core.plan.mesh import alone_on, as_device, one_device
 from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.plan import Plan
@@ -224,7 +224,7 @@ class LazyTree(Mapping[str, LazyArray]):
         with self._lock:  # one whole evaluation at a time: that is what is bounded
             if group not in self._held:
                 leaves = [self.cut.leaves[i] for i in group]
-                self._check_limit(leaves[0], sum(map(_bytes, leaves)))
+                self._check_limit(leaves[0], sum(leaf.nbytes for leaf in leaves))
                 shapes = tuple(leaf.shape for leaf in leaves)
                 run = executable(program, shapes, self._device)
                 self._check_limit(leaves[0], _memory(run))
@@ -243,10 +243,6 @@ class LazyTree(Mapping[str, LazyArray]):
                 f"at most memory_limit={self._limit:,} bytes",
                 "Raise memory_limit, or use an initialiser that can be windowed",
             )
-
-
-def _bytes(leaf: LeafCut) -> int:
-    return math.prod(leaf.shape) * itemsize(leaf.dtype)
 
 
 def _memory(run: jax.stages.Compiled) -> int:

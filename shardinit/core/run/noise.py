@@ -14,34 +14,29 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from shardinit.core.leaf_spec import LeafSpec
 from shardinit.core.plan.options import PlanOptions
 from shardinit.core.plan.planning import make_plan
 from shardinit.core.prng.root_key import RootKey
 from shardinit.core.run.compile import compile_plan
 from shardinit.core.run.growing import seed_of
-from shardinit.core.types import DType, Leaf
+from shardinit.core.types import Leaf
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Normal numbers for one leaf.
+class Noise(LeafSpec):
+    """Normal numbers for one leaf, whose path tells them from those of others.
 
     Attributes:
-      path: of the leaf, which tells its numbers from those of others.
       scale: their standard deviation.
-      shape: of the leaf.
-      dtype: of the leaf; they are drawn in float32 at least.
       sharding: where they will lie.
     """
 
-    path: str
     scale: float
-    shape: tuple[int, ...]
-    dtype: DType
     sharding: NamedSharding
 
     def draw(self, key: jax.Array) -> jax.Array:
-        """The numbers, of a key that all leaves share."""
+        """The numbers, drawn in float32 at least, of a key that all leaves share."""
         # Not ``hash``, which Python salts anew in every process: those of a job would
         # draw different noise.
         own = jax.random.fold_in(key, zlib.crc32(self.path.encode()))

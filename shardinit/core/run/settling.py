@@ -8,7 +8,6 @@ is refused by the name of its leaf.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +19,7 @@ from shardinit.core.cut.cut import LeafCut
 from shardinit.core.cut.sources import Run, Source
 from shardinit.core.init_fn import AxisNames
 from shardinit.core.paths import chosen, glob, nearest
-from shardinit.core.plan.leaves import PlanLeaf, itemsize, names_of
+from shardinit.core.plan.leaves import PlanLeaf, names_of
 from shardinit.core.plan.options import Select
 from shardinit.core.plan.padding import Pad, padded_paths
 from shardinit.core.plan.plan import Plan
@@ -96,7 +95,7 @@ def settled(plan: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settled
     }
     groups: dict[str, list[Entry]] = {}
     for leaf in plan.leaves:
-        nbytes, changes = math.prod(leaf.shape) * itemsize(leaf.dtype), {"filled": ""}
+        nbytes, changes = leaf.nbytes, {"filled": ""}
         if leaf.path in present:
             changes = _changes(leaf, present[leaf.path], policies, may)
         for kind, change in changes.items():

@@ -66,7 +66,7 @@ def from_windows(
     structure, order = read_tree(described.nodes, len(described.leaves))
     leaves = [described.leaves[number] for number in order]
     if out_shardings is not None:
-        infos = [LeafInfo(x.path, x.shape, 1, None) for x in leaves]
+        infos = [LeafInfo(x.path, x.shape, _dtype(x)) for x in leaves]
         shardings = sh.from_tree(out_shardings, infos, structure, mesh)
     else:
         shardings = _as_described(leaves, mesh or one_device())

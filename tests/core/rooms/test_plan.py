@@ -24,6 +24,8 @@ from shardinit.core.plan.rules import AxisRules, PathRules
 from shardinit.core.plan.tables import largest, rows
 from shardinit.errors import WholeLeafError
 
+F32 = np.dtype(np.float32)
+
 KEY = jax.eval_shape(jax.random.key, 0)
 MESH = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
@@ -40,7 +42,7 @@ MESH = AbstractMesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     ],
 )
 def test_axis_rules_mean_what_flax_means_by_them(names, rules):
-    leaf = LeafInfo("w", (8,) * len(names), 4, axes=names)
+    leaf = LeafInfo("w", (8,) * len(names), F32, axes=names)
     ours = AxisRules(rules).choose(leaf, MESH, "error").spec
     flax = nn.logical_to_mesh_axes(names, rules)
     where = [NamedSharding(MESH, P(*spec)) for spec in (ours, flax)]
@@ -48,18 +50,18 @@ def test_axis_rules_mean_what_flax_means_by_them(names, rules):
 
 
 def test_a_name_that_is_a_mesh_axis_counts_where_it_may():
-    leaf = LeafInfo("w", (8, 8), 4, axes=("model", "mlp"))
-    passing = LeafInfo("w", (8, 8), 4, axes=("model", "mlp"), passes=True)
+    leaf = LeafInfo("w", (8, 8), F32, axes=("model", "mlp"))
+    passing = LeafInfo("w", (8, 8), F32, axes=("model", "mlp"), passes=True)
     rules = AxisRules([("mlp", "data")])
     assert rules.choose(leaf, MESH, "error").spec == P(None, "data")
     assert rules.choose(passing, MESH, "error").spec == P("model", "data")
 
 
 def test_the_next_rule_counts_where_an_axis_does_not_divide():
-    leaf = LeafInfo("w", (6, 8), 4, axes=("embed", "mlp"))
+    leaf = LeafInfo("w", (6, 8), F32, axes=("embed", "mlp"))
     rules = AxisRules([("embed", "model"), ("embed", "data")])
     assert rules.choose(leaf, MESH, "next").spec == P("data", None)
-    odd = LeafInfo("w", (5, 8), 4, axes=("embed", "mlp"))
+    odd = LeafInfo("w", (5, 8), F32, axes=("embed", "mlp"))
     found = rules.choose(odd, MESH, "next").reasons
     assert found[0].cause.obstacle is Obstacle.AXIS_UNDIVIDED
     assert found[1].cause.obstacle is Obstacle.NO_RULE
@@ -67,8 +69,8 @@ def test_the_next_rule_counts_where_an_axis_does_not_divide():
 
 def test_path_rules_take_the_first_that_divides_else_drop_what_does_not():
     rules = PathRules([("w", P("model", "data")), ("w", P("data"))])
-    assert rules.choose(LeafInfo("w", (6, 8), 4), MESH, "next").spec == P("data")
-    dropped = rules.choose(LeafInfo("w", (5, 8), 4), MESH, "next")
+    assert rules.choose(LeafInfo("w", (6, 8), F32), MESH, "next").spec == P("data")
+    dropped = rules.choose(LeafInfo("w", (5, 8), F32), MESH, "next")
     assert dropped.spec == P(None, "data")
     assert (
         str(dropped.reasons[0].cause) == "axis 0 of size 5 does not divide by model=4"
@@ -83,7 +85,7 @@ def placed(*leaves, spec=WHOLE, choice=None):
 
 
 def test_leaves_of_one_cause_are_one_finding():
-    leaves = [LeafInfo(path, (512, 512), 4, axes=("embed", "mlp")) for path in "ab"]
+    leaves = [LeafInfo(path, (512, 512), F32, axes=("embed", "mlp")) for path in "ab"]
     found = list(placing(placed(*leaves), MESH, AxisRules([("embed", None)]), False))
     replicated = [x for x in found if x.kind == "replicated"]
     assert [(x.leaves, x.severity) for x in replicated] == [(("a", "b"), "warning")]
@@ -94,7 +96,7 @@ def test_leaves_of_one_cause_are_one_finding():
 
 def test_a_leaf_that_lies_otherwise_than_it_states_is_overruled():
     stated = NamedSharding(MESH, P("data"))
-    leaf = LeafInfo("w", (8, 8), 4, stated=stated)
+    leaf = LeafInfo("w", (8, 8), F32, stated=stated)
     other = placed(leaf, spec=P("model"), choice=Choice())
     [found] = [x for x in placing(other, MESH, None, True) if x.kind == "overruled"]
     assert found.leaves == ("w",)
@@ -104,7 +106,7 @@ def test_a_leaf_that_lies_otherwise_than_it_states_is_overruled():
 
 
 def test_a_last_resort_may_be_left_over_and_other_rules_may_not():
-    leaf = LeafInfo("a/kernel", (8, 8), 4)
+    leaf = LeafInfo("a/kernel", (8, 8), F32)
     rules = PathRules([("kernel", P("data")), ("a/kern", P()), (".*", P())])
     found = placing(
         placed(leaf, choice=rules.choose(leaf, MESH, "error")), MESH, rules, False

@@ -22,6 +22,8 @@ from shardinit.core.program.treedef import read_tree, write_tree
 from shardinit.errors import ProgramFormatError
 from shardinit.v1 import program_pb2 as pb
 
+F32 = np.dtype(np.float32)
+
 KEY = jax.eval_shape(jax.random.key, 0)
 DTYPES = "bool int4 int8 uint32 float8_e4m3fn bfloat16 float16 complex64".split()
 
@@ -143,11 +145,11 @@ def test_trees_keep_dicts_lists_tuples_and_none_and_name_all_else():
 @pytest.mark.parametrize(
     "info",
     [
-        LeafInfo("w", (4, 8), 4, (None, None), named=0),
-        LeafInfo("w", (4, 8), 4, ("embed", None), named=1),
-        LeafInfo("w", (4, 8), 4, (("a", "b"), "mlp"), passes=True),
-        LeafInfo("w", (4, 8), 4, ("x", "y"), own_rules=(("x", "a"), ("y", None))),
-        LeafInfo("w", (4, 8), 4, optimizer=True),
+        LeafInfo("w", (4, 8), F32, (None, None), named=0),
+        LeafInfo("w", (4, 8), F32, ("embed", None), named=1),
+        LeafInfo("w", (4, 8), F32, (("a", "b"), "mlp"), passes=True),
+        LeafInfo("w", (4, 8), F32, ("x", "y"), own_rules=(("x", "a"), ("y", None))),
+        LeafInfo("w", (4, 8), F32, optimizer=True),
     ],
 )
 def test_names_of_axes_travel(info):
