@@ -30,7 +30,7 @@ def main(name: str) -> None:
     import numpy as np
 
     import shardinit
-    from shardinit.core.run.compile import lower
+    from shardinit.core.run.lower import lower
     from shardinit.verify.audit import hlo
 
     mesh = jax.sharding.Mesh(np.asarray(topologies.devices(wanted)), ("device",))

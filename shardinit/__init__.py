@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from shardinit.core.program.program import load_program as load_program
     from shardinit.core.run.compile import CompiledPlan as CompiledPlan
     from shardinit.core.run.compile import compile_plan as compile_plan
-    from shardinit.core.run.compile import init as init
+    from shardinit.core.run.init import init as init
     from shardinit.core.run.lazy import open as open
     from shardinit.core.run.lazy import read as read
     from shardinit.core.run.missing import init_missing as init_missing
@@ -72,7 +72,7 @@ _HOMES = {
     "digest": "verify.digest.devices",
     "export_plan": "core.program.program",
     "fsdp": "core.plan.fsdp",
-    "init": "core.run.compile",
+    "init": "core.run.init",
     "init_missing": "core.run.missing",
     "load_executables": "storage.executables",
     "load_program": "core.program.program",

@@ -45,7 +45,7 @@ def _time(
 
 def ours(layers: int, devices: int) -> Figures:
     """``shardinit.init``: cut, plan, compile, run."""
-    from shardinit.core.run.compile import init as init_sharded
+    from shardinit.core.run.init import init as init_sharded
 
     def init(subject: subjects.Subject, key: Any) -> Any:
         return init_sharded(subject.fn, key, out_shardings=subject.shardings)

@@ -48,7 +48,7 @@ def _place(devices: int) -> NamedSharding:
 
 def _by_us(make: Callable[[], Any], place: NamedSharding) -> Any:
     from shardinit.core.plan.rules import PathRules
-    from shardinit.core.run.compile import init
+    from shardinit.core.run.init import init
 
     return init(make(), 0, mesh=place.mesh, rules=PathRules([("**", place.spec)]))
 

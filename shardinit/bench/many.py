@@ -64,7 +64,7 @@ def ensemble(layers: int, devices: int) -> Figures:
     """``shardinit.init`` of the ensemble: trace to last byte."""
     import jax
 
-    from shardinit.core.run.compile import init
+    from shardinit.core.run.init import init
 
     fn = _ensemble(layers)
     places = _places(fn, devices)

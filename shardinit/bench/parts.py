@@ -107,7 +107,7 @@ def complete(layers: int, lacking: int) -> Figures:
     """``init_missing`` of a tree that lacks some of its layers; compiled before."""
     import jax
 
-    from shardinit.core.run.compile import init as init_sharded
+    from shardinit.core.run.init import init as init_sharded
     from shardinit.core.run.missing import init_missing
 
     normal = jax.nn.initializers.normal(0.02)

@@ -75,7 +75,7 @@ def _init(layers: int, width: int) -> Callable[[jax.Array], Any]:
 
 def ours(layers: int, width: int) -> Figures:
     """``shardinit.init``."""
-    from shardinit.core.run.compile import init as init_sharded
+    from shardinit.core.run.init import init as init_sharded
 
     place, fn = _sharded(), _init(layers, width)
     return _time(lambda: init_sharded(fn, 0, out_shardings=place))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 def in_process(layers: int, devices: int) -> Figures:
     """Build, plan, compile and run here."""
-    from shardinit.core.run.compile import init as init_sharded
+    from shardinit.core.run.init import init as init_sharded
 
     mesh, rules = subjects.mesh(devices), subjects.rules()
     spec = subjects.narrow_spec(layers)

@@ -31,7 +31,7 @@ def ours(layers: int) -> Figures:
     import jax
 
     from shardinit.core.plan.fsdp import fsdp
-    from shardinit.core.run.compile import init as init_sharded
+    from shardinit.core.run.init import init as init_sharded
     from shardinit.frontends import torch as frontend
 
     import_module("transformers.models.llama.modeling_llama")

@@ -26,7 +26,7 @@ from shardinit.core.ir.dependencies import Traced, off_devices, stand_in
 from shardinit.core.ir.jaxpr import is_tracer
 from shardinit.core.paths import entry_name, nested
 from shardinit.core.prng.root_key import as_single_key
-from shardinit.core.run import compile as compiled
+from shardinit.core.run.init import init as init_sharded
 from shardinit.core.systems import MODULE, refuse_others
 from shardinit.errors import InitFnError, ModuleStateError
 from shardinit.module import context, steps, walk
@@ -364,7 +364,7 @@ def init(
     )
     if not traced:
         fn = replace(made.init_fn(), rebuild=identity)
-        arrays = compiled.init(fn, key, mesh=mesh, rules=rules)
+        arrays = init_sharded(fn, key, mesh=mesh, rules=rules)
     elif mesh is None and rules is None:
         arrays = jax.jit(made.fn)(key)
     else:

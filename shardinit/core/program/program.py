@@ -246,7 +246,7 @@ class InitProgram:
 
     def _run(self, key: jax.Array) -> Tree:
         """Runs on one device: what a plain init function would have done."""
-        from shardinit.core.run.compile import init
+        from shardinit.core.run.init import init
 
         return init(self, key)
 

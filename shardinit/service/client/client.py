@@ -283,7 +283,7 @@ class Client:
         )
         if via == "program":
             program = self.program(spec)
-            from shardinit.core.run.compile import initialised
+            from shardinit.core.run.init import initialised
 
             with shown("initialise", progress, "leaves") as report:
                 return initialised(program, key, options, report)

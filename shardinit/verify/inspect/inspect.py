@@ -27,8 +27,9 @@ from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.types import Device
 from shardinit.progress import Report, counted, progress
 from shardinit.verify.inspect.gain import depth_axis, fan_in
-from shardinit.verify.inspect.law import UNKNOWN, Law, read_law
+from shardinit.verify.inspect.law import UNKNOWN, Law
 from shardinit.verify.inspect.moments import Moments, moments
+from shardinit.verify.inspect.program_law import read_law
 from shardinit.verify.inspect.reading import Reader, Seen
 from shardinit.verify.inspect.report import Inspection, LeafStatistics
 from shardinit.verify.inspect.standing_out import findings
