@@ -142,7 +142,7 @@ def windows(mebibytes: int) -> Figures:
 
     fn = serving_models.build_random({"rows": mebibytes * _MIB // _ROW_BYTES})
     leaf = open_lazily(fn, 0)["w"]
-    window = Wanted(leaf, Region.whole(leaf.shape))
+    window = Wanted(leaf, Region.full(leaf.shape))
     done = begun = len(window.from_byte(0, 4 * _MIB))  # compiles it
     taken = _Taken()
     while done < window.nbytes:

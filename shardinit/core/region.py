@@ -32,7 +32,7 @@ class Region:
     shape: tuple[int, ...]
 
     @classmethod
-    def whole(cls, shape: Sequence[int]) -> Region:
+    def full(cls, shape: Sequence[int]) -> Region:
         """All of an array of that shape."""
         return cls((0,) * len(shape), tuple(shape))
 

@@ -129,7 +129,7 @@ def _windows(array: Any) -> Iterator[tuple[Region, np.ndarray]]:
     if not array.size:
         return
     if isinstance(array, np.ndarray):
-        shards = [(Region.whole(array.shape), array)]
+        shards = [(Region.full(array.shape), array)]
     else:
         shards = [
             (Region.of_slices(shard.index, array.shape), shard.data)

@@ -86,7 +86,7 @@ def digest(address, spec):
     """Of all bytes of a model, as they come in a stream."""
     made = xxhash.xxh3_128()
     with shardinit.connect(address, timeout=60) as client:
-        pieces = [transfer.whole(leaf) for leaf in described(client, spec).leaves]
+        pieces = [transfer.full_piece(leaf) for leaf in described(client, spec).leaves]
         for array in client.receive(spec, KEY, pieces):
             made.update(array.reshape(-1).view("uint8").data)
     return made.hexdigest()

@@ -397,8 +397,8 @@ def test_a_line_says_what_a_call_was_about_and_that_its_client_read_to_the_end(
         digest = client.program(spec).sha256
         client.program(spec)  # is held: the answer is a header
         assert client.upload(client.program(spec)) == digest
-        whole = client.describe(spec).leaf("bias")
-        assert next(client.receive(spec, 0, [transfer.whole(whole)])).shape == (64,)
+        bias = client.describe(spec).leaf("bias")
+        assert next(client.receive(spec, 0, [transfer.full_piece(bias)])).shape == (64,)
         written = client.write_checkpoint(spec, 3, root / "first")
         assert client.write_checkpoint(spec, 3, root / "first") == written
         for uri in ("/else/where", "/x" * 600):

@@ -6,7 +6,7 @@ import zlib
 import pytest
 
 from shardinit.errors import ServiceError
-from shardinit.service.client.store import Store, digest_of
+from shardinit.service.client.disk import Store, digest_of
 from shardinit.service.server.cache import BuildCache, Kept
 from shardinit.service.server.objects import EVERYBODY, Objects
 from shardinit.service.server.store import Store as ProgramStore

@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 import shardinit
 from shardinit.errors import FindingsError, ServiceError, SpecError, WholeLeafError
 from shardinit.models import ModelSpec, build, example_config
-from shardinit.service.client import store
+from shardinit.service.client import disk
 
 pytestmark = pytest.mark.once
 
@@ -189,7 +189,7 @@ def test_a_cached_program_by_digest_needs_no_server(client, spec, tmp_path):
 def test_a_program_in_the_cache_is_not_sent_again(client, spec, monkeypatch):
     first = client.program(spec)
     written = []
-    monkeypatch.setattr(store.Store, "write", lambda *a: written.append(a))
+    monkeypatch.setattr(disk.Store, "write", lambda *a: written.append(a))
     assert client.program(spec).to_bytes() == first.to_bytes()
     assert not written
 
@@ -201,7 +201,7 @@ def test_a_damaged_cache_file_is_fetched_again(client, spec, tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert client.program(spec).to_bytes() == first.to_bytes()
-    assert store.digest_of(path.read_bytes()) == first.sha256
+    assert disk.digest_of(path.read_bytes()) == first.sha256
 
 
 def test_the_client_module_imports_neither_jax_nor_flax(tmp_path):

@@ -10,8 +10,8 @@ follows it.
 An ``optimization_barrier`` does not hold: the CPU compiler of JAX 0.10.2 and 0.12.0.1
 takes it away before it fuses, and LLVM then contracts a product and a sum across it
 (https://github.com/openxla/xla/issues/41579). A *fence* is an exclusive or of the
-bits with a zero that no compiler knows to be one (``window/rules/fences.py``). It costs
-one integer operation an element, and no memory.
+bits with a zero that no compiler knows to be one (``window/rules/barriers.py``). It
+costs one integer operation an element, and no memory.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jax.sharding import PartitionSpec
 
-from shardinit.core.plan import reasons
+from shardinit.core.plan import obstacles
 from shardinit.core.plan.entries import as_entry, parts
 from shardinit.core.plan.leaf_info import Choice, LeafInfo
 from shardinit.core.plan.mesh import AnyMesh
@@ -41,7 +41,7 @@ class Fsdp:
             if sizes and ways > 1:
                 dim = -max(sizes)[1]
                 return Choice(PartitionSpec(*[None] * dim, as_entry(wanted)))
-        return Choice(reasons=(reasons.indivisible(leaf, mesh, axes),))
+        return Choice(reasons=(obstacles.indivisible(leaf, mesh, axes),))
 
 
 def fsdp(*axes: str, min_bytes: int = 1 << 16) -> Fsdp:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from jax.sharding import PartitionSpec
 
 from shardinit.core.init_fn import Name
-from shardinit.core.plan import logical, reasons
+from shardinit.core.plan import logical, obstacles
 from shardinit.core.plan.divide import divides, fits_of
 from shardinit.core.plan.entries import MeshAxes, as_entry, mesh_axes, mesh_axes_of
 from shardinit.core.plan.fsdp import Fsdp, fsdp
@@ -98,7 +98,7 @@ class AxisRules:
           P('data', None)
         """
         if leaf.axes is None:
-            return Choice(reasons=(reasons.no_names(leaf, mesh),))
+            return Choice(reasons=(obstacles.no_names(leaf, mesh),))
         logical.check_distinct(leaf.axes, f"leaf {leaf.path!r}")
         rules = self.with_own(leaf)
         settled = _settled(leaf, leaf.axes, rules, mesh, indivisible)
@@ -106,10 +106,10 @@ class AxisRules:
         left = _left(leaf.axes, settled)
         why = list(_undivided(leaf, left, rules, mesh))
         if not any(isinstance(name, str | tuple) for name in leaf.axes):
-            why.append(reasons.no_names(leaf, mesh))
+            why.append(obstacles.no_names(leaf, mesh))
         ruled = {name for name, _ in rules}
         unruled = {dim: name for dim, name in left.items() if name not in ruled}
-        why.extend(reasons.no_rule(leaf, mesh, unruled, spec, self.mesh_axes()))
+        why.extend(obstacles.no_rule(leaf, mesh, unruled, spec, self.mesh_axes()))
         used = tuple(rule for rule in rules if rule[0] in leaf.axes)
         return Choice(spec, _one_kind(leaf, used), tuple(why), used)
 
@@ -192,7 +192,7 @@ class PathRules:
         """
         matching = [rule for rule in self.rules if self.matches(rule[0], leaf.path)]
         if not matching:
-            return Choice(reasons=(reasons.no_path_rule(leaf, mesh),))
+            return Choice(reasons=(obstacles.no_path_rule(leaf, mesh),))
         fits = fits_of(leaf, mesh, indivisible)
 
         def misfits(rule: tuple[str, PartitionSpec | Placement]) -> dict[int, MeshAxes]:
@@ -200,9 +200,9 @@ class PathRules:
             return {i: entry for i, entry in entries if not fits(i, mesh_axes(entry))}
 
         rule = next((rule for rule in matching if not misfits(rule)), matching[0])
-        whole = misfits(rule)
-        kept = (None if i in whole else e for i, e in enumerate(axes_of(rule[1])))
-        why = (reasons.undivided(leaf, i, e, mesh) for i, e in whole.items())
+        uncut = misfits(rule)
+        kept = (None if i in uncut else e for i, e in enumerate(axes_of(rule[1])))
+        why = (obstacles.undivided(leaf, i, e, mesh) for i, e in uncut.items())
         return Choice(PartitionSpec(*kept), kind_of(rule[1]), tuple(why), (rule,))
 
 
@@ -254,10 +254,10 @@ def _by_mesh_names(leaf: LeafInfo, mesh: AnyMesh, indivisible: str) -> Choice:
         elif fits(dim, names):
             entry = as_entry(names)
         else:
-            why.append(reasons.undivided(leaf, dim, names, mesh))
+            why.append(obstacles.undivided(leaf, dim, names, mesh))
         entries.append(entry)
     spec = PartitionSpec(*entries)
-    why.extend(reasons.no_rule(leaf, mesh, unruled, spec))
+    why.extend(obstacles.no_rule(leaf, mesh, unruled, spec))
     return Choice(spec, None, tuple(why))
 
 
@@ -298,7 +298,7 @@ def _undivided(
     for dim, name in left.items():
         entries = tried.get(name, [])
         if not all(divides(leaf, dim, entry, mesh) for entry in entries):
-            yield reasons.undivided(leaf, dim, entries[0], mesh)
+            yield obstacles.undivided(leaf, dim, entries[0], mesh)
 
 
 def _one_kind(leaf: LeafInfo, rules: Iterable[_AxisRule]) -> str | None:

@@ -112,8 +112,8 @@ class LazyArray:
     def __array__(self, dtype: DType = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError(f"leaf {self.path!r}: it is computed, never a view")
-        whole = self.read((0,) * self.ndim, self.shape)
-        return whole if dtype is None else whole.astype(dtype, copy=False)
+        array = self.read((0,) * self.ndim, self.shape)
+        return array if dtype is None else array.astype(dtype, copy=False)
 
     def __len__(self) -> int:
         if not self.shape:
@@ -207,21 +207,21 @@ class LazyTree(Mapping[str, LazyArray]):
         program = self.cut.programs[leaf.source.program]
         if isinstance(leaf.source, Replicated):
             group = self._groups[number]
-            whole = self._evaluate_whole(group, program, words, number)
-            return np.array(whole[region.slices])
+            full = self._in_full(group, program, words, number)
+            return np.array(full[region.slices])
         run = executable(program, (region.shape,), self._device)
         (out,) = run(words, np.asarray(region.start, np.uint32))
         return _to_numpy(out)
 
-    def _evaluate_whole(
+    def _in_full(
         self,
         group: tuple[int, ...],
         program: Program,
         words: np.ndarray,
         number: int,
     ) -> np.ndarray:
-        """One result of a whole program; its results are kept up to the limit."""
-        with self._lock:  # one whole evaluation at a time: that is what is bounded
+        """One result of a replicated program; all of them are kept, up to the limit."""
+        with self._lock:  # one at a time: that is what is bounded
             if group not in self._held:
                 leaves = [self.cut.leaves[i] for i in group]
                 self._check_limit(leaves[0], sum(leaf.nbytes for leaf in leaves))

@@ -17,8 +17,8 @@ from shardinit.core.ir.graph import Node, Value
 from shardinit.core.types import Coords, Dim, Elements, Values, Words
 from shardinit.core.window.coordinates import ZERO
 from shardinit.core.window.reasons import require
+from shardinit.core.window.rules.bits import elements
 from shardinit.core.window.rules.rule import RULES, At, Full, Later, Steps, Zero
-from shardinit.core.window.rules.sources import elements
 
 # A value at coordinates. Coordinates count by identity: rules hand on what they got.
 _Wanted = tuple[Value, tuple[int, ...]]

@@ -50,12 +50,12 @@ def crop(
     if isinstance(first, int):  # the barrier: XLA would give results its own sharding
         return list(lax.optimization_barrier(list(compute())))
     likes = jax.eval_shape(compute)
-    wholes = lax.cond(
+    arrays = lax.cond(
         first < np.uint32(1 << 31),
         lambda: list(compute()),
         lambda: [lax.full(like.shape, 0, like.dtype) for like in likes],
     )
     return [
-        lax.dynamic_slice(whole, [crd.u32(s) for s in start], shape)
-        for whole, start, shape in zip(wholes, starts, shapes, strict=True)
+        lax.dynamic_slice(array, [crd.u32(s) for s in start], shape)
+        for array, start, shape in zip(arrays, starts, shapes, strict=True)
     ]

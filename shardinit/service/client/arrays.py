@@ -29,7 +29,7 @@ from shardinit.core.run.processes import assert_same
 from shardinit.core.run.shards import as_keys, of_words
 from shardinit.core.types import Device, DType, Tree
 from shardinit.progress import Report
-from shardinit.service.client.transfer import Piece, whole
+from shardinit.service.client.transfer import Piece, full_piece
 from shardinit.service.wire.description import Description, LeafDescription
 from shardinit.service.wire.limits import KEY_TYPES
 
@@ -82,7 +82,7 @@ def from_windows(
     pieces = [_pieces(leaves[i], shardings[i], result[i]) for i in numbers]
     blocks = receive([piece for found in pieces for piece in found])
     for done, (i, found) in enumerate(zip(numbers, pieces, strict=True), 1):
-        shape = whole(leaves[i]).region.shape
+        shape = full_piece(leaves[i]).region.shape
         result[i] = _assemble(result[i], shardings[i], shape, blocks, found.values())
         progress(done, len(numbers))
     return jax.tree.unflatten(structure, result)
@@ -102,7 +102,7 @@ def _pieces(
     leaf: LeafDescription, sharding: NamedSharding, abstract: jax.ShapeDtypeStruct
 ) -> dict[Piece, list[Device]]:
     """The distinct windows of this process's devices, and the devices of each."""
-    full = whole(leaf)
+    full = full_piece(leaf)
     shape = full.region.shape
     where = of_words(sharding, abstract).addressable_devices_indices_map(shape)
     found: dict[Piece, list[Device]] = {}
@@ -138,7 +138,7 @@ def _assemble(
 def _dtype(leaf: LeafDescription) -> DType:
     """What JAX calls the leaf's elements."""
     if leaf.dtype not in KEY_TYPES:
-        return whole(leaf).dtype
+        return full_piece(leaf).dtype
     return _key_dtype(KEY_TYPES[leaf.dtype][0])
 
 

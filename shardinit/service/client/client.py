@@ -29,8 +29,8 @@ from shardinit.service.client.connection import (
     Credentials,
     check_target,
 )
+from shardinit.service.client.disk import Store
 from shardinit.service.client.programs import Programs
-from shardinit.service.client.store import Store
 from shardinit.service.wire import messages as wire
 from shardinit.service.wire.description import Description, description_from_proto
 from shardinit.service.wire.versions import PROTOCOL
@@ -335,7 +335,7 @@ class Client:
           (64, 32)
         """
         spec = wire.spec_for(spec, key)
-        pieces = [transfer.whole(x) for x in self.describe(spec).chosen(select)]
+        pieces = [transfer.full_piece(x) for x in self.describe(spec).chosen(select)]
         total = sum(piece.nbytes for piece in pieces)
         with shown("receive", progress) as report:
             arrays = self.receive(spec, key, pieces, counted(report, total))
@@ -363,9 +363,9 @@ class Client:
           (2, 32)
         """
         spec = wire.spec_for(spec, key)
-        whole = transfer.whole(self.describe(spec).leaf(path))
-        region, rest = covering(window, whole.region.shape, f"leaf {path!r}")
-        (array,) = self.receive(spec, key, [replace(whole, region=region)])
+        full = transfer.full_piece(self.describe(spec).leaf(path))
+        region, rest = covering(window, full.region.shape, f"leaf {path!r}")
+        (array,) = self.receive(spec, key, [replace(full, region=region)])
         return np.asarray(array[rest])
 
     def write_checkpoint(

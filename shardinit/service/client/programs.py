@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from shardinit.errors import ServiceError
 from shardinit.service.client.connection import Connection
+from shardinit.service.client.disk import Store, digest_of
 from shardinit.service.client.retrying import attempts
-from shardinit.service.client.store import Store, digest_of
 from shardinit.service.wire import chunks
 from shardinit.service.wire import messages as wire
 from shardinit.service.wire.limits import DEFAULTS

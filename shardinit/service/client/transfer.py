@@ -205,7 +205,7 @@ class _Incoming:
         return ServiceError(where, got, "undamaged windows", code="DATA_LOSS")
 
 
-def whole(leaf: LeafDescription) -> Piece:
+def full_piece(leaf: LeafDescription) -> Piece:
     """All of a described leaf, of keys their words.
 
     Raises:
@@ -223,4 +223,4 @@ def whole(leaf: LeafDescription) -> Piece:
     except TypeError as error:
         text = f"the element type {name!r} is unknown here"
         raise ServiceError("StreamShards", text, code="DATA_LOSS") from error
-    return Piece(leaf.path, Region.whole(shape), dtype)
+    return Piece(leaf.path, Region.full(shape), dtype)

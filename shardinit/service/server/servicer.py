@@ -118,5 +118,5 @@ class Servicer:
 
 
 def _held(wanted: list[Wanted]) -> int:
-    whole = (window.leaf.nbytes for window in wanted if window.leaf.whole)
-    return _STREAM_BYTES + max(whole, default=0)
+    in_full = (window.leaf.nbytes for window in wanted if window.leaf.whole)
+    return _STREAM_BYTES + max(in_full, default=0)

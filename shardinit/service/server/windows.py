@@ -170,7 +170,7 @@ def block_of(shape: Sequence[int], elements: int, at: int) -> tuple[Region, int]
         axis -= 1
         row *= shape[axis]
     if not axis:
-        return Region.whole(shape), 0
+        return Region.full(shape), 0
     axis -= 1
     rows = shape[axis]
     step = -(-rows // -(-rows // max(elements // row, 1)))  # as even as it can be

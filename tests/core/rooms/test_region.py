@@ -41,7 +41,7 @@ def test_what_lies_outside_is_told():
     ):
         assert not region.inside((4,)), region
     assert Region((4,), (0,)).inside((4,))
-    assert Region.whole((4, 2)) == Region((0, 0), (4, 2))
+    assert Region.full((4, 2)) == Region((0, 0), (4, 2))
 
 
 @given(st.data())

@@ -16,8 +16,8 @@ from shardinit.core.ir.graph import Node
 from shardinit.core.types import Coords, Values, Words
 from shardinit.core.window.coordinates import ZERO, add, select, u32
 from shardinit.core.window.reasons import require
+from shardinit.core.window.rules.bits import take
 from shardinit.core.window.rules.rule import At, Full, Later, Steps, rule
-from shardinit.core.window.rules.sources import take
 
 
 @rule("gather", picks=True)

@@ -112,6 +112,6 @@ def _starts(node: Node, first: int, sizes: Sequence[int]) -> list[int]:
     given = node.inputs[first:]
     require(all(v.const is not None for v in given))
     return [
-        min(max(int(np.asarray(v.const)), 0), whole - size)
-        for v, whole, size in zip(given, node.inputs[0].shape, sizes, strict=True)
+        min(max(int(np.asarray(v.const)), 0), full - size)
+        for v, full, size in zip(given, node.inputs[0].shape, sizes, strict=True)
     ]

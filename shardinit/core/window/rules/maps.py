@@ -31,8 +31,8 @@ from shardinit.core.window.coordinates import (
     spread,
     u32,
 )
+from shardinit.core.window.rules.bits import take
 from shardinit.core.window.rules.rule import Full, Steps, rule
-from shardinit.core.window.rules.sources import take
 
 
 @rule("map")
