@@ -24,7 +24,7 @@ from typing import Any
 
 from shardinit.core.ir.jaxpr import setting
 from shardinit.core.plan.entries import mesh_axes, other_memory
-from shardinit.core.plan.leaves import PlanLeaf
+from shardinit.core.plan.leaves import PlanLeaf, PlanProgram
 from shardinit.core.plan.plan import Plan, checked
 from shardinit.core.plan.tables import spec_text
 from shardinit.core.program.program import export_plan
@@ -142,8 +142,7 @@ def _report(
         for number, figures in enumerate(result["rows"])
     )
     hosted = [leaf for leaf in chosen if leaf.is_hosted]
-    padded = _padded(rows)
-    padded += sum(x.bytes_per_device for x in hosted if not x.memory_kind)
+    padded = _padded(rows, hosted)
     largest = max((row.temporary_bytes for row in rows), default=0)
     moved = sum(row.bytes_moved * row.runs for row in rows)
     peak = padded + largest
@@ -194,11 +193,7 @@ def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> Au
         specs=tuple(spec_text(s) for s in program.shardings if s),
         shard_bytes=sum(leaf.bytes_per_device for leaf in first),
         padded_bytes=sum(figures["padded"]),
-        host_bytes=sum(
-            size
-            for size, place in zip(figures["padded"], program.shardings, strict=True)
-            if other_memory(place)
-        ),
+        host_bytes=_host_bytes(figures["padded"], program),
         output_bytes=figures["output_bytes"],
         temporary_bytes=figures["temporary_bytes"],
         code_bytes=figures["code_bytes"],
@@ -219,9 +214,16 @@ def _row(plan: Plan, number: int, figures: dict[str, Any], bandwidth: int) -> Au
     return dataclasses.replace(row, faults=tuple(faults))
 
 
-def _padded(rows: Sequence[AuditRow]) -> int:
+def _padded(rows: Sequence[AuditRow], hosted: Sequence[PlanLeaf]) -> int:
     """Bytes of all shards in a device's own memory as the compiler lays them out."""
-    return sum((row.padded_bytes - row.host_bytes) * row.runs for row in rows)
+    put = sum(leaf.bytes_per_device for leaf in hosted if not leaf.memory_kind)
+    return put + sum((row.padded_bytes - row.host_bytes) * row.runs for row in rows)
+
+
+def _host_bytes(padded: Sequence[int], program: PlanProgram) -> int:
+    """Bytes of those results of a program that lie in another memory."""
+    places = zip(padded, program.shardings, strict=True)
+    return sum(size for size, place in places if other_memory(place))
 
 
 def _seconds(moved: int, bandwidth: int) -> float:
