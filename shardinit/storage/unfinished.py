@@ -128,7 +128,9 @@ def unfinished(target: Path, what: str, *, anew: bool = False) -> Iterator[Unfin
         journal = os.open(folder / _JOURNAL, flags, 0o644)
         try:
             if done is None:
-                os.write(journal, (json.dumps({"writes": what}) + "\n").encode())
+                # By this mark a server knows what it may remove in the end.
+                head = {"writes": what} | ({"anew": True} if anew else {})
+                os.write(journal, (json.dumps(head) + "\n").encode())
             yield Unfinished(folder, target, done or {}, journal)
         finally:
             os.close(journal)

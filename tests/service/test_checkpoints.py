@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -22,6 +23,7 @@ from shardinit.service.server.server import Server
 from shardinit.service.wire.messages import key_to_proto, spec_to_proto
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.storage import orbax, safetensors
+from shardinit.storage.unfinished import unfinished
 from shardinit.v1 import service_pb2
 from shardinit.verify.digest.host import Digester
 from tests.service.conftest import until
@@ -291,6 +293,38 @@ def test_the_name_of_a_write_that_was_cut_off_is_free(writer, root, held):
     (gate / "go").touch()
     written = writer.write_checkpoint(spec, 4, root / "model")
     shardinit.verify_receipt(written.receipt, plain(4))
+
+
+def test_what_an_abandoned_write_left_is_removed_and_nothing_else(root, tmp_path):
+    def leave(folder, age, *, anew=True):
+        with (
+            contextlib.suppress(KeyError),
+            unfinished(folder.with_suffix(""), "a write", anew=anew) as begun,
+        ):
+            (begun.folder / "part").write_text("bytes")
+            raise KeyError  # its writer ends
+        then = time.time() - age
+        os.utime(folder / "journal.jsonl", (then, then))
+        return folder
+
+    (root / "deep").mkdir()
+    old = leave(root / "deep" / "old.unfinished", 100)
+    kept = [
+        leave(root / "new.unfinished", 1),
+        leave(root / "a-job-s.unfinished", 100, anew=False),
+        leave(tmp_path / "elsewhere.unfinished", 100),
+        root / "link.unfinished" / "part",
+        root / "mine.unfinished" / "file",
+        root / "busy.unfinished",
+    ]
+    (root / "link.unfinished").symlink_to(kept[2])
+    (root / "mine.unfinished").mkdir()
+    (root / "mine.unfinished" / "file").write_text("precious")
+    with unfinished(root / "busy", "a write", anew=True) as begun:
+        os.utime(begun.folder / "journal.jsonl", (0, 0))
+        with Server(Config(checkpoint_roots=(root,), unfinished_seconds=50)):
+            assert until(lambda: not old.exists())
+            assert all(path.exists() for path in kept)
 
 
 @pytest.mark.slow

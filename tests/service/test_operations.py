@@ -260,6 +260,19 @@ def test_a_unix_socket_serves(tmp_path):
         assert "service-test" in client.models()
 
 
+def test_a_socket_of_a_live_server_is_left_alone_with_one_clear_error(tmp_path):
+    with Server(Config(f"unix:{tmp_path}/s")) as server:
+        command = [sys.executable, "-m", "shardinit", "serve", "--listen"]
+        done = subprocess.run(
+            [*command, server.address], capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 1
+        assert "another server listens on this socket" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        with grpc.insecure_channel(server.address) as channel:
+            assert check(channel, SERVICE) == SERVING
+
+
 def test_nothing_of_a_stopped_server_stays_on_its_port():
     with Server() as server:
         host, port = server.address.rsplit(":", 1)

@@ -63,7 +63,7 @@ def test_what_would_not_suffice_is_not_taken_from_anybody():
     assert asked.gone == []
     assert asked.take("c", "c", 10)  # as before
     assert asked.take("b", "b", 40)
-    assert asked.gone == ["a2"]
+    assert asked.gone == ["a2", "a1"]
 
 
 def test_one_alone_may_have_more_than_there_is():

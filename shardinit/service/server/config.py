@@ -140,6 +140,10 @@ class Config:
             "Most seconds of a build, a block, or a step of a checkpoint.", least=1
         ),
     ] = 600.0
+    unfinished_seconds: Annotated[
+        float,
+        Setting("Seconds until what an abandoned checkpoint left is removed.", least=1),
+    ] = 604800.0
     worker_bytes: Annotated[
         int, Setting("Most resident bytes of a worker.", least=256 << 20)
     ] = 16 << 30

@@ -79,6 +79,7 @@ class Server:
     def __init__(self, config: Config | None = None, *, front: Make = Front):
         config = config or Config()
         config.check()
+        _refuse_live_socket(config.listen)  # before gRPC is up, which ends with a trace
         roots = config.checkpoint_roots
         tokens = auth.Tokens(config.token_file, roots) if config.token_file else None
         credentials = auth.server_credentials(config)
@@ -96,7 +97,6 @@ class Server:
         self._saying: asyncio.Future[None] | None = None
         _run(self._open(tokens, front))
         try:
-            _refuse_live_socket(config.listen)
             self.address = _run(_bind(self._server, config.listen, credentials))
             if config.health_listen is not None:
                 bound = _run(_bind(self._probes, config.health_listen, None))

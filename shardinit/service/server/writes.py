@@ -10,6 +10,7 @@ where it was when there is a place for it. What was not completed leaves no rece
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 from shardinit.errors import ServiceError, SpecError
 from shardinit.service.server.admission import Call
 from shardinit.service.server.config import Config
+from shardinit.service.server.leftovers import remove_abandoned
 from shardinit.service.server.pipe import Kind, Prepared, Task
 from shardinit.service.server.places import receipt_of, resolve, room, taken
 from shardinit.service.server.pool import Pool
@@ -28,10 +30,13 @@ from shardinit.service.server.telemetry import Metrics
 from shardinit.service.wire.errors import code_of
 from shardinit.v1 import service_pb2
 
+log = logging.getLogger("shardinit.service")
+
 _FORMATS = (
     service_pb2.CHECKPOINT_FORMAT_SAFETENSORS,
     service_pb2.CHECKPOINT_FORMAT_ORBAX,
 )
+_SWEEP = 3600.0  # seconds between two looks for abandoned writes
 _TICK = 1.0  # seconds between two looks for a place
 _AGAIN = 5.0  # seconds after which there may be room for another write
 
@@ -54,6 +59,7 @@ class Writes:
         running = self._running.__len__
         metrics.watch("active_checkpoints", "Running checkpoints", running)
         self._stopping = False
+        self._sweeping = asyncio.create_task(self._sweep())
 
     async def write(
         self, request: service_pb2.WriteCheckpointRequest, call: Call
@@ -98,8 +104,18 @@ class Writes:
     async def close(self) -> None:
         """Ends all writes and waits for their workers' end."""
         self.stop()
+        self._sweeping.cancel()
         running = [write.task for write in self._running.values()]
         await asyncio.gather(*running, return_exceptions=True)
+
+    async def _sweep(self) -> None:
+        """Removes what abandoned writes have left, now and from time to time."""
+        while True:
+            for root in self._config.checkpoint_roots:
+                age = self._config.unfinished_seconds
+                for path in await asyncio.to_thread(remove_abandoned, root, age):
+                    log.info("%s: abandoned, and removed", path)
+            await asyncio.sleep(_SWEEP)
 
     def _joined(
         self, target: Path, prepared: Prepared, task: Task, call: Call
