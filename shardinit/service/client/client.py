@@ -427,9 +427,9 @@ class Client:
           each window when it is complete and checked.
 
         Example:
-          >>> from shardinit.service.client.transfer import whole
+          >>> from shardinit.service.client.transfer import full_piece
           >>> leaves = client.describe(spec).leaves[:2]
-          >>> len(list(client.receive(spec, 42, [whole(leaf) for leaf in leaves])))
+          >>> len(list(client.receive(spec, 42, [full_piece(leaf) for leaf in leaves])))
           2
         """
         message = wire.spec_to_proto(wire.spec_for(spec, key))
