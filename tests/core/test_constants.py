@@ -97,6 +97,30 @@ def test_tables_differ_by_their_contents():
     assert first == third != second
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: jnp.tile(x, (2, 1)),
+        lambda x: jnp.stack([x, x[::-1]]),
+        lambda x: jnp.split(x, 2)[1],
+        lambda x: jnp.unstack(x)[3],
+        lambda x: jax.lax.dynamic_slice(x, (jnp.argmax(x[0]), 0), (1, 8)),
+    ],
+    ids=["tile", "stack", "split", "unstack", "dynamic_slice"],
+)
+def test_a_table_that_is_moved_about_stays_one(move):
+    table = np.arange(64, dtype=np.float32).reshape(8, 8)
+    assert shardinit.plan(lambda key: move(table)).leaves[0].is_hosted
+
+
+def test_a_table_of_a_nested_call_keeps_its_fingerprint():
+    table = np.arange(64, dtype=np.float32).reshape(8, 8)
+    tiled = jax.jit(lambda x: jnp.tile(x, (2, 1)))
+    assert shardinit.plan(lambda key: tiled(table)).fingerprint == (
+        "7ab5b8ab3252f83bdc3c6e793b6a9950d70fdf6925f9c7886e894364ecb03e55"
+    )
+
+
 def test_a_large_table_is_windowed(mesh):
     def fn(key):
         angles = jnp.outer(jnp.arange(8192), 10000 ** -jnp.linspace(0, 1, 64))
