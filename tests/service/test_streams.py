@@ -313,9 +313,10 @@ def test_a_leaf_that_must_be_whole_is_refused_beyond_the_limit(tmp_path):
         shardinit.connect(server.address, cache_dir=tmp_path) as client,
     ):
         same(client.read(SPEC, 7, "w"), plain()["w"])
-        with pytest.raises(ServiceError, match="memory_limit") as caught:
+        with pytest.raises(ServiceError, match=r"'qr'.*larger --whole-bytes") as caught:
             client.read(SPEC, 7, "qr")
-    assert caught.value.code == "FAILED_PRECONDITION"
+    assert caught.value.code == "RESOURCE_EXHAUSTED"
+    assert caught.value.limit == "whole-bytes"
 
 
 class Faulty:
