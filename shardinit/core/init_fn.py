@@ -78,6 +78,7 @@ class AxisNames(tuple[Name, ...]):
         optimizer: bool = False,
     ) -> AxisNames:
         """Names of the first dimensions of an array of that rank."""
+        # A tuple's contents are settled in ``__new__``: an ``__init__`` comes too late.
         given = tuple(names)
         made = super().__new__(cls, (*given, *[None] * (rank - len(given))))
         made.named, made.passes = len(given), passes

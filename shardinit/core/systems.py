@@ -144,6 +144,8 @@ def refuse_others(tree: Tree, own: System, where: str) -> None:
     def other(node: object) -> bool:
         return is_other(node, own)
 
+    # Without paths first: JAX builds a key path for every leaf of a tree that it is
+    # asked the paths of, and few trees are refused.
     if not any(map(other, jax.tree.leaves(tree, is_leaf=other))):
         return
     pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=other)
@@ -199,6 +201,9 @@ def _no_init_fn(fn: object, got: str, system: System) -> InitFnError:
 def _takes_one(cls: type) -> bool:
     """Whether a class can be called with a key alone, as an init function is."""
     try:
+        # That of ``__init__``: of a class whose metaclass has a ``__call__``, as NNX's
+        # and shardinit's modules, ``signature(cls)`` is ``(*args, **kwargs)`` and binds
+        # all.
         inspect.signature(cls.__init__).bind(None, None)
     except (TypeError, ValueError):
         return False

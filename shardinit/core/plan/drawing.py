@@ -153,6 +153,8 @@ def _drawn_narrow(program: Program) -> str:
     if not isinstance(program, LeafProgram):  # of a file: its graph is not there
         return ""
     made = topological(program.graph.outs)
+    # `jax.random` draws a float16 from 16 bits and a bfloat16 from 8, as
+    # `jax.random.bits` does integers: only the bitcast tells that a float came of them.
     if not any(n.name == "random_bits" and n.params["bit_width"] < 32 for n in made):
         return ""
     floats = [str(n.outputs[0].dtype) for n in made if n.name == "bitcast_convert_type"]

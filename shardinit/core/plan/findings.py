@@ -176,6 +176,7 @@ def warn(findings: Sequence[Finding], bytes_on_device: Mapping[str, int]) -> Non
 
 def _outside() -> int:
     """How far up the stack the caller of the package is, as seen from ``warn``."""
+    # `warnings.warn(skip_file_prefixes=)` does this from Python 3.12 on; 3.11 lacks it.
     level, frame = 1, sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back

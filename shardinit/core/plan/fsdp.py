@@ -33,6 +33,8 @@ class Fsdp:
         for first in range(len(axes)):
             wanted = axes[first:]
             ways = parts(wanted, mesh.shape)
+            # An axis of size 0 divides by everything, and there is nothing of it to
+            # shard.
             sizes = [
                 (size, -dim)
                 for dim, size in enumerate(leaf.shape)

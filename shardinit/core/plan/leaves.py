@@ -42,6 +42,8 @@ class PlanLeaf(LeafSpec):
     program: int
     whole: str
     selected: bool
+    # Sources are equal by identity: no leaf of a plan would equal that of the next plan
+    # of the same function.
     source: Source = field(repr=False, compare=False)
 
     @property
@@ -221,7 +223,7 @@ def gather_results(cut: Cut) -> list[list[int]]:
             groups.append([number])
         if not isinstance(source, Replicated):
             continue
-        run = (source.program, tuple(map(id, source.operands)))
+        run = (source.program, source.operands)
         group = waiting.get(run)
         if group is None or source.result == 0:
             group = waiting[run] = []

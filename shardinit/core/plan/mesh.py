@@ -33,6 +33,8 @@ def check_mesh(mesh: object) -> None:
 
 def default_device() -> Device:
     """Where arrays lie by default: by ``jax.default_device``, else the first."""
+    # Local devices: in a job of several processes `jax.devices()[0]` belongs to the
+    # first of them, and no other can put an array there.
     chosen: Any = setting("jax_default_device")
     if isinstance(chosen, str):  # a platform
         return jax.local_devices(backend=chosen)[0]

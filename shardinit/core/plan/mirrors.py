@@ -56,6 +56,8 @@ def _matches(
     params: Mapping[Keys, Shape],
 ) -> Iterable[tuple[Keys, Dims]]:
     """Parameters with the longest common end first, of which the leaf has axes."""
+    # optax's SM3 keeps a list of vectors where the parameter was: its path is longer by
+    # the index.
     for stop in (len(path), len(path) - 1):
         rest = path[stop:]
         if not all(isinstance(key, SequenceKey) for key in rest):
@@ -124,6 +126,8 @@ def _factored(param: tuple[int, ...], field: Keys) -> Dims | None:
     """
     names = [key.name for key in field[-1:] if isinstance(key, GetAttrKey)]
     names += [str(getattr(key, "key", "")) for key in field[-1:]]
+    # As optax itself does: of equal sizes it decides which axes count as the largest
+    # two, and Python's `sorted` need not agree.
     order = np.argsort(param)
     for name, place in (("v_row", -1), ("v_col", -2)):
         if name in names and len(param) > 1:

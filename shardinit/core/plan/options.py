@@ -88,6 +88,8 @@ class PlanOptions:
 
 def _check_draw_dtype(dtype: DType) -> None:
     try:
+        # Without `jax_enable_x64` JAX makes float32 of float64 in silence: draws would
+        # be narrower than was asked for.
         kept = jax.dtypes.canonicalize_dtype(dtype)
     except TypeError:
         kept = None

@@ -113,6 +113,8 @@ def _entries(spec: PartitionSpec, leaf: LeafInfo) -> list[tuple[str, ...]]:
 
 def _is_same(one: AnyMesh, other: AnyMesh) -> bool:
     """Whether two meshes have the same axes, and the same devices if both have some."""
+    # Not ``one == other``: meshes are unequal too where one has Auto axes and the other
+    # Explicit ones, and that moves no byte.
     if isinstance(one, Mesh) and isinstance(other, Mesh):
         return one.shape == other.shape and list(one.devices.flat) == list(
             other.devices.flat

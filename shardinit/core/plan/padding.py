@@ -85,6 +85,7 @@ def _check(pad: Pad) -> None:
         raise ShardingError("pad", repr(pad), "globs to multiples: {'**/embed': 128}")
     for pattern, multiples in pad.items():
         for multiple in _all(multiples):
+            # Not `isinstance`, for which True is an integer.
             if multiple is not None and (type(multiple) is not int or multiple < 1):
                 raise ShardingError(
                     f"pad={{{pattern!r}: {multiples!r}}}",
@@ -122,4 +123,6 @@ def _longer(leaf: Array, multiples: tuple[int | None, ...], path: str) -> Array:
     wanted = zip(jnp.shape(leaf), multiples, strict=False)
     more = [(0, -size % (multiple or 1)) for size, multiple in wanted]
     more += [(0, 0)] * (jnp.ndim(leaf) - len(more))
+    # `jnp.pad` by nothing is traced all the same, and the function would have another
+    # fingerprint than without it.
     return jnp.pad(leaf, more) if any(map(any, more)) else leaf

@@ -69,6 +69,7 @@ def given_rules(rules: Any, check: Callable[[object], Pair]) -> tuple[Pair, ...]
 
 
 def _pair(rule: Any, what: str, expected: str) -> tuple[Any, Any]:
+    # A string of two letters would pass for a pair.
     if isinstance(rule, str) or not hasattr(rule, "__len__") or len(rule) != 2:
         raise _wrong(what, rule, expected)
     return rule[0], rule[1]
@@ -94,11 +95,7 @@ def axis_rule(rule: object) -> tuple[str, MeshAxes | Placement]:
     axes = axes_of(value)
     if isinstance(axes, list) and not isinstance(value, Placement):
         value = axes = tuple(axes)
-    if (
-        not isinstance(name, str)
-        or isinstance(axes, PartitionSpec)
-        or not _is_entry(axes)
-    ):
+    if not isinstance(name, str) or not _is_entry(axes):
         raise _wrong("AxisRules", rule, _AXIS_RULE)
     return name, value
 
@@ -112,6 +109,7 @@ def path_rule(rule: object) -> tuple[str, PartitionSpec | Placement]:
     pattern, value = _pair(rule, "PathRules", _PATH_RULE)
     spec = axes_of(value)
     spec = PartitionSpec() if spec is None else spec
+    # ``PartitionSpec(*"data")`` would be a spec of four axes, each a letter.
     if isinstance(spec, str) or not hasattr(spec, "__iter__"):
         raise _wrong("PathRules", rule, _PATH_RULE)
     spec = PartitionSpec(*spec)

@@ -155,6 +155,7 @@ def _cut(
     fn: Any, key: RootKey, options: PlanOptions
 ) -> tuple[Cut, InitFn, str | None, HostLeaves]:
     """A function cut; a plan's or a program's is taken as it is."""
+    # By the method and not by class: `InitProgram` lives in a room above this one.
     if not hasattr(fn, "as_cut"):
         init_fn, prng = as_init_fn(fn).for_key(key), options.prng
         key = as_threefry(key) if prng is not None else key

@@ -66,6 +66,7 @@ class AxisRules:
         rules: Iterable[tuple[str, MeshAxes | list[str] | Placement]]
         | Mapping[str, MeshAxes | list[str] | Placement],
     ):
+        # Mappings and lists are taken too; a frozen class refuses plain assignment.
         object.__setattr__(self, "rules", given_rules(rules, axis_rule))
 
     def mesh_axes(self) -> set[str]:

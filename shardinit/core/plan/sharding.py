@@ -245,6 +245,8 @@ def _named(
     if isinstance(entry, NamedSharding):
         return entry
     if isinstance(entry, jax.sharding.SingleDeviceSharding):
+        # Programs are compiled for a mesh: an array on one device is one on a mesh of
+        # it.
         (device,) = entry.device_set
         return NamedSharding(one_device(device), PartitionSpec())
     if (entry is None or isinstance(entry, PartitionSpec)) and mesh is not None:

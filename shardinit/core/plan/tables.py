@@ -70,9 +70,8 @@ def spec_text(sharding: NamedSharding | None) -> str:
     """A sharding as a table shows it."""
     if sharding is None:
         return "-"
-    spec = str(sharding.spec).replace("PartitionSpec", "P")
     kind = other_memory(sharding)
-    return f"{spec} in {kind}" if kind else spec
+    return f"{sharding.spec} in {kind}" if kind else str(sharding.spec)
 
 
 def _row(group: Sequence[PlanLeaf]) -> Row:

@@ -17,6 +17,8 @@ from shardinit.core.prng.root_key import RootKey, abstract
 from shardinit.core.types import DType, Init
 from shardinit.errors import UnsupportedConfigError
 
+# By the function itself and weakly: JAX too keeps a trace for as long as the function
+# lives, and an ``id`` may be given to the next one.
 _SEEN: WeakKeyDictionary[Init, Watch] = WeakKeyDictionary()
 
 
@@ -38,6 +40,7 @@ def traced(
     def traced_once(fn: Init) -> Cut:
         if prng is None:
             return cut(fn, root, draw_dtype)
+        # The function may make keys of its own from a seed, and those take the default.
         with jax.default_prng_impl("threefry2x32"):  # keys that the function makes
             return cut(fn, root, draw_dtype)
 

@@ -32,6 +32,8 @@ from shardinit.version import __version__
 WAIT_VARIABLE = "SHARDINIT_PROCESS_WAIT"
 WAIT_SECONDS = 5.0  # until a warning names the missing
 PATIENCE = 60  # times as long until they are given up
+# What the store answers for a key that nobody has set: at once, and after a wait.
+_NOT_THERE = ("NOT_FOUND", "DEADLINE_EXCEEDED")
 _counts: collections.Counter[str] = collections.Counter()
 
 
@@ -219,6 +221,6 @@ class _Store:
                 return self._client.key_value_try_get(key)
             return self._client.blocking_key_value_get(key, int(1000 * seconds) or 1)
         except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" in str(error) or "NOT_FOUND" in str(error):
-                return None
-            raise
+            if error.error_code_string not in _NOT_THERE:
+                raise
+            return None
