@@ -28,6 +28,7 @@ from shardinit.cli import (
     options,
     programs,
     serving,
+    settings,
 )
 from shardinit.cli.group import Commands
 from shardinit.cli.outcomes import (
@@ -61,7 +62,9 @@ app = typer.Typer(
     rich_markup_mode=None,  # whose table cuts off names and lines where it is narrow
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(context_settings={"auto_envvar_prefix": serving.PREFIX})(serving.serve)
+app.command(
+    cls=settings.ServeCommand, context_settings={"auto_envvar_prefix": serving.PREFIX}
+)(serving.serve)
 app.command()(serving.health)
 app.command()(programs.export)
 app.command("compile")(programs.compile_for_here)

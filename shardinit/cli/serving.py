@@ -1,6 +1,6 @@
 """Serving: ``shardinit serve`` and the probe that asks whether it serves.
 
-Every field of `Settings` may be given as a flag, in the environment
+Every setting may be given as a flag, in the environment
 (``SHARDINIT_LISTEN``), or in a TOML file (``listen = "127.0.0.1:50051"``); a flag wins
 over the environment, the environment over the file, the file over the default. What is
 in the environment or the file and is no field is an error.
@@ -15,19 +15,18 @@ import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shardinit.cli import arguments, devices
 from shardinit.cli.outcomes import UsageError
 from shardinit.cli.programs import AsJson
+from shardinit.cli.settings import Settings, options
 from shardinit.errors import ServiceError
 from shardinit.extras import needs
-from shardinit.service.server.config import Config, Listen, Setting
 
 if TYPE_CHECKING:
     from shardinit.service.client.connection import Credentials
@@ -45,40 +44,7 @@ _LINK = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Settings(Config):
-    """A server's config, and what its process has to know beside it."""
-
-    listen: Listen = "127.0.0.1:50051"
-    grace: Annotated[
-        float, Setting("Seconds that running calls get at the end.", least=0)
-    ] = 30.0
-    log_level: Annotated[
-        str, Setting("debug, info, warning or error; logs go to stderr.")
-    ] = "info"
-    log_format: Annotated[str, Setting("text or json.")] = "text"
-
-
-def _options() -> Iterator[inspect.Parameter]:
-    """The settings as arguments of a command, of which typer makes options."""
-    for name, hint in get_type_hints(Settings, include_extras=True).items():
-        if get_origin(hint) is not Annotated:
-            continue
-        kind, setting = get_args(hint)
-        default = getattr(Settings, name)
-        if isinstance(default, tuple):
-            kind, default = list[get_args(kind)[0]] | None, None
-        flag = setting.flag or f"--{name.replace('_', '-')}"
-        option = typer.Option(flag, help=setting.help, min=setting.least)
-        yield inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=default,
-            annotation=Annotated[kind, option],
-        )
-
-
-_OPTIONS = {option.name: option for option in _options()}
+_OPTIONS = {option.name: option for option in options()}
 
 
 def _read_file(context: typer.Context, path: Path | None) -> Path | None:
@@ -123,6 +89,7 @@ def serve(
     """Serves the installed models until SIGTERM or Ctrl-C.
 
     Options may also be given in the environment (SHARDINIT_LISTEN=...) or in a file.
+    Those of bytes take a unit too: 16GiB.
     """
     _check_environment(os.environ)
     devices.on_cpu()

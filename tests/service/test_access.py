@@ -402,7 +402,7 @@ def test_a_line_says_what_a_call_was_about_and_that_its_client_read_to_the_end(
         written = client.write_checkpoint(spec, 3, root / "first")
         assert client.write_checkpoint(spec, 3, root / "first") == written
         for uri in ("/else/where", "/x" * 600):
-            with pytest.raises(ServiceError):
+            with pytest.raises((ServiceError, SpecError)):
                 client.write_checkpoint(spec, 3, uri)
         with pytest.raises(SpecError):
             client.describe(ModelSpec("a\nmodel OK", {}))
@@ -422,7 +422,7 @@ def test_a_line_says_what_a_call_was_about_and_that_its_client_read_to_the_end(
         ("OK", name, "", first),
         ("OK", name, "", first),
         ("PERMISSION_DENIED", name, "", "/else/where"),
-        ("PERMISSION_DENIED", name, "", ("/x" * 600)[:1024]),
+        ("INVALID_ARGUMENT", name, "", ("/x" * 600)[:1024]),
     ]
     assert told["DescribeModel"][-1][:2] == ("INVALID_ARGUMENT", "a\nmodel OK")
     text = lines["DescribeModel"][-1].getMessage()
@@ -615,3 +615,22 @@ def test_every_setting_is_a_flag_a_variable_and_a_key(tmp_path):
     ):
         assert code == 2
         assert "--workers" in text
+
+
+def test_bytes_take_a_unit_as_a_flag_a_variable_and_a_key(tmp_path):
+    """A size that is too small is refused by what it was given as."""
+    file = tmp_path / "serve.toml"
+    file.write_text('worker_bytes = "100MiB"')
+    for text, code in (
+        serve_with({}, "--worker-bytes", "100MiB"),
+        serve_with({"SHARDINIT_WORKER_BYTES": "100MiB"}),
+        serve_with({}, "--config", str(file)),
+    ):
+        assert code == 2
+        assert "--worker-bytes" in text
+        assert "100MiB is less than 256 MiB" in text
+    text, code = serve_with({}, "--worker-bytes", "1 elephant")
+    assert (code, "such as 5GB or 512MiB" in text) == (2, True)
+    address = ("--listen", "nowhere")  # refused after the options were read
+    text, code = serve_with({}, "--worker-bytes", "1GiB", "--free-bytes=0", *address)
+    assert (code, "'nowhere'" in text) == (1, True)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import fields
 from inspect import getsource
 from pathlib import Path
 
@@ -11,53 +10,75 @@ import grpc
 import jax.numpy as jnp
 import pytest
 import xxhash
+from typer.testing import CliRunner
 
-from shardinit.service.server.config import Config
+from shardinit import cli
+from shardinit.cli import settings
 from shardinit.service.server.server import Server
 from shardinit.service.wire import errors, frames
-from shardinit.service.wire.limits import DEFAULTS
+from shardinit.service.wire.fields import COUNTS
+from shardinit.service.wire.limits import amount
 
 pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "service.md").read_text()
 PROTO = (ROOT / "protos" / "shardinit" / "v1" / "service.proto").read_text()
-UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+PROTOS = PROTO + (ROOT / "protos" / "shardinit" / "v1" / "spec.proto").read_text()
+OF_SERVER = settings.limits_of_server()
+OF_REQUEST = settings.limits_of_request()
 
 
-def number(text):
-    value, _, unit = text.partition(" ")
-    if "^" in value:
-        base, power = map(int, value.split("^"))
-        return base**power
-    return float(value) * UNITS[unit]
+@pytest.mark.parametrize(("rows", "dash"), [(OF_SERVER, "--"), (OF_REQUEST, "")])
+def test_the_operators_tables_are_what_the_fields_say(rows, dash):
+    table = [f"| `{dash}{x.name}` | {x.value} | {x.meaning} |" for x in rows]
+    assert "| --- | --- | --- |\n{}\n\n".format("\n".join(table)) in TEXT
 
 
-def test_every_setting_that_is_a_limit_is_in_the_table_with_its_default():
-    rows = dict(re.findall(r"^\| `--([a-z-]+)` \| ([^|]+) \|", TEXT, re.MULTILINE))
-    assert rows.pop("workers") == "one a core"
-    config = Config()
-    ours = {
-        field.name.replace("_", "-"): getattr(config, field.name)
-        for field in fields(Config)
-        if type(getattr(config, field.name)) in (int, float) and field.name != "workers"
+@pytest.mark.parametrize("rows", [OF_SERVER, OF_REQUEST])
+def test_the_protos_tables_are_what_the_fields_say(rows):
+    head = PROTO[: PROTO.index("syntax =")]
+    comments = " ".join(head.replace("//", " ").split())
+    table = " ".join(" ".join(row) for row in rows)
+    assert f": {table} " in f"{comments} // "
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_help_shows_every_limit_with_its_value_and_meaning(width):
+    shown = CliRunner().invoke(cli.app, ["serve", "--help"], terminal_width=width)
+    assert max(map(len, shown.output.splitlines())) <= width
+    text = " ".join(shown.output.split())
+    for row in OF_SERVER:
+        assert f" --{' '.join(row)}" in text
+    for row in OF_REQUEST:
+        assert f" {' '.join(row)}" in text
+
+
+def test_limits_are_what_their_names_say_in_units():
+    rows = {row.name: row.value for row in (*OF_SERVER, *OF_REQUEST)}
+    assert rows["request_bytes"] == "1 MiB"
+    assert rows["worker-bytes"] == "16 GiB"
+    assert rows["write-seconds"] == "604800 s"
+    assert (rows["elements"], rows["leaves"]) == ("2^48", "65536")
+    assert amount("free_bytes", 1500) == "1500 bytes"
+    assert amount("upload_bytes", 0) == "0 bytes"
+
+
+def test_every_bound_of_a_field_is_named_at_that_field():
+    comments = {
+        f"{message}.{name}": told
+        for message, body in re.findall(r"message (\w+) \{(.*?)\n\}", PROTOS, re.DOTALL)
+        for told, name in re.findall(
+            r"((?:^ +// .*\n)+) +[\w. ]+ (\w+) = \d+;", body, re.MULTILINE
+        )
     }
-    assert {name: number(text) for name, text in rows.items()} == ours
-
-
-@pytest.mark.parametrize(
-    "found",
-    [
-        re.findall(r"^\| `([a-z_]+)` \| (\d[^|]*) \|", TEXT, re.MULTILINE),
-        re.findall(r"^//     ([a-z_]+)  +([\d^]+(?: [KMG]iB)?)  ", PROTO, re.MULTILINE),
-    ],
-    ids=["docs", "proto"],
-)
-def test_every_limit_of_a_request_is_told_with_its_value(found):
-    told = {name: number(text) for name, text in found}
-    assert told == {
-        field.name: getattr(DEFAULTS, field.name) for field in fields(DEFAULTS)
-    }
+    for field, (least, limit) in COUNTS.items():
+        assert f"`{limit}`" in comments[field], field
+        assert ("1 to" in comments[field]) == (least == 1), field
+    rest = PROTOS[PROTOS.index("syntax =") :]
+    for row in OF_REQUEST:
+        assert f"`{row.name}`" in rest, row.name
+    assert not re.search(r"\d+ (characters|KiB|MiB)", rest)
 
 
 WIRE = (ROOT / "docs" / "protocol.md").read_text()

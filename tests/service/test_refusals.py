@@ -34,14 +34,19 @@ def build_whole(config):
     return InitFn(lambda key: {"w": jax.random.orthogonal(key, 64)})
 
 
+@register("refusals-large")
+def build_large(config):
+    return InitFn(lambda key: {"w": jax.random.normal(key, (256, 256))})
+
+
 @register("refusals-many")
 def build_many(config):
     return InitFn(lambda key: {str(i): jax.random.bits(key) for i in range(200)})
 
 
-PLAIN, WHOLE, MANY = (
+PLAIN, WHOLE, LARGE, MANY = (
     spec_to_proto(ModelSpec(f"refusals-{name}", {}))
-    for name in ("plain", "whole", "many")
+    for name in ("plain", "whole", "large", "many")
 )
 
 
@@ -58,6 +63,7 @@ class Asking:
             allow_upload=True,
             whole_bytes=4096,
             model_bytes=1000,
+            checkpoint_bytes=200_000,
             cache_bytes=1000,
             limits=Limits(response_bytes=2000, program_bytes=300),
         )
@@ -103,6 +109,7 @@ REFUSED = {
         "GetProgram", service_pb2.GetProgramRequest(spec=PLAIN)
     ),
     "model-bytes": lambda x: x.write(form=ORBAX),
+    "checkpoint-bytes": lambda x: x.write(LARGE),
     "place": lambda x: x.write(name="/elsewhere/model"),
     "role": lambda x: x.write(token=READER),
     "unauthenticated": lambda x: x.write(token=None),
@@ -150,8 +157,11 @@ def test_checkpoints_are_counted_by_how_they_ended(asking, monkeypatch):
     assert (ended.get(), written.get()) == (before[0] + 1, before[1] + 16 * 64 * 4)
     running = metrics.registry.get_sample_value("shardinit_active_checkpoints")
     assert running == 0
-    monkeypatch.setattr(writes, "room", lambda target: 0)
+    kept = asking.config.free_bytes + 16 * 64 * 4 - 1
+    monkeypatch.setattr(writes, "room", lambda target: kept)
     refused = metrics.refused.labels("disk")._value.get()
     with pytest.raises(grpc.RpcError):
         asking.write(name="too-much")
     assert metrics.refused.labels("disk")._value.get() == refused + 1
+    monkeypatch.setattr(writes, "room", lambda target: kept + 1)
+    asking.write(name="just-enough")

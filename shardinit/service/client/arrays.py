@@ -31,7 +31,7 @@ from shardinit.core.types import Device, DType, Tree
 from shardinit.progress import Report
 from shardinit.service.client.transfer import Piece, full_piece
 from shardinit.service.wire.description import Description, LeafDescription
-from shardinit.service.wire.limits import KEY_TYPES
+from shardinit.service.wire.fields import KEY_TYPES
 
 Receive = Callable[[Sequence[Piece]], Iterator[np.ndarray]]
 

@@ -22,7 +22,8 @@ from shardinit.service.client.connection import Connection
 from shardinit.service.client.retrying import attempts
 from shardinit.service.wire import frames
 from shardinit.service.wire.description import LeafDescription
-from shardinit.service.wire.limits import DEFAULTS, KEY_TYPES
+from shardinit.service.wire.fields import KEY_TYPES
+from shardinit.service.wire.limits import DEFAULTS
 from shardinit.v1 import service_pb2, spec_pb2
 
 _RESUMABLE = ("UNAVAILABLE", "DATA_LOSS", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")

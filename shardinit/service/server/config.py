@@ -12,25 +12,37 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, NamedTuple, get_args, get_type_hints
+from typing import Annotated, get_args, get_type_hints
 
 from shardinit.errors import ServiceError
 from shardinit.service.wire.access import is_local, split_address
 from shardinit.service.wire.limits import Limits
 
 
-class Setting(NamedTuple):
+@dataclass(frozen=True)
+class Setting:
     """What an operator may say of a field.
 
     Attributes:
       help: what it is for.
       flag: its flag, where that is not the field's name.
-      least: the least number that a flag, a variable or a file may give.
     """
 
     help: str
     flag: str | None = None
-    least: float | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a field bounds; the unit says `shardinit.service.wire.limits.amount`.
+
+    Attributes:
+      help: what it bounds, as ``--help``, docs/service.md and the proto have it.
+      least: the least number that a flag, a variable or a file may give.
+    """
+
+    help: str
+    least: float
 
 
 def _cores() -> int:
@@ -48,7 +60,7 @@ Listen = Annotated[
 class Config:
     """How to serve; the defaults serve this machine only.
 
-    What each field is for says its `Setting`, and ``shardinit serve --help``.
+    What a field is for says its `Setting` or `Limit`; ``shardinit serve --help``.
 
     Attributes:
       limits: caps on requests; no option, for programs only.
@@ -83,85 +95,110 @@ class Config:
     ] = ()
     workers: Annotated[
         int,
-        Setting("Processes that build and compute; default one a core.", least=1),
+        Limit("Builds and blocks at a time, a process each; callers take turns.", 1),
     ] = _cores()
-    streams: Annotated[int, Setting("Streams of windows at a time.", least=1)] = 128
+    queue: Annotated[
+        int, Limit("Builds that wait for a worker; shared by callers.", 1)
+    ] = 1024
+    streams: Annotated[
+        int, Limit("Streams of windows at a time; shared by callers.", 1)
+    ] = 128
     writes: Annotated[
-        int, Setting("Checkpoints at a time, each a process.", least=1)
+        int, Limit("Checkpoints at a time, a process each; shared by callers.", 1)
     ] = 4
-    queue: Annotated[int, Setting("Builds that may wait for a worker.", least=1)] = 1024
-    caller_calls: Annotated[int, Setting("Calls of one caller at a time.", least=1)] = (
-        4096
-    )
+    caller_calls: Annotated[
+        int,
+        Limit("Calls at a time of one caller: a token, a certificate, an address.", 1),
+    ] = 4096
     connection_calls: Annotated[
-        int, Setting("Calls on one connection at a time; more wait there.", least=1)
+        int, Limit("Calls at a time on one connection; more wait in the client.", 1)
     ] = 256
     peer_connections: Annotated[
-        int, Setting("Connections of one address that have calls.", least=1)
+        int, Limit("Connections of one address that have calls.", 1)
     ] = 4096
     caller_rate: Annotated[
         int,
-        Setting("Bytes a second to one caller, times its weight; 0: any.", least=0),
+        Limit("Bytes a second to one caller, times its weight; it waits. 0: any.", 0),
     ] = 0
     idle_seconds: Annotated[
-        float, Setting("Seconds until a connection without calls ends.", least=1)
+        float, Limit("Until a connection without calls ends.", 1)
     ] = 3600.0
     connection_seconds: Annotated[
         float,
-        Setting("Seconds until a connection takes no new calls, and ends.", least=1),
+        Limit("Until a connection takes no new calls; those that run go on.", 1),
     ] = 86400.0
-    ping_seconds: Annotated[
-        float, Setting("Least seconds between a client's pings.", least=0)
-    ] = 10.0
+    ping_seconds: Annotated[float, Limit("Between a client's pings, at least.", 0)] = (
+        10.0
+    )
     message_seconds: Annotated[
-        float, Setting("Seconds in which a caller's message must come.", least=0.1)
+        float,
+        Limit("Until a caller's message has come; then DEADLINE_EXCEEDED.", 0.1),
     ] = 10.0
     stall_seconds: Annotated[
-        float, Setting("Seconds in which a reader must take a message.", least=0.1)
+        float,
+        Limit(
+            "Until a reader takes a message; then UNAVAILABLE, and it goes on where it "
+            "was.",
+            0.1,
+        ),
     ] = 120.0
     list_seconds: Annotated[
-        float, Setting("Most seconds of GetVersion and of ListModels.", least=0.1)
+        float, Limit("GetVersion, ListModels; then DEADLINE_EXCEEDED.", 0.1)
     ] = 600.0
     describe_seconds: Annotated[
-        float, Setting("Most seconds of DescribeModel and of GetProgram.", least=0.1)
+        float,
+        Limit(
+            "DescribeModel, GetProgram, with their wait; then DEADLINE_EXCEEDED.", 0.1
+        ),
     ] = 3600.0
     stream_seconds: Annotated[
-        float, Setting("Most seconds of StreamShards, which may be resumed.", least=0.1)
+        float,
+        Limit(
+            "StreamShards; then DEADLINE_EXCEEDED, and it goes on where it was.", 0.1
+        ),
     ] = 86400.0
     write_seconds: Annotated[
-        float, Setting("Most seconds of WriteCheckpoint.", least=0.1)
+        float,
+        Limit("WriteCheckpoint, of one that watches; then DEADLINE_EXCEEDED.", 0.1),
     ] = 604800.0
     upload_seconds: Annotated[
-        float, Setting("Most seconds of UploadProgram.", least=0.1)
+        float, Limit("UploadProgram; then DEADLINE_EXCEEDED.", 0.1)
     ] = 3600.0
     build_seconds: Annotated[
         float,
-        Setting(
-            "Most seconds of a build, a block, or a step of a checkpoint.", least=1
-        ),
+        Limit("A build, a block of a stream, a window of a checkpoint.", 1),
     ] = 600.0
     unfinished_seconds: Annotated[
         float,
-        Setting("Seconds until what an abandoned checkpoint left is removed.", least=1),
+        Limit(
+            "Until the NAME.unfinished of a checkpoint that nobody goes on with is "
+            "removed.",
+            1,
+        ),
     ] = 604800.0
     worker_bytes: Annotated[
-        int, Setting("Most resident bytes of a worker.", least=256 << 20)
+        int, Limit("Resident memory of a worker, with what it starts.", 256 << 20)
     ] = 16 << 30
-    upload_bytes: Annotated[
-        int, Setting("Bytes of uploads under way at a time.", least=0)
-    ] = 512 << 20
+    upload_bytes: Annotated[int, Limit("Uploads under way; shared by callers.", 0)] = (
+        512 << 20
+    )
     cache_bytes: Annotated[
-        int, Setting("Bytes to keep: of programs, of answers, of plans.", least=0)
+        int,
+        Limit(
+            "Programs in the store, shared by owners; answers; plans in each worker.", 0
+        ),
     ] = 256 << 20
-    block_bytes: Annotated[
-        int, Setting("Bytes that a stream computes at a time.", least=4096)
-    ] = 4 << 20
-    whole_bytes: Annotated[
-        int, Setting("Most bytes of a leaf that must be computed whole.", least=0)
-    ] = 256 << 20
-    model_bytes: Annotated[
-        int, Setting("Most bytes of a model that Orbax writes.", least=0)
-    ] = 4 << 30
+    block_bytes: Annotated[int, Limit("What a stream computes at a time.", 4096)] = (
+        4 << 20
+    )
+    whole_bytes: Annotated[int, Limit("A leaf that must be computed whole.", 0)] = (
+        256 << 20
+    )
+    model_bytes: Annotated[int, Limit("A model that Orbax writes.", 0)] = 4 << 30
+    checkpoint_bytes: Annotated[int, Limit("A checkpoint.", 0)] = 16 << 40
+    free_bytes: Annotated[
+        int, Limit("What checkpoints leave free of their disk.", 0)
+    ] = 1 << 30
     store: Annotated[
         Path | None,
         Setting("Folder of programs, which replicas may share; default one's own."),

@@ -54,8 +54,6 @@ def _plain_path(uri: str) -> Path:
     plain = all(p not in ("", ".", "..") for p in parts[1:])
     if not text.startswith("/") or not plain or not text.isprintable():
         raise _refused(uri, "it is no plain absolute path")
-    if len(text) > 1024 or len(parts[-1].encode()) > 200:
-        raise _refused(uri, "it is too long")
     return Path(text)
 
 

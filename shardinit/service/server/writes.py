@@ -161,22 +161,31 @@ class Writes:
         self._metrics.checkpoints.labels(code).inc()
 
     def _reserve(self, target: Path, prepared: Prepared) -> None:
-        """Refuses a write that has no room beside those that run.
+        """Refuses a write that is too large, or has no room beside those that run.
 
         Raises:
-          ServiceError: it has none.
+          ServiceError: it is, or has none.
         """
+        size, most = prepared.total_bytes, self._config.checkpoint_bytes
+        if size > most:
+            raise ServiceError(
+                f"checkpoint {str(target)!r}",
+                f"{size:,} bytes",
+                f"at most {most:,}",
+                code="RESOURCE_EXHAUSTED",
+                limit="checkpoint-bytes",
+            )
         left = sum(write.left for write in self._running.values())
-        free = room(target) - left
+        free = room(target) - left - self._config.free_bytes
         begun = sum(
             file.stat().st_size
             for file in target.with_name(f"{target.name}.unfinished").rglob("*")
             if file.is_file()
         )
-        if prepared.total_bytes - begun > free:
+        if size - begun > free:
             raise ServiceError(
                 f"checkpoint {str(target)!r}",
-                f"{prepared.total_bytes:,} bytes, and {max(free, 0):,} are free",
+                f"{size:,} bytes, and {max(free, 0):,} are free",
                 "room for the whole checkpoint",
                 "Ask again when there is room",
                 code="RESOURCE_EXHAUSTED",
