@@ -456,7 +456,7 @@ def operated(rng, make: Make, shape, depth: int) -> tuple[list[str], Make, objec
         name, fn = drawn
         try:
             after = jax.eval_shape(fn, shape)
-        except (TypeError, ValueError):  # JAX refuses it for this shape
+        except (TypeError, ValueError, OverflowError):  # JAX refuses it for this shape
             continue
         if not 0 < after.size <= LARGEST or after.ndim > 5:
             continue

@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 
 import shardinit
 from shardinit import deferred
+from shardinit.errors import StructureMismatchError
 from shardinit.frontends import equinox as from_equinox
 from shardinit.frontends import haiku as from_haiku
 from shardinit.frontends import linen as from_linen
@@ -154,6 +155,23 @@ def test_lines_of_paths_need_not_say_the_boxes_of_a_model():
     params = nn.meta.unbox(shardinit.compile_plan(plan)(7).params)
     made = shardinit.init_missing({"old": params}, plan, 0, paths="old/** -> params/**")
     assert differing(nn.meta.unbox(made.params), params) == []
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"w": jnp.ones(8), "other": jnp.ones(8)},  # a leaf of no model
+        {"v": jnp.ones(8)},  # of both networks of the state
+        {"mu": {"w": jnp.ones(8)}},  # of the optimizer
+    ],
+)
+def test_what_are_not_surely_the_parameters_alone_needs_lines_of_paths(there):
+    def two(key):
+        v = jax.random.normal(key, (8,))
+        return {"actor": {"w": v, "v": v}, "critic": {"v": 2 * v}}
+
+    with pytest.raises(StructureMismatchError, match="it is not among"):
+        shardinit.init_missing(there, with_optimizer(two, optax.adam(1e-3)), 0)
 
 
 def test_a_part_of_the_state_of_an_nnx_model_may_lie_in_a_dict():

@@ -252,6 +252,20 @@ def test_parameters_alone_are_restored_into_a_plan_with_an_optimizer(tmp_path):
     assert kernel.value.sharding.spec == PartitionSpec("x", None)
 
 
+@pytest.mark.parametrize("above", [(), ("params",), ("params", "params")])
+def test_parameters_need_no_key_of_the_training_state_above_them(tmp_path, above):
+    fn, tx = boxed_dense(), optax.adam(1e-3)
+    params = shardinit.init(fn, 3)
+    tree = nn.meta.unbox(fn.state_of(params))["params"]
+    for name in above:
+        tree = {name: tree}
+    orbax.save(tmp_path / "out", tree)
+    plan = shardinit.plan(with_optimizer(fn, tx))
+    got = orbax.restore(tmp_path / "out", plan)
+    assert differing(got["params"], params) == []
+    assert differing(got["opt_state"], tx.init(params["params"])) == []
+
+
 def test_what_the_checkpoint_lacks_needs_a_key_if_it_is_drawn(saved):
     def more(key):
         return {**model(key), "head": jax.random.normal(key, (4, 32))}

@@ -26,7 +26,8 @@ from shardinit.core.run.compile import compile_plan, on_devices
 from shardinit.core.run.growing import dividing, resized
 from shardinit.core.run.mapped import Mapped
 from shardinit.core.run.noise import Noise, added, noises
-from shardinit.core.run.settling import Allowed, Settled, is_drawn, settled
+from shardinit.core.run.settling import Allowed, Settled, settled
+from shardinit.core.run.training_state import is_drawn
 from shardinit.core.types import Leaf, Tree
 from shardinit.errors import StructureMismatchError
 from shardinit.progress import Report

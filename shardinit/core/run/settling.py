@@ -7,7 +7,6 @@ is refused by the name of its leaf.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,19 +14,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from shardinit.core.cut.cut import LeafCut
-from shardinit.core.cut.sources import Run, Source
-from shardinit.core.init_fn import AxisNames
 from shardinit.core.paths import chosen, glob, nearest
-from shardinit.core.plan.leaves import PlanLeaf, names_of
+from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.options import Select
 from shardinit.core.plan.padding import Pad, padded_paths
 from shardinit.core.plan.plan import Plan
-from shardinit.core.prng import derivation as keys
 from shardinit.core.run.account import Account, Entry
 from shardinit.core.run.growing import POLICIES
 from shardinit.core.run.mapped import Mapped, mapped
 from shardinit.core.run.renames import Lines
+from shardinit.core.run.training_state import parameters_alone, repeats
 from shardinit.errors import SelectError, StructureMismatchError
 
 Grow = Select | Mapping[str, str]
@@ -43,7 +39,8 @@ class Allowed:
       grow: leaves that may become larger, or globs to policies.
       shrink: leaves that may become smaller.
       cast: leaves that may get another dtype.
-      paths: lines of paths of what is there to paths of the model.
+      paths: lines of paths of what is there to paths of the model. Parameters that are
+        there alone need none, where the model is them with optimizer state.
       pad: globs of leaves that the model pads; they may grow.
     """
 
@@ -85,7 +82,8 @@ def settled(plan: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settled
       StructureMismatchError: something else would have to be done.
     """
     paths = [leaf.path for leaf in plan.leaves]
-    there = mapped(present, allowed.paths, {*paths, *plan.unboxed})
+    lines = allowed.paths or parameters_alone(plan, present)
+    there = mapped(present, lines, {*paths, *plan.unboxed})
     present = dict(zip(plan.paths_of(there), there.values(), strict=True))
     extra = _unexpected(present, paths, allowed)
     policies = _policies(allowed, paths)
@@ -101,7 +99,7 @@ def settled(plan: Plan, present: Mapping[str, Any], allowed: Allowed) -> Settled
         for kind, change in changes.items():
             groups.setdefault(kind, []).append(Entry(leaf.path, nbytes, change))
     _check_missing([x.path for x in groups.get("filled", [])], paths, allowed)
-    copies = _copies(plan, present)
+    copies = repeats(plan, present)
     kept = {path: present[path] for path in paths if path in present}
     grows = {x.path: policies[x.path] for x in groups.get("grown", [])}
     entries = {kind: tuple(found) for kind, found in groups.items()}
@@ -252,84 +250,3 @@ def _resizing(
     text = f"{shape} -> {leaf.shape}"
     grown = {"grown": f"{text} by {grow}"} if grows else {}
     return grown | ({"shrunk": text} if shrinks else {})
-
-
-def _copies(plan: Plan, present: Mapping[str, Any]) -> dict[str, str]:
-    """Missing state of an optimizer that repeats a parameter which is there.
-
-    A full initialisation would give it the values of a new parameter. A constant one
-    (zeros of a bias) may be a moment's too: it is repeated where others of its field
-    are.
-    """
-    states, leaves = _optimizer_state(plan), {x.path: x for x in plan.cut.leaves}
-    fields = _repeating_fields(states, leaves)
-    lacking = {
-        path: param
-        for path, param in states.items()
-        if path not in present and (not param or param in present)
-    }
-    copies = {
-        path: param
-        for path, param in lacking.items()
-        if param and _field(path, param) in fields
-    }
-    for path in lacking:
-        if path not in copies and is_drawn(leaves[path].source):
-            raise _made_of_parameters(path, lacking[path])
-    return copies
-
-
-def _made_of_parameters(path: str, param: str) -> StructureMismatchError:
-    """An error for missing state that parameters make, of which some are there."""
-    return StructureMismatchError(
-        f"leaf {path!r}",
-        "it is missing, and the optimizer makes it of the parameters"
-        + (f", of which {param!r} is there" if param else ""),
-        "state that depends on no parameter, or that repeats one",
-        "Make the state of the restored parameters: tx.init(params)",
-    )
-
-
-def _optimizer_state(plan: Plan) -> dict[str, str]:
-    """The leaves of optimizer state, each with its parameter's path if it has one."""
-    names = names_of(plan.cut, plan.init_fn.axes)
-    return {
-        leaf.path: name.mirrors.path if name.mirrors is not None else ""
-        for leaf, name in zip(plan.cut.leaves, names, strict=True)
-        if isinstance(name, AxisNames) and name.optimizer
-    }
-
-
-def _repeating_fields(
-    states: Mapping[str, str], leaves: Mapping[str, LeafCut]
-) -> set[str]:
-    """The fields of optimizer state that begin as their parameters."""
-    drawn = {x: param for x, param in states.items() if is_drawn(leaves[x].source)}
-    return {
-        _field(path, param)
-        for path, param in drawn.items()
-        if param and _equal(leaves[path], leaves[param])
-    }
-
-
-def _field(path: str, param: str) -> str:
-    """The way to the tree of an optimizer that repeats the tree of the parameters."""
-    keys, inner = path.split("/"), param.split("/")
-    ends = zip(reversed(keys), reversed(inner), strict=False)
-    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], ends))
-    return "/".join(keys[: len(keys) - common])
-
-
-def is_drawn(source: Source) -> bool:
-    """Whether a leaf depends on the key."""
-    nodes = keys.topological(source.operands)
-    return any(node.op == "root" for node in nodes)
-
-
-def _equal(leaf: LeafCut, param: LeafCut) -> bool:
-    """Whether two leaves are one value: of one program and the same keys."""
-    one, other = leaf.source, param.source
-    if not (isinstance(one, Run) and isinstance(other, Run)):
-        return False
-    same_keys = list(map(id, one.operands)) == list(map(id, other.operands))
-    return same_keys and one.computation == other.computation
