@@ -279,5 +279,6 @@ def timed(run: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[float
     import jax
 
     begin = time.perf_counter()
+    # JAX returns once it has dispatched: without the wait that alone would be timed.
     made = jax.block_until_ready(run(*args, **kwargs))
     return time.perf_counter() - begin, made

@@ -77,6 +77,8 @@ class Runner:
             command += [case.name, job.side, json.dumps(dict(job.parameters)), str(out)]
             environment = child_environment(self.options.devices, self.options.platform)
             with open(said, "wb") as file:
+                # Into a file: nobody reads a pipe meanwhile, and a child that says more
+                # than it holds (64 KiB on Linux) would wait for ever.
                 process = subprocess.Popen(
                     command, env=environment, stdout=file, stderr=file
                 )
@@ -86,6 +88,7 @@ class Runner:
                     with suppress(ProcessLookupError):
                         process.kill()
                     process.wait()
+            # SIGKILL, as Linux's out-of-memory killer sends it.
             if code == -9:
                 raise OutOfMemory(f"{case.name} {job.side}: the system ended it")
             if code:
@@ -138,6 +141,7 @@ def child_environment(devices: int, platform: str = "cpu") -> dict[str, str]:
         **os.environ,
         "JAX_PLATFORMS": platform,
         "XLA_FLAGS": with_cpu_devices(os.environ.get("XLA_FLAGS", ""), count),
+        # A run that finds what the one before it compiled is no cold start.
         "JAX_ENABLE_COMPILATION_CACHE": "false",
     }
 

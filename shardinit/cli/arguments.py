@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from shardinit.core.plan.rules import Rules
     from shardinit.core.program.program import InitProgram
 
+# No more digits: of more than 4,300 Python's ``int`` raises an error of its own.
 _SEED = re.compile(r"[+-]?[0-9]{1,20}")
 _LOCAL = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -44,6 +45,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     axes: dict[str, int] = {}
     for part in text.split(","):
         name, equals, size = (piece.strip() for piece in part.partition("="))
+        # ``"²".isdigit()`` is true, and ``int("²")`` a ValueError.
         right = equals and name and size.isascii() and size.isdigit()
         if not right or not 0 < int(size) < 1 << 31 or name in axes:
             raise UsageError(
@@ -158,6 +160,8 @@ def read_spec(source: str, model: str = "decoder") -> ModelSpec:
     """
     if source == "-":
         return _spec(_typed(), model, "standard input")
+    # Not ``encode``: Python keeps bytes of a shell that are no text as surrogates,
+    # which UTF-8 cannot write.
     if _is_json(os.fsencode(source)):
         return _spec(source, model, "the config that was typed")
     is_file = os.path.sep in source or source.endswith(".json")

@@ -252,6 +252,7 @@ def _kind(source: str) -> str:
         return "function"
     try:
         data = json.loads(Path(source).read_bytes())
+    # `json.loads` recurses: brackets inside brackets may be too deep for it.
     except (ValueError, OSError, RecursionError):
         return "function"
     found = data.get("format") if isinstance(data, dict) else None

@@ -294,6 +294,9 @@ class _Checkpoint(NamedTuple):
                     digester.add(path, start, window)
                 advance(window.nbytes)
 
+            # The receipt first: of a command that ends in between there is a receipt
+            # and no folder, which the next run takes for its own, and no folder that
+            # nobody can verify.
             def before_publish() -> None:
                 if not named:
                     self._sign(digester.digest())

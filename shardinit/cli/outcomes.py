@@ -77,6 +77,8 @@ def keep_interrupts() -> None:
 
     def look(raised: Any) -> None:
         if issubclass(raised.exc_type, KeyboardInterrupt):
+            # A moment later: sent from here, its handler would run inside this hook,
+            # and Python would print that one too and go on (3.11).
             threading.Timer(0.05, _interrupt_main).start()
         else:
             usual(raised)
@@ -102,6 +104,8 @@ def end_with_code(command: Callable[[], None], *, debug: Callable[[], bool]) -> 
         command()
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read our output has enough, as `head` has
+        # Python flushes standard output once more at its end, and would fail again
+        # there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(REFUSED)
     except (UnreadableError, ShardinitError, OSError) as error:

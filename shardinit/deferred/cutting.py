@@ -84,6 +84,7 @@ def inlined(
     if level is None:
         return node
     children, treedef = level
+    # A named tuple has as many items as fields: none can be put in or left out.
     sequence = isinstance(node, list | tuple) and not hasattr(node, "_fields")
     new: list[Any] = []
     for key, child in children:
@@ -101,8 +102,12 @@ def mark_picked(node: Any, accessor_fn: Callable[[Any], Any], multiple: bool) ->
     Raises:
       SelectionError: the accessor returned something that is not a node of the tree.
     """
+    # Each leaf in an object of its own: 1 in two places is one object, and its id would
+    # not say which of them was picked.
     copy = jax.tree.map(Mark, node, is_leaf=is_childless)
     picked = accessor_fn(copy)
+    # With the objects themselves: what an accessor makes on the way would be freed, and
+    # its id given to a node of the tree.
     wanted = {id(p): p for p in (picked if multiple else [picked])}
     parts, treedef = jax.tree.flatten(copy, is_leaf=lambda x: id(x) in wanted)
     found = {id(part) for part in parts}

@@ -189,9 +189,8 @@ class UninitializedParameter(Struct, Generic[T], _Renamed):
         else:
             where = f"value_structure of parameter {name!r}"
             inferred = structure.declared(where, value_structure)
-        object.__setattr__(self, "initializer", initializer)
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "value_structure", inferred)
+        self.initializer, self.name = initializer, name
+        self.value_structure = inferred
 
     def initialize(self, prng_key: jax.Array) -> Parameter[T]:
         """Runs the initializer once and checks the structure of its result.

@@ -66,6 +66,7 @@ class AbstractArray(jax.ShapeDtypeStruct):
         axes = "" if self.axes is None else f", axes={self.axes}"
         return f"AbstractArray({self.shape}, {self.dtype}{axes})"
 
+    # `jax.ShapeDtypeStruct` sets both, so one of them alone would not be ours.
     __str__ = __repr__
 
 
@@ -168,6 +169,8 @@ def declared(where: str, pattern: Any) -> Structure:
         if not is_spec(node):
             return node
         sizes = (*node.shape, *node.named_shape.values())
+        # A kind of dtypes is a class of NumPy's with subclasses, as ``np.floating``,
+        # which ``np.float32`` has not.
         abstract = isinstance(node.dtype, type) and issubclass(node.dtype, np.generic)
         abstract = abstract and bool(node.dtype.__subclasses__())
         if abstract or not all(isinstance(size, int) for size in sizes):

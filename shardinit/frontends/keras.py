@@ -84,6 +84,8 @@ class _Variable:
             return jnp.stack([jax.random.bits(key, dtype=self.dtype), jnp.uint32(0)])
         initializer: Any = self.initializer
         if self.seeded:
+            # A copy: the key is a tracer, which would stay behind in the user's
+            # initializer.
             initializer = copy.copy(initializer)
             initializer.seed = key
         try:

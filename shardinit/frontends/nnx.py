@@ -66,6 +66,8 @@ class _CountingStream(nnx.RngStream):
 def _build(model: Callable[..., Any], args: tuple, kwargs: dict, key: Any) -> Any:
     """Returns ``model(*args, rngs=..., **kwargs)``, built without eager sharding."""
     streams = key if isinstance(key, dict) else {"default": key}
+    # Else a Variable with names asks for a mesh where it is made: "An auto mesh context
+    # or metadata is required" (Flax 0.12.8).
     with nnx.use_eager_sharding(False):
         rngs = nnx.Rngs(**streams)
         for name, one in streams.items():

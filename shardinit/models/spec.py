@@ -104,6 +104,8 @@ class ModelSpec:
             raise SpecError(str(self.model), faults)
         object.__setattr__(self, "key_streams", tuple(sorted(self.key_streams)))
         facts: dict[str, Any] = {"config": config, "model": self.model}
+        # Named only where they are given: a spec from before they existed has the
+        # fingerprint that it had.
         if self.draw_dtype:
             facts["draw_dtype"] = self.draw_dtype
         if self.key_streams:
@@ -112,6 +114,7 @@ class ModelSpec:
             facts,
             sort_keys=True,
             separators=(",", ":"),
+            # JSON may hold half of a surrogate pair, which UTF-8 cannot write.
             ensure_ascii=True,
             allow_nan=False,
         )

@@ -51,6 +51,8 @@ class ModuleMeta(ABCMeta):
                 return found
             module = cls.__new__(cls)
             scope = context.current_scope()
+            # An ``__init__`` gets neither keys nor the compact method around it: what
+            # it constructs are fields of its own module.
             with context.entered(
                 context.Scope(running=scope.running, calls=scope.calls)
             ):
@@ -106,6 +108,8 @@ class Module(ModuleNode, metaclass=ModuleMeta):
         cls._compact_methods = cls._compact_methods.difference(own) | marked
         if "__call__" in own:
             setattr(cls, "__call__", _entered(own["__call__"]))  # noqa: B010
+        # For each class anew: JAX looks a class up exactly, and the instances of a
+        # subclass would be leaves.
         jax.tree_util.register_pytree_with_keys(
             cls, walk.flatten_with_keys, walk.unflattener(cls), walk.flatten
         )
@@ -444,6 +448,7 @@ def _short(value: Any) -> str:
     if not isinstance(value, (np.ndarray, jax.Array)):
         return repr(value)
     opaque = is_tracer(value) or is_key(value.dtype) or value.size > 4
+    # NumPy cannot have an array of which other processes hold shards.
     if opaque or not getattr(value, "is_fully_addressable", True):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
     return f"array({np.array2string(np.asarray(value), separator=', ')})"

@@ -26,6 +26,7 @@ from shardinit.core.paths import path_str
 from shardinit.core.prng.names import key_for_name, words_of
 from shardinit.core.prng.root_key import as_single_key
 from shardinit.errors import ModuleStateError, NameClashError
+from shardinit.module import walk
 
 # inlined: the same few equations in a trace, without the checks of their arguments
 _halves = jax.jit(lambda key: tuple(jax.random.split(key)), inline=True)
@@ -105,14 +106,13 @@ class Tree:
 
     def __init__(self, root: Any):
         self.root = root
+        # With each module itself: as long as it is kept no other object has its id.
         self._paths: dict[int, tuple[Any, tuple[Any, ...]]] = {}
         self.add((), root)
 
     def add(self, path: tuple[Any, ...], module: Any) -> None:
         """Adds ``module``, which is at ``path``, and all modules below it."""
-        from shardinit.module.walk import modules
-
-        for below, found in modules(module):
+        for below, found in walk.modules(module):
             self._paths.setdefault(id(found), (found, (*path, *below)))
 
     def path(self, module: Any) -> tuple[Any, ...] | None:

@@ -253,6 +253,7 @@ class Initializer:
         return aux
 
 
+# Registered itself: JAX looks a class up exactly, and a subclass would be a leaf.
 @jax.tree_util.register_pytree_node_class
 class LeftOut(Initializer):
     """Placeholder of a value that a plan with ``select`` did not make.

@@ -357,6 +357,7 @@ def init(
     key = as_single_key(key)
     _refuse_others(module)
     with jax.transfer_guard("allow"):
+        # Inside `jax.jit` a new array is a tracer as well, whatever the arguments are.
         traced = is_tracer(jnp.zeros(()))  # inside jax.jit of the user's
     traced = traced or any(map(is_tracer, jax.tree.leaves((key, module, inputs))))
     made = Initialisation(

@@ -199,6 +199,9 @@ class BatchNorm(_Norm):
             mean, square = wide.mean(others), jnp.square(wide).mean(others)
             if self.axis_name is not None:
                 mean, square = lax.pmean((mean, square), self.axis_name)
+            # Not the mean of squares around the mean, which one `pmean` could not
+            # average. In float32 the difference may come out below 0 (1000 ± 0.001
+            # gives -0.125), of which ``rsqrt`` is NaN.
             var = jnp.maximum(square - jnp.square(mean), 0.0)
             keep = self.momentum
             self.mean = keep * self.mean + (1.0 - keep) * mean

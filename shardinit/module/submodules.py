@@ -29,7 +29,7 @@ from typing import Any, ParamSpec, TypeVar
 from jax.tree_util import GetAttrKey
 
 from shardinit.errors import ModuleFieldError, ModuleStateError
-from shardinit.module import context
+from shardinit.module import context, steps
 from shardinit.module.walk import ModuleNode
 
 P = ParamSpec("P")
@@ -102,6 +102,7 @@ def compact(method: Callable[P, R]) -> Callable[P, R]:
         with _running(module, _key(type(module), name, wrapper)):
             return method(*args, **kwargs)
 
+    # Not as an attribute, which a type checker does not know of a function.
     setattr(wrapper, "_is_compact", True)  # noqa: B010
     return wrapper
 
@@ -228,6 +229,7 @@ def _seen_as(cls: type, found: Any, name: str, scope: context.Scope) -> Any:
     The code of a class that is made in a compact method may refer to variables of the
     run that made it, which in an earlier run held values of an earlier trace.
     """
+    # The fields are shared and not copied: what the call assigns is to stay.
     view = object.__new__(cls)
     view.__dict__ = found.__dict__
     assert scope.tree is not None
@@ -238,8 +240,6 @@ def _seen_as(cls: type, found: Any, name: str, scope: context.Scope) -> Any:
 
 def adopt(module: Any) -> None:
     """Assigns a new module to a field if a compact method runs; initialises it."""
-    from shardinit.module.steps import initialise
-
     scope = context.current_scope()
     frame: Frame | None = scope.compact
     if frame is None:
@@ -261,4 +261,4 @@ def adopt(module: Any) -> None:
     path = (*(scope.tree.path(owner) or ()), GetAttrKey(name))
     scope.tree.add(path, module)
     with context.entered(context.sub_scope(path, module)):
-        initialise(module, prefix=path)
+        steps.initialise(module, prefix=path)

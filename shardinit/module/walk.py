@@ -53,6 +53,8 @@ class Hole:
 
 def stops(value: Any) -> bool:
     """Whether traversal treats a value as a leaf although JAX would flatten it."""
+    # To JAX None is a node without children: a field that still waits for its value
+    # would have no place among the leaves.
     return value is None or isinstance(value, (ModuleNode, Initializer, Nothing))
 
 
@@ -81,6 +83,7 @@ def node_names(module: ModuleNode) -> list[str]:
         if declared or declared is None:
             names.append(name)
     if found:
+        # Past ``__setattr__``, which refuses the names of a module's own state.
         module.__dict__["_nodes"] = module._nodes.union(found)
     return sorted(names)
 
@@ -223,6 +226,7 @@ def _map_static(change: Callable[[ModuleNode], Any], value: Any) -> Any:
     """Changes the modules in a static field: itself, or in lists, tuples and dicts."""
     if isinstance(value, ModuleNode):
         return change(value)
+    # By class exactly: a named tuple takes its items as separate arguments.
     if type(value) in (list, tuple):
         return type(value)(_map_static(change, item) for item in value)
     if type(value) is dict:
@@ -241,6 +245,7 @@ def same(left: Any, right: Any) -> bool:
         return tree_a == tree_b and same(a, b)
     if isinstance(left, (np.ndarray, jax.Array)):
         return _same_array(left, right)
+    # ``1 == True == 1.0``, and a trace with one of them is none with another.
     if type(left) is not type(right):
         return False
     if isinstance(left, (list, tuple)):
@@ -255,6 +260,7 @@ def same(left: Any, right: Any) -> bool:
 def _same_array(left: np.ndarray | jax.Array, right: Any) -> bool:
     if not isinstance(right, (np.ndarray, jax.Array)):
         return False
+    # ``==`` converts and broadcasts: a zero equals any zeros, of any dtype.
     alike = left.shape == right.shape and left.dtype == right.dtype
     return alike and bool((left == right).all())
 
@@ -271,6 +277,8 @@ class Aux:
         return self.names == other.names and same(self.rest, other.rest)
 
     def __hash__(self) -> int:
+        # The rest may hold lists, dicts and arrays, which have no hash; equal parts
+        # have equal names, which is all that a hash must give.
         return hash(self.names)
 
     def __repr__(self) -> str:
@@ -284,6 +292,8 @@ def flatten_with_keys(
     names = node_names(module)
     fields = vars(module)
     rest = {name: v for name, v in fields.items() if name not in names}
+    # With the class's defaults: ``module.train()`` has the structure of a module on
+    # which nothing was called, and `jax.jit` need not compile it again.
     rest.update((name, getattr(module, name)) for name in PRIVATE)
     children = [(GetAttrKey(name), fields[name]) for name in names]
     return children, Aux(tuple(names), rest)
@@ -299,6 +309,8 @@ def unflattener(cls: type[T]) -> Callable[[Aux, Any], T]:
     """Returns the inverse of ``flatten`` for one class; runs no ``__init__``."""
 
     def unflatten(aux: Aux, children: Any) -> T:
+        # Not ``cls()``: JAX unflattens with whatever children it likes, such as None or
+        # plain objects, which an ``__init__`` may refuse.
         module = object.__new__(cls)
         module.__dict__.update(aux.rest)
         module.__dict__.update(zip(aux.names, children, strict=True))

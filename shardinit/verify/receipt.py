@@ -115,6 +115,7 @@ class Receipt:
     root: str
     kept: tuple[str, ...] = ()
     streams: tuple[str, ...] = ()
+    # Receipts of both formats are equal that say the same: one of format 1 has no seal.
     seal: str | None = field(default=None, compare=False)
 
     @property

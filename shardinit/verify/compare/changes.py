@@ -79,6 +79,7 @@ class Changes:
     leaves: int
     other_values: tuple[str, ...]
 
+    # Without an annotation, with which a dataclass takes it for a field.
     HEADER = ("changed", "leaves", "path", "before", "after")
 
     @property

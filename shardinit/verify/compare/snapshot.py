@@ -110,6 +110,8 @@ class Snapshot:
             leaves = tuple(_leaf(leaf) for leaf in data.pop("leaves"))
             key = data.pop("key")
             made = cls(leaves=leaves, key=None if key is None else tuple(key), **data)
+        # `json.loads` recurses: a file of 200,000 brackets is a RecursionError (3.11,
+        # 3.13).
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise ReceiptFormatError(
                 "pin",

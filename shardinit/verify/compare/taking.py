@@ -214,6 +214,7 @@ def _where(leaf: PlanLeaf) -> str | None:
 
 
 def _dtype_name(dtype: DType) -> str:
+    # NumPy knows no dtype of keys: ``np.dtype`` of ``key<fry>`` is a TypeError.
     return str(dtype) if is_key(dtype) else np.dtype(dtype).name
 
 

@@ -20,6 +20,7 @@ from shardinit.core.paths import keys_of
 UNLIKE = 0.1  # a tenth above or below the trend
 ERRORS = 6.0  # and so many standard errors
 FEWEST = 4  # sisters that make a trend
+# A slope for each pair: of 256 leaves 32,640 of them, of 50,000 more than a billion.
 _MOST = 256  # of them that a trend is fitted to
 _DEPTH_NAMES = ("layers", "layer", "blocks")
 _APART = (*_DEPTH_NAMES, "expert", "experts", "stack")
@@ -101,6 +102,8 @@ def unlike(
     if usable.sum() < FEWEST:
         return []
     logs = np.log(np.where(usable, y, 1.0))
+    # A scale by each layer is a line over the depth, a power of the depth (as 1/sqrt(2
+    # n)) one over its logarithm; the first layer is number 0.
     trends = (_trend(f(x), logs, usable) for f in (lambda d: d, np.log1p))
     best = min(trends, key=lambda trend: np.median(np.abs(logs - trend)[usable]))
     expected = np.exp(best)

@@ -52,6 +52,7 @@ class Law:
         a, b = ((x - self.center) / self.scale for x in (self.low, self.high))
         mass = STANDARD.cdf(b) - STANDARD.cdf(a)
         at_a, at_b = STANDARD.pdf(a), STANDARD.pdf(b)
+        # ``x * pdf(x)`` goes to 0 at infinity; in floats inf * 0 is NaN.
         a, b = (0.0 if math.isinf(x) else x for x in (a, b))
         tilt = (a * at_a - b * at_b) / mass
         return self.scale * math.sqrt(1 + tilt - ((at_a - at_b) / mass) ** 2)
@@ -122,6 +123,8 @@ def bounded(dtype: DType, law: Law, bound: float, *, below: bool) -> Law:
     eps = float(jnp.finfo(dtype).eps)
     if law.family == "unknown" or sign * (bound - limit) <= 0:
         return law
+    # `jax.random.uniform` ends in ``max(minval, x)`` and `truncated_normal` in a clip
+    # to the numbers next to its ends: neither takes any of the draws away.
     near = abs(bound - limit) <= 4 * eps * max(law.scale, abs(bound))
     if law.family in ("normal", "truncated normal"):
         beyond = STANDARD.cdf(sign * (bound - law.center) / law.scale)

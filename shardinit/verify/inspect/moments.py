@@ -90,6 +90,7 @@ def _as_floats(windows: np.ndarray) -> np.ndarray:
     if windows.dtype.kind == "c":
         windows = np.stack([np.real(windows), np.imag(windows)], axis=-1)
         windows = windows.reshape(len(windows), -1)
+    # float32 holds whole numbers up to 2^24 exactly, so all of int16 and not of int32.
     wide = windows.dtype in (np.float64, np.int64, np.uint64, np.int32, np.uint32)
     return windows.astype(np.float64 if wide else np.float32)
 
@@ -112,6 +113,7 @@ def _histogram(flat: np.ndarray, low: float, high: float) -> tuple[int, ...]:
     width = high - low
     if not 0 < width < math.inf:
         return ()
+    # The largest number falls at 16, one past the last bin: clipped, it counts there.
     places = ((flat - flat.dtype.type(low)) * flat.dtype.type(BINS / width)).astype(int)
     counts = np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS)
     return tuple(map(int, counts))

@@ -134,6 +134,8 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "max": max,
     "min": min,
     "mul": lambda x, y: x * y,
+    # `truncated_normal` clips to the numbers next to its ends (0.10.2 and 0.12): to a
+    # law these are the ends.
     "nextafter": lambda x, y: x,
     "pow": pow,
     "rsqrt": lambda x: 1 / math.sqrt(x),
@@ -218,6 +220,7 @@ def _erf_inv(node: Node, laws: Sequence[_Known]) -> Law:
 
 def _converted(node: Node, laws: Sequence[_Known]) -> _Known:
     (law,) = laws
+    # Bits stay bits: JAX draws 8 for a bfloat16 and widens them to 16.
     if isinstance(law, _Bits) or jnp.issubdtype(node.outputs[0].dtype, np.floating):
         return law
     return law if isinstance(law, Law) and is_constant(law) else UNKNOWN

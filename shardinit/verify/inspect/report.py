@@ -97,6 +97,7 @@ class Inspection:
     leaves: tuple[LeafStatistics, ...]
     findings: tuple[Finding, ...]
 
+    # Without annotations, with which a dataclass takes them for fields.
     HEADER = (
         "leaves",
         "path",
@@ -269,6 +270,8 @@ def _line(points: Sequence[tuple[float, float]]) -> str:
 
 
 def _jsonable(value: Any) -> Any:
+    # `json.dumps` writes NaN and Infinity, which JSON does not have: other readers
+    # refuse the whole text.
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

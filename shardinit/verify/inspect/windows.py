@@ -127,6 +127,7 @@ def evaluate(
     run = _executable(program, shape, leaves, count, device)
     for first in range(0, len(words), leaves):
         some = words[first : first + leaves]
+        # The last call is filled up: for fewer leaves it would be another executable.
         filled = np.zeros((leaves, words.shape[1]), np.uint32)
         filled[: len(some)] = some
         with alone_on(one_device(device)):
