@@ -197,7 +197,7 @@ class _Sides:
         if kind == "pin":
             return _read(source)
         if kind == "receipt":
-            from shardinit.verify.receipt import Receipt
+            from shardinit.verify.receipt_record import Receipt
 
             with reading():
                 return taking.of_receipt(Receipt.load(source))

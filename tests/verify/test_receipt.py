@@ -55,6 +55,20 @@ def test_it_names_what_made_the_weights(made):
     assert receipt.root == shardinit.digest(params).root
 
 
+def test_a_receipt_is_read_without_jax():
+    code = (
+        "import sys\n"
+        "from shardinit.verify.receipt_record import Receipt\n"
+        "print(Receipt.load(sys.argv[1]).seed, 'jax' in sys.modules)"
+    )
+    file = str(FIXTURES / "format-1.receipt.json")
+    done = subprocess.run(
+        [sys.executable, "-c", code, file], capture_output=True, text=True, check=True
+    )
+    seed = json.loads(Path(file).read_text())["seed"]
+    assert done.stdout.split() == [str(seed), "False"]
+
+
 def test_a_key_has_no_seed(made):
     plan, params, receipt = made
     other = shardinit.receipt(plan, jax.random.key(7), params)

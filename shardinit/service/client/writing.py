@@ -6,16 +6,13 @@ A watch that breaks is taken up again: the write goes on, or goes on where it wa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from shardinit.errors import ServiceError
 from shardinit.progress import Report
 from shardinit.service.client.connection import Connection
 from shardinit.service.client.retrying import attempts
 from shardinit.v1 import service_pb2
-
-if TYPE_CHECKING:
-    from shardinit.verify.receipt import Receipt
+from shardinit.verify.receipt_record import Receipt
 
 FORMATS = {
     "safetensors": service_pb2.CHECKPOINT_FORMAT_SAFETENSORS,
@@ -38,8 +35,6 @@ class Written:
     @property
     def receipt(self) -> Receipt:
         """The receipt; ``shardinit.verify_receipt`` holds arrays against it."""
-        from shardinit.verify.receipt import Receipt
-
         return Receipt.from_json(self.receipt_json)
 
 

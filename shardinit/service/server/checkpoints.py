@@ -32,8 +32,8 @@ from shardinit.service.server.windows import too_large
 from shardinit.service.wire import messages as wire
 from shardinit.v1 import service_pb2
 from shardinit.verify.digest.host import Digester
-from shardinit.verify.receipt import Receipt
 from shardinit.verify.receipt import receipt as make_receipt
+from shardinit.verify.receipt_record import Receipt
 
 _ORBAX = service_pb2.CHECKPOINT_FORMAT_ORBAX
 
