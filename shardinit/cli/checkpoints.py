@@ -239,8 +239,8 @@ class _Checkpoint(NamedTuple):
     def verified(self) -> str | None:
         """The root of what is there with its receipt, when that has been verified.
 
-        None where there is no receipt, or one of the same whose checkpoint is still to
-        be written: whoever writes finds out what else is there.
+        None where there is no receipt, or a receipt of the same weights and no folder:
+        the checkpoint is then to be written, which refuses whatever else it finds.
 
         Raises:
           CheckpointError: what is there is something else.

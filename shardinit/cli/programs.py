@@ -202,7 +202,7 @@ def show_window(
     if out is None:
         print(f"{text}\n{np.array2string(values, threshold=200)}")
         return
-    # numpy's format has no name for bfloat16 and its kin: their bytes as ints.
+    # numpy's format has no name for bfloat16 and the like: their bytes as ints.
     plain = values.dtype.kind in "biufc"
     width = f"u{values.dtype.itemsize}"
     made = io.BytesIO()
@@ -218,7 +218,7 @@ def _numbers(values: np.ndarray) -> Any:
 
     if values.dtype.kind == "c":
         return np.stack([np.real(values), np.imag(values)], -1).tolist()
-    narrow = values.dtype.kind not in "biuf"  # bfloat16 and its kin
+    narrow = values.dtype.kind not in "biuf"  # bfloat16 and the like
     return (values.astype(np.float32) if narrow else values).tolist()
 
 

@@ -1,4 +1,4 @@
-"""InitFn: the waist that every front end meets.
+"""InitFn: the one interface between the front ends and the engine.
 
 A model's initial state is a pure function of a key. A front end (Flax, Equinox, a
 deferred tree, a model spec) says no more than that function, the logical axis names
@@ -100,6 +100,8 @@ class AxisNames(tuple[Name, ...]):
     def of_optimizer(self) -> AxisNames:
         """The same names, of a leaf that is state of an optimizer."""
         made = AxisNames(self, len(self))
+        # With `named` as it was: the constructor takes all the names, the added None as
+        # well, for the model's own.
         vars(made).update(vars(self), optimizer=True)
         return made
 

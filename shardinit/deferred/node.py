@@ -90,6 +90,8 @@ class TreeNode(abc.ABC):  # noqa: B024 - a subclass may have abstract methods
     @classmethod
     def tree_unflatten(cls, aux_data: Any, children: Sequence[Any]) -> Self:
         """Makes an instance from ``aux_data`` and children; runs no ``__init__``."""
+        # No ``__init__``: `jax.vmap` unflattens plain objects in the place of arrays,
+        # which its checks may refuse: https://github.com/jax-ml/jax/issues/12319
         layout = aux_data.layout
         made = object.__new__(cls)
         vars(made).update(zip(layout.static, aux_data.values, strict=True))

@@ -38,7 +38,7 @@ def init_fn(
 
     Args:
       transformed: from ``hk.transform``, ``hk.transform_with_state``,
-        ``hk.multi_transform`` and its kin, or ``hk.without_apply_rng`` of one.
+        ``hk.multi_transform`` and the like, or ``hk.without_apply_rng`` of one.
       *inputs: example inputs of the function, any pytrees of arrays or
         `jax.ShapeDtypeStruct`; other leaves are passed on as they are.
       **kwargs: keyword arguments of the function, arrays treated likewise.
@@ -64,7 +64,7 @@ def init_fn(
         raise InitFnError(
             "haiku.init_fn",
             f"got {name}",
-            "what hk.transform or one of its kin returns",
+            "what hk.transform or a function like it returns",
             f"haiku.init_fn(hk.transform({name}), *inputs)",
         )
     name = type(transformed).__name__

@@ -73,7 +73,7 @@ def _trainable(variables: Any) -> Any:
 
 
 def _sown_names(tree: Any) -> dict[str, tuple[Name, ...]]:
-    """Names by path that ``param_with_axes`` and its kin sow beside the variables.
+    """Names by path that ``param_with_axes`` and the like sow beside the variables.
 
     The names of ``params/dense/kernel`` are at ``params_axes/dense/kernel_axes``.
     """

@@ -177,6 +177,7 @@ def _of_builder(build: Callable[..., Any], args: tuple, kwargs: dict) -> InitFn:
     def fn(key: jax.Array) -> dict[str, Any]:
         unbound = _Unbound.of(build(*args, init_base_rng=key, **kwargs))
         if not found:  # the first trace, whose result JAX keeps for the traces to come
+            # Without the arrays, which are tracers here and must not outlive the trace.
             found["model"] = unbound.described()
             found["axes"] = nested(unbound.paths, unbound.axes())
         return nested(unbound.paths, unbound.leaves())

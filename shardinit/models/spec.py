@@ -83,6 +83,7 @@ class ModelSpec:
     __repr__ = short_repr
 
     model: str
+    # A dict has no hash; the fingerprint stands for it.
     config: Mapping[str, Any] = field(compare=False)
     draw_dtype: str | None = None
     key_streams: tuple[str, ...] = ()

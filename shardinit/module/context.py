@@ -171,6 +171,7 @@ class Scope:
         return path_str(self.tree.path(self.module) or ())
 
 
+# A default that all threads share: a scope is frozen, and is replaced and not changed.
 _SCOPE: ContextVar[Scope] = ContextVar("shardinit.module", default=Scope())  # noqa: B039
 
 

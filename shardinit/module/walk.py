@@ -309,8 +309,8 @@ def unflattener(cls: type[T]) -> Callable[[Aux, Any], T]:
     """Returns the inverse of ``flatten`` for one class; runs no ``__init__``."""
 
     def unflatten(aux: Aux, children: Any) -> T:
-        # Not ``cls()``: JAX unflattens with whatever children it likes, such as None or
-        # plain objects, which an ``__init__`` may refuse.
+        # Not ``cls()``: `jax.vmap` unflattens plain objects in the place of arrays,
+        # which an ``__init__`` may refuse: https://github.com/jax-ml/jax/issues/12319
         module = object.__new__(cls)
         module.__dict__.update(aux.rest)
         module.__dict__.update(zip(aux.names, children, strict=True))

@@ -18,12 +18,13 @@ import jax
 from shardinit.core.cut.cut import Cut
 from shardinit.core.init_fn import AxisNames, AxisRule, Mirror, axis_names
 from shardinit.core.paths import chosen, path_str
-from shardinit.core.plan.leaves import names_of
+from shardinit.core.plan.leaves import Names, names_of
 from shardinit.core.plan.mirrors import mirrors
 from shardinit.core.plan.options import Select
 from shardinit.core.types import Tree
 
-# Flax NNX called the same metadata by these names, newest first.
+# Flax NNX called the same metadata by these names, newest first (``out_sharding`` from
+# 0.12.4 on): https://github.com/google/flax/issues/5248
 _SHARDING_METADATA = ("out_sharding", "sharding_names", "sharding")
 
 
@@ -149,9 +150,7 @@ def _optimizers(tree: Tree) -> list[bool]:
     return found
 
 
-def _mirrored(
-    tree: Tree, names: Sequence[Any], state: Sequence[bool]
-) -> list[AxisNames | None]:
+def _mirrored(tree: Tree, names: Sequence[Names], state: Sequence[bool]) -> list[Names]:
     """The names, with a `Mirror` in state of an optimizer that has a parameter."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     shapes = [(path, leaf.shape) for path, leaf in flat]
@@ -160,7 +159,7 @@ def _mirrored(
         {path: shape for (path, shape), is_state in pairs if is_state},
         {path: shape for (path, shape), is_state in pairs if not is_state},
     )
-    out: list[AxisNames | None] = []
+    out: list[Names] = []
     for (path, shape), name, is_state in zip(shapes, names, state, strict=True):
         mirror = getattr(name, "mirrors", None)
         if is_state and mirror is None and path in belongs:
@@ -172,7 +171,7 @@ def _mirrored(
     return out
 
 
-def _as_state(name: Any, rank: int) -> AxisNames:
+def _as_state(name: Names, rank: int) -> AxisNames:
     """The names of a leaf as those of optimizer state."""
     if isinstance(name, AxisNames):
         return name.of_optimizer()

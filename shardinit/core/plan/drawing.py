@@ -137,6 +137,8 @@ def _narrow(cut: Cut, leaves: Sequence[PlanLeaf]) -> Iterator[Finding]:
         if known[program]:
             groups.setdefault(known[program], []).append(leaf.path)
     for dtype, paths in groups.items():
+        # JAX fills the mantissa and leaves the other bits unused (0.10.2 and 0.12):
+        # https://github.com/jax-ml/jax/pull/26974
         bits = jnp.finfo(dtype).nmant + 1
         yield finding(
             "narrow-draw",

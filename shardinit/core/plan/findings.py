@@ -1,4 +1,4 @@
-"""Findings: what a careful colleague would say of a plan before it runs.
+"""Findings: what is wrong with a plan, or worth knowing of it, before it runs.
 
 A *warning* is something that the user would hardly want: a large leaf that lies whole
 on every device though rules were given for it, a leaf that every device has to compute

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from shardinit.core.cut.cut import Cut, LeafCut
 from shardinit.core.cut.leaf_program import Program
 from shardinit.core.cut.sources import Hosted, Replicated, Source, Windowed
-from shardinit.core.init_fn import AxisNames, Mirror
+from shardinit.core.init_fn import AxisNames, Mirror, Name
 from shardinit.core.leaf_spec import LeafSpec
 from shardinit.core.plan.entries import other_memory
 from shardinit.core.plan.leaf_info import LeafInfo
@@ -21,6 +21,9 @@ from shardinit.core.types import Tree
 from shardinit.errors import ShardingError
 
 _NO_PROGRAM = -1
+
+Names = Sequence[Name] | None
+"""The axis names of a leaf as a front end gives them; None where none are known."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class PlanProgram:
         return str(self.program.replicated_reason or "")
 
 
-def names_of(cut: Cut, axes: Tree) -> list[Any]:
+def names_of(cut: Cut, axes: Tree) -> list[Names]:
     """The axis names of each leaf, None where none are known.
 
     In ``axes`` None also stands for a whole subtree of which no name is known.
@@ -99,7 +102,7 @@ def names_of(cut: Cut, axes: Tree) -> list[Any]:
     Raises:
       ShardingError: the structure of ``axes`` is not the result's.
     """
-    names: list[Any] = [None] * len(cut.leaves)
+    names: list[Names] = [None] * len(cut.leaves)
     try:
         # A list and no recursion: a tree may be deeper than Python's stack.
         waiting = [(axes, jax.tree.unflatten(cut.tree, range(len(cut.leaves))))]
@@ -156,7 +159,7 @@ def _with_names(
     )
 
 
-def _leaf_info(leaf: LeafCut, name: Any, stated: NamedSharding | None) -> LeafInfo:
+def _leaf_info(leaf: LeafCut, name: Names, stated: NamedSharding | None) -> LeafInfo:
     if name is not None and len(name) != len(leaf.shape):
         raise ShardingError(
             f"leaf {leaf.path!r}",
@@ -168,7 +171,7 @@ def _leaf_info(leaf: LeafCut, name: Any, stated: NamedSharding | None) -> LeafIn
     return LeafInfo(leaf.path, leaf.shape, leaf.dtype, axes, stated=stated, **known)
 
 
-def _entry(name: Any) -> Any:
+def _entry(name: Name | list[str]) -> Name:
     """The name of one axis; several mesh axes may be written as a list."""
     return tuple(name) if isinstance(name, list) else name
 

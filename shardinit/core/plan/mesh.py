@@ -94,6 +94,7 @@ def alone_on(mesh: Mesh) -> Iterator[None]:
       ValueError: inside ``jax.jit`` or another transformation.
     """
     # The refusal: "Received incompatible devices for jitted computation. Got argument x
-    # of add … and jit's context mesh" (0.10.2 and 0.12.0.1).
+    # of add … and jit's context mesh" (0.10.2 and 0.12.0.1). ``with mesh:`` hides
+    # nothing of it: https://github.com/google/orbax/issues/3183
     with jax.set_mesh(mesh), no_mesh(), jax.transfer_guard("allow"):
         yield

@@ -45,7 +45,7 @@ class Plan:
       fingerprint: hash of the function (not of the mesh, nor of any value), in hex.
       mesh: the mesh, or None.
       name: the model's name.
-      findings: what a careful colleague would say of it.
+      findings: what is wrong with it, or worth knowing of it.
       prng: ``"threefry"`` where every root key is made a threefry one.
 
     Example:
@@ -99,6 +99,7 @@ class Plan:
         """
         return key if self.prng is None else as_threefry(key)
 
+    # It keeps what it has computed in the instance's dict, past the frozen class.
     @cached_property
     def unboxed(self) -> dict[str, str]:
         """The path of each leaf by its path without a box around it.

@@ -170,6 +170,8 @@ def _hashes(
             array = seen.windows.reshape(shape)  # read in full
             parts = [array[window.slices] for window in place.regions]
         else:
+            # A leaf of one number is read as a single element, and of a large leaf
+            # nothing but windows is.
             parts = [np.broadcast_to(seen.windows, size)]
         yield seen.number, _hash(parts)
 

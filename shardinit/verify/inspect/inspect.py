@@ -131,6 +131,8 @@ def _of_leaf(leaf: LeafCut, names: Any, seen: Seen, law: Law) -> LeafStatistics:
     if not seen.unread:
         found = moments(seen.windows, exact=seen.exact)
         one = seen.exact and found.count < size
+        # A leaf of one number was read as a single element, which stands for all of
+        # them.
         found = replace(found, count=size) if one else found
         if axis is not None and not one:
             each = seen.windows.reshape(leaf.shape[0], -1)
