@@ -19,6 +19,7 @@ from shardinit.service.server.auth import folder_of
 from shardinit.service.server.config import Config
 from shardinit.service.server.front import Front
 from shardinit.service.server.server import SERVICE, Server
+from shardinit.service.wire.limits import Limits
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
 from shardinit.v1 import service_pb2
 
@@ -363,6 +364,23 @@ def lines_of(caplog):
         if hasattr(record, "method"):
             found.setdefault(record.method, []).append(record)
     return found
+
+
+@pytest.mark.parametrize("method", ["DescribeModel", "UploadProgram"])
+def test_a_message_that_grpc_refuses_has_its_line_too(method, tmp_path, caplog):
+    caplog.set_level("INFO", "shardinit.service")
+    large = b"x" * (Limits().request_bytes + 1)
+    with (
+        Server(Config(allow_upload=True)) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = channel.stream_unary(f"/{SERVICE}/{method}")
+        with pytest.raises(grpc.RpcError) as caught:
+            call(iter([large]), timeout=30, metadata=[("x-request-id", "large")])
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    (line,) = lines_of(caplog)[method]
+    assert (line.request_id, line.code) == ("large", "CANCELLED")
+    assert (line.caller, line.received_bytes) == ("ipv4:127.0.0.1", 0)
 
 
 class Lingering(Front):

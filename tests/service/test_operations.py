@@ -332,6 +332,17 @@ def test_metrics_count_what_was_done(spec, tmp_path):
     assert figures['shardinit_active_calls{method="StreamShards"}'] == 0
 
 
+def test_plans_that_a_worker_lets_go_are_counted(tmp_path):
+    """A worker keeps one of these; what the process that listens keeps is small."""
+    with (
+        Server(Config(workers=1, cache_bytes=20_000)) as server,
+        shardinit.connect(server.address, cache_dir=tmp_path) as client,
+    ):
+        for width in (64, 65, 66):
+            client.describe(ModelSpec("service-test", {"width": width}))
+        assert server.metrics.evicted._value.get() == 2
+
+
 def test_a_metrics_port_in_use_is_a_clear_error():
     with (
         Server(Config(metrics_listen="127.0.0.1:0")) as server,

@@ -219,9 +219,13 @@ class Connection:
         """
         self._negotiate()
         made = request if callable(request) else lambda: request
+        # gRPC sends a stream of the caller's again only while it has kept all of it, by
+        # default 256 KiB:
+        # https://github.com/grpc/grpc/blob/v1.64.x/include/grpc/impl/channel_arg_names.h
+        codes = ("UNAVAILABLE",) if callable(request) else ()
         end = time.monotonic() + self.timeout
-        busy = attempts((), seconds=self.timeout)
-        return busy(lambda: self._call(name, made(), end - time.monotonic()))
+        again = attempts(codes, seconds=self.timeout)
+        return again(lambda: self._call(name, made(), end - time.monotonic()))
 
     @contextmanager
     def stream(

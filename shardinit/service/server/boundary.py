@@ -60,6 +60,7 @@ _DEADLINES = {  # the setting that bounds each call
     "WriteCheckpoint": "write_seconds",
     "UploadProgram": "upload_seconds",
 }
+_ENDS = 0.05  # seconds in which a call that has ended is cancelled
 _LARGE = 32 << 10  # bytes of a request that is read beside the event loop
 
 
@@ -146,10 +147,8 @@ class Boundary(aio.ServerInterceptor):
                     self._metrics.refused.labels(reason).inc()
                 _let_go(error)
         if status is not None:
-            # A call that is cancelled reads as one without more messages. gRPC (1.85)
-            # never frees what it then can't send, 500 bytes a call:
+            # gRPC (1.85) never frees what it can't send, 500 bytes a call:
             # https://github.com/grpc/grpc/issues/43360
-            await asyncio.sleep(0)  # the cancellation comes right after
             if context.time_remaining() == 0:
                 raise asyncio.CancelledError  # its caller has given up by itself
             metadata = trailing(status, call.request_id)
@@ -204,6 +203,9 @@ class Boundary(aio.ServerInterceptor):
                     limit="message-seconds",
                 ) from None
             if data is aio.EOF:  # type: ignore[attr-defined]
+                # So reads a call that has ended too: its caller has gone, or gRPC has
+                # refused a message beyond `request_bytes`. Its cancellation follows.
+                await asyncio.sleep(_ENDS)
                 if not handler.request_streaming:
                     raise SpecError("request", [("request", "it has no message")])
                 return

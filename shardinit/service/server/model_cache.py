@@ -8,6 +8,7 @@ kept by spec, and what a stream reads from by its request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,16 +33,17 @@ class ModelCache:
 
     Args:
       config: caps on models and programs, and what may be kept.
+      evicted: called for each plan that goes to make room.
 
     Attributes:
       owner: whose programs the job that is being done finds among what is kept.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, evicted: Callable[[], None] = lambda: None):
         self.owner = ""
         self._limits = config.limits
         self._store = config.store or Path(".")
-        self._plans: Kept[Plan] = Kept(config.cache_bytes, _plan_bytes)
+        self._plans: Kept[Plan] = Kept(config.cache_bytes, _plan_bytes, evicted)
 
     @property
     def bytes(self) -> int:

@@ -40,6 +40,7 @@ class Kind(IntEnum):
     DONE = 5
     FAILED = 6  # a google.rpc.Status
     LOG = 7  # a line of the worker's log, as JSON
+    EVICTED = 8  # of a worker: a plan that it kept went to make room
 
 
 class Task(NamedTuple):

@@ -158,7 +158,7 @@ class Pool:
         """Keeps a worker in a slot, until it is cancelled."""
         pause = 0.0
         while True:
-            process = slot.process = Process(self._config)
+            process = slot.process = Process(self._config, self._metrics.evicted.inc)
             slot.held.clear()
             try:
                 async with asyncio.timeout(START):

@@ -52,6 +52,7 @@ class Process:
 
     Args:
       config: how to serve.
+      evicted: called for each plan that it kept and that goes to make room.
 
     Attributes:
       memory: what a job's pieces lie in.
@@ -59,10 +60,11 @@ class Process:
       why: why it was killed; empty if it was not.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, evicted: Callable[[], None] = lambda: None):
         self.models = b""
         self.why = ""
         self._config = config
+        self._evicted = evicted
         self._take: Take = lambda kind, data: None
         self._done: asyncio.Future[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -193,6 +195,8 @@ class Process:
     def _hear(self, kind: Kind, data: bytes) -> None:
         if kind is Kind.LOG:
             _say(data)
+        elif kind is Kind.EVICTED:
+            self._evicted()
         elif self._done is None or self._done.done():
             return
         elif kind is Kind.FAILED:

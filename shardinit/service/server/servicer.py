@@ -11,7 +11,7 @@ computed a block at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from google.protobuf.message import Message
 
@@ -38,14 +38,15 @@ class Servicer:
 
     Args:
       config: how to serve.
+      evicted: called for each plan that was kept and goes to make room.
 
     Attributes:
       models: what is kept of them.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, evicted: Callable[[], None] = lambda: None):
         self._config = config
-        self.models = ModelCache(config)
+        self.models = ModelCache(config, evicted)
         most = 4 * config.whole_bytes + 16 * _STREAM_BYTES
         self._open: Kept[list[Wanted]] = Kept(most, _held)
 

@@ -44,7 +44,7 @@ class Metrics:
       waited: how long jobs waited for a worker.
       built: how long workers took to trace and build, by method.
       hits, misses: answers that were there, or under way, and those that were not.
-      evicted: answers and programs that went to make room for others.
+      evicted: answers, programs and workers' plans that went to make room for others.
       killed: workers that have ended, by why.
       uploaded: bytes of programs that clients uploaded.
       written: bytes of checkpoints that were written.
@@ -62,7 +62,7 @@ class Metrics:
         self.built = self._histogram("build_seconds", "Time of a build", ("method",))
         self.hits = self._make(Counter, "cache_hits", "Answers that were there")
         self.misses = self._make(Counter, "cache_misses", "Answers that were made")
-        self.evicted = self._make(Counter, "cache_evictions", "Answers that went")
+        self.evicted = self._make(Counter, "cache_evictions", "What went to make room")
         self.killed = self._make(Counter, "workers_ended", "Ended workers", ("why",))
         self.uploaded = self._make(Counter, "upload_bytes", "Bytes of uploads")
         self.written = self._make(Counter, "checkpoint_bytes", "Bytes of checkpoints")

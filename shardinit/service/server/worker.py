@@ -19,7 +19,8 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from google.protobuf import message_factory
@@ -106,7 +107,9 @@ def _items(made: Message | bytes | Iterable[Answer]) -> Iterable[Answer]:
     return (made,) if isinstance(made, Message | bytes) else made
 
 
-def _prepare(config: Config, modules: Sequence[str]) -> Servicer:
+def _prepare(
+    config: Config, modules: Sequence[str], evicted: Callable[[], None]
+) -> Servicer:
     """Imports what the jobs need.
 
     Raises:
@@ -129,7 +132,7 @@ def _prepare(config: Config, modules: Sequence[str]) -> Servicer:
             log.warning("the models of %r are not here", name, exc_info=True)
     from shardinit.service.server.servicer import Servicer
 
-    return Servicer(config)
+    return Servicer(config, evicted)
 
 
 def main() -> None:
@@ -150,7 +153,8 @@ def main() -> None:
     logging.captureWarnings(True)
     warnings.simplefilter("ignore", FindingsWarning)  # they travel with the answer
     try:
-        servicer = _prepare(config, json.loads(modules))
+        evicted = partial(frames.send, Kind.EVICTED)
+        servicer = _prepare(config, json.loads(modules), evicted)
         models = servicer.ListModels(service_pb2.ListModelsRequest())
     except Exception as error:
         frames.send(Kind.FAILED, to_status(error, "start").SerializeToString())
