@@ -79,6 +79,7 @@ def _restored(leaves: dict[str, Any]) -> dict[str, Any]:
         shape = [
             len(range(*s.indices(n))) for s, n in zip(index, leaf.shape, strict=True)
         ]
+        # Not zeros, whose pages Linux gives only when they are written to.
         return np.full(shape, 0.5, leaf.dtype)
 
     arrays = [

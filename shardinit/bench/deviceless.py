@@ -43,6 +43,7 @@ def ours(topology: str, layers: int) -> Figures:
     mesh, rules = _mesh(topology), subjects.rules()
     init = subjects.narrow(layers)
     fn = init.fn
+    # A function that JAX has not traced yet: it keeps traces by function.
     new = InitFn(lambda key: fn(key), axes=init.axes)
     seconds, compiled = timed(
         lambda: compile_plan(make_plan(new, mesh=mesh, rules=rules))

@@ -59,6 +59,8 @@ def by_client(layers: int, devices: int) -> Figures:
         with connect(address, cache_dir=f"{folder}/other") as other:
             first, _ = timed(other.program, spec)
         begin = time.perf_counter()
+        # A folder of its own: from that of the first the program would come off the
+        # disk.
         with connect(address, cache_dir=f"{folder}/mine") as client:
             params = client.init(spec, 0, mesh=mesh, rules=rules)
         jax.block_until_ready(params)

@@ -91,6 +91,7 @@ def raw_grpc(mebibytes: int) -> Figures:
         options = [("grpc.max_receive_message_length", 4 * _MIB)]
         with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             send = channel.unary_stream("/raw/send")
+            # The first call connects, which is not what is measured.
             sum(map(len, send(b"8")))
             taken = _Taken(process.pid)
             count = sum(map(len, send(str(mebibytes).encode())))

@@ -87,6 +87,7 @@ def peak_bytes() -> int:
     """The most memory that the devices have held; on simulated ones, this process."""
     import jax
 
+    # Devices of the CPU keep no account: their ``memory_stats()`` is None.
     held = [(d.memory_stats() or {}).get("peak_bytes_in_use") for d in jax.devices()]
     known = [count for count in held if count is not None]
     return sum(known) if len(known) == len(held) else platform.peak_bytes()

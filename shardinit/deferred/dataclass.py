@@ -137,6 +137,7 @@ def pytree_dataclass(
         if is_pytree_dataclass_type(cls):
             raise ValueError(f"{cls.__name__} is a pytree dataclass already")
         _check_flattens(cls)
+        # Asked before `dataclass` below, which puts a generated one there.
         written = cls.__dict__.get("__init__")
         generates = init and written is None
         if generates and not overwrite_parent_init:

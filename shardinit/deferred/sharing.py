@@ -235,4 +235,5 @@ def attach_shared_parameters(
                 "take the first initializer",
             )
     body = uses.apply(lambda use: SharedParameterLookup(use.name, use.value_structure))
+    # A new dict: to a type checker one of this kind of parameters is none of all kinds.
     return WithSharedParameters(body, {**owned})

@@ -56,6 +56,7 @@ class ModuleMeta(ABCMeta):
             with context.entered(
                 context.Scope(running=scope.running, calls=scope.calls)
             ):
+                # Here and not in ``Module.__init__``, which a subclass need not call.
                 module._set_defaults()
                 module.__init__(*args, **kwargs)
             module._check_fields()

@@ -113,6 +113,7 @@ class Tree:
     def add(self, path: tuple[Any, ...], module: Any) -> None:
         """Adds ``module``, which is at ``path``, and all modules below it."""
         for below, found in walk.modules(module):
+            # A module in two places keeps its first path: keys by name derive from it.
             self._paths.setdefault(id(found), (found, (*path, *below)))
 
     def path(self, module: Any) -> tuple[Any, ...] | None:

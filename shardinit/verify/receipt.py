@@ -195,6 +195,7 @@ def _not_mesh_free(plan: Plan) -> dict[str, str]:
 def _device(params: Any) -> Any:
     """A device of this process that holds weights; else the default one."""
     for leaf in jax.tree.leaves(params):
+        # In a job a leaf may lie on other processes' devices alone.
         if isinstance(leaf, jax.Array) and leaf.sharding.addressable_devices:
             return next(iter(leaf.sharding.addressable_devices))
     return jax.local_devices()[0]

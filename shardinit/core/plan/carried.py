@@ -126,6 +126,8 @@ def _boxed(tree: Tree) -> list[AxisNames | None]:
     names: list[AxisNames | None] = []
     for node in jax.tree.leaves(tree, is_leaf=_is_box):
         inside = jax.tree.leaves(node)
+        # Names are for the axes of one array, and an NNX Variable may hold a tree of
+        # them.
         if not _is_box(node) or len(inside) != 1:
             names += [None] * len(inside)
             continue

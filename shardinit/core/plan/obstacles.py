@@ -108,4 +108,5 @@ def _free_cut(
 
 
 def _pattern(leaf: LeafInfo) -> str:
+    # A path may hold dots and brackets, which a pattern reads otherwise.
     return f"^{re.escape(leaf.path)}$"

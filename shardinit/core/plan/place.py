@@ -84,6 +84,7 @@ def _own_mesh(infos: Sequence[LeafInfo]) -> AnyMesh | None:
     for leaf in infos:
         if leaf.own_mesh is not None:
             return leaf.own_mesh
+        # An abstract mesh has no devices on which the plan could run.
         if leaf.stated is not None and isinstance(leaf.stated.mesh, Mesh):
             return leaf.stated.mesh
     return None

@@ -20,6 +20,7 @@ from shardinit.verify.compare.renames import renamed
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
 from shardinit.verify.compare.taking import of_arrays, of_digest, of_receipt, snapshot
 from shardinit.verify.digest.host import Digest
+from shardinit.verify.receipt_record import Receipt
 
 _MACHINE = ("platform", "device", "processor", "flags", "jax")
 
@@ -61,7 +62,7 @@ def as_snapshot(x: Any, key: KeyLike = 0, *, values: bool = False) -> Snapshot:
         return x
     if isinstance(x, Digest):
         return of_digest(x)
-    if hasattr(x, "seal"):
+    if isinstance(x, Receipt):
         return of_receipt(x)
     if _is_function(x):
         return snapshot(x, key, values=values)

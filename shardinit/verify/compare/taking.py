@@ -23,9 +23,11 @@ from shardinit.core.prng.root_key import KeyLike, as_key
 from shardinit.core.types import DType
 from shardinit.progress import counted, progress
 from shardinit.verify.compare.snapshot import LeafSnapshot, Snapshot
+from shardinit.verify.digest.host import Digest
 from shardinit.verify.inspect.inspect import WHOLE_BYTES, law_of
 from shardinit.verify.inspect.reading import Reader
 from shardinit.verify.inspect.windows import layout
+from shardinit.verify.receipt_record import Receipt
 from shardinit.version import __version__
 
 WINDOWS = "windows"
@@ -91,7 +93,7 @@ def made_by() -> dict[str, str]:
     }
 
 
-def of_receipt(receipt: Any) -> Snapshot:
+def of_receipt(receipt: Receipt) -> Snapshot:
     """The snapshot of a receipt: structure, key, and digests of all values."""
     return Snapshot(
         name=receipt.name,
@@ -113,7 +115,7 @@ def of_receipt(receipt: Any) -> Snapshot:
     )
 
 
-def of_digest(found: Any, name: str = "checkpoint") -> Snapshot:
+def of_digest(found: Digest, name: str = "checkpoint") -> Snapshot:
     """The snapshot of a digest: structure and digests of all values."""
     leaves = tuple(
         LeafSnapshot(path, *found.kinds[path], values={FULL: value})
