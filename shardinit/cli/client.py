@@ -39,7 +39,7 @@ Source = Annotated[
 
 
 class _Asked:
-    """Whom to ask, and how."""
+    """The address of the service, and how to connect to it."""
 
     def __init__(self, target: str, timeout: float, credentials: Credentials):
         self.target = target

@@ -39,6 +39,7 @@ def run(config: str) -> None:
       ShardinitError: the job failed; it has said why.
     """
     begin = time.monotonic()
+    # Before `simulate` changes the environment: a server needs no devices.
     served = dict(os.environ, JAX_PLATFORMS="cpu")
     devices.simulate(8)
     job = dict(os.environ)

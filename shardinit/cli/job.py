@@ -115,6 +115,7 @@ def _check(plan: Any, params: Any, init_fn: Any) -> int:
             return jax.tree.leaves(init_fn.fn(key))[place]
 
         expected = np.asarray(jax.jit(alone)(key))
+        # As bytes: ``==`` takes -0.0 for 0.0, and NaN for no NaN.
         if np.asarray(arrays[picked]).tobytes() != expected.tobytes():
             raise ShardinitError(
                 f"leaf {path!r}",

@@ -69,9 +69,9 @@ def interruptible(kept: str = NOTHING_KEPT) -> Iterator[None]:
 
 
 def keep_interrupts() -> None:
-    """Has a Ctrl-C count that comes while the garbage collector runs, as JAX's does.
+    """Makes a Ctrl-C count that comes while a callback of the garbage collector runs.
 
-    Python prints what is raised there, and goes on.
+    JAX has such a callback. Python prints what is raised in it, and goes on.
     """
     usual = sys.unraisablehook
 

@@ -1,4 +1,4 @@
-"""Targets: what a command is to write is looked at before its work begins."""
+"""Targets: whether a file or folder can be written, asked before the work begins."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_target(out: str, *, folder: bool = False) -> Path:
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
-    """What the system says against the file is said of what was typed."""
+    """An error of the operating system names the target as it was typed."""
     try:
         yield
     except OSError as error:

@@ -239,6 +239,7 @@ def _by_optax(
         # is_leaf: each such tree whole. Leaf by leaf it stumbles over what `masked`
         # leaves out and over the lists that SM3 keeps for a parameter.
         optax.tree_map_params(tx, repeats, marked, is_leaf=lambda _: True)
+    # L-BFGS of optax 0.2.8 raises an IndexError.
     except Exception:  # whatever a transformation makes of a stand-in
         return None
     return found

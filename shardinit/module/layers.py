@@ -37,6 +37,7 @@ def parameter_key(key: jax.Array, number: int, within: str = "") -> jax.Array:
       number: the number of the parameter.
       within: the name of the part of the layer that has the parameter.
     """
+    # Flax hashes a number as its bytes, which up to 127 are those of this character.
     return key_for_name(key, within + chr(number))
 
 

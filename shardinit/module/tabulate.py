@@ -125,6 +125,7 @@ def _render(
         shapes = calls.get(name, ("", "")) if called else ()
         cells = [_sizes(own, kind) for kind in kinds]
         row = [name, type(module).__name__, fields, *shapes, *cells]
+        # As `Text`: in a str rich reads square brackets as markup.
         table.add_row(*map(Text, row))
     out = io.StringIO()
     Console(file=out, width=200, color_system=None).print(table)

@@ -1,4 +1,4 @@
-"""Carried: what a result says of its own leaves, whatever function gave it.
+"""Carried: axis names and optimizer state that a result itself declares.
 
 A front end knows its framework's trees. A function of the user's own returns whatever
 it likes: boxes around arrays, a training state in a dataclass, a tuple of both. Boxes

@@ -1,4 +1,4 @@
-"""What a device holds, held against a limit."""
+"""The bytes that a device holds, checked against a limit."""
 
 from __future__ import annotations
 

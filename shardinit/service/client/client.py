@@ -266,6 +266,7 @@ class Client:
         if via not in ("program", "stream"):
             raise ValueError(f"via={via!r}; expected 'program' or 'stream'")
         spec = wire.spec_for(spec, key, draw_dtype)
+        # Not above: what follows imports JAX, and the module does without.
         from shardinit.core.plan.options import PlanOptions
 
         options = PlanOptions(
@@ -294,6 +295,8 @@ class Client:
             )
         from shardinit.service.client.arrays import from_windows
 
+        # A service places by rules alone: with shardings of the caller's own it is
+        # asked for shapes, and those are laid over them here.
         placed_on = mesh if out_shardings is None else None
         described = self.describe(
             spec, placed_on, rules, opt_rules=opt_rules, opt_state=opt_state
