@@ -86,6 +86,7 @@ def _time(
     held: dict[str, Any] = {}
 
     def cold(key: Any) -> Any:
+        # A function that JAX has not traced yet: it keeps traces by function.
         held["run"] = compiled(lambda key: fn(key), places)
         return held["run"](key)
 

@@ -17,6 +17,7 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
     command = [sys.executable, "-m", "shardinit", "serve", "--listen", "127.0.0.1:0"]
     command += ["--log-level", "warning", "--grace", "0", *options]
     command += ["--models", "shardinit.bench.serving_models"]
+    # Those simulate the devices of the job; a server needs none of them.
     kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=kept)
     assert process.stdout is not None
@@ -30,6 +31,8 @@ def server(*options: str) -> Iterator[tuple[str, int]]:
 def processor_seconds(pid: int) -> float:
     """What a process has taken of all processors so far, in seconds."""
     with open(f"/proc/{pid}/stat") as file:
+        # The second field is the program's name in brackets, which may hold spaces
+        # itself.
         user, system = file.read().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 

@@ -126,6 +126,7 @@ def nested(
 
 def escape(part: str) -> str:
     """One key as it stands inside a path."""
+    # In this order: else the ``~`` of ``~1`` would be escaped again.
     return part.replace("~", "~0").replace("/", "~1")
 
 
@@ -135,6 +136,7 @@ def keys_of(path: str) -> list[str]:
     >>> keys_of("mlp~1~0~1linear_0/w")
     ['mlp/~/linear_0', 'w']
     """
+    # In this order: ``~01`` is an escaped ``~1`` and no ``/`` (RFC 6901, section 4).
     return [part.replace("~1", "/").replace("~0", "~") for part in path.split("/")]
 
 

@@ -100,12 +100,15 @@ def register(
 
 
 def _origin(function: Callable[..., Any]) -> tuple[str, str]:
+    # By name: a module that is imported anew registers the same builder as another
+    # object.
     return function.__module__, getattr(function, "__qualname__", repr(function))
 
 
 def _entry_points() -> dict[str, metadata.EntryPoint]:
     points = {n: metadata.EntryPoint(n, v, GROUP) for n, v in _OWN.items()}
     for point in metadata.entry_points(group=GROUP):
+        # A package that is installed cannot take over a name of this one's own.
         points.setdefault(point.name, point)
     return points
 

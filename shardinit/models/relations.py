@@ -121,6 +121,7 @@ def _check_number(
 
 
 def _is_number(value: Any) -> bool:
+    # JSON's true is a bool, and to Python an int.
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

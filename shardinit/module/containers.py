@@ -210,12 +210,12 @@ def compact_module(fn: Callable[..., Any]) -> Any:
       (3, 8)
     """
 
+    # Not named as the function: what a compact method made is noted by its name.
     @compact
-    @functools.wraps(fn)
+    @functools.wraps(fn, assigned=("__doc__",))
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return fn(*args, **kwargs)
 
-    setattr(__call__, "__name__", "__call__")  # noqa: B010
     name = getattr(fn, "__name__", "compact_module")
     body = {
         "__call__": __call__,

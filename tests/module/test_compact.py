@@ -146,6 +146,21 @@ def test_key_policy_name_reaches_into_compact_methods():
     assert len(set(leaves)) == len(leaves) == 12
 
 
+def test_a_compact_module_that_has_run_is_initialised_without_inputs():
+    @tx.compact_module
+    def Block(x):
+        return tx.Linear(8)(x)
+
+    class Parent(tx.Module):
+        def __init__(self):
+            self.block = Block()
+
+        def rng_init(self):
+            self.block(X)
+
+    assert Parent().init(42).block.initialized
+
+
 def test_compact_module():
     @tx.compact_module
     def Block(x, features):

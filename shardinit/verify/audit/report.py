@@ -162,6 +162,7 @@ class AuditReport:
         """The report as plain data, for JSON."""
         return {"ok": self.ok, **dataclasses.asdict(self)}
 
+    # Without an annotation, with which a dataclass takes it for a field.
     HEADER = (
         "program",
         "leaves",
