@@ -147,6 +147,8 @@ def pytree_dataclass(
         cls = dataclasses.dataclass(frozen=True, repr=wanted, **options)(cls)
         setattr(cls, _INFO, cls.__init__ if generates else None)
         if hashes:
+            # The one that `dataclass` makes fails on a field that holds a dict or a
+            # list.
             cls.__hash__ = cls._structural_hash
         _check_fields(cls, has_implicitly_inherited_fields)
         _register(cls)

@@ -200,6 +200,8 @@ def calling(module: Any) -> Iterator[Scope]:
     """
     outer = current_scope()
     tree = outer.tree or Tree(module)
+    # A method that is not compact constructs no fields, not for the compact one around
+    # it either.
     inner = replace(outer, tree=tree, module=module, path=None, compact=None)
     try:
         with entered(inner):

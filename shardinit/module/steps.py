@@ -46,6 +46,7 @@ def initialise(root: Any, prefix: Path = ()) -> None:
 
     walk.map_leaves(root, fill)
     for _, module in walk.modules(root):
+        # Once: a module that still waits for inputs keeps what the first `init` drew.
         if not module._initialized and not module._rng_ran:
             with context.calling(module):
                 module.rng_init()  # type: ignore[attr-defined]
@@ -107,6 +108,7 @@ def forward(
     ]
     with context.calling(root):
         method(*inputs.args, **inputs.kwargs)
+    # The call assigns to them as well, as a `Dropout` does that splits its key.
     for module, fields in held:
         module.__dict__.update(fields)
 

@@ -128,6 +128,24 @@ def test_without_inputs_a_compact_module_waits():
     assert part.init(2, X).layers[0].linear.kernel.shape == (3, 4)
 
 
+def test_what_rng_init_drew_stays_when_the_inputs_come():
+    class Waits(tx.Module):
+        drawn: jax.Array | None = tx.Parameter.node(None)
+        sized: jax.Array | None = tx.Parameter.node(None)
+
+        def rng_init(self):
+            self.drawn = jax.random.uniform(tx.next_key(), (2,))
+
+        def __call__(self, x):
+            if self.initializing():
+                self.sized = jnp.zeros(x.shape)
+            return x
+
+    waits = Waits().init(1)
+    assert not waits.initialized
+    assert np.array_equal(waits.init(2, X).drawn, waits.drawn)
+
+
 def test_key_policy_name_reaches_into_compact_methods():
     class Net(tx.Module):
         def __init__(self, **fields):
@@ -144,6 +162,20 @@ def test_key_policy_name_reaches_into_compact_methods():
     assert differing(one.b, two.b) == []
     leaves = [np.asarray(x).tobytes() for x in jax.tree.leaves(one)]
     assert len(set(leaves)) == len(leaves) == 12
+
+
+def test_a_plain_method_makes_no_fields_of_the_compact_one_around_it():
+    class Inner(tx.Module):
+        def __call__(self, x):
+            return tx.Linear(3)(x)
+
+    class Outer(tx.Module):
+        @tx.compact
+        def __call__(self, x):
+            return Inner()(x)
+
+    with pytest.raises(ModuleStateError, match="module Linear"):
+        Outer().init(42, X)
 
 
 def test_a_compact_module_that_has_run_is_initialised_without_inputs():

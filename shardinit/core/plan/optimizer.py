@@ -20,6 +20,8 @@ def mirrored(leaf: LeafInfo, source: Choice) -> Choice:
     """The choice for a leaf that mirrors another, of which rules chose ``source``."""
     dims = leaf.mirrors.dims if leaf.mirrors is not None else ()
     entries = dict(enumerate(source.spec))
+    # As it is: ``P("data") != P("data", None)`` to JAX, and whoever compares the
+    # sharding of a moment with its parameter's finds them equal.
     if None not in dims and list(dims) == list(range(max(len(dims), len(entries)))):
         return source
     spec = [None if dim is None else entries.get(dim) for dim in dims]
