@@ -1,4 +1,4 @@
-"""What a prompt shows of an object: what it is, and not all that it has."""
+"""Short forms for people: what an object is and not all that it has, and counts."""
 
 from __future__ import annotations
 
@@ -32,3 +32,15 @@ def short_repr(self: Any) -> str:
         if len(text) <= _MOST:
             return text
     return f"{text[: _MOST - 4]}...)"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number of things: of one, or of several.
+
+    Example:
+      >>> plural(1, "leaf"), plural(20_000, "leaf"), plural(0, "program")
+      ('1 leaf', '20,000 leaves', '0 programs')
+    """
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count:,} {noun[:-1]}ves" if noun == "leaf" else f"{count:,} {noun}s"

@@ -1,8 +1,11 @@
 """``shardinit client`` against a service that runs here."""
 
+import contextlib
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import jax
 import numpy as np
 import pytest
@@ -41,15 +44,18 @@ def ask(server, monkeypatch, capsys, tmp_path):
     """Runs a command; what it printed, or said on its way out."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(*args, code=0, target=server.address):
-        words = ["shardinit", "client", "--target", target, *args]
-        monkeypatch.setattr(sys, "argv", words)
+    def words(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["shardinit", *words])
         with pytest.raises(SystemExit) as caught:
             cli.main()
         said = capsys.readouterr()
         assert (caught.value.code or 0) == code, said.err
         return said.err if code else said.out
 
+    def run(*args, code=0, target=server.address):
+        return words("client", "--target", target, *args, code=code)
+
+    run.words = words
     return run
 
 
@@ -59,6 +65,53 @@ def test_options_of_the_connection_stand_behind_the_command_too(ask, server):
     assert ask("health", "-t", server.address, "--timeout", "60") == "SERVING\n"
     said = ask("version", "--target", "localhost:1", "--timeout", "5", code=1)
     assert "shardinit serve starts one" in said
+
+
+def test_health_is_asked_for_in_one_way_with_client_and_without(ask, server):
+    """Of a target behind the command, or of one that is an option."""
+    for words in (["client", "health"], ["health"]):
+        for target in ([server.address], ["--target", server.address]):
+            assert ask.words(*words, *target) == "SERVING\n"
+    assert ask("health", server.address, target="localhost:1") == "SERVING\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("health",), ("client", "health"), ("client", "version")]
+)
+def test_a_target_without_a_port_is_wrong_usage_that_names_the_usual_one(ask, words):
+    said = ask.words(*words, "--target", "localhost", code=2)
+    assert said.startswith("error: --target: got 'localhost', which has no port")
+    assert "Write 'localhost:50051'" in said
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["[::1]:1", "unix:/run/x", "dns:///a:1", "ipv4:10.0.0.1:1,10.0.0.2:1", "xds:///a"],
+)
+def test_a_target_that_says_where_to_go_is_taken(target):
+    shardinit.connect(target).close()
+
+
+def test_health_that_is_not_said_is_told_with_its_code(ask, server):
+    """Of a service that is not there, of none that has health, of no server."""
+    said = ask("health", "--service", "no.such.Service", code=1)
+    assert "health of" in said
+    assert "'no.such.Service'" in said
+    with _without_health() as address:
+        said = ask.words("health", address, code=1)
+        assert "does not have this call" in said
+    said = ask.words("health", "127.0.0.1:1", code=1)
+    assert "cannot be reached" in said
+    assert "shardinit serve starts one" in said
+
+
+@contextlib.contextmanager
+def _without_health():
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(0)
 
 
 def test_health_and_version_are_told(ask):
@@ -99,6 +152,10 @@ def test_a_window_is_printed_or_kept(ask, config, tmp_path):
     right = shardinit.read(fn, 3, path, np.s_[:2])
     out = str(tmp_path / "w.npy")
     assert path in ask("stream", config, path, ":2", "--seed", "3", "--out", out)
+    assert np.load(out).tobytes() == right.tobytes()
+    assert path in ask("stream", config, path, ":2", "--seed", "3", "--out", out)
+    said = ask("stream", config, path, ":2", "--seed", "4", "--out", out, code=1)
+    assert "it exists, and is not this window" in said
     assert np.load(out).tobytes() == right.tobytes()
     found = json.loads(ask("stream", config, path, ":2", "--seed", "3", "--json"))
     assert found["shape"] == list(right.shape)

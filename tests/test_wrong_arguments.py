@@ -204,7 +204,8 @@ def wrong_specs(folder):
 
 def wrong_targets(folder):
     http = ("http://localhost:50051", "https://localhost:50051/")
-    yield from ((x,) for x in (None, 3, "", ["a"], *http))
+    portless = ("localhost", "10.0.0.1", "[::1]", "dns:host", "dns:///host.example")
+    yield from ((x,) for x in (None, 3, "", ["a"], *http, *portless))
     yield from (("localhost:1", {"timeout": x}) for x in ("x", -1, 0))
     yield "localhost:1", {"ca": 3}
 

@@ -14,6 +14,7 @@ from shardinit.cli.outcomes import DIFFERS, reading
 from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target, writing
 from shardinit.errors import CheckpointError, ReceiptFormatError, ShardinitError
+from shardinit.short import plural
 
 if TYPE_CHECKING:
     from shardinit.verify.compare.snapshot import Snapshot
@@ -89,7 +90,8 @@ def _said(file: str, made: Snapshot, written: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"file": file, **facts, "written": written}))
     elif written:
-        print(f"{file}: {len(made.leaves):,} leaves, fingerprint {made.fingerprint}")
+        leaves = plural(len(made.leaves), "leaf")
+        print(f"{file}: {leaves}, fingerprint {made.fingerprint}")
     else:
         print(f"{file} is there already, and is the pin of this model")
 

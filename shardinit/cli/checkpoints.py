@@ -23,6 +23,7 @@ from shardinit.cli.programs import AsJson, ModelName, Modules, Source
 from shardinit.cli.targets import check_target
 from shardinit.errors import CheckpointError, ReceiptMismatchError
 from shardinit.progress import counted, progress
+from shardinit.short import plural
 
 if TYPE_CHECKING:
     from shardinit.core.plan.plan import Plan
@@ -205,7 +206,8 @@ def verify(
     if as_json:
         print(json.dumps({"ok": True, "differences": [], "root": found.root}, indent=1))
         return
-    print(f"{len(found.leaves)} leaves are those of {wanted.name}, root {found.root}")
+    leaves = plural(len(found.leaves), "leaf")
+    print(f"{leaves} as in {wanted.name}, root {found.root}")
 
 
 class _Checkpoint(NamedTuple):

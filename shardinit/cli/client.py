@@ -51,15 +51,14 @@ class _Asked:
         from shardinit.service.client.client import connect
 
         given = vars(self.credentials)
+        serving.check(self.target, self.timeout)
         return connect(self.target, timeout=self.timeout, **given)
 
 
 @app.callback()
 def whom(
     context: typer.Context,
-    target: Annotated[
-        str, typer.Option("--target", "-t", help="Host and port of the service.")
-    ] = "127.0.0.1:50051",
+    target: serving.Target = serving.TARGET,
     timeout: Annotated[float, typer.Option(help="Seconds that a call may take.")] = 120,
     tls: Annotated[bool, typer.Option(help="Encrypt, by the usual authorities.")] = (
         False
@@ -88,15 +87,17 @@ def whom(
 @app.command()
 def health(
     context: typer.Context,
-    service: Annotated[str, typer.Option(help="Service to ask about.")] = "",
+    target: Annotated[
+        str | None, typer.Argument(help="Host and port, in place of --target.")
+    ] = None,
+    service: serving.Service = "",
     as_json: AsJson = False,
 ) -> None:
     """Whether it serves; exit code 1 if it does not."""
     asked: _Asked = context.obj
-    name = serving.ask_health(asked.target, asked.credentials, service, asked.timeout)
-    print(json.dumps({"status": name}) if as_json else name)
-    if name != "SERVING":
-        raise typer.Exit(1)
+    credentials, timeout = asked.credentials, asked.timeout
+    where = target or asked.target
+    serving.say_health(where, credentials, service, timeout, as_json)
 
 
 @app.command()

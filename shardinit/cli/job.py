@@ -27,6 +27,7 @@ from shardinit.errors import FingerprintMismatchError, ShardinitError
 from shardinit.models import build
 from shardinit.progress import Report, progress
 from shardinit.service.client.client import connect
+from shardinit.short import plural
 
 SEED = 0
 
@@ -62,7 +63,8 @@ def run(address: str, config: str, cache: str) -> None:
     most = max(held.values())
     print(f"   time               {seconds:.1f} s from the request to the last byte")
     print(f"   init program       {size:,} bytes for {plan.total_bytes:,} of weights")
-    print(f"   distinct programs  {len(plan.programs)} for {len(plan.leaves)} leaves")
+    leaves = plural(len(plan.leaves), "leaf")
+    print(f"   distinct programs  {len(plan.programs)} for {leaves}")
     print(f"   bytes a device     {most:,} at most, planned {plan.bytes_per_device:,}")
     ratio = peak / plan.total_bytes
     print(f"   peak memory        {peak:,} bytes, {ratio:.2f} x the weights")

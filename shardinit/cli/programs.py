@@ -14,6 +14,7 @@ from shardinit.cli.outcomes import UsageError
 from shardinit.cli.targets import check_target, writing
 from shardinit.errors import ProgramFormatError, ShardinitError
 from shardinit.files import write_file
+from shardinit.short import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +86,7 @@ def export(
         print(json.dumps({**facts, **names, "written": program is not there}))
         return
     print(
-        f"{out}: {len(program.paths):,} leaves, {size:,} bytes, "
+        f"{out}: {plural(len(program.paths), 'leaf')}, {size:,} bytes, "
         f"fingerprint {program.fingerprint}, sha256 {program.sha256}"
     )
 
@@ -138,7 +139,7 @@ def compile_for_here(
         facts = {"out": out, "bytes": size, "programs": count, "sha256": digest}
         print(json.dumps(facts))
         return
-    print(f"{out}: {count} programs, {size:,} bytes")
+    print(f"{out}: {plural(count, 'program')}, {size:,} bytes")
     print(f"sha256 {digest}")
 
 
@@ -207,8 +208,18 @@ def show_window(
     width = f"u{values.dtype.itemsize}"
     made = io.BytesIO()
     np.save(made, values if plain else values.view(width), allow_pickle=False)
-    with writing(out):
-        write_file(out, made.getvalue(), replace=False)
+    try:
+        with writing(out):
+            write_file(out, made.getvalue(), replace=False)
+    except ShardinitError as error:
+        if not isinstance(error.__cause__, FileExistsError):
+            raise
+        raise ShardinitError(
+            f"--out {out}",
+            "it exists, and is not this window",
+            "a new file",
+            "Nothing is overwritten: remove it or choose another name",
+        ) from error
     print(json.dumps({**said, "out": out}) if as_json else f"{out}: {text}")
 
 

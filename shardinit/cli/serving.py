@@ -25,7 +25,7 @@ from shardinit.cli import arguments, devices
 from shardinit.cli.outcomes import UsageError
 from shardinit.cli.programs import AsJson
 from shardinit.cli.settings import Settings, options
-from shardinit.errors import ServiceError
+from shardinit.errors import ArgumentError
 from shardinit.extras import needs
 
 if TYPE_CHECKING:
@@ -135,35 +135,74 @@ def _log(level: int, form: str) -> None:
     logging.getLogger("shardinit").setLevel(level)
 
 
+TARGET = "127.0.0.1:50051"
+Target = Annotated[
+    str, typer.Option("--target", "-t", help="Host and port of the service.")
+]
+Service = Annotated[str, typer.Option(help="Service to ask about.")]
+
+
 def health(
-    target: Annotated[str, typer.Argument(help="Host and port of a server.")],
-    service: Annotated[str, typer.Option(help="Service to ask about.")] = "",
+    target: Annotated[
+        str | None, typer.Argument(help="Host and port, in place of --target.")
+    ] = None,
+    to: Target = TARGET,
+    service: Service = "",
     ca: Annotated[
         Path | None, typer.Option(help="Authorities of the server (PEM): use TLS.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
     as_json: AsJson = False,
 ) -> None:
-    """Asks a server whether it serves; exit code 0 if it does, for probes."""
+    """Asks a server whether it serves; exit code 0 if it does, for probes.
+
+    `shardinit client health` is the same, with all options of a connection.
+    """
     from shardinit.service.client.connection import Credentials
 
-    name = ask_health(target, Credentials(ca=ca), service, timeout)
+    say_health(target or to, Credentials(ca=ca), service, timeout, as_json)
+
+
+def say_health(
+    target: str, credentials: Credentials, service: str, timeout: float, as_json: bool
+) -> None:
+    """Prints what a server says of the health of one of its services.
+
+    Raises:
+      Exit: it does not serve.
+      UsageError: the target is no address.
+      ServiceError: it gives no answer in time.
+    """
+    check(target, timeout)
+    name = _ask_health(target, credentials, service, timeout)
     typer.echo(json.dumps({"status": name}) if as_json else name)
     if name != "SERVING":
         raise typer.Exit(1)
 
 
-def ask_health(
-    target: str, credentials: Credentials, service: str, timeout: float
-) -> str:
-    """What a server says of the health of one of its services.
+def check(target: str, timeout: float) -> None:
+    """Refuses what is no address, and no time to wait.
 
     Raises:
-      ServiceError: it gives no answer in time.
+      UsageError: it is none.
     """
+    from shardinit.service.client.connection import check_target
+
+    try:
+        check_target(target, timeout)
+    except ArgumentError as error:
+        where = f"--{error.where}"
+        raise UsageError(where, error.got, error.expected, error.remedy) from None
+
+
+def _ask_health(
+    target: str, credentials: Credentials, service: str, timeout: float
+) -> str:
     with needs("grpc", "shardinit[service]"):
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        from shardinit.service.wire.errors import from_rpc_error
 
     with credentials.channel(target, ()) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
@@ -172,13 +211,5 @@ def ask_health(
             given = credentials.header()
             answer = stub.Check(request, timeout=timeout, metadata=given)
         except grpc.RpcError as error:
-            code: Any = getattr(error, "code", lambda: None)()
-            text = f"no health ({getattr(code, 'name', error)})"
-            raise ServiceError(
-                target,
-                text,
-                "a service that runs there",
-                "shardinit serve starts one",
-                code="UNAVAILABLE",
-            ) from error
+            raise from_rpc_error(error, f"health of {target}") from error
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from shardinit.core.plan import tables
 from shardinit.core.plan.entries import as_entry, mesh_axes
 from shardinit.core.plan.text_table import as_text, fitted, wrapped
+from shardinit.short import plural
 
 if TYPE_CHECKING:
     from shardinit.service.wire.description import Description, LeafDescription
@@ -59,7 +60,8 @@ def print_description(found: Description, axes: dict[str, int] | None) -> None:
 
     rows, host = tables.rows(map(planned, found.leaves)), found.host_bytes_per_device
     said = [
-        f"{len(found.leaves):,} leaves of {found.programs} programs, "
+        f"{plural(len(found.leaves), 'leaf')} of "
+        f"{plural(found.programs, 'program')}, "
         f"{found.total_bytes:,} bytes, {found.bytes_per_device:,} a device"
         + (f" and {host:,} in its host's memory" if host else "")
         + f", fingerprint {found.fingerprint}",

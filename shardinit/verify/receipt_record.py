@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardinit.errors import ReceiptFormatError
+from shardinit.short import plural
 from shardinit.verify.digest.host import root_digest
 from shardinit.verify.receipt_format import (
     FIELDS,
@@ -164,9 +165,8 @@ class Receipt:
         return cls(**{**facts, **tuples, "leaves": leaves})
 
     def __repr__(self) -> str:
-        return (
-            f"<Receipt of {self.name}, {len(self.leaves):,} leaves, root {self.root}>"
-        )
+        leaves = plural(len(self.leaves), "leaf")
+        return f"<Receipt of {self.name}, {leaves}, root {self.root}>"
 
     def save(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
         """Writes the receipt to ``path``: complete under its name, or not at all.

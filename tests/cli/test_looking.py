@@ -112,7 +112,7 @@ def test_a_pin_finds_what_a_change_did(run, tmp_path):
     write(tmp_path, 0.5)
     assert run("pin", "mymodel:init", "pin.json", "--seed", "3")[0] == 0
     code, out, _ = run("diff", "mymodel:init", "--against", "pin.json")
-    assert (code, out.splitlines()[-1]) == (0, "the same: 1 leaves of init")
+    assert (code, out.splitlines()[-1]) == (0, "the same: 1 leaf of init")
     assert run("pin", "mymodel:init", "pin.json", "--seed", "3")[0] == 0
     write(tmp_path, 0.25)
     code, out, _ = run("diff", "mymodel:init", "--against", "pin.json")

@@ -18,6 +18,7 @@ from shardinit.cli.page.layouts import described, layout_svg
 from shardinit.core.plan.folded import folded, template
 from shardinit.core.plan.leaves import PlanLeaf
 from shardinit.core.plan.tables import alike, spec_text
+from shardinit.short import plural
 
 if TYPE_CHECKING:
     from shardinit.verify.inspect.moments import Moments
@@ -147,7 +148,7 @@ def _layouts(plan: Any) -> Iterator[str]:
             f'<div class="layout"><div class="spec">{_esc(spec)}</div>'
             f"<div>{_esc(described(plan.mesh_shape, entries, rank))}</div>"
             f"{layout_svg(plan.mesh_shape, entries, rank)}"
-            f"<div>{len(leaves):,} leaves, {_size(held)} a device</div>"
+            f"<div>{plural(len(leaves), 'leaf')}, {_size(held)} a device</div>"
             f'<div class="soft path">{", ".join(_folded(leaves, 3))}</div></div>'
         )
     yield "</div>"

@@ -19,6 +19,7 @@ from shardinit.core.plan.entries import other_memory
 from shardinit.core.plan.leaf_info import LeafInfo
 from shardinit.core.types import Tree
 from shardinit.errors import ShardingError
+from shardinit.short import plural
 
 _NO_PROGRAM = -1
 
@@ -86,7 +87,7 @@ class PlanProgram:
             f"{shape} at {getattr(sharding, 'spec', None)}"
             for shape, sharding in zip(self.shapes, self.shardings, strict=True)
         )
-        return f"<PlanProgram for {self.leaves:,} leaves: {places[:300]}>"
+        return f"<PlanProgram for {plural(self.leaves, 'leaf')}: {places[:300]}>"
 
     @property
     def whole(self) -> str:

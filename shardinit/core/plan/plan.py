@@ -31,6 +31,7 @@ from shardinit.core.plan.options import Select
 from shardinit.core.prng.root_key import RootKey, as_threefry
 from shardinit.core.types import Tree
 from shardinit.errors import InitFnError
+from shardinit.short import plural
 
 _SCREEN = 30  # rows
 
@@ -307,17 +308,18 @@ class Plan:
           >>> import jax, shardinit
           >>> plan = shardinit.plan(lambda key: {"w": jax.random.normal(key, (64, 32))})
           >>> plan.summary().partition(", ")[2]
-          '2,048 elements, 8,192 bytes, 8,192 bytes a device, 1 programs'
+          '2,048 elements, 8,192 bytes, 8,192 bytes a device, 1 program'
         """
         devices = f" on {self.mesh_shape}" if self.mesh is not None else ""
         whole, host = len(self.whole_leaves), self.host_bytes_per_device
         return (
-            f"{self.name}: {len(self.leaves):,} leaves, {self.parameter_count:,} "
-            f"elements, {self.total_bytes:,} bytes{devices}, "
+            f"{self.name}: {plural(len(self.leaves), 'leaf')}, "
+            f"{plural(self.parameter_count, 'element')}, "
+            f"{self.total_bytes:,} bytes{devices}, "
             f"{self.bytes_per_device:,} bytes a device"
             + (f" and {host:,} in its host's memory" if host else "")
-            + f", {len(self.programs)} programs"
-            + (f", {whole} leaves computed whole" if whole else "")
+            + f", {plural(len(self.programs), 'program')}"
+            + (f", {plural(whole, 'leaf')} computed whole" if whole else "")
         )
 
     def __repr__(self) -> str:

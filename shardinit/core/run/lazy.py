@@ -36,6 +36,7 @@ from shardinit.core.region import Index, Region, covering
 from shardinit.core.run import arguments as operands
 from shardinit.core.types import Device, DType, Tree, Values, Words
 from shardinit.errors import ArgumentError, SelectError, WholeLeafError
+from shardinit.short import plural
 
 EXECUTABLES = 256
 
@@ -196,7 +197,7 @@ class LazyTree(Mapping[str, LazyArray]):
         return len(self._numbers)
 
     def __repr__(self) -> str:
-        return f"LazyTree({len(self):,} leaves, {self.nbytes:,} bytes)"
+        return f"LazyTree({plural(len(self), 'leaf')}, {self.nbytes:,} bytes)"
 
     def _read(self, number: int, region: Region) -> np.ndarray:
         leaf = self.cut.leaves[number]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 import uuid
@@ -51,6 +52,12 @@ _SERVICE_CONFIG = {
 }
 
 
+PORT = 50051  # of a server that was told none
+
+# A name, or an address in brackets, which gRPC would take for port 443.
+_PORTLESS = re.compile(r"(dns:(//[^/]*/)?)?(\[[^\]]*\]|[^:/\[\],]+)")
+
+
 def check_target(target: object, timeout: object) -> None:
     """Refuses what is no address, and no time to wait.
 
@@ -68,6 +75,13 @@ def check_target(target: object, timeout: object) -> None:
             "host:port",
             f"Write {target.split('//')[1].rstrip('/')!r}"
             + (", with tls=True" if target.startswith("https") else ""),
+        )
+    if _PORTLESS.fullmatch(target):
+        raise ArgumentError(
+            "target",
+            f"got {target!r}, which has no port",
+            "host:port",
+            f"Write '{target}:{PORT}' if it is the usual one",
         )
     if not isinstance(timeout, int | float) or not timeout > 0:
         raise ArgumentError("timeout", f"got {timeout!r}", "seconds, more than 0")

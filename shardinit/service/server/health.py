@@ -43,7 +43,12 @@ class Health(health_pb2_grpc.HealthServicer):
     ) -> health_pb2.HealthCheckResponse:
         """What is said of a service."""
         if request.service not in self._said:
-            raise ServiceError("service", "there is none of it", code="NOT_FOUND")
+            raise ServiceError(
+                f"service {request.service[:200]!r}",
+                "there is none of that name",
+                " or ".join(map(repr, self._said)),
+                code="NOT_FOUND",
+            )
         return Status(status=self._said[request.service])
 
     async def Watch(

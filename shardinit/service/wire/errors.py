@@ -21,6 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from shardinit import errors
+from shardinit.short import plural
 
 DOMAIN = "shardinit"
 REQUEST_ID = "x-request-id"
@@ -84,8 +85,7 @@ def to_status(error: Exception, request_id: str) -> status_pb2.Status:
     if code is grpc.StatusCode.INTERNAL:
         text = f"internal error; the server's log has it under request {request_id}"
     elif isinstance(error, errors.SpecError):
-        count = len(error.faults)
-        text = one_line(f"{error.where}: {count} fault{'' if count == 1 else 's'}")
+        text = one_line(f"{error.where}: {plural(len(error.faults), 'fault')}")
     else:
         text = one_line(error)
     status = status_pb2.Status(code=code.value[0], message=text)

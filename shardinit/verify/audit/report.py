@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shardinit.core.plan import text_table as table
-from shardinit.short import short_repr
+from shardinit.short import plural, short_repr
 
 FLOOR_BYTES = 1 << 20  # below this nothing is large
 SHARE = 10  # temporaries may take one part in so many of the shard beyond the floor
@@ -225,8 +225,9 @@ class AuditReport:
         share = f" ({self.peak_bytes / self.memory_bytes:.2%})" if fits else ""
         host = self.host_bytes_per_device
         lines = [
-            f"{self.name} on {self.topology} as {self.mesh}: {self.leaves:,} leaves, "
-            f"{len(self.rows)} programs, compiled by {self.versions}",
+            f"{self.name} on {self.topology} as {self.mesh}: "
+            f"{plural(self.leaves, 'leaf')}, {plural(len(self.rows), 'program')}, "
+            f"compiled by {self.versions}",
             f"bytes a device: {self.bytes_per_device:,} in shards, "
             f"{self.padded_bytes_per_device:,} as they lie in memory, "
             f"{self.peak_bytes:,}{fits} with the largest temporaries{share}"
@@ -239,7 +240,8 @@ class AuditReport:
             ),
         ]
         if self.host_leaves:
-            lines.append(f"made on the host, not compiled: {self.host_leaves} leaves")
+            leaves = plural(self.host_leaves, "leaf")
+            lines.append(f"made on the host, not compiled: {leaves}")
         lines += [
             f"made block by block: {row.paths[0]}, {row.temporary_bytes:,} bytes of "
             f"blocks at a time"
@@ -253,10 +255,10 @@ class AuditReport:
         return lines
 
     def __repr__(self) -> str:
-        outcome = "ok" if self.ok else f"{len(self.faults):,} faults"
+        outcome = "ok" if self.ok else plural(len(self.faults), "fault")
         return (
             f"<AuditReport of {self.name} on {self.topology}: {outcome}, "
-            f"{self.leaves:,} leaves, {len(self.rows):,} programs>"
+            f"{plural(self.leaves, 'leaf')}, {plural(len(self.rows), 'program')}>"
         )
 
     def __str__(self) -> str:

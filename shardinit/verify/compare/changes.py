@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from shardinit.core.plan import text_table as table
 from shardinit.core.plan.folded import folded, template
-from shardinit.short import short_repr
+from shardinit.short import plural, short_repr
 
 KINDS: Final = (
     "removed",
@@ -101,10 +101,10 @@ class Changes:
     def summary(self) -> str:
         """One line: whether it is the same, and how many leaves have other values."""
         if self.same:
-            return f"the same: {self.leaves:,} leaves of {self.after}"
+            return f"the same: {plural(self.leaves, 'leaf')} of {self.after}"
         return (
-            f"differs: {len(self.other_values):,} leaves of {self.after} have other "
-            f"values, {self.leaves:,} are in both"
+            f"differs: {plural(len(self.other_values), 'leaf')} of {self.after} with "
+            f"other values, of {self.leaves:,} in both"
         )
 
     def to_data(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shardinit.errors import ReceiptFormatError
+from shardinit.short import plural
 from shardinit.verify.receipt_format import save_text, seal_of
 
 FORMAT = "shardinit-pin-1"
@@ -80,7 +81,7 @@ class Snapshot:
     made_by: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"<Snapshot of {self.name}, {len(self.leaves):,} leaves>"
+        return f"<Snapshot of {self.name}, {plural(len(self.leaves), 'leaf')}>"
 
     def to_json(self) -> str:
         """The snapshot as JSON text."""

@@ -40,6 +40,7 @@ from numpy.typing import DTypeLike
 
 from shardinit.core.region import Region
 from shardinit.errors import DigestError
+from shardinit.short import plural
 
 if TYPE_CHECKING:
     import jax
@@ -257,7 +258,7 @@ class Digest:
         return root_digest(self.leaves)
 
     def __repr__(self) -> str:
-        return f"<Digest of {len(self.leaves):,} leaves, root {self.root}>"
+        return f"<Digest of {plural(len(self.leaves), 'leaf')}, root {self.root}>"
 
     def __str__(self) -> str:
         return self.root

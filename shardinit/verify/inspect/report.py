@@ -14,7 +14,7 @@ from typing import Any
 from shardinit.core.plan import text_table as table
 from shardinit.core.plan.findings import Finding, as_text
 from shardinit.core.plan.folded import folded, template
-from shardinit.short import short_repr
+from shardinit.short import plural, short_repr
 from shardinit.verify.inspect.gain import depth_of
 from shardinit.verify.inspect.law import Law
 from shardinit.verify.inspect.moments import Moments, sparkline
@@ -156,7 +156,8 @@ class Inspection:
         exact = sum(leaf.exact for leaf in self.leaves)
         sampled = [x for x in self.leaves if x.windows and not x.exact]
         unread = [leaf for leaf in self.leaves if leaf.unread]
-        lines = [f"{self.name}: {len(self.leaves):,} leaves; {exact:,} summed exactly"]
+        leaves = plural(len(self.leaves), "leaf")
+        lines = [f"{self.name}: {leaves}; {exact:,} summed exactly"]
         if sampled:
             count = sampled[0].windows
             worst = max(x.moments.std_error / (x.moments.std or 1) for x in sampled)
@@ -192,8 +193,8 @@ class Inspection:
 
     def __repr__(self) -> str:
         return (
-            f"<Inspection of {self.name}: {len(self.leaves):,} leaves, "
-            f"{len(self.findings):,} findings>"
+            f"<Inspection of {self.name}: {plural(len(self.leaves), 'leaf')}, "
+            f"{plural(len(self.findings), 'finding')}>"
         )
 
     def __str__(self) -> str:
