@@ -7,6 +7,7 @@ import pytest
 
 from shardinit.errors import ServiceError
 from shardinit.service.client.disk import Store, digest_of
+from shardinit.service.server import store
 from shardinit.service.server.cache import BuildCache, Kept
 from shardinit.service.server.objects import EVERYBODY, Objects
 from shardinit.service.server.store import Store as ProgramStore
@@ -205,6 +206,17 @@ def test_a_store_of_programs_without_a_folder_leaves_nothing():
     assert store.folder.is_dir()
     store.close()
     assert not store.folder.exists()
+
+
+def test_a_store_that_takes_no_more_says_which_limit_that_is(tmp_path, monkeypatch):
+    def write_file(*_):
+        raise OSError(28, "No space left on device")
+
+    kept = ProgramStore(tmp_path, 100)
+    monkeypatch.setattr(store, "write_file", write_file)
+    with pytest.raises(ServiceError, match="No space left") as caught:
+        kept.put(header_of(b"data"), b"data", "ours")
+    assert (caught.value.code, caught.value.limit) == ("RESOURCE_EXHAUSTED", "store")
 
 
 def test_a_store_where_nothing_can_be_written_is_named(tmp_path):

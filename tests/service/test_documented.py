@@ -1,7 +1,9 @@
 """What the documentation says of limits and metrics is what the server has."""
 
+import hashlib
 import json
 import re
+import zlib
 from inspect import getsource
 from pathlib import Path
 
@@ -12,12 +14,17 @@ import pytest
 import xxhash
 from typer.testing import CliRunner
 
+import shardinit
 from shardinit import cli
 from shardinit.cli import settings
+from shardinit.service.client.disk import digest_of
 from shardinit.service.server.server import Server
 from shardinit.service.wire import errors, frames
 from shardinit.service.wire.fields import COUNTS
 from shardinit.service.wire.limits import amount
+from shardinit.v1 import program_pb2
+from shardinit.verify.digest.host import root_digest
+from shardinit.verify.receipt_format import seal_of
 
 pytestmark = pytest.mark.once
 
@@ -85,16 +92,127 @@ WIRE = (ROOT / "docs" / "protocol.md").read_text()
 
 
 def test_the_vectors_of_the_protocol_are_what_is_sent():
-    told = dict(
-        re.findall(r"^\| ((?:CRC|XXH3|a `).*) \| `(\w+)` \|", WIRE, re.MULTILINE)
-    )
-    data = bytes(range(16))
-    assert list(told.values()) == [
+    table = WIRE[WIRE.index("## Test vectors") :]
+    told = re.findall(r"^\| .* \| `([\w/~]+)` \|$", table, re.MULTILINE)
+    data, tree = bytes(range(16)), {"x": {"a/b~c": jnp.zeros(1)}}
+    assert zlib.decompress(_envelope(told[5]).content) == data
+    assert told == [
         f"{crc32c.crc32c(b'123456789'):08x}",
         xxhash.xxh3_128(b"").hexdigest(),
         xxhash.xxh3_128(data).hexdigest(),
+        shardinit.plan(lambda key: tree).leaves[0].path,
+        hashlib.sha256(data).hexdigest(),
+        _envelope(told[5]).SerializeToString(deterministic=True).hex(),
+        root_digest({"b/w": "1" * 32, "a~1b": "0" * 32}),
+        seal_of({"x64": False, "root": "00", "name": "é", "seal": "another"}),
         frames.write(5, memoryview(data)).hex(),
     ]
+
+
+def _envelope(text):
+    """A program file, which is what its digest says."""
+    assert (
+        digest_of(bytes.fromhex(text)) == hashlib.sha256(bytes(range(16))).hexdigest()
+    )
+    return program_pb2.InitProgram.FromString(bytes.fromhex(text))
+
+
+# By call, code and what the details name: the test that provokes it.
+PROVOKED = {
+    ("any", "INVALID_ARGUMENT", ""): "faults::test_a_spec_of_nothing_and_rules_without",
+    ("any", "UNAUTHENTICATED", ""): "refusals::test_what_is_refused_says_why",
+    ("any", "PERMISSION_DENIED", "role:upload"): "access::test_a_named_token_has_its",
+    ("any", "RESOURCE_EXHAUSTED", "request_bytes"): "access::test_a_message_that_grpc",
+    ("any", "RESOURCE_EXHAUSTED", "caller-calls peer-connections"): (
+        "operations::test_a_caller_has_so_many_calls operations::test_an_address_has_so"
+    ),
+    ("any", "DEADLINE_EXCEEDED", "message-seconds"): (
+        "operations::test_a_message_that_does_not_come_ends"
+    ),
+    (
+        "any",
+        "DEADLINE_EXCEEDED",
+        "list-seconds describe-seconds stream-seconds write-seconds upload-seconds",
+    ): "pots::test_a_call_ends_at_the_server_s_deadline",
+    ("any", "INTERNAL", ""): "faults::test_an_internal_error_says_an_id",
+    ("GetVersion", "FAILED_PRECONDITION", ""): "faults::test_no_common_protocol",
+    ("of a model", "INVALID_ARGUMENT", ""): "faults::test_faults_are_field_violations",
+    (
+        "of a model",
+        "PERMISSION_DENIED",
+        "model",
+    ): "access::test_a_caller_has_the_models",
+    ("of a model", "NOT_FOUND", ""): "calls::test_a_program_is_asked_for_by_digest",
+    ("of a model", "RESOURCE_EXHAUSTED", "queue"): "operations::test_builds_beyond_the",
+    ("of a model", "RESOURCE_EXHAUSTED", "build-seconds worker-bytes"): (
+        "operations::test_a_build_that_takes_too_much"
+    ),
+    ("DescribeModel", "RESOURCE_EXHAUSTED", "response_bytes"): (
+        "refusals::test_what_is_refused_says_why"
+    ),
+    ("GetProgram", "RESOURCE_EXHAUSTED", "program_bytes"): (
+        "refusals::test_what_is_refused_says_why"
+    ),
+    ("GetProgram", "FAILED_PRECONDITION", ""): "faults::test_an_older_jax_than_the",
+    ("StreamShards", "INVALID_ARGUMENT", ""): (
+        "streams::test_a_window_that_is_not_there streams::test_a_resume_beyond_the_end"
+    ),
+    ("StreamShards", "RESOURCE_EXHAUSTED", "whole-bytes"): (
+        "streams::test_a_leaf_that_must_be_whole"
+    ),
+    ("StreamShards", "RESOURCE_EXHAUSTED", "streams"): (
+        "operations::test_streams_beyond_the_limit pots::test_streams_of_one_caller"
+    ),
+    ("StreamShards", "UNAVAILABLE", ""): "operations::test_a_stream_that_runs_at_the",
+    ("WriteCheckpoint", "UNIMPLEMENTED", ""): "checkpoints::test_a_server_without_fold",
+    ("WriteCheckpoint", "PERMISSION_DENIED", "place"): (
+        "checkpoints::test_nothing_is_written_anywhere"
+    ),
+    ("WriteCheckpoint", "ALREADY_EXISTS", ""): (
+        "checkpoints::test_nothing_is_overwritten checkpoints::test_two_callers_watch"
+    ),
+    ("WriteCheckpoint", "RESOURCE_EXHAUSTED", "disk"): (
+        "checkpoints::test_a_write_that_has_no_room"
+    ),
+    ("WriteCheckpoint", "RESOURCE_EXHAUSTED", "model-bytes checkpoint-bytes"): (
+        "refusals::test_what_is_refused_says_why"
+    ),
+    ("WriteCheckpoint", "RESOURCE_EXHAUSTED", "writes"): (
+        "pots::test_writes_of_one_caller_give_a_place"
+    ),
+    ("WriteCheckpoint", "UNAVAILABLE", ""): "checkpoints::test_a_stopping_server_hands",
+    ("UploadProgram", "UNIMPLEMENTED", ""): "operations::test_an_upload_is_refused",
+    ("UploadProgram", "INVALID_ARGUMENT", ""): "operations::test_a_faulty_upload_is",
+    ("UploadProgram", "RESOURCE_EXHAUSTED", "cache-bytes"): (
+        "operations::test_a_program_that_would_not_be_kept"
+    ),
+    ("UploadProgram", "RESOURCE_EXHAUSTED", "store"): (
+        "caches::test_a_store_that_takes_no_more"
+    ),
+    ("UploadProgram", "RESOURCE_EXHAUSTED", "upload-bytes"): (
+        "pots::test_uploads_of_one_caller_give"
+    ),
+}
+
+
+def test_each_error_that_the_protocol_tells_is_provoked_by_a_test():
+    rows = re.findall(
+        r"^\| ([\w ]+) \| `([A-Z_]+)` \| ([^|]+) \| ?([^|\n]*) ?\|$", WIRE, re.MULTILINE
+    )
+    told = []
+    for call, code, when, details in rows:
+        named = (
+            details if "`QuotaFailure`" in details or "`denied`" in details else when
+        )
+        names = re.findall(r"`([a-z_:-]+)`", named)
+        names = [name for name in names if name not in ("denied", "jax_version")]
+        told.append((call, code, " ".join(names)))
+    assert told == list(PROVOKED)
+    for tests in PROVOKED.values():
+        for test in tests.split():
+            file, name = test.split("::")
+            text = (ROOT / "tests" / "service" / f"test_{file}.py").read_text()
+            assert f"def {name}" in text, test
 
 
 def test_the_types_of_the_protocol_have_the_bytes_that_it_says():

@@ -35,6 +35,7 @@ from shardinit.service.server.server import SERVICE, Server, _loop
 from shardinit.service.server.store import Store
 from shardinit.service.server.turns import Job
 from shardinit.service.wire.chunks import Joined
+from shardinit.service.wire.errors import from_rpc_error
 from shardinit.service.wire.limits import Limits
 from shardinit.service.wire.messages import spec_to_proto
 from shardinit.service.wire.service_pb2_grpc import InitServiceStub
@@ -528,6 +529,7 @@ def test_a_caller_has_so_many_calls_and_another_is_served(gate, tokens):
             stub.GetVersion(ask, timeout=10, metadata=mine)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert {"QuotaFailure", "RetryInfo"} <= set(details(caught.value))
+        assert from_rpc_error(caught.value, "").limit == "caller-calls"
         assert stub.GetVersion(ask, timeout=10, metadata=other).version == 1
         gate.open()
         for future in running:
@@ -582,6 +584,7 @@ def test_an_address_has_so_many_connections_and_another_call_waits(gate):
             InitServiceStub(second).GetVersion(ask, timeout=10)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert {"QuotaFailure", "RetryInfo"} <= set(details(caught.value))
+        assert from_rpc_error(caught.value, "").limit == "peer-connections"
         gate.open()
         running.result()
         stub = InitServiceStub(second)
@@ -637,6 +640,7 @@ def test_a_message_that_does_not_come_ends_its_call():
             with pytest.raises(grpc.RpcError) as caught:
                 next(channel.stream_stream(path)(never(), timeout=20))
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert from_rpc_error(caught.value, "").limit == "message-seconds"
             assert "no message" in caught.value.details()
         stop.set()
 
