@@ -1,16 +1,18 @@
-// A client that is not ours: reads health, describes a model, streams its leaves, and goes
-// on where a stream broke. Prints what it found as JSON.
+// A client that is not ours: reads health, describes a model, fetches its program, streams
+// its leaves, and goes on where a stream broke. Prints what it found as JSON.
 //
 //     node client.js ADDRESS MODEL PATH [OTHER ADDRESSES]
 
-import { createHash } from "node:crypto";
+import { createHash, randomUUID } from "node:crypto";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 import grpc from "@grpc/grpc-js";
 import loader from "@grpc/proto-loader";
 
-import { windows } from "./stream.js";
+import { program } from "./program.js";
+import { retried } from "./retry.js";
+import { whole, windows } from "./stream.js";
 
 const here = dirname(fileURLToPath(import.meta.url));
 const options = { longs: Number, enums: String, oneofs: true, defaults: true };
@@ -20,27 +22,56 @@ function load(folder, name) {
   return grpc.loadPackageDefinition(definition);
 }
 
-function unary(client, method, request) {
-  return new Promise((resolve, reject) => {
-    const deadline = new Date(Date.now() + 30000);
-    client[method](request, { deadline }, (error, response) =>
-      error ? reject(error) : resolve(response),
-    );
-  });
+const CHANNEL = {
+  "grpc.max_receive_message_length": 8 * 2 ** 20, // `response_bytes`
+  "grpc.keepalive_time_ms": 30000, // a server that is gone is noticed
+};
+
+// One's own id of a call, which the server's log has too.
+function metadata(id = randomUUID()) {
+  const made = new grpc.Metadata();
+  made.set("x-request-id", id);
+  return made;
+}
+
+const soon = () => new Date(Date.now() + 30000);
+
+function unary(client, method, request, told = () => {}) {
+  return retried(
+    () =>
+      new Promise((resolve, reject) => {
+        const deadline = soon();
+        const sent = metadata();
+        const done = (error, response) => (error ? reject(error) : resolve(response));
+        const call = client[method](request, sent, { deadline }, done);
+        call.on("status", (status) => told(sent, status.metadata));
+      }),
+  );
 }
 
 const [address, model, path, ...others] = process.argv.slice(2);
 const { shardinit } = load(join(here, "../../protos"), "shardinit/v1/service.proto");
 const standard = load(here, "health.proto");
 const open = grpc.credentials.createInsecure();
-const service = new shardinit.v1.InitService(address, open);
+const service = new shardinit.v1.InitService(address, open, CHANNEL);
 const health = new standard.grpc.health.v1.Health(address, open);
 const spec = { named: { model, config: { fields: {} } } };
 
 const found = { parts: "" };
 const about = { service: "shardinit.v1.InitService" };
 found.health = (await unary(health, "Check", about)).status;
-found.leaves = (await unary(service, "DescribeModel", { spec })).leaves.map((x) => x.path);
+found.version = (await unary(service, "GetVersion", { min: 1, max: 1 })).version;
+const described = await unary(service, "DescribeModel", { spec }, (sent, came) => {
+  found.id = String(came.get("x-request-id")) === String(sent.get("x-request-id"));
+});
+found.leaves = described.leaves.map((leaf) => leaf.path);
+const kinds = described.leaves.map((leaf) => whole(described.kinds[leaf.kind]));
+
+// Its program, and again where it is held.
+const fetched = await retried(() => program(service.GetProgram({ spec }, metadata())));
+found.program = fetched.digest.toString("hex");
+const again = { spec, knownSha256: fetched.digest };
+found.held = (await program(service.GetProgram(again, metadata()), fetched.digest)) === null;
 
 // The grammar of one stream, as it comes.
 const wanted = [{ path, start: [1, 0], shape: [40, 96] }];
@@ -51,12 +82,17 @@ for await (const message of service.StreamShards({ spec, key, windows: wanted })
 }
 
 // All leaves, from all addresses in turns, whatever breaks.
-const services = [address, ...others].map((at) => new shardinit.v1.InitService(at, open));
+const services = [address, ...others].map(
+  (at) => new shardinit.v1.InitService(at, open, CHANNEL),
+);
+const streams = services.map(
+  (each) => (request) => each.StreamShards(request, metadata(), { deadline: soon() }),
+);
 const request = { spec, key, windows: found.leaves.map((leaf) => ({ path: leaf })) };
 found.resumed = [];
 found.sha256 = [];
 const resumed = (place) => found.resumed.push([place.window, place.offset]);
-for await (const data of windows(services, request, resumed)) {
+for await (const data of windows(streams, request, kinds, resumed)) {
   found.sha256.push(createHash("sha256").update(data).digest("hex"));
 }
 for (const each of services) each.close();

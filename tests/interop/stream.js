@@ -1,21 +1,29 @@
 // Windows of a model as docs/protocol.md says that they come: every chunk and window is
 // checked, and a stream that breaks is gone on with from where it was.
 
-import grpc from "@grpc/grpc-js";
 import { createXXHash128 } from "hash-wasm";
-import protobuf from "protobufjs";
 
-const ATTEMPTS = 8; // in a row that get no further
+import { ATTEMPTS, Damaged, pause } from "./retry.js";
 
-const { root: rpc } = protobuf.parse(`
-  syntax = "proto3";
-  message Any { string type_url = 1; bytes value = 2; }
-  message Status { int32 code = 1; string message = 2; repeated Any details = 3; }
-  message Duration { int64 seconds = 1; int32 nanos = 2; }
-  message RetryInfo { Duration retry_delay = 1; }
-`);
+const TYPES = {
+  1: "bool int8 uint8 float8_e4m3fn float8_e4m3b11fnuz float8_e5m2 float8_e4m3fnuz",
+  2: "int16 uint16 float16 bfloat16",
+  4: "int32 uint32 float32",
+  8: "int64 uint64 float64 complex64",
+  16: "complex128",
+};
+const BYTES = { float8_e5m2fnuz: 1 };
+for (const [size, names] of Object.entries(TYPES)) {
+  for (const name of names.split(" ")) BYTES[name] = Number(size);
+}
 
-class Damaged extends Error {}
+const WORDS = { "key<fry>": 2, "key<rbg>": 4, "key<urbg>": 4 };
+
+// How all of a leaf comes that DescribeModel told of: keys come as their words.
+export function whole({ shape, dtype }) {
+  const words = WORDS[dtype];
+  return words ? { shape: [...shape, words], dtype: "uint32" } : { shape, dtype };
+}
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   for (let bit = 0; bit < 8; bit++) byte = (byte >>> 1) ^ (byte & 1 ? 0x82f63b78 : 0);
@@ -44,8 +52,12 @@ class Place {
     this.hasher.init();
   }
 
-  header({ window, offset, size }) {
+  // Holds a window against what is expected before anything is allocated for it.
+  header({ window, offset, size, shape, dtype }, expected) {
     if (window !== this.window || offset !== this.offset) throw new Damaged("header");
+    const elements = expected.shape.reduce((product, n) => product * n, 1);
+    const right = String(shape) === String(expected.shape) && dtype === expected.dtype;
+    if (!right || size !== elements * BYTES[dtype]) throw new Damaged("shape");
     if (this.data === null) this.data = Buffer.alloc(size);
     if (this.data.length !== size) throw new Damaged("size");
   }
@@ -70,37 +82,21 @@ class Place {
   }
 }
 
-// Seconds to wait before asking again; undefined where that is of no use.
-function pause(error, attempt) {
-  const usual = Math.random() * Math.min(2, 0.1 * 2 ** attempt);
-  if (error instanceof Damaged || error.code === grpc.status.UNAVAILABLE) return usual;
-  if (error.code === grpc.status.DEADLINE_EXCEEDED && attempt === 0) return usual;
-  if (error.code !== grpc.status.RESOURCE_EXHAUSTED) return undefined;
-  for (const data of error.metadata.get("grpc-status-details-bin")) {
-    for (const detail of rpc.lookupType("Status").decode(data).details) {
-      if (!detail.typeUrl.endsWith("/google.rpc.RetryInfo")) continue;
-      const { retryDelay } = rpc.lookupType("RetryInfo").decode(detail.value);
-      const seconds = Number(retryDelay.seconds) + retryDelay.nanos / 1e9;
-      return seconds * (1 + Math.random());
-    }
-  }
-  return undefined;
-}
-
-// Yields the bytes of each window of a StreamShardsRequest, from any of the services.
-export async function* windows(services, request, told = () => {}) {
+// Yields the bytes of each window of a StreamShardsRequest, from any of the services,
+// each a function from a request to its stream; `expected` has the shape and the dtype of each.
+export async function* windows(services, request, expected, told = () => {}) {
   const place = new Place(await createXXHash128());
   place.anew();
   let attempt = 0;
   for (let turn = 0; place.window < request.windows.length; turn++) {
     const resume = { window: place.window, offset: place.offset };
     told(resume);
-    const service = services[turn % services.length];
-    const stream = service.StreamShards({ ...request, resume });
+    const stream = services[turn % services.length]({ ...request, resume });
     try {
       for await (const message of stream) {
         if (place.window >= request.windows.length) throw new Damaged("too much");
-        const window = place[message.part](message[message.part]);
+        const part = message[message.part];
+        const window = place[message.part](part, expected[place.window]);
         if (message.part !== "header") attempt = 0; // it got further
         if (window !== undefined) yield window;
       }

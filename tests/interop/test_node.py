@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+import shardinit
 from shardinit.errors import ServiceError
+from shardinit.models import ModelSpec, build
 from shardinit.service.server.config import Config
 from shardinit.service.server.server import Server
 from shardinit.service.wire.limits import Limits
+from shardinit.v1 import service_pb2
 from tests.service import test_streams
 
 pytestmark = pytest.mark.once
@@ -50,6 +53,10 @@ class Faulty(test_streams.Faulty):
     """As there, and busy for a moment."""
 
     def broken(self, message):
+        if self.how == "shape":
+            message = service_pb2.StreamShardsResponse()
+            message.header.window = self.resumed[-1][0]
+            return message
         if self.how == "busy":
             code, limit = "RESOURCE_EXHAUSTED", "streams"
             raise ServiceError("", "full", code=code, limit=limit, retry_after=0.05)
@@ -72,10 +79,14 @@ def test_a_node_client_reads_health_and_streams_a_model():
     }
     assert found["sha256"] == leaves()
     assert found["resumed"] == [[0, 0]]
+    assert (found["version"], found["id"]) == (1, True)
+    plan = shardinit.plan(build(ModelSpec("stream-test", {})))
+    assert found["program"] == shardinit.export_plan(plan).sha256
+    assert found["held"]
     assert (found["code"], found["details"]) == ("INVALID_ARGUMENT", 1)
 
 
-@pytest.mark.parametrize("how", ["break", "end", "skip", "flip", "busy"])
+@pytest.mark.parametrize("how", ["break", "end", "skip", "flip", "busy", "shape"])
 def test_a_node_client_goes_on_where_a_stream_broke(how):
     faulty = Faulty({9, 12, 16}, how)
     with Server(CONFIG, front=faulty.front) as first, Server(CONFIG) as second:

@@ -20,7 +20,7 @@ from shardinit.cli import settings
 from shardinit.service.client.disk import digest_of
 from shardinit.service.server.server import Server
 from shardinit.service.wire import errors, frames
-from shardinit.service.wire.fields import COUNTS
+from shardinit.service.wire.fields import COUNTS, KEY_TYPES
 from shardinit.service.wire.limits import amount
 from shardinit.v1 import program_pb2
 from shardinit.verify.digest.host import root_digest
@@ -219,6 +219,8 @@ def test_the_types_of_the_protocol_have_the_bytes_that_it_says():
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (\d+) \|", WIRE, re.MULTILINE)
     types = {name: int(size) for names, size in rows for name in names.split(", ")}
     assert len(types) == 20
+    keys = re.findall(r"^\| `(key<\w+>)` \| `(\w+)` \| (\d) \|", WIRE, re.MULTILINE)
+    assert {dtype: (impl, int(words)) for dtype, impl, words in keys} == KEY_TYPES
     for name, size in types.items():
         assert jnp.dtype(name.strip("`")).itemsize == size
 
