@@ -401,6 +401,24 @@ def reduce(rng, x):
 
 
 @operation
+def beside(rng, x):
+    """A factor or a divisor that varies along one axis, or the largest along one."""
+    axis = axis_of(rng, x)
+    if axis is None or not floating(x) or not x.size:
+        return None
+    sizes = [n if a == axis else 1 for a, n in enumerate(x.shape)]
+    line = rng.uniform(0.5, 2, sizes).astype(x.dtype)
+    fn = {
+        "times": lambda v: v * line,
+        "by": lambda v: v / line,
+        "by_largest": lambda v: v / (jnp.abs(v).max(axis, keepdims=True) + 1),
+        "by_drawn": lambda v: v / (jnp.exp(v.min(axis, keepdims=True))),
+    }
+    name = str(rng.choice(sorted(fn)))
+    return named(f"{name}({axis})", fn[name])
+
+
+@operation
 def normalised(rng, x):
     axis = axis_of(rng, x)
     if axis is None or not floating(x) or not x.size:

@@ -69,7 +69,9 @@ WHOLE = {
     "random_gamma": lambda k: draw.gamma(k, 2.0, (32,)),
     "sort": lambda k: draw.permutation(k, 64),
     "reduce_sum": lambda k: (x := normal(k)) / jnp.sum(x, -1, keepdims=True),
-    "argmax": lambda k: jax.nn.one_hot(jnp.argmax(normal(k), -1), 32),
+    "argmax": lambda k: jax.nn.one_hot(jnp.argmax(normal(k), -1)[::-1], 32),
+    "reduce_max": lambda k: (x := normal(k)) / jnp.abs(x).max(),
+    "reduce_min": lambda k: jnp.min(draw.normal(k, (64, 256)), 0),
     "scatter": lambda k: normal(k).at[jnp.array([0, 0])].set(table[:2]),
     "gather": lambda k: normal(k)[draw.randint(k, (64,), 0, 64)],
 }
@@ -94,6 +96,67 @@ def test_windows_and_equals_plain_jit(name, mesh):
     part = tuple(slice(n // 3, n // 3 + n // 2) for n in want.shape)
     for source in (fn, shardinit.InitProgram.from_bytes(program.to_bytes())):
         assert differing(shardinit.read(source, key, "", part), want[part]) == []
+
+
+def scaled(x, axis):
+    return x / jnp.max(jnp.abs(x), axis, keepdims=True)
+
+
+def wide(key, dtype=jnp.float32):
+    return draw.normal(key, (160, 256), dtype)
+
+
+FOLDS = {
+    "largest of each row": lambda k: jnp.max(jnp.abs(wide(k)), 1),
+    "least of each column": lambda k: jnp.min(jnp.square(wide(k)), 0),
+    "largest of two axes": lambda k: jnp.max(
+        draw.randint(k, (6, 7, 256), -9, 999), (0, 1)
+    ),
+    "any of an axis": lambda k: jnp.any(wide(k) > 2.5, 0),
+    "all of an axis": lambda k: jnp.all(wide(k) < 2.5, 1),
+    "8-bit numbers by column": lambda k: jnp.round(127 * scaled(wide(k), 0)).astype(
+        jnp.int8
+    ),
+    "scaled by row": lambda k: scaled(wide(k, jnp.bfloat16), 1),
+    "scaled by row and column": lambda k: (
+        (x := jnp.exp(wide(k))) / x.max(0, keepdims=True) / x.max(1, keepdims=True)
+    ),
+    "scaled twice": lambda k: scaled(scaled(wide(k), 0), 0),
+    "turned": lambda k: scaled(wide(k), 0).T,
+    "each layer scaled": lambda k: scaled(
+        jax.vmap(lambda k: draw.normal(k, (16, 128)))(draw.split(k, 3)), 1
+    ),
+    "of a constant": lambda k: wide(k) / jnp.max(jnp.arange(512.0).reshape(2, 256), 0),
+    "one hot": lambda k: jax.nn.one_hot(jnp.argmax(wide(k), -1), 32),
+}
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_the_largest_along_an_axis_is_found_by_windows(name, mesh):
+    fn, key = FOLDS[name], jax.random.key(5)
+    want = jax.jit(fn)(key)
+    plan = shardinit.plan(fn)
+    assert plan.leaves[0].whole == ""
+    names = ["model", None, *[None] * want.ndim]
+    for spec in (names[: want.ndim], names[1::-1][: want.ndim]):
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        if all(n % 4 == 0 for n, axis in zip(want.shape, spec, strict=False) if axis):
+            got = shardinit.init(fn, key, out_shardings=sharding)
+            assert differing(got, want) == []
+    program = shardinit.export_plan(plan)
+    part = tuple(slice(n // 3, n // 3 + n // 2) for n in want.shape)
+    for source in (fn, shardinit.InitProgram.from_bytes(program.to_bytes())):
+        assert differing(shardinit.read(source, key, "", part), want[part]) == []
+
+
+def test_a_window_holds_its_part_of_what_was_found_and_no_more(mesh):
+    def fn(key):
+        return scaled(draw.normal(key, (512, 1024)), 0)
+
+    sharding = NamedSharding(mesh, PartitionSpec(None, "model"))
+    plan = shardinit.plan(fn, out_shardings=sharding)
+    (executable,) = shardinit.compile_plan(plan).executables
+    assert executable.memory_analysis().temp_size_in_bytes < 64 * 1024
 
 
 @pytest.mark.parametrize("name", WHOLE)

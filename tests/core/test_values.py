@@ -118,6 +118,33 @@ DIVISORS = {
 }
 
 
+def beside(key, make, dtype):
+    """Numbers that vary along one axis of a matrix of 64 rows and 96 columns."""
+    shape = (96,) if make == "row" else (64, 1)
+    return draw.uniform(draw.fold_in(key, 1), shape, dtype, 0.5, 2)
+
+
+# Factors and divisors that are narrower than what they scale.
+BESIDE = {
+    "times": lambda x, row: x * row,
+    "over": lambda x, row: x / row,
+    "under": lambda x, row: row / x,
+    "scaled before": lambda x, row: x * 0.3 * 0.7 * row,
+    "scaled after": lambda x, row: row * x * 0.3,
+    "both scaled": lambda x, row: (x * 0.7) * (0.3 * row),
+    "divided before": lambda x, row: x / 0.3 / row,
+    "shifted after": lambda x, row: x * row + 0.5,
+    "shifted before": lambda x, row: (x - 1) * row,
+    "turned": lambda x, row: (x * row).T,
+    "two": lambda x, row: x * row * (row + 1),
+    "spread before": lambda x, row: x * (jnp.broadcast_to(row, x.shape) + 1),
+    "other axis": lambda x, row: (
+        x * row / np.linspace(0.5, 2, 64).astype(x.dtype)[:, None]
+    ),
+    "of its own": lambda x, row: x / jnp.abs(x).max(0, keepdims=True) * row,
+}
+
+
 def odd(*shape):
     return lax.broadcasted_iota(jnp.int32, shape, 0) % 2 == 1
 
@@ -143,6 +170,22 @@ def same_as_jit(fn, mesh):
     rules = shardinit.fsdp("data", min_bytes=0)
     made = shardinit.init(fn, key, mesh=mesh, rules=rules)
     assert differing(made, jax.jit(fn)(key)) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("make", ["row", "column"])
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.few(16)
+def test_what_a_row_scales_has_the_values_of_jit(name, make, dtype, mesh):
+    def fn(key):
+        return BESIDE[name](draw.normal(key, (64, 96), dtype), beside(key, make, dtype))
+
+    same_as_jit(fn, mesh)
+
+
+def test_a_factor_stays_with_what_is_transposed(mesh):
+    row = np.linspace(0.5, 2, 64).astype(np.float32)
+    same_as_jit(lambda k: draw.normal(k, (64, 96)).T * row, mesh)
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from shardinit.core.cut.cut import Cut, LeafCut
+from shardinit.core.cut.factors import move_factors
 from shardinit.core.cut.fences import fence_moves
 from shardinit.core.cut.leaf_program import (
     Kind,
@@ -206,7 +207,8 @@ class _Cutter:
         graph, lifted = flatten(outs[:1], operands), []
         table = constants.is_table(graph)
         if not table:
-            graph, lifted = lift_scalars(multiply_by_reciprocals(graph))
+            graph = move_factors(multiply_by_reciprocals(graph))
+            graph, lifted = lift_scalars(graph)
             graph = fence_moves(graph)
         digest = digest_of(graph)
         if digest in self._windowed:

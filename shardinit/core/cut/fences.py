@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
-from shardinit.core.window.rules.rule import MOVES, PICKS
+from shardinit.core.window.rules.rule import FOLDS, MOVES, PICKS
 from shardinit.version import release
 
 FENCE = "fence"
@@ -69,7 +69,7 @@ def fence_moves(graph: Subgraph) -> Subgraph:
     order = topological(graph.outs)
     above = _wanted_by(order)
     below: dict[Value, set[str]] = {}
-    fenced: set[Node] = set()
+    fenced = _shared_with_folds(order)
     for node in order:
         made = _families(node)
         fenced.update(_spread_masks(node, below))
@@ -92,6 +92,26 @@ def fence_moves(graph: Subgraph) -> Subgraph:
         return fence(moved.outputs)
 
     return extract(graph.outs, graph.inputs, expand)
+
+
+def _shared_with_folds(order: Sequence[Node]) -> set[Node]:
+    """What makes the floats that an axis is folded of and that are used beside it.
+
+    XLA has one value there, and joins it with neither. In a window the fold reads it at
+    coordinates of its own, and all else is free to be joined: ``normal(k) / largest``
+    would become ``erf_inv(u) * (sqrt(2) / largest)``.
+    """
+    users: dict[Node, set[Node]] = {}
+    for node in order:
+        for made in {v.node for v in node.inputs if v.node is not None}:
+            users.setdefault(made, set()).add(node)
+    shared: set[Node] = set()
+    for fold in order:
+        if fold.name in FOLDS:
+            inside = {fold, *topological(fold.inputs)}
+            shared |= {node for node in inside if users.get(node, set()) - inside}
+            shared.discard(fold)
+    return {node for node in shared if any(map(_is_float, node.outputs))}
 
 
 def _moves_nothing(node: Node) -> bool:

@@ -28,13 +28,14 @@ from shardinit.core.window.reasons import (
     require,
 )
 from shardinit.core.window.rules import RULES
-from shardinit.core.window.rules.rule import Full, Later, Steps
+from shardinit.core.window.rules.rule import FOLDS, Full, Later, Steps
 
 # Ancestors of keys (the key arrays themselves) are made in full up to this size.
 MAX_WHOLE_KEYS = 1 << 24
 # So are tables: values of constants alone that are read here and there.
 MAX_TABLE = 1 << 20
-# An axis is read (argmax) once an element of the node, or a little more.
+# An axis is read (argmax) once an element of the node, or a little more; beyond it the
+# window makes its part of the node beforehand.
 MAX_AXIS_REPEATS = 2
 # A value that is wanted at many coordinates is made as often. Few graphs share so much;
 # an associative scan reads every element at a power of its length.
@@ -45,6 +46,9 @@ READS_A_DRAW = 100
 ADVICE = {"qr": "shardinit.initializers.orthogonal shards"}
 
 
+Axes = tuple[int | None, ...]
+
+
 @dataclass(frozen=True)
 class Analysis:
     """What windowing a leaf program takes.
@@ -52,12 +56,15 @@ class Analysis:
     Attributes:
       replicated_reason: why every device computes all of the leaf; None if windowed.
       inputs: the values that are made in full before any window (keys, tables).
+      parts: the values of which a window makes its part before anything else, in that
+        order, each with the axes of the leaf that its own axes are (None: of size one).
       key_axes: number of leading leaf axes that choose the key.
       even: whether all numbers on the way depend on all axes of the leaf, or on none.
     """
 
     replicated_reason: ReplicatedReason | None
     inputs: tuple[Value, ...] = ()
+    parts: tuple[tuple[Value, Axes], ...] = ()
     key_axes: int = 0
     even: bool = False
 
@@ -80,13 +87,24 @@ def analyse(graph: Subgraph) -> Analysis:
             node = _first_uncovered(order) or node
         often = ", read too often" if error.reason is Reason.MANY_READS else ""
         return Analysis(ReplicatedReason(error.reason, _describe(node) + often))
+    return _found(trial, graph, order)
+
+
+def _found(trial: _Trial, graph: Subgraph, order: Sequence[Node]) -> Analysis:
+    """How a leaf program is windowed, by what was noted."""
+    (out,) = graph.outs
     rows = len(trial.key_axes)
     is_prefix = trial.key_axes == set(range(rows))
     # Each row of lanes is padded to whole vectors: short rows would be mostly padding.
     pays = is_prefix and math.prod(out.shape[rows:]) >= LANES
     inputs = [*trial.full, *(v for v in graph.inputs if v in trial.read)]
+    made = [v for node in order for v in node.outputs if v in trial.parts]
     return Analysis(
-        None, tuple(dict.fromkeys(inputs)), rows if pays else 0, not trial.uneven
+        None,
+        tuple(dict.fromkeys(inputs)),
+        tuple((v, trial.parts[v]) for v in made),
+        rows if pays else 0,
+        not trial.uneven,
     )
 
 
@@ -114,6 +132,7 @@ class _Trial(Evaluator):
     Attributes:
       full: what has to be there in full, as far as it is none of the operands.
       read: the operands that are read.
+      parts: what a window makes its part of beforehand, with the grid's axes.
       node: the equation that was looked at last.
       key_axes: the axes of the grid that choose keys.
       uneven: whether a number depends on some axes of the grid only.
@@ -127,6 +146,8 @@ class _Trial(Evaluator):
         self._left = MAX_READS_A_NODE * (len(order) + LANES)
         self.full: dict[Value, None] = {}
         self.read: dict[Value, None] = {}
+        self.parts: dict[Value, Axes] = {}
+        self._grid: Coords = ()
         self.node = order[-1] if order else None
         self.key_axes: set[int] = set()
         self.uneven = False
@@ -136,7 +157,8 @@ class _Trial(Evaluator):
         rank = self._out.ndim
 
         def window() -> Values:
-            return self.at(self._out, axes_grid([crd.ZERO] * rank, (2,) * rank))
+            self._grid = axes_grid([crd.ZERO] * rank, (2,) * rank)
+            return self.at(self._out, self._grid)
 
         jax.eval_shape(window)
 
@@ -154,7 +176,7 @@ class _Trial(Evaluator):
         assert node is not None
         if node.name in jx.KEY_DERIVATIONS:
             return True
-        return value in self._constants and not covers(node)
+        return value in self._constants and (node.name in FOLDS or not covers(node))
 
     def _array(self, value: Value) -> Values:
         if value.const is not None:
@@ -171,17 +193,31 @@ class _Trial(Evaluator):
         return super()._read(value, coords)
 
     def _other(
-        self, node: Node, request: Full | Later
+        self, node: Node, request: Full | Later, coords: Coords
     ) -> Values | Callable[[Coords], Elements]:
         self.node = node
         value = node.inputs[request.number]
         if isinstance(request, Later):
             repeats = self._out.size > MAX_AXIS_REPEATS * node.outputs[0].size
-            require(not (request.reads_axis and repeats), Reason.AXIS_AGAIN)
+            if request.reads_axis and repeats:
+                self._note_part(node, coords)
         else:
             of_keys = request.of_keys and self._of_keys(value)
             require(of_keys or self._is_constant(value), Reason.DRAWN_TABLE)
-        return super()._other(node, request)
+        return super()._other(node, request, coords)
+
+    def _note_part(self, node: Node, coords: Coords) -> None:
+        """Notes what a window makes its part of: its axes are some of the window's."""
+        lines = {id(line): axis for axis, line in enumerate(self._grid)}
+        axes = tuple(lines.get(id(coord)) for coord in coords)
+        named = [axis for axis in axes if axis is not None]
+        out = node.outputs[0]
+        alone = all(
+            axis is not None or size == 1
+            for axis, size in zip(axes, out.shape, strict=True)
+        )
+        alike = self.parts.setdefault(out, axes) == axes
+        require(alone and alike and len(named) == len(set(named)), Reason.AXIS_AGAIN)
 
     def _is_constant(self, value: Value) -> bool:
         return value.const is not None or value in self._constants

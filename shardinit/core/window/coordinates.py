@@ -56,13 +56,13 @@ def is_one(dim: Dim) -> bool:
     return isinstance(dim, int) and dim == 1
 
 
-def ravel(coords: Coords, shape: Sequence[int]) -> Words:
+def ravel(coords: Coords, shape: Sequence[Dim]) -> Words:
     """The flat place of ``coords`` in an array of ``shape`` below 2**32 elements."""
     place: Words = ZERO
-    stride = 1
+    stride: Dim = 1
     for coord, size in reversed(list(zip(coords, shape, strict=True))):
-        if size != 1:
-            term = coord if stride == 1 else mul(coord, u32(stride))
+        if not is_one(size):
+            term = coord if is_one(stride) else mul(coord, u32(stride))
             place = term if place is ZERO else add(place, term)
         stride *= size
     return place

@@ -19,7 +19,7 @@ from shardinit.core.ir.graph import Subgraph, Value, interpret
 from shardinit.core.types import Dim, Values, Words
 from shardinit.core.window import coordinates as crd
 from shardinit.core.window.analysis import Analysis
-from shardinit.core.window.evaluator import Evaluator
+from shardinit.core.window.evaluator import Evaluator, Part
 from shardinit.core.window.grids import LANES, axes_grid, lanes_grid
 
 MIN_ROW_LANES = 512
@@ -50,16 +50,37 @@ def evaluate_window(
     (out,) = graph.outs
     if any(isinstance(n, int) and n == 0 for n in shape):
         return lax.full(shape, 0, out.dtype)
-    evaluator = Evaluator(_in_full(graph, analysis, operands), _unknown_zero(start))
-    if not lanes:
-        return crd.spread_to(evaluator.at(out, axes_grid(start, shape)), shape)
-    rows = _rows(analysis, shape)
+    parts: dict[Value, Part] = {}
+    known = _in_full(graph, analysis, operands)
+    evaluator = Evaluator(known, _unknown_zero(start), parts)
+
+    def window(value: Value, start: Sequence[Words], shape: Sequence[Dim]) -> Values:
+        if not lanes:
+            return crd.spread_to(evaluator.at(value, axes_grid(start, shape)), shape)
+        rows = _rows(analysis, shape) if value is out else 0
+        return _by_lanes(evaluator, value, start, shape, rows)
+
+    for value, axes in analysis.parts:
+        begin = [crd.ZERO if axis is None else start[axis] for axis in axes]
+        size = [1 if axis is None else shape[axis] for axis in axes]
+        parts[value] = Part(window(value, begin, size), begin)
+    return window(out, start, shape)
+
+
+def _by_lanes(
+    evaluator: Evaluator,
+    value: Value,
+    start: Sequence[Words],
+    shape: Sequence[Dim],
+    rows: int,
+) -> Values:
+    """A window of a value over flat lanes; ``rows`` leading axes stand apart."""
     count = math.prod(shape[rows:])
     height = (math.prod(shape[:rows]),) if rows else ()
 
     def at(first: Dim, lanes_count: Dim) -> Values:
-        grid = lanes_grid(start, shape, out.shape, rows, first, lanes_count)
-        return crd.spread_to(evaluator.at(out, grid), (*height, lanes_count))
+        grid = lanes_grid(start, shape, value.shape, rows, first, lanes_count)
+        return crd.spread_to(evaluator.at(value, grid), (*height, lanes_count))
 
     # Padding all of the window to whole vectors and cutting it afterwards would copy
     # it: temporaries as large as the shard (JAX 0.12.0.1, CPU).

@@ -8,20 +8,41 @@ after a thousand calls: a leaf may be a chain of any length.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value
 from shardinit.core.types import Coords, Dim, Elements, Values, Words
-from shardinit.core.window.coordinates import ZERO
+from shardinit.core.window.coordinates import ZERO, sub
 from shardinit.core.window.reasons import require
-from shardinit.core.window.rules.bits import elements
+from shardinit.core.window.rules.bits import elements, take
 from shardinit.core.window.rules.rule import RULES, At, Full, Later, Steps, Zero
 
 # A value at coordinates. Coordinates count by identity: rules hand on what they got.
 _Wanted = tuple[Value, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A rectangle of a value: what a window of the leaf reads of it.
+
+    Attributes:
+      array: the elements there.
+      start: uint32 scalars, where it begins along each axis.
+    """
+
+    array: Values
+    start: Sequence[Words]
+
+    def at(self, coords: Coords) -> Values:
+        """The elements at coordinates of the whole value."""
+        pairs = zip(coords, self.start, strict=True)
+        inside = tuple(sub(coord, start) for coord, start in pairs)
+        return take(self.array.reshape(-1), self.array.shape, inside)
 
 
 class Evaluator:
@@ -30,11 +51,18 @@ class Evaluator:
     Args:
       arrays: what is there in full: the operands, tables and keys. Typed keys are keys.
       zero: a uint32 scalar that is zero, as the compiler must not know.
+      parts: what is there in part: all of it that is read.
     """
 
-    def __init__(self, arrays: Mapping[Value, Values], zero: Words = ZERO):
+    def __init__(
+        self,
+        arrays: Mapping[Value, Values],
+        zero: Words = ZERO,
+        parts: Mapping[Value, Part] = MappingProxyType({}),
+    ):
         self._arrays = arrays
         self._zero = zero
+        self._parts = parts
 
     def at(self, value: Value, coords: Coords) -> Elements:
         """The elements of ``value`` at ``coords``, broadcastable to the grid's shape.
@@ -74,7 +102,7 @@ class Evaluator:
             elif isinstance(request, At):
                 known, found = answer(node.inputs[request.number], request.coords)
             else:
-                known, found = True, self._other(node, request)
+                known, found = True, self._other(node, request, at)
         return found
 
     def _begin(self, value: Value, coords: Coords) -> Steps:
@@ -85,21 +113,25 @@ class Evaluator:
         return RULES[node.name](node, value.index, coords)
 
     def _is_there(self, value: Value) -> bool:
-        return value.const is not None or value in self._arrays
+        there = value in self._arrays or value in self._parts
+        return there or value.const is not None
 
     def _array(self, value: Value) -> Values:
         return self._arrays.get(value, value.const)
 
     def _read(self, value: Value, coords: Coords) -> Elements:
-        """Elements of what is there in full."""
-        made = self._array(value)
-        if value.ndim or jx.is_key(value.dtype):
-            made = elements(made, value, coords)
+        """Elements of what is there."""
+        if value in self._parts:
+            made = self._parts[value].at(coords)
+        else:
+            made = self._array(value)
+            if value.ndim or jx.is_key(value.dtype):
+                made = elements(made, value, coords)
         self._note(value, made)
         return made
 
     def _other(
-        self, node: Node, request: Full | Later
+        self, node: Node, request: Full | Later, coords: Coords
     ) -> Values | Callable[[Coords], Elements]:
         value = node.inputs[request.number]
         if isinstance(request, Full):

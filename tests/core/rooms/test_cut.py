@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from shardinit.core.cut import factors
 from shardinit.core.cut.cutter import cut
 from shardinit.core.cut.leaf_program import Kind
 from shardinit.core.cut.reciprocals import multiply_by_reciprocals
@@ -62,6 +63,8 @@ def test_the_fingerprint_tells_functions_apart_and_not_traces():
         (lambda x: x / (jnp.eye(64) + 1), False),
         (lambda x: x / (x + 1), False),
         (lambda x: TABLE / x, False),
+        (lambda x: x / jnp.abs(x).max(0), True),
+        (lambda x: x / jnp.abs(x).max(), False),
         (lambda x: x / 3, True),
     ],
 )
@@ -70,4 +73,28 @@ def test_where_xla_multiplies_by_a_reciprocal(fn, multiplies):
     changed = multiply_by_reciprocals(graph)
     assert (changed is not graph) == multiplies
     by = {n.inputs[0].node for n in topological(changed.outs) if n.name == "div"}
-    assert not multiplies or by == {None}  # one over what no key reaches
+    assert not multiplies or by == {None}  # one over what is narrower, or known
+
+
+@pytest.mark.parametrize(
+    ("fn", "moves"),
+    [
+        (lambda x: x * 0.3 * TABLE, True),
+        (lambda x: x * 0.3 * 0.7 * jnp.abs(x).max(0), True),
+        (lambda x: (x * 0.3).T * TABLE, False),
+        (lambda x: x * TABLE * 0.3, False),
+        (lambda x: (x * 0.3) * (x[0] > 3).astype(x.dtype), False),
+        (lambda x: (x * 0.3) * jnp.abs(x).max(), False),
+        (lambda x: (x * 0.3) * x, False),
+    ],
+)
+def test_where_older_xla_moves_a_factor_to_a_row(fn, moves, monkeypatch):
+    graph = graph_of(fn, ((64, 64), np.float32))
+    monkeypatch.setattr(factors, "_MOVES_FACTORS", True)
+    changed = factors.move_factors(graph)
+    assert (changed is not graph) == moves
+    if moves:
+        (root,) = changed.outs
+        assert root.node.inputs[0] is changed.inputs[0]  # x, without a factor
+    monkeypatch.setattr(factors, "_MOVES_FACTORS", False)
+    assert factors.move_factors(graph) is graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import jax
@@ -12,8 +11,8 @@ from shardinit.core.ir import jaxpr as jx
 from shardinit.core.ir.graph import Node, Value
 from shardinit.core.prng import threefry
 from shardinit.core.prng.derivation import THREEFRY
-from shardinit.core.types import Coords, Elements, Values
-from shardinit.core.window.coordinates import ravel, ravel_wide, spread
+from shardinit.core.types import Coords, Dim, Elements, Values
+from shardinit.core.window.coordinates import is_one, ravel, ravel_wide, spread
 from shardinit.core.window.reasons import require
 from shardinit.core.window.rules.elementwise import require_plain, same_place
 from shardinit.core.window.rules.rule import At, Steps, rule
@@ -59,9 +58,9 @@ def elements(array: Values, value: Value, coords: Coords) -> Elements:
     return take(jax.numpy.asarray(array).reshape(-1), value.shape, coords)
 
 
-def take(flat: Values, shape: Sequence[int], coords: Coords) -> Values:
-    """Elements of a flat array that stands for one of ``shape``."""
+def take(flat: Values, shape: Sequence[Dim], coords: Coords) -> Values:
+    """Elements of a flat array that stands for one of ``shape``, maybe symbolic."""
     # Clipped, since the lanes that pad a window lie beyond its end.
-    if math.prod(shape) == 1:
+    if all(map(is_one, shape)):
         return flat[0]
     return jax.numpy.asarray(flat).at[ravel(coords, shape)].get(mode="clip")

@@ -65,8 +65,8 @@ class Later:
 
     Attributes:
       number: which operand.
-      reads_axis: whether an element of the result costs a whole axis of the operand,
-        which does not pay where the result is broadcast along that axis again.
+      reads_axis: whether an element of the result costs a whole axis of the operand.
+        Where the result is broadcast again, a window makes its part of it beforehand.
     """
 
     number: int
@@ -94,9 +94,16 @@ PICKS: set[str] = set()
 EXACT: set[str] = set()
 """The primitives that do no arithmetic on floats: the moves, and a few others."""
 
+FOLDS: set[str] = set()
+"""The primitives that make one number of all that lies along an axis."""
+
 
 def rule(
-    *names: str, moves: bool = False, picks: bool = False, exact: bool = False
+    *names: str,
+    moves: bool = False,
+    picks: bool = False,
+    exact: bool = False,
+    folds: bool = False,
 ) -> Callable[[RuleFn], RuleFn]:
     """Registers a function as the rule of the primitives of these names.
 
@@ -106,6 +113,9 @@ def rule(
       picks: whether they do, and take neighbours apart.
       exact: whether they do no arithmetic on floats (``window.constants`` asks); what
         only moves elements does none.
+      folds: whether they make one number of all that lies along an axis: a small result
+        that no key reaches is then made once, in full (``window.analysis`` asks), and
+        what else is made of their operand lies behind a fence (``cut.fences``).
     """
 
     def register(fn: RuleFn) -> RuleFn:
@@ -116,6 +126,7 @@ def rule(
         MOVES.update(names if moves or picks else ())
         PICKS.update(names if picks else ())
         EXACT.update(names if moves or picks or exact else ())
+        FOLDS.update(names if folds else ())
         return fn
 
     return register
