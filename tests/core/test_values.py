@@ -120,7 +120,11 @@ DIVISORS = {
 
 def beside(key, make, dtype):
     """Numbers that vary along one axis of a matrix of 64 rows and 96 columns."""
-    shape = (96,) if make == "row" else (64, 1)
+    shape = (96,) if "row" in make else (64, 1)
+    if "known" in make:
+        return np.linspace(0.5, 2, max(shape)).reshape(shape).astype(dtype)
+    if "counted" in make:
+        return jnp.linspace(0.5, 2, max(shape), dtype=dtype).reshape(shape)
     return draw.uniform(draw.fold_in(key, 1), shape, dtype, 0.5, 2)
 
 
@@ -129,6 +133,7 @@ BESIDE = {
     "times": lambda x, row: x * row,
     "over": lambda x, row: x / row,
     "under": lambda x, row: row / x,
+    "scaled once": lambda x, row: x * 0.3 * row,
     "scaled before": lambda x, row: x * 0.3 * 0.7 * row,
     "scaled after": lambda x, row: row * x * 0.3,
     "both scaled": lambda x, row: (x * 0.7) * (0.3 * row),
@@ -173,12 +178,21 @@ def same_as_jit(fn, mesh):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("make", ["row", "column"])
+@pytest.mark.parametrize("make", ["row", "column", "known row", "known column"])
 @pytest.mark.parametrize("name", BESIDE)
 @pytest.mark.few(16)
 def test_what_a_row_scales_has_the_values_of_jit(name, make, dtype, mesh):
     def fn(key):
         return BESIDE[name](draw.normal(key, (64, 96), dtype), beside(key, make, dtype))
+
+    same_as_jit(fn, mesh)
+
+
+@pytest.mark.parametrize("name", ["times", "scaled once", "scaled before"])
+def test_what_a_counted_row_scales_has_the_values_of_jit(name, mesh):
+    def fn(key):
+        row = beside(key, "counted row", "float32")
+        return BESIDE[name](draw.normal(key, (64, 96)), row)
 
     same_as_jit(fn, mesh)
 

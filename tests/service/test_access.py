@@ -574,7 +574,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, tokens)
     assert len(call["request_id"]) == 32
     done = subprocess.run(probe, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "UNAVAILABLE" in done.stderr
+    assert "cannot be reached" in done.stderr
 
 
 @pytest.mark.parametrize(

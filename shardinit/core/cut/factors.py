@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 from jax import lax
 
-from shardinit.core.cut.reciprocals import has_own_rounding
+from shardinit.core.cut.reciprocals import has_own_rounding, is_folded
 from shardinit.core.cut.varying import Varying
 from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
 from shardinit.core.window.analysis import constants_among
@@ -28,13 +28,14 @@ def move_factors(graph: Subgraph) -> Subgraph:
         return graph
     order = topological(graph.outs)
     constants, varying = constants_among(order), Varying(order)
-    chosen = {
-        node: narrow
-        for node in order
-        if node.name == "mul" and has_own_rounding(node.outputs[0])
-        for narrow in (0, 1)
-        if _is_moved(node, narrow, constants, varying)
-    }
+    chosen: dict[Node, tuple[Value, list[Value]]] = {}
+    for node in order:
+        if node.name == "mul" and has_own_rounding(node.outputs[0]):
+            for row, wide in (node.inputs, node.inputs[::-1]):
+                if _is_row(row, wide, varying):
+                    value, factors = _moved(row, wide, constants)
+                    if value is not wide:
+                        chosen[node] = value, factors
     if not chosen:
         return graph
     copies: dict[Value, Value] = {}
@@ -43,9 +44,8 @@ def move_factors(graph: Subgraph) -> Subgraph:
         copies.update(zip(node.inputs, inputs, strict=True))
         if node not in chosen:
             return None
-        row, factors = _stripped(node.inputs[chosen[node]], constants)
-        value, others = _stripped(node.inputs[1 - chosen[node]], constants)
-        made, *more = (copies[v] for v in (*others, *factors, row))
+        value, factors = chosen[node]
+        made, *more = (copies[v] for v in factors)
         for other in more:
             made = _product(made, other)
         return [_product(copies[value], made)]
@@ -53,13 +53,33 @@ def move_factors(graph: Subgraph) -> Subgraph:
     return extract(graph.outs, graph.inputs, expand)
 
 
-def _is_moved(node: Node, narrow: int, constants: set[Value], varying: Varying) -> bool:
-    """Whether constant factors of the wide operand go to the other, a row."""
-    shape = node.outputs[0].shape
-    row, wide = node.inputs[narrow], node.inputs[1 - narrow]
-    if not varying.axes(row) or not varying.is_narrow(row, shape) or _is_mask(row):
-        return False
-    return not varying.is_narrow(wide, shape) and bool(_stripped(wide, constants)[1])
+def _is_row(row: Value, wide: Value, varying: Varying) -> bool:
+    """Whether an operand is narrower than the other, as XLA sees it."""
+    spread = row.const is None or row.size < wide.size  # not a constant written in full
+    narrow = bool(varying.axes(row)) and varying.is_narrow(row, wide.shape)
+    return (
+        narrow
+        and spread
+        and not _is_mask(row)
+        and not varying.is_narrow(wide, wide.shape)
+    )
+
+
+def _moved(row: Value, wide: Value, constants: set[Value]) -> tuple[Value, list[Value]]:
+    """What is left of the wide operand, and the product that it is multiplied by.
+
+    Of a row that is known XLA soon makes a constant in full, which draws no factors. By
+    then it has joined the factors in pairs, and the one without a pair has gone to it.
+    """
+    if is_folded(row, constants):
+        _, factors = _stripped(wide, constants)
+        value, last = _stripped(wide, constants, most=len(factors) % 2)
+        return value, [*last, row]
+    value, factors = _stripped(wide, constants)
+    if not factors:
+        return wide, []
+    row, others = _stripped(row, constants)
+    return value, [*factors, *others, row]
 
 
 def _is_mask(value: Value) -> bool:
@@ -72,10 +92,12 @@ def _is_mask(value: Value) -> bool:
     return node.inputs[0].dtype == bool
 
 
-def _stripped(value: Value, constants: set[Value]) -> tuple[Value, list[Value]]:
+def _stripped(
+    value: Value, constants: set[Value], most: int | None = None
+) -> tuple[Value, list[Value]]:
     """A value without its constant factors, and they, the innermost first."""
     factors: list[Value] = []
-    while value.node is not None and value.node.name == "mul":
+    while len(factors) != most and value.node is not None and value.node.name == "mul":
         one, other = value.node.inputs
         if _is_factor(one, constants):
             one, other = other, one

@@ -64,13 +64,18 @@ def _has_reciprocal(node: Node, constants: set[Value], varying: Varying) -> bool
         return narrow and bool(varying.axes(divisor))
     if narrow:
         return True
-    made = topological([divisor])
-    read = [divisor, *(v for other in made for v in other.inputs)]
-    return not any(v.counted for v in read) and all(map(_is_folded, made))
+    return is_folded(divisor, constants)
+
+
+def is_folded(value: Value, constants: set[Value]) -> bool:
+    """Whether XLA computes a value while compiling, not an iota nor a long sum."""
+    made = topological([value])
+    read = [value, *(v for node in made for v in node.inputs)]
+    known = _is_known(value, constants) and not any(v.counted for v in read)
+    return known and all(map(_is_folded, made))
 
 
 def _is_folded(node: Node) -> bool:
-    """Whether XLA computes it while compiling; an iota it leaves, and long sums."""
     return (
         node.name in MOVES
         or node.name.startswith("scatter")

@@ -80,6 +80,8 @@ def test_where_xla_multiplies_by_a_reciprocal(fn, multiplies):
     ("fn", "moves"),
     [
         (lambda x: x * 0.3 * TABLE, True),
+        (lambda x: x * 0.3 * 0.7 * TABLE, False),
+        (lambda x: x * 0.3 * np.broadcast_to(TABLE, (64, 64)), False),
         (lambda x: x * 0.3 * 0.7 * jnp.abs(x).max(0), True),
         (lambda x: (x * 0.3).T * TABLE, False),
         (lambda x: x * TABLE * 0.3, False),
