@@ -77,6 +77,14 @@ WHOLE = {
 }
 
 
+def reads_the_same(fn, plan, key, want):
+    """Holds a window against plain jit's, of the function and through a file."""
+    program = shardinit.export_plan(plan)
+    part = tuple(slice(n // 3, n // 3 + n // 2) for n in want.shape)
+    for source in (fn, shardinit.InitProgram.from_bytes(program.to_bytes())):
+        assert differing(shardinit.read(source, key, "", part), want[part]) == []
+
+
 @pytest.mark.parametrize("name", WINDOWED)
 @pytest.mark.few(6)
 def test_windows_and_equals_plain_jit(name, mesh):
@@ -92,10 +100,7 @@ def test_windows_and_equals_plain_jit(name, mesh):
     sharding = NamedSharding(mesh, PartitionSpec(*axes))
     got = shardinit.init(fn, key, out_shardings=sharding)
     assert differing(got, want) == []
-    program = shardinit.export_plan(plan)
-    part = tuple(slice(n // 3, n // 3 + n // 2) for n in want.shape)
-    for source in (fn, shardinit.InitProgram.from_bytes(program.to_bytes())):
-        assert differing(shardinit.read(source, key, "", part), want[part]) == []
+    reads_the_same(fn, plan, key, want)
 
 
 def scaled(x, axis):
@@ -143,10 +148,7 @@ def test_the_largest_along_an_axis_is_found_by_windows(name, mesh):
         if all(n % 4 == 0 for n, axis in zip(want.shape, spec, strict=False) if axis):
             got = shardinit.init(fn, key, out_shardings=sharding)
             assert differing(got, want) == []
-    program = shardinit.export_plan(plan)
-    part = tuple(slice(n // 3, n // 3 + n // 2) for n in want.shape)
-    for source in (fn, shardinit.InitProgram.from_bytes(program.to_bytes())):
-        assert differing(shardinit.read(source, key, "", part), want[part]) == []
+    reads_the_same(fn, plan, key, want)
 
 
 def test_a_window_holds_its_part_of_what_was_found_and_no_more(mesh):

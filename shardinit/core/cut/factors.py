@@ -9,10 +9,12 @@ was not tried.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 from jax import lax
 
-from shardinit.core.cut.reciprocals import has_own_rounding, is_folded
+from shardinit.core.cut.reciprocals import has_own_rounding, is_folded, is_known
 from shardinit.core.cut.varying import Varying
 from shardinit.core.ir.graph import Node, Subgraph, Value, extract, topological
 from shardinit.core.window.analysis import constants_among
@@ -24,18 +26,11 @@ _MOVES_FACTORS = release(jax.__version__) < (0, 11)
 
 def move_factors(graph: Subgraph) -> Subgraph:
     """Turns ``(x * c) * row`` into ``x * (c * row)`` where XLA does."""
-    if not _MOVES_FACTORS:
-        return graph
     order = topological(graph.outs)
-    constants, varying = constants_among(order), Varying(order)
-    chosen: dict[Node, tuple[Value, list[Value]]] = {}
-    for node in order:
-        if node.name == "mul" and has_own_rounding(node.outputs[0]):
-            for row, wide in (node.inputs, node.inputs[::-1]):
-                if _is_row(row, wide, varying):
-                    value, factors = _moved(row, wide, constants)
-                    if value is not wide:
-                        chosen[node] = value, factors
+    products = [node for node in order if _is_product(node)]
+    if not (_MOVES_FACTORS and products):  # before arrays it holds are compared
+        return graph
+    chosen = _chosen(products, constants_among(order), Varying(order))
     if not chosen:
         return graph
     copies: dict[Value, Value] = {}
@@ -51,6 +46,26 @@ def move_factors(graph: Subgraph) -> Subgraph:
         return [_product(copies[value], made)]
 
     return extract(graph.outs, graph.inputs, expand)
+
+
+def _is_product(node: Node) -> bool:
+    """Whether an equation multiplies two arrays of floats."""
+    arrays = all(v.ndim for v in node.inputs)
+    return node.name == "mul" and arrays and has_own_rounding(node.outputs[0])
+
+
+def _chosen(
+    products: Sequence[Node], constants: set[Value], varying: Varying
+) -> dict[Node, tuple[Value, list[Value]]]:
+    """The products that XLA writes otherwise, each with its two sides by ``_moved``."""
+    chosen: dict[Node, tuple[Value, list[Value]]] = {}
+    for node in products:
+        for row, wide in (node.inputs, node.inputs[::-1]):
+            if _is_row(row, wide, varying):
+                value, factors = _moved(row, wide, constants)
+                if value is not wide:
+                    chosen[node] = value, factors
+    return chosen
 
 
 def _is_row(row: Value, wide: Value, varying: Varying) -> bool:
@@ -109,7 +124,7 @@ def _stripped(
 
 
 def _is_factor(value: Value, constants: set[Value]) -> bool:
-    return value.ndim == 0 and (value.const is not None or value in constants)
+    return value.ndim == 0 and is_known(value, constants)
 
 
 def _product(one: Value, other: Value) -> Value:

@@ -24,13 +24,14 @@ from shardinit.core.window.rules.rule import MOVES, RULES
 def multiply_by_reciprocals(graph: Subgraph) -> Subgraph:
     """Turns ``x / c`` into ``x * (1 / c)`` where XLA does."""
     order = topological(graph.outs)
+    divisions = [n for n in order if n.name == "div" and has_own_rounding(n.outputs[0])]
+    if not divisions:  # before arrays that the function holds are compared
+        return graph
     constants, varying = constants_among(order), Varying(order)
     chosen = {
         node
-        for node in order
-        if node.name == "div"
-        and has_own_rounding(node.outputs[0])
-        and not _is_known(node.inputs[0], constants)
+        for node in divisions
+        if not is_known(node.inputs[0], constants)
         and _has_reciprocal(node, constants, varying)
     }
     if not chosen:
@@ -52,7 +53,8 @@ def has_own_rounding(value: Value) -> bool:
     return jnp.issubdtype(value.dtype, jnp.floating) and value.dtype != jnp.bfloat16
 
 
-def _is_known(value: Value, constants: set[Value]) -> bool:
+def is_known(value: Value, constants: set[Value]) -> bool:
+    """Whether no key reaches a value."""
     return value.const is not None or value in constants
 
 
@@ -60,18 +62,16 @@ def _has_reciprocal(node: Node, constants: set[Value], varying: Varying) -> bool
     """Whether XLA has the reciprocal of the divisor for less than the division."""
     divided, divisor = node.inputs
     narrow = varying.is_narrow(divisor, divided.shape)
-    if not _is_known(divisor, constants):
+    if not is_known(divisor, constants):
         return narrow and bool(varying.axes(divisor))
-    if narrow:
-        return True
-    return is_folded(divisor, constants)
+    return narrow or is_folded(divisor, constants)
 
 
 def is_folded(value: Value, constants: set[Value]) -> bool:
     """Whether XLA computes a value while compiling, not an iota nor a long sum."""
     made = topological([value])
     read = [value, *(v for node in made for v in node.inputs)]
-    known = _is_known(value, constants) and not any(v.counted for v in read)
+    known = is_known(value, constants) and not any(v.counted for v in read)
     return known and all(map(_is_folded, made))
 
 

@@ -32,14 +32,12 @@ class Varying:
 
     def axes(self, value: Value) -> Axes:
         """The axes along which a value varies; of an operand all that are long."""
-        if value.const is not None:
-            array = np.asarray(value.const)
-            return frozenset(
-                axis
-                for axis in long_axes(array.shape)
-                if (array != array.take([0], axis=axis)).any()
+        if value not in self._axes:
+            known = value.const is not None
+            self._axes[value] = (
+                _axes_of(np.asarray(value.const)) if known else long_axes(value.shape)
             )
-        return self._axes.get(value, long_axes(value.shape))
+        return self._axes[value]
 
     def is_narrow(self, value: Value, shape: Sequence[int]) -> bool:
         """Whether an operand of a result of ``shape`` varies along fewer axes."""
@@ -54,6 +52,14 @@ class Varying:
         if RULES.get(node.name) is elementwise:
             return frozenset().union(*map(self.axes, node.inputs))
         return long_axes(out.shape)
+
+
+def _axes_of(array: np.ndarray) -> Axes:
+    return frozenset(
+        axis
+        for axis in long_axes(array.shape)
+        if (array != array.take([0], axis=axis)).any()
+    )
 
 
 def long_axes(shape: Sequence[int]) -> Axes:

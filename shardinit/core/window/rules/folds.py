@@ -41,10 +41,8 @@ def _reduce(node: Node, which: int, coords: Coords) -> Steps:
     values = yield Later(0, reads_axis=True)
 
     def at(step: Dim) -> Values:
-        left, along = (
-            iter(coords),
-            dict(zip(axes, unravel(u32(step), sizes), strict=True)),
-        )
+        along = dict(zip(axes, unravel(u32(step), sizes), strict=True))
+        left = iter(coords)
         places = tuple(
             along[axis] if axis in along else next(left) for axis in range(source.ndim)
         )
